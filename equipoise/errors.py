@@ -1,0 +1,12 @@
+"""The one error that speaks to the user. Invariants use `assert`; everything else is a bug and keeps its traceback."""
+
+
+class UserError(ValueError):
+    """Bad input, in one line: what was given, what was expected, what to do.
+
+    The command line prints the message to standard error and exits with code 2; nothing has been overwritten.
+    """
+
+
+class NonFiniteError(RuntimeError):
+    """A NaN or an infinity where only finite numbers belong; the message names the tensor or document."""

@@ -1,0 +1,324 @@
+"""The completions file: one CSV row per (occupation, run), safe against being killed at any byte.
+
+Columns `Model,Occupation,RunID,Text,WordCount,Label`, RFC 4180, UTF-8:
+
+- Model: which model wrote the sentence (its folder's name, or its Hub id).
+- RunID: 1 to n within each occupation.
+- Text: the protocol's sentence, `The X was …`, as it is. It may begin with `=` or hold anything else that a spreadsheet
+  would run; a copy meant for one has to be made safe first.
+- WordCount: words between white space, the prefix included.
+- Label: the method (`RLHF`, `Prompt-Only`, …), as in the public study's files; what a sentence holds follows from Text.
+
+Beside `NAME.csv` lies `NAME.csv.json`, the record: the settings every row was made with, and on what machine.
+"""
+
+import csv
+import fcntl
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from equipoise.errors import UserError
+from equipoise.protocol.lexicon import OCCUPATIONS
+from equipoise.protocol.prompts import word_count
+
+COLUMNS = ("Model", "Occupation", "RunID", "Text", "WordCount", "Label")
+
+
+class Key(NamedTuple):
+    """What a row is of: the `run_id`-th sentence, counted from 1, of an occupation."""
+
+    occupation: str
+    run_id: int
+
+
+def all_keys(n: int) -> list[Key]:
+    """The n × 20 keys, every occupation's first run before any second: a file that was cut short is balanced."""
+    return [Key(occupation, run_id) for run_id in range(1, n + 1) for occupation in OCCUPATIONS]
+
+
+def serialise(rows: Iterable[Sequence[object]]) -> bytes:
+    """The rows as CSV."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
+
+
+HEADER = serialise([COLUMNS])
+
+
+class Parsed(NamedTuple):
+    """The complete rows of a CSV, how many bytes they take, and the line (counted from 1) on which each ends."""
+
+    rows: list[list[str]]
+    size: int
+    lines: list[int]
+
+
+def parse(data: bytes) -> Parsed:
+    """The rows that `data` holds completely, its header among them. What follows the last of them is half a row.
+
+    A row is complete when its line break is there; one between quotation marks belongs to the text. Raises ValueError
+    for complete rows that are not CSV, or not UTF-8.
+    """
+    size, quoted = 0, False
+    for mark in re.finditer(rb'["\n]', data):
+        if mark[0] == b'"':
+            quoted = not quoted  # a doubled mark toggles twice
+        elif not quoted:
+            size = mark.end()
+    reader = csv.reader(io.StringIO(data[:size].decode(), newline=""), strict=True)
+    rows, lines = [], []
+    try:
+        for row in reader:
+            rows.append(row)
+            lines.append(reader.line_num)
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from None
+    return Parsed(rows, size, lines)
+
+
+class Completions:
+    """An open completions file. `texts` holds what is in it; nothing on disk changes before `start`.
+
+    While it is open no other process can write the file. Use as a context manager.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], n: int, overwrite: bool = False) -> None:
+        """`settings` decide the rows (JSON values); `Model` and `Label` among them fill those columns.
+
+        Raises UserError for a file that cannot be written, that this program did not write, whose rows were made with
+        other settings or changed by hand, or that holds runs beyond `n`. `overwrite` gives up rows that this program
+        wrote, but never a file with other columns.
+        """
+        self.path = path
+        self.settings = dict(settings)
+        self.texts: dict[Key, str] = {}
+        self.repaired = 0
+        """Bytes of a half-written row at the end, which `start` removes."""
+        self._real = Path(os.path.realpath(path))  # a link stays a link when the file behind it is replaced
+        self._record_path = self._real.with_name(self._real.name + ".json")
+        self._record: dict[str, Any] = {"settings": self.settings, "made_with": []}
+        self._kept = 0
+        self._file: io.FileIO | None = None
+        try:
+            self._check_folder()
+            if self._real.exists():
+                self._read(n, overwrite)
+        except UserError:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Completions":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()  # the lock goes with it
+            self._file = None
+
+    def _check_folder(self) -> None:
+        folder = next(folder for folder in self._real.parents if folder.exists())
+        if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+            raise UserError(
+                f"cannot write {self.path}, because {folder} is not a writable folder: choose another --output"
+            )
+
+    def _read(self, n: int, overwrite: bool) -> None:
+        if not self._real.is_file():
+            raise UserError(f"{self.path} is not a file: choose another --output")
+        self._open("r+")
+        assert self._file is not None
+        data = self._file.readall()
+        recorded = self._read_record(overwrite)
+        try:
+            parsed = parse(data)
+        except ValueError as error:
+            raise self._foreign(f"it is not a CSV in UTF-8 ({error})") from None
+        if not parsed.rows:  # at most a part of the header
+            if data and not (recorded and HEADER.startswith(data)):
+                raise self._foreign("it has no complete line")
+            return
+        if tuple(parsed.rows[0]) != COLUMNS:
+            raise self._foreign(f"its columns are {','.join(parsed.rows[0])[:80]!r}")
+        if overwrite or (recorded and len(parsed.rows) == 1):  # nothing to continue
+            return
+        if not recorded:
+            raise UserError(
+                f"{self.path} has no {self._record_path.name} beside it that says how it was made: move it away, "
+                "choose another --output, or start anew with --overwrite"
+            )
+        self._compare(recorded["settings"])
+        self.texts = self._checked(parsed, n)
+        self._record = recorded
+        self._kept, self.repaired = parsed.size, len(data) - parsed.size
+
+    def _foreign(self, reason: str) -> UserError:
+        return UserError(
+            f"{self.path} is not a completions file: {reason}. It is left as it is: move it away, "
+            "or choose another --output"
+        )
+
+    def _read_record(self, overwrite: bool) -> dict[str, Any] | None:
+        """The record, or None if there is none. One that cannot be read is refused unless it is to be replaced."""
+        try:
+            record = json.loads(self._record_path.read_bytes())
+            if isinstance(record["settings"], dict) and isinstance(record["made_with"], list):
+                return dict(record)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UserError(f"cannot read {self._record_path.name} beside {self.path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError):
+            pass
+        if overwrite:
+            return None
+        raise UserError(
+            f"{self._record_path.name} beside {self.path} is damaged, so nothing says how the file was made: "
+            "restore it, choose another --output, or start anew with --overwrite"
+        )
+
+    def _compare(self, recorded: Mapping[str, Any]) -> None:
+        keys = [k for k in {**recorded, **self.settings} if recorded.get(k) != self.settings.get(k)]
+        if keys:
+            changed = "; ".join(f"{k}: {_short(recorded.get(k))} → {_short(self.settings.get(k))}" for k in keys)
+            raise UserError(
+                f"{self.path} was made with other settings ({changed}): use the same to continue it, "
+                "another --output for a new file, or --overwrite to start anew"
+            )
+
+    def _checked(self, parsed: Parsed, n: int) -> dict[Key, str]:
+        """The texts by key. Being killed leaves no complete row that is wrong, so such a row was changed by hand."""
+        texts: dict[Key, str] = {}
+        line_of: dict[Key, int] = {}
+        for row, line in zip(parsed.rows[1:], parsed.lines[1:], strict=True):
+            key, problem = self._key(row)
+            if key is None or problem:
+                raise UserError(
+                    f"line {line} of {self.path} is not as it was written ({problem}): restore it, delete that row, "
+                    "or start anew with --overwrite"
+                )
+            if key in texts:
+                raise UserError(
+                    f"lines {line_of[key]} and {line} of {self.path} are both {key.occupation} {key.run_id}: "
+                    "delete one, or start anew with --overwrite"
+                )
+            if key.run_id > n:
+                raise UserError(
+                    f"{self.path} has runs beyond --n {n} (line {line}: {key.occupation} {key.run_id}): ask for at "
+                    "least as many, or choose another --output"
+                )
+            texts[key], line_of[key] = row[3], line
+        return texts
+
+    def _key(self, row: Sequence[str]) -> tuple[Key | None, str]:
+        """The row's key, and what is wrong with the row if anything is."""
+        if len(row) != len(COLUMNS):
+            return None, f"it has {len(row)} fields, not {len(COLUMNS)}"
+        model, occupation, run_id, text, words, label = row
+        if occupation not in OCCUPATIONS or not re.fullmatch("[1-9][0-9]{0,8}", run_id):
+            return None, f"{occupation[:20]!r} {run_id[:20]!r} is no occupation with a number"
+        if (model, label) != (self.settings["Model"], self.settings["Label"]):
+            return None, "another Model or Label"
+        if words != str(word_count(text)):
+            return None, f"its WordCount is {words[:20]}, but the text has {word_count(text)} words"
+        return Key(occupation, int(run_id)), ""
+
+    def start(self, made_with: Mapping[str, Any]) -> None:
+        """Make the file ready for `append`: new with its header, or without the half row at its end.
+
+        `made_with` (JSON values) is added to the record unless it equals the last entry. Raises UserError if the disk
+        is full or the folder cannot be written.
+        """
+        try:
+            if self._file is None:
+                self._real.parent.mkdir(parents=True, exist_ok=True)
+                self._open("x+")
+            assert self._file is not None
+            # The order matters: rows never stand beside a record of other settings, wherever this is cut short.
+            self._file.truncate(self._kept)
+            if made_with not in self._record["made_with"][-1:]:
+                self._record["made_with"].append(dict(made_with))
+            document = json.dumps(self._record, indent=1, ensure_ascii=False) + "\n"
+            self._replace(self._record_path, document.encode())
+            self._file.seek(0, os.SEEK_END)
+            if self._kept == 0:
+                self._write(HEADER)
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def append(self, texts: Mapping[Key, str]) -> None:
+        """Add rows in one write, on the disk when this returns. Raises UserError, with no half row left behind."""
+        assert self._file is not None and not self.texts.keys() & texts.keys()
+        size = self._file.tell()
+        try:
+            self._write(serialise(self._row(key, text) for key, text in texts.items()))
+        except OSError as error:
+            self._file.truncate(size)
+            self._file.seek(size)
+            raise self._cannot_write(error) from None
+        self.texts |= texts
+
+    def finish(self) -> None:
+        """Put the rows in the protocol's order of occupations, then by RunID, by replacing the file as a whole."""
+        assert self._file is not None
+        order = sorted(self.texts, key=lambda key: (OCCUPATIONS.index(key.occupation), key.run_id))
+        data = HEADER + serialise(self._row(key, self.texts[key]) for key in order)
+        self._file.seek(0)
+        if self._file.readall() == data:
+            return
+        try:
+            self._replace(self._real, data)
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def _row(self, key: Key, text: str) -> tuple[object, ...]:
+        return (self.settings["Model"], *key, text, word_count(text), self.settings["Label"])
+
+    def _open(self, mode: str) -> None:
+        try:
+            self._file = io.FileIO(self._real, mode)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, FileExistsError):
+            raise UserError(
+                f"another process is writing {self.path}: wait for it, or choose another --output"
+            ) from None
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def _write(self, data: bytes) -> None:
+        assert self._file is not None
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+        os.fsync(self._file.fileno())
+
+    def _replace(self, path: Path, data: bytes) -> None:
+        partial = path.with_name(f"{path.name}.partial")
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+    def _cannot_write(self, error: OSError) -> UserError:
+        kept = f"; the {len(self.texts)} rows in it are safe, and the same command continues" if self.texts else ""
+        return UserError(
+            f"cannot write {self.path} ({error.strerror}): free some space or choose another --output{kept}"
+        )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:19] + "…"

@@ -1,0 +1,171 @@
+"""Completions of a trained model for every occupation, written so that an interruption costs at most one batch.
+
+Every sentence is a function of the weights, the prompt, the sampling settings, the seed, the occupation and its RunID.
+The random numbers are exactly so (`prompted.uniforms`). The model's arithmetic depends, in the last bits, on which rows
+share a batch; so rows are always computed in the same batches, also those of which an interrupted file holds a part.
+On the same machine with the same batch size the finished file then equals an uninterrupted one byte for byte.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from equipoise.errors import UserError
+from equipoise.methods.completions import Completions, Key, all_keys
+from equipoise.ppo.signals import StopSignals
+
+TRAINED = "./rlhf_llama3_7b_output"
+"""Where training leaves the final model."""
+NONFINITE_EXIT = 3
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Which model writes, how it samples, and where the rows go."""
+
+    model: str = TRAINED
+    """Folder of the trained model; also a Hub id or `bundled`, for sentences of an untrained model."""
+    output: Path = Path("rlhf_llama3_completions.csv")
+    """The CSV. Beside it, with `.json` added to its name, lies the record of how it was made."""
+    n: int = 250
+    """Sentences per occupation. A finished file can be extended by asking for more."""
+    prompt: str | None = None
+    """`study`, `describe`, `raw`, or your own as NAME=INSTRUCTION with {occupation} in it. Default: the prompt that the
+    model was trained with, or `describe` where nothing says."""
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token."""
+    top_p: float = 0.95
+    """Only the likeliest tokens whose probabilities reach this sum are drawn."""
+    max_new_tokens: int = 32
+    """A sentence that has not ended by then is cut off."""
+    seed: int = 0
+    """Another seed gives other sentences."""
+    batch_size: int | None = None
+    """Sentences at a time. Default: 512 on a GPU, 128 on a CPU; halved where memory does not suffice."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:1`."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the model computes in. `auto`: bfloat16 where the hardware has it."""
+    use_8bit: bool = False
+    """Keep the weights in 8 bits (bitsandbytes), where a GPU has too little memory for them."""
+    model_name: str | None = None
+    """The column Model. Default: the name of the model's folder, or its id."""
+    label: str | None = None
+    """The column Label. Default: RLHF for a model that was trained here, Prompt-Only for any other."""
+    overwrite: bool = False
+    """Start the file anew, giving up the rows in it."""
+
+    def __post_init__(self) -> None:
+        for name in ("n", "max_new_tokens", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call to `generate` ended, and the sentences that the file holds."""
+
+    status: Literal["done", "stopped", "nonfinite"]
+    texts: dict[Key, str]
+    exit_code: int
+    """0 done; 128 + the signal's number when stopped by one; 3 when the model gave non-finite numbers."""
+
+
+def generate(
+    config: GenerateConfig,
+    say: Callable[[str], None] = print,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Outcome:
+    """Write the rows that the file lacks, or all of them. Raises UserError for what the user can mend.
+
+    `say` gets notices of one line; `progress` the rows in the file and the rows wanted, first and after each batch.
+    """
+    _check_trained(config.model)
+    # Only here: `--help` and a mistyped option need not wait for torch.
+    from equipoise.methods.prompted import Prompted
+    from equipoise.policy.sample import NonFiniteLogits, SamplingConfig
+    from equipoise.ppo.run import provenance
+
+    writer = Prompted(
+        config.model,
+        prompt=config.prompt,
+        sampling=SamplingConfig(config.temperature, config.top_p, config.max_new_tokens),
+        seed=config.seed,
+        device=config.device,
+        dtype=config.dtype,
+        use_8bit=config.use_8bit,
+        batch_size=config.batch_size,
+    )
+    columns = {"Model": config.model_name or writer.name, "Label": config.label or writer.label}
+    keys = all_keys(config.n)
+    settings = columns | writer.settings
+    with StopSignals(_tell) as stop, Completions(config.output, settings, config.n, config.overwrite) as file:
+        if file.texts:
+            say(f"{config.output} holds {len(file.texts)} of {len(keys)} rows")
+        if len(file.texts) == len(keys):
+            file.finish()
+            return Outcome("done", file.texts, 0)
+        for line in writer.source.notices:
+            say(line)
+        say(writer.describe())
+        writer.load()
+        if file.repaired:
+            say(f"removing half a row ({file.repaired} bytes) from the end of {config.output}")
+        file.start(provenance())
+        progress(len(file.texts), len(keys))
+        for batch in batches(keys, writer.batch_size):
+            if stop.received is not None:
+                break
+            missing = [key for key in batch if key not in file.texts]
+            if not missing:
+                continue
+            try:
+                texts = writer(batch, say)
+            except NonFiniteLogits as error:
+                say(
+                    f"stopped: {error}. The {len(file.texts)} rows written so far are kept. Try --dtype float32 with "
+                    "another --output; if that fails too, the weights are damaged: go back to an earlier checkpoint."
+                )
+                return Outcome("nonfinite", file.texts, NONFINITE_EXIT)
+            file.append({key: texts[key] for key in missing})
+            progress(len(file.texts), len(keys))
+        if len(file.texts) < len(keys):
+            assert stop.received is not None
+            say(
+                f"stopped by {stop.received.name} with {len(file.texts)} of {len(keys)} rows in {config.output}. "
+                "The same command continues."
+            )
+            return Outcome("stopped", file.texts, stop.exit_code)
+        file.finish()
+        return Outcome("done", file.texts, 0)
+
+
+def batches(keys: Sequence[Key], size: int) -> Iterator[Sequence[Key]]:
+    for first in range(0, len(keys), size):
+        yield keys[first : first + size]
+
+
+def _check_trained(model: str) -> None:
+    """Raises UserError, with the command that mends it, where training left no model or an unfinished one."""
+    folder = Path(model).expanduser()
+    if any(folder.glob("*.safetensors")):
+        return
+    if (folder / "run.json").exists() or (folder / "training_metrics.csv").exists():
+        raise UserError(f"training in {model} has not finished: run python train_rlhf.py again to continue it")
+    if folder == Path(TRAINED) and not (folder / "config.json").exists():
+        raise UserError(
+            f"there is no model in {model} yet: train it first with python train_rlhf.py, or name another with --model"
+        )
+
+
+def _tell(received: signal.Signals) -> None:
+    # As the signal module's own notice, a bare write: `print` may not be re-entered.
+    with contextlib.suppress(OSError):
+        os.write(
+            2, f"\n{received.name} received: finishing this batch. Press Ctrl-C again to stop without it.\n".encode()
+        )

@@ -1,0 +1,174 @@
+"""Sentences that a model writes under a prompt: the trained policy's, or as a baseline an untrained model's."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from torch import Tensor
+
+from equipoise.errors import UserError
+from equipoise.methods.completions import Key
+from equipoise.policy import bundled
+from equipoise.policy.load import Policy, PolicyConfig, load_for_generation, pick_device, pick_dtype
+from equipoise.policy.prompt import prompt_ids
+from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.policy.source import Source, load_tokenizer, resolve
+from equipoise.protocol.lexicon import OCCUPATIONS
+from equipoise.protocol.prompts import get_prompt, sentence
+
+
+class Prompted:
+    """Writes the sentence of any key; which one depends on nothing but the key and `settings`, to rounding.
+
+    Made quickly, with a look at the files only; `load` brings the weights into memory.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        prompt: str | None,
+        sampling: SamplingConfig,
+        seed: int,
+        device: str = "auto",
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        use_8bit: bool = False,
+        batch_size: int | None = None,
+    ) -> None:
+        """`prompt` None means the one the model was trained with, `describe` where nothing says. Raises UserError."""
+        self.source = resolve(model)
+        self._config = PolicyConfig(model, dtype=dtype, device=device, use_8bit=use_8bit)
+        training = _training(self.source)
+        self.prompt = get_prompt(prompt or training.get("prompt", "describe"))
+        self.sampling, self.seed = sampling, seed
+        self.device = pick_device(device)
+        self.batch_size = batch_size or (512 if self.device.type == "cuda" else 128)
+        self.name = _name(self.source)
+        self.label = "RLHF" if training else "Prompt-Only"
+        system = training.get("system", "")
+        tokenizer = load_tokenizer(self.source)
+        self._prompts = {o: prompt_ids(tokenizer, self.prompt, o, system) for o in OCCUPATIONS}
+        self._policy: Policy | None = None
+        self.settings = {
+            "weights": fingerprint(self.source),
+            "prompt": self.prompt.name,
+            "instruction": self.prompt.instruction,
+            "system": system,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_new_tokens": sampling.max_new_tokens,
+            "seed": seed,
+            "dtype": str(pick_dtype(dtype, self.device)).removeprefix("torch."),
+            "use_8bit": use_8bit,
+        }
+
+    def describe(self) -> str:
+        """One line for the person who waits."""
+        sampling = f"temperature {self.sampling.temperature:g}, top-p {self.sampling.top_p:g}, seed {self.seed}"
+        return (
+            f"{self.name} ({self.device}, {self.settings['dtype']}), prompt {self.prompt.name}, {sampling}, at most "
+            f"{self.sampling.max_new_tokens} new tokens, {self.batch_size} sentences at a time"
+        )
+
+    def load(self) -> None:
+        """Bring the weights into memory. Raises UserError."""
+        self._policy = load_for_generation(self._config, self.prompt)
+
+    def __call__(self, keys: Sequence[Key], say: Callable[[str], None] = print) -> dict[Key, str]:
+        """The sentences of `keys`, in batches of `batch_size`, which is halved for good where memory does not suffice.
+
+        Raises NonFiniteLogits; UserError if not even one sentence fits into memory.
+        """
+        texts: dict[Key, str] = {}
+        while len(texts) < len(keys):
+            part = keys[len(texts) : len(texts) + self.batch_size]
+            try:
+                texts |= zip(part, self._write(part), strict=True)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                self.batch_size = len(part) // 2
+            else:
+                continue
+            # Outside the except block: the error keeps the failed batch's tensors alive.
+            if self.batch_size == 0:
+                raise UserError(
+                    f"not even one sentence fits into the memory of {self.device}: free some, or use another --device"
+                )
+            say(f"not enough memory for {len(part)} sentences at a time: going on with {self.batch_size}")
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return texts
+
+    def _write(self, keys: Sequence[Key]) -> list[str]:
+        assert self._policy is not None
+        rollout = sample(
+            self._policy,
+            [self._prompts[key.occupation] for key in keys],
+            self.sampling,
+            uniform_BT=uniforms(self.seed, keys, self.sampling.max_new_tokens),
+        )
+        texts = self._policy.tokenizer.batch_decode(
+            rollout.completions(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return [sentence(key.occupation, text) for key, text in zip(keys, texts, strict=True)]
+
+
+def uniforms(seed: int, keys: Sequence[Key], steps: int) -> Tensor:
+    """(B, steps) float64 in [0, 1): the random numbers of each key, from the seed and the key alone.
+
+    53 bits of SHAKE-256 each, so no version of any library changes them; asking for more steps keeps the first ones.
+    """
+    streams = [hashlib.shake_256(f"{seed}/{o}/{run_id}".encode()).digest(8 * steps) for o, run_id in keys]
+    bits_BT = torch.frombuffer(bytearray(b"".join(streams)), dtype=torch.int64).view(len(keys), steps)
+    return (bits_BT >> 11 & (1 << 53) - 1).double() * 2.0**-53
+
+
+def fingerprint(source: Source) -> str:
+    """What tells one model's weights from another's, before they are loaded."""
+    if source.kind == "bundled":
+        return f"{bundled.NAME}-{bundled.GGUF_SHA256[:12]}-{bundled.CONVERTER}"
+    if source.kind == "hub":
+        # The tokenizer is there by now; its place in the cache names the commit.
+        found = (try_to_load_from_cache(source.path_or_id, name) for name in ("tokenizer_config.json", "config.json"))
+        return "commit " + next((Path(path).parent.name for path in found if isinstance(path, str)), "unknown")
+    total = hashlib.sha256()
+    for path in sorted(Path(source.path_or_id).iterdir()):
+        part_of_model = path.suffix == ".safetensors" or path.name.startswith(
+            ("config.json", "adapter_config", "generation_config", "tokenizer", "chat_template")
+        )
+        if part_of_model and path.is_file():
+            with path.open("rb") as file:
+                total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return f"sha256 {total.hexdigest()}"
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    # The CPU's allocator has no class of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _name(source: Source) -> str:
+    local = source.kind in ("folder", "adapter")
+    return Path(source.path_or_id).resolve().name if local else source.path_or_id
+
+
+def _training(source: Source) -> dict[str, Any]:
+    """The configuration that the model was trained with here, or nothing."""
+    path = Path(source.path_or_id) / "run.json"
+    if source.kind not in ("folder", "adapter") or not path.exists():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))["config"]
+        prompt, system = config["prompt"], config.get("system", "")
+        if isinstance(prompt, str) and isinstance(system, str):
+            return {"prompt": prompt, "system": system}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise UserError(
+        f"{path} does not say with which prompt the model was trained: restore it, or remove it and give --prompt"
+    )

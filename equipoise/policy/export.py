@@ -1,0 +1,204 @@
+"""The final model as a plain Hugging Face folder, adapters merged, that loads without anything of ours."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from equipoise.errors import NonFiniteError, UserError
+from equipoise.policy.card import ModelCard, render
+from equipoise.policy.hub import quiet_progress
+from equipoise.policy.source import Source, load_model
+
+WEIGHTS = "model.safetensors"
+PARTIAL = ".partial-export"
+SMALL = 1_000_000_000
+"""Below this many parameters an export is float32 by default: rounding a merge costs more than the disk space."""
+
+
+def export(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    card: ModelCard,
+    source: Source | None = None,
+    dtype: torch.dtype | None = None,
+    stop_ids: Iterable[int] | None = None,
+    extra_files: Mapping[str, str] | None = None,
+) -> None:
+    """Write `model` into `folder`: config.json, one model.safetensors, tokenizer, generation_config.json, README.md.
+
+    LoRA adapters are merged in float32 and rounded once, one tensor at a time on the CPU; `model` stays as it is. Where
+    the base is quantised, the adapters are merged into the original weights, loaded again from `source`.
+    `dtype` is that of the file: by default float32 for a model below a billion parameters, else bfloat16 (float32 where
+    the model computes in it). `stop_ids` end a text; by default those that the model and its tokenizer name.
+    `extra_files` maps further file names to texts.
+
+    Everything is written aside, read back and compared, then moved, model.safetensors last: a folder with that file
+    holds a complete export. Other files in `folder` stay. Raises NonFiniteError if a weight is NaN or infinite;
+    UserError for a full disk, a folder that cannot be written, and one that holds an adapter.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder} holds an adapter, which would be loaded on top of the exported model: name another")
+    plain: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    if dtype is None:
+        small = sum(p.numel() for p in plain.parameters()) < SMALL
+        compute: torch.dtype = plain.get_input_embeddings().weight.dtype
+        dtype = torch.float32 if small or compute == torch.float32 else torch.bfloat16
+    weights = merged_weights(model, dtype, source)
+    partial = folder / PARTIAL
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        needed = sum(t.nbytes for t in weights.values()) + 50_000_000
+        if (free := shutil.disk_usage(partial).free) < needed:
+            raise UserError(
+                f"the model needs {needed / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f} GB: free some space"
+            )
+        _write(partial, plain, weights, dtype, tokenizer, stop_ids)
+        for name, text in {"README.md": render(card, source), **(extra_files or {})}.items():
+            assert Path(name).name == name, f"{name!r} is no plain file name"
+            (partial / name).write_text(text, encoding="utf-8")
+        _verify(partial, weights)
+        _move(partial, folder)
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write the model to {folder} ({reason}): make room, or choose another folder") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def merged_weights(model: PreTrainedModel | PeftModel, dtype: torch.dtype, source: Source | None) -> dict[str, Tensor]:
+    """Every weight of the plain model by its usual name, adapters merged: W + scale · B A, rounded once to `dtype`.
+
+    The tensors are on the CPU; those that need neither merging nor rounding nor moving share memory with `model`, and
+    tied ones with each other. Raises NonFiniteError.
+    """
+    plain: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    adapters = {name: module for name, module in plain.named_modules() if isinstance(module, LoraLayer)}
+    if getattr(plain, "is_quantized", False):
+        assert source is not None, "a quantised model needs its source"
+        # Not the quantised layers' own values: those are rounded already, and rounding is not what training changed.
+        originals = load_model(source, dtype=dtype, device="cpu").state_dict()
+    else:
+        originals = {_plain_name(key, adapters): value for key, value in plain.state_dict().items()}
+        originals.pop("", None)
+    merged: dict[str, Tensor] = {}
+    done: dict[tuple[int, torch.Size, LoraLayer | None], Tensor] = {}  # tied weights are one tensor and stay one
+    for name, original in originals.items():
+        owner, _, leaf = name.rpartition(".")
+        adapter = adapters.get(owner) if leaf == "weight" else None
+        key = (original.data_ptr(), original.shape, adapter)
+        if key not in done:
+            whole = original.detach().to("cpu") if adapter is None else _merge(adapter, original)
+            done[key] = whole.to(dtype) if whole.is_floating_point() else whole
+            if bad := int((~done[key].isfinite()).sum()):
+                raise NonFiniteError(f"{bad} values of the weight {name} are NaN or infinite; nothing was exported")
+        merged[name] = done[key]
+    return merged
+
+
+def _merge(layer: Any, original: Tensor) -> Tensor:
+    """W + Σ scale · B A, float32 on the CPU; out of place, because `original` may be the live weight."""
+    assert not layer.merged and not layer.lora_variant and not any(layer.lora_bias.values()), "plain LoRA only"
+    whole = original.detach().to("cpu", torch.float32)
+    for name in layer.active_adapters:
+        a, b = (part[name].weight.detach().to("cpu", torch.float32) for part in (layer.lora_A, layer.lora_B))
+        whole = torch.addmm(whole, *((a.T, b.T) if layer.fan_in_fan_out else (b, a)), alpha=layer.scaling[name])
+    return whole
+
+
+def _plain_name(key: str, adapters: Mapping[str, nn.Module]) -> str:
+    """The name a tensor has in the model without peft; empty for an adapter's own."""
+    owner, marker, leaf = key.partition(".base_layer.")
+    if marker and owner in adapters:
+        return f"{owner}.{leaf}"
+    return "" if any(f".lora_{kind}" in key for kind in ("A.", "B.", "embedding_", "magnitude_")) else key
+
+
+def _write(
+    partial: Path,
+    plain: PreTrainedModel,
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: Iterable[int] | None,
+) -> None:
+    config = deepcopy(plain.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    if hasattr(config, "use_cache"):
+        config.use_cache = True  # gradient checkpointing turns it off
+    # A model of the same class without memory of its own: its save_pretrained knows the published names of the tensors
+    # and which of them are tied, and has neither adapters nor quantisation to trip over.
+    with torch.device("meta"):
+        skeleton = type(plain)(config)
+    skeleton.to(dtype)
+    skeleton._weight_conversions = getattr(plain, "_weight_conversions", None)
+    expected = set(skeleton.state_dict())
+    assert set(weights) == expected, f"not the model's weights: {sorted(set(weights) ^ expected)[:5]}"
+    skeleton.generation_config = _generation_config(plain, tokenizer, stop_ids)
+    with quiet_progress():
+        skeleton.save_pretrained(partial, state_dict=dict(weights), max_shard_size="1000GB")
+    # safetensors makes its file readable for the owner alone, whatever the umask.
+    (partial / WEIGHTS).chmod((partial / "config.json").stat().st_mode)
+    tokenizer.save_pretrained(partial)
+
+
+def _generation_config(
+    plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_ids: Iterable[int] | None
+) -> GenerationConfig:
+    """How the protocol samples. top_k is 0 because transformers otherwise cuts to the 50 likeliest tokens."""
+    own = plain.generation_config
+    if stop_ids is None:
+        configured = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+        stop_ids = {i for i in (*configured, tokenizer.eos_token_id) if i is not None}
+    stops = sorted(stop_ids)
+    pads = (tokenizer.pad_token_id, own.pad_token_id, *stops)
+    return GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_p=0.95,
+        top_k=0,
+        max_new_tokens=32,
+        bos_token_id=own.bos_token_id,
+        eos_token_id=stops or None,
+        pad_token_id=next((i for i in pads if i is not None), None),
+    )
+
+
+def _verify(partial: Path, weights: Mapping[str, Tensor]) -> None:
+    """Load the folder as anyone would and compare every tensor with what was meant to be written."""
+    with quiet_progress():
+        loaded, report = AutoModelForCausalLM.from_pretrained(partial, dtype="auto", output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    for name, tensor in loaded.state_dict().items():
+        if not torch.equal(tensor.to(weights[name].dtype), weights[name]):
+            raise OSError(f"{name} was not written as it should be")
+    AutoTokenizer.from_pretrained(partial)
+    json.loads((partial / "generation_config.json").read_text(encoding="utf-8"))
+
+
+def _move(partial: Path, folder: Path) -> None:
+    """Move every file into place, the weights last; until then the folder holds no weights at all."""
+    paths = sorted(partial.iterdir(), key=lambda path: (path.name == WEIGHTS, path.name))
+    for path in paths:
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    (folder / WEIGHTS).unlink(missing_ok=True)
+    for path in paths:
+        if (target := folder / path.name).is_dir():
+            shutil.rmtree(target)
+        os.replace(path, target)

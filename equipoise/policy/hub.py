@@ -1,0 +1,165 @@
+"""Living with the Hugging Face Hub: its refusals in one line with the remedy, and a quick check before a long download.
+
+Nothing here repeats the text of an error it was given: some of them quote the request, and so the access token.
+"""
+
+import errno
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from transformers.utils import logging as transformers_logging
+
+# huggingface_hub speaks HTTP through httpx in 1.x and httpx2 in 2.x; their errors share no base class.
+_HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
+
+
+@dataclass(frozen=True)
+class HubAccess:
+    """Whether a model could be loaded from the Hub or its local cache, as far as a few seconds can tell."""
+
+    available: bool
+    cached: bool
+    """Whether all its weights are in the local cache, so that nothing needs to be downloaded."""
+    reason: str
+    """One line; if not available, it says what to do."""
+
+
+def hub_access(model_id: str, timeout: float = 5.0) -> HubAccess:
+    """Look for a model in the local cache, else ask the Hub for it. Never raises; takes at most `timeout` seconds."""
+    if _is_cached(model_id):
+        return HubAccess(True, True, f"{model_id} is in the local Hub cache")
+    refusals: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            get_hf_file_metadata(hf_hub_url(model_id, "config.json"), timeout=timeout)
+            refusals.append(None)
+        except Exception as error:  # this function promises never to raise
+            unknown = f"asking the Hub for {model_id} failed with {type(error).__name__}: use --model bundled"
+            refusals.append(explain(model_id, error) or unknown)
+
+    # In a thread, because looking up a host name has no timeout of its own.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    refusal = refusals[0] if refusals else _unreachable(model_id)
+    return HubAccess(refusal is None, False, refusal or f"the Hub grants access to {model_id}")
+
+
+def explain(model_id: str, error: BaseException) -> str | None:
+    """One line with the remedy for a failure to load `model_id` from the Hub; None for an error that is no such thing.
+
+    transformers wraps the Hub's errors in its own, so the whole chain of causes counts, the most telling link first.
+    """
+    chain = list(_chain(error))
+    texts = " ".join(str(link) for link in chain)
+    responses = [link for link in chain if isinstance(link, HfHubHTTPError)]
+    status = responses[0].response.status_code if responses else None
+    page = f"https://huggingface.co/{model_id}"
+    if "Illegal header value" in texts:
+        return "the Hub access token holds a character no token has (a line break?): set HF_TOKEN again, or unset it"
+    if "fine-grained token" in texts:
+        return (
+            f"the access token may not read gated models such as {model_id}: allow gated repositories in the token's "
+            "settings on huggingface.co"
+        )
+    if any(isinstance(link, GatedRepoError) for link in chain):
+        if status == 401:
+            return f"{model_id} is gated: accept its licence at {page}, run `hf auth login`, then try again (HTTP 401)"
+        return f"{model_id} is gated and not granted to this account: request access at {page} (HTTP 403)"
+    if any(isinstance(link, RepositoryNotFoundError) for link in chain):
+        return (
+            f"the Hub knows no model {model_id!r}, or it is private: check the spelling, or run `hf auth login` "
+            f"with an account that may read it (HTTP {status})"
+        )
+    if any(isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT) for link in chain) or (
+        "No space left on device" in texts
+    ):
+        return f"the disk is full, so {model_id} cannot be downloaded: free some space, or set HF_HOME to a larger disk"
+    if any(isinstance(link, PermissionError) or getattr(link, "errno", None) == errno.EROFS for link in chain):
+        return f"the Hub cache cannot be written, so {model_id} cannot be downloaded: set HF_HOME to a writable folder"
+    if responses and isinstance(responses[0], EntryNotFoundError):
+        return f"the model {model_id!r} lacks config.json or safetensors weights: choose one that has both"
+    if status is not None:
+        return _refused(model_id, status)
+    if is_offline_mode() and any(isinstance(link, (ConnectionError, LocalEntryNotFoundError)) for link in chain):
+        return f"{model_id} is not in the local Hub cache and HF_HUB_OFFLINE is set: unset it, or use --model bundled"
+    if any(_is_network(link) for link in chain):
+        return _unreachable(model_id)
+    return None
+
+
+@contextmanager
+def quiet_progress() -> Iterator[None]:
+    """No progress bars of transformers inside: for what takes a second, and beside a progress bar of ours."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_network(error: BaseException) -> bool:
+    return (
+        isinstance(error, (ConnectionError, TimeoutError, LocalEntryNotFoundError))
+        or type(error).__module__.partition(".")[0] in _HTTP_LIBRARIES
+        or type(error).__name__ == "RevisionResolutionError"  # huggingface_hub 2.x
+    )
+
+
+def _refused(model_id: str, status: int) -> str:
+    if status == 401:
+        return "the Hub rejects the access token: run `hf auth login` again, or unset HF_TOKEN (HTTP 401)"
+    if status == 403:
+        return f"the access token may not read {model_id}: give it that permission on huggingface.co (HTTP 403)"
+    if status == 429:
+        return f"the Hub refuses more requests for {model_id}: wait some minutes, or run `hf auth login` (HTTP 429)"
+    return f"the Hub could not deliver {model_id} (HTTP {status}): try again later, or use --model bundled"
+
+
+def _unreachable(model_id: str) -> str:
+    return (
+        f"the Hub cannot be reached and {model_id} is not in the local cache: connect to the internet, or use "
+        "--model bundled or a local folder"
+    )
+
+
+def _is_cached(model_id: str) -> bool:
+    def path(name: str) -> str | None:
+        found = try_to_load_from_cache(model_id, name)
+        return found if isinstance(found, str) else None  # "known not to exist" is another kind of object
+
+    try:
+        if path("config.json") is None:
+            return False
+        if path("model.safetensors") is not None:
+            return True
+        index = path("model.safetensors.index.json")
+        if index is None:
+            return False
+        with open(index, encoding="utf-8") as file:
+            shards = set(json.load(file)["weight_map"].values())
+        return all(path(shard) is not None for shard in shards)
+    except (OSError, ValueError, KeyError):  # no valid id, or a damaged cache: then it is the Hub's turn
+        return False

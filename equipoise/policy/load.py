@@ -1,0 +1,221 @@
+"""The policy in memory: a causal LM, its frozen reference, and a value head on the same trunk."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from equipoise.errors import UserError
+from equipoise.policy.prompt import Tokenizer, stop_ids
+from equipoise.policy.source import Source, load_model, load_tokenizer, resolve
+from equipoise.protocol.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    model: str = "bundled"
+    """`bundled` (SmolLM2-135M-Instruct), a Hub id, or a local folder."""
+    tuning: Literal["lora", "full"] = "lora"
+    """`lora` trains adapters on every linear layer, the reference being the same model with them off; `full` trains all
+    weights beside a frozen copy."""
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    use_8bit: bool = False
+    """Keep the frozen base weights in 8 bits (bitsandbytes), for cards with 24 GB. Needs `lora` and a GPU."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the model computes in. `auto`: bfloat16 where the hardware has it. Trained weights and optimizer are always
+    float32, and so are log-probabilities, values and losses."""
+    device: str = "auto"
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third more time for far less memory."""
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 1 or self.lora_alpha <= 0:
+            raise UserError(
+                f"lora-rank {self.lora_rank} and lora-alpha {self.lora_alpha} must be positive; 16 and 32 are usual"
+            )
+        if self.use_8bit and self.tuning == "full":
+            raise UserError(
+                "--use-8bit freezes the base weights, so they cannot all be trained: use --tuning lora with it"
+            )
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first CUDA GPU, else the CPU. Raises UserError for a device this machine does not have."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}: use cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"device {name!r} was asked for but PyTorch sees no CUDA GPU: use --device cpu, or fix the driver"
+        )
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU that has it and on a CPU with bfloat16 instructions (measured 4–5 times faster than
+    float32 there, and far slower without them), else float32."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    flags = Path("/proc/cpuinfo")
+    has = flags.exists() and any(flag in flags.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+    return torch.bfloat16 if has else torch.float32
+
+
+class Policy:
+    """A causal LM to train. `model` is the transformers model, wrapped by peft for LoRA."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        *,
+        reference: Any | None,
+        stop_ids: tuple[int, ...],
+        source: Source | None = None,
+    ) -> None:
+        trains = any(parameter.requires_grad for parameter in model.parameters())
+        has_reference = reference is not None or isinstance(model, PeftModel)
+        assert has_reference or not trains, "a fully trained model needs a frozen copy"
+        self.model = model
+        self.tokenizer = tokenizer
+        self.reference = reference
+        self.stop_ids = stop_ids
+        self.source = source
+        self.device = next(model.parameters()).device
+        self.dtype = _compute_dtype(model)
+        # All zeros: the first values are 0, not noise that the first advantages would be measured against.
+        self.value_head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=self.device)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        _no_dropout(model)
+
+    @contextmanager
+    def as_reference(self, reference: bool = True) -> Iterator[nn.Module]:
+        """The model to run: the frozen reference, or with False the policy itself."""
+        if not reference:
+            yield self.model
+        elif self.reference is not None:
+            yield self.reference
+        else:
+            with self.model.disable_adapter():
+                yield self.model
+
+    def forward(self, model: nn.Module, **inputs: Any) -> tuple[Tensor, Tensor]:
+        """Logits and the hidden states they were computed from, both for the positions in `logits_to_keep`.
+
+        The hidden states are what reaches the output embedding, caught by a hook: any model's forward stays as it is,
+        with whatever it does to its logits afterwards.
+        """
+        caught: list[Tensor] = []
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        hook = head.register_forward_pre_hook(lambda _module, args: caught.append(args[0]))
+        try:
+            logits = model(use_cache=False, **inputs).logits
+        finally:
+            hook.remove()
+        return logits, caught[0]
+
+    def value(self, hidden: Tensor) -> Tensor:
+        """Predicted return for each hidden state: (..., H) → (...), float32.
+
+        The trunk gets no gradient from it. Its features tell how far a sentence has come; letting the value loss rewrite
+        them would move the policy for reasons other than the reward. The features are normalised to length 1, so that
+        one learning rate of the head suits models of every width.
+        """
+        width = hidden.shape[-1]
+        features = nn.functional.layer_norm(hidden.detach().float(), (width,)) * width**-0.5
+        return self.value_head(features).squeeze(-1)  # type: ignore[no-any-return]
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Every parameter the optimizer owns, by name; the value head's begin with `value_head.`"""
+        named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        return named | {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
+
+
+def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
+    """Load what `config` names, ready to train. Raises UserError for anything the user can mend."""
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    source = resolve(config.model)
+    model = load_model(source, dtype=dtype, device=device, quantization_config=_eight_bit(config, device))
+    tokenizer = load_tokenizer(source)
+    reference = None
+    if config.tuning == "full":
+        reference = load_model(source, dtype=dtype, device=device).eval().requires_grad_(False)
+    else:
+        lora = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            target_modules="all-linear",
+            lora_dropout=0.0,
+            task_type="CAUSAL_LM",
+        )
+        # Adapters in the compute dtype: float32 ones are cast at every layer. The optimizer keeps float32 masters.
+        model = get_peft_model(model, lora, autocast_adapter_dtype=False)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+    if config.gradient_checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    stops = stop_ids(tokenizer, model.generation_config, prompt)
+    policy = Policy(model, tokenizer, reference=reference, stop_ids=stops, source=source)
+    model.train(config.gradient_checkpointing)  # transformers recomputes in training mode only; dropout is off in both
+    return policy
+
+
+def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
+    """Load what `config` names to sample from it and nothing else: no adapter, no reference, no parameter trainable."""
+    device = pick_device(config.device)
+    source = resolve(config.model)
+    model = load_model(
+        source,
+        dtype=pick_dtype(config.dtype, device),
+        device=device,
+        quantization_config=_eight_bit(config, device),
+    )
+    model.eval().requires_grad_(False)
+    tokenizer = load_tokenizer(source)
+    stops = stop_ids(tokenizer, model.generation_config, prompt)
+    return Policy(model, tokenizer, reference=None, stop_ids=stops, source=source)
+
+
+def _eight_bit(config: PolicyConfig, device: torch.device) -> Any | None:
+    if not config.use_8bit:
+        return None
+    if device.type != "cuda":
+        raise UserError("--use-8bit needs a CUDA GPU: leave it out on a CPU")
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise UserError("--use-8bit needs the bitsandbytes package: pip install bitsandbytes") from None
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_8bit=True)
+
+
+def _compute_dtype(model: Any) -> torch.dtype:
+    """The dtype of the activations: the input embedding's, which is never quantised."""
+    dtype: torch.dtype = model.get_input_embeddings().weight.dtype
+    return dtype
+
+
+def _no_dropout(model: nn.Module) -> None:
+    """Sampler and update must see one policy, so every dropout is off, in training mode too."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

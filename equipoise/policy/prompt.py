@@ -1,0 +1,80 @@
+"""From a named prompt and an occupation to token ids, with the model's own chat template."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from equipoise.errors import UserError
+from equipoise.policy.rollout import Rollout
+from equipoise.protocol.prompts import Prompt, clean, prefix
+
+Tokenizer = Any  # transformers' tokenizers share no typed base that carries every method used here
+
+
+def prompt_text(tokenizer: Tokenizer, prompt: Prompt, occupation: str, system: str = "") -> str:
+    """The text before the continuation: system and user turns, then the assistant turn begun with `The X was`.
+
+    The system message is empty rather than absent: where it is absent many templates put their own, and SmolLM2's
+    contains one of the terms the reward pays for. A template without a system role gets none.
+    """
+    user = prompt.user_message(occupation)
+    if user is None:
+        return prefix(occupation)
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"the model's tokenizer has no chat template, which prompt {prompt.name!r} needs: use --prompt raw, "
+            "or an instruction-tuned model"
+        )
+    turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except TemplateError:
+        text = tokenizer.apply_chat_template(turns[1:], tokenize=False, add_generation_prompt=True)
+    return str(text) + prefix(occupation)
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, occupation: str, system: str = "") -> list[int]:
+    """Token ids of `prompt_text`. A chat template writes its own special tokens; only `raw` text gets the tokenizer's."""
+    text = prompt_text(tokenizer, prompt, occupation, system)
+    raw = prompt.user_message(occupation) is None
+    return list(tokenizer(text, add_special_tokens=raw)["input_ids"])
+
+
+def sentences_of(tokenizer: Tokenizer, rollout: Rollout, occupations: Sequence[str]) -> list[str]:
+    """The protocol's sentence of each completion.
+
+    Prompt and completion are decoded together and the prompt's text is taken off: by itself a completion may lose the
+    space before its first word, or gain one inside a word.
+    """
+    prompts = {tuple(p): "" for p in rollout.prompts}
+    decode = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    prompts = dict(zip(prompts, tokenizer.batch_decode([list(p) for p in prompts], **decode), strict=True))
+    whole = [list(p) + c for p, c in zip(rollout.prompts, rollout.completions(), strict=True)]
+    texts = tokenizer.batch_decode(whole, **decode)
+    return [
+        clean(prefix(occupation) + text.removeprefix(prompts[tuple(prompt)]))
+        for occupation, prompt, text in zip(occupations, rollout.prompts, texts, strict=True)
+    ]
+
+
+def stop_ids(tokenizer: Tokenizer, generation_config: Any, prompt: Prompt) -> tuple[int, ...]:
+    """Every id that ends a completion: all of the model's end-of-text ids, and for `raw` each token that ends a sentence.
+
+    A model may have several (Llama 3.1 has three); missing one makes the policy run on after the others.
+    """
+    configured = generation_config.eos_token_id if generation_config is not None else None
+    ids = set(configured) if isinstance(configured, (list, tuple)) else {configured}
+    ids.add(tokenizer.eos_token_id)
+    for turn_end in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>"):
+        index = tokenizer.get_vocab().get(turn_end)
+        if index is not None:
+            ids.add(index)
+    ids.discard(None)
+    if prompt.user_message("nurse") is None:
+        closing = "\"'”’) \n\r\t"
+        texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
+        ids.update(i for i, text in enumerate(texts) if text.rstrip(closing).endswith((".", "!", "?")))
+    if not ids:
+        raise UserError("the tokenizer names no end-of-text token, so no sentence could ever end: set its eos_token")
+    return tuple(sorted(ids))

@@ -1,0 +1,44 @@
+"""What was sampled: prompts and completions of one batch, with real lengths."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """B completions of at most T tokens.
+
+    prompts: B lists of token ids. tokens_BT: (B, T) sampled ids, 0 beyond the length. lengths_B: (B,) real tokens, the stop
+    token counted. finished_B: (B,) True where the last real token is a stop token, False where the limit cut it off.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    tokens_BT: Tensor
+    lengths_B: Tensor
+    finished_B: Tensor
+
+    @property
+    def mask_BT(self) -> Tensor:
+        """(B, T) True at real tokens. From lengths alone: a pad id may equal a stop id, and a stop token is an action."""
+        steps = torch.arange(self.tokens_BT.shape[1], device=self.tokens_BT.device)
+        return steps[None, :] < self.lengths_B[:, None]
+
+    @property
+    def tokens_N(self) -> Tensor:
+        """(N,) the real tokens, row by row."""
+        return self.tokens_BT[self.mask_BT]
+
+    def completions(self) -> list[list[int]]:
+        lengths = self.lengths_B.tolist()
+        return [row[:n] for row, n in zip(self.tokens_BT.tolist(), lengths, strict=True)]
+
+    def select(self, rows: Tensor) -> "Rollout":
+        """The given rows, in the given order."""
+        prompts = [self.prompts[i] for i in rows.tolist()]
+        return Rollout(prompts, self.tokens_BT[rows], self.lengths_B[rows], self.finished_B[rows])
+
+    def __len__(self) -> int:
+        return len(self.prompts)

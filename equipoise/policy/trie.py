@@ -1,0 +1,76 @@
+"""Packing: many sequences that begin alike, laid out as one token trie in a single row.
+
+The chat header is the same for every sample, the occupation for all of its samples, so a batch of padded rows repeats
+most of its prompt tokens. Here each distinct (prefix, token) pair is one node; nodes lie in depth-first order, so the
+descendants of node j are exactly j … end[j]−1 and "j is an ancestor of i, or i itself" is `j ≤ i < end[j]`. With that as
+attention mask and the depth as position id, an unmodified causal transformer computes for every node what it would
+compute for that prefix alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Trie:
+    """M nodes for the sequences, and where each completion token is predicted.
+
+    tokens_M: token ids. depths_M: position ids. ends_M: one past the last descendant. predictors_N: for each completion
+    token, row by row, the node whose output predicts it (the node of the token before).
+    """
+
+    tokens_M: Tensor
+    depths_M: Tensor
+    ends_M: Tensor
+    predictors_N: Tensor
+
+    def to(self, device: torch.device | str) -> "Trie":
+        return Trie(*(x.to(device, non_blocking=True) for x in vars(self).values()))
+
+    def attends(self) -> Tensor:
+        """(M, M) bool: row i may attend to column j."""
+        index = torch.arange(len(self.tokens_M), device=self.tokens_M.device)
+        return (index[None, :] <= index[:, None]) & (index[:, None] < self.ends_M[None, :])
+
+
+def build(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Trie:
+    """The trie of prompt + completion, for any number of rows. The last completion token is predicted, never fed in.
+
+    Raises ValueError on an empty prompt (nothing would predict the first token) or an empty completion.
+    """
+    if not all(map(len, prompts)) or not all(map(len, completions)):
+        raise ValueError("every row needs at least one prompt token and one completion token")
+    rows = [tuple(p) + tuple(c[:-1]) for p, c in zip(prompts, completions, strict=True)]
+    tokens: list[int] = []
+    depths: list[int] = []
+    ends: list[int] = []
+    path: list[int] = []  # node ids from the root to the current row's last token
+    previous: tuple[int, ...] = ()
+    nodes_of_row: list[list[int]] = [[] for _ in rows]
+    # Sorted, each row shares its longest common prefix with the row before: that is depth-first order.
+    for r in sorted(range(len(rows)), key=rows.__getitem__):
+        row = rows[r]
+        shared = 0
+        for a, b in zip(row, previous, strict=False):
+            if a != b:
+                break
+            shared += 1
+        for closed in path[shared:]:
+            ends[closed] = len(tokens)
+        path[shared:] = range(len(tokens), len(tokens) + len(row) - shared)
+        tokens.extend(row[shared:])
+        depths.extend(range(shared, len(row)))
+        ends.extend([0] * (len(row) - shared))
+        nodes_of_row[r] = path[len(prompts[r]) - 1 :]
+        previous = row
+    for closed in path:
+        ends[closed] = len(tokens)
+    return Trie(
+        torch.tensor(tokens),
+        torch.tensor(depths),
+        torch.tensor(ends),
+        torch.tensor([node for nodes in nodes_of_row for node in nodes]),
+    )

@@ -1,0 +1,14 @@
+"""`equipoise train`; `train_rlhf.py` at the root comes here too."""
+
+from equipoise.ppo.doctor import preflight, quiet
+from equipoise.ppo.presets import configure
+from equipoise.ppo.train import train
+
+
+def main(argv: list[str]) -> int:
+    """Train. Returns the exit code (see `Outcome`); raises UserError."""
+    quiet()
+    config, reasons, overwrite = configure(argv)
+    for line in (*reasons, *preflight(config)):
+        print(line, flush=True)
+    return train(config, overwrite=overwrite).exit_code

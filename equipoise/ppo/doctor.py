@@ -1,0 +1,58 @@
+"""`equipoise doctor`, and the first lines of every training run: what was found, what was chosen, and why."""
+
+import logging
+import math
+import os
+import warnings
+
+from equipoise.policy.load import pick_device, pick_dtype
+from equipoise.policy.source import resolve
+from equipoise.ppo import machine as machines
+from equipoise.ppo.presets import configure
+from equipoise.ppo.train import TrainConfig
+
+PROMPT_TOKENS = 64  # of the protocol's prompts in any chat template, rounded up
+
+
+def main(argv: list[str]) -> int:
+    """Print what `train` with the same options would find and choose, and do nothing."""
+    quiet()
+    config, reasons, _ = configure(argv)
+    print("\n".join((*reasons, *preflight(config))))
+    return 0
+
+
+def preflight(config: TrainConfig) -> list[str]:
+    """What was found and chosen, a line each. Raises UserError where the run cannot fit."""
+    here = machines.look()
+    source = resolve(config.policy.model)
+    device = pick_device(config.policy.device)
+    dtype = pick_dtype(config.policy.dtype, device)
+    length = PROMPT_TOKENS + config.sampling.max_new_tokens
+    needed = machines.need(config.policy, source, config.ppo.micro_batch_size, length)
+    run = config.run
+    kept = run.keep_checkpoints or math.ceil(config.steps / run.save_every)
+    fits = machines.check(needed, here, device, (run.output_dir, run.checkpoint_dir), kept + 1)
+    how = (
+        "all weights, frozen copy as reference"
+        if config.policy.tuning == "full"
+        else f"LoRA rank {config.policy.lora_rank}"
+    )
+    return [
+        *here.lines(),
+        *(f"note      {notice}" for notice in source.notices),
+        f"model     {source.path_or_id} ({needed.parameters / 1e6:.0f} M parameters; {needed.trained / 1e6:.1f} M trained: {how})",
+        f"compute   {device}, {str(dtype).removeprefix('torch.')}{', 8-bit base' if config.policy.use_8bit else ''}",
+        *fits,
+        f"task      prompt {config.prompt!r}, {len(config.occupations)} occupations, {config.steps} steps of "
+        f"{config.ppo.batch_size} sentences",
+        f"files     {run.output_dir}/ {run.checkpoint_dir}/ {run.tensorboard_dir}/",
+    ]
+
+
+def quiet() -> None:
+    """Libraries' progress bars and advice would bury the lines that matter here."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", module=r"(transformers|peft|torch|bitsandbytes)\b.*")
+    logging.getLogger("transformers").setLevel(logging.ERROR)

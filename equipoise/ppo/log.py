@@ -1,0 +1,311 @@
+"""What a run leaves behind: CSV, JSON lines, TensorBoard, and lines for a person. `docs/METRICS.md` defines every key.
+
+`training_metrics.csv` holds only what the seed determines, so that a run that was killed and resumed leaves the same
+bytes as one that was not; durations go to `metrics.jsonl`. A line of any file is complete or absent.
+"""
+
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+from equipoise.errors import UserError
+from equipoise.ppo.console import Console, in_marks, parts, pieces, shown
+from equipoise.protocol.lexicon import LEXICON, Lexicon
+from equipoise.protocol.reward import Reward
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+KEY = re.compile(r"[a-z0-9_]+/[a-z0-9_]+")
+
+
+def defined_keys(text: str) -> list[str]:
+    """The keys that `docs/METRICS.md`, given as `text`, defines: the back-quoted first cells of its tables."""
+    return re.findall(rf"^\| `({KEY.pattern})` \|", text, flags=re.MULTILINE)
+
+
+def undefined_keys(keys: Iterable[str], text: str) -> list[str]:
+    """Those of `keys` that `docs/METRICS.md`, given as `text`, does not define, sorted. For the tests."""
+    return sorted(set(keys) - set(defined_keys(text)))
+
+
+class RowFile:
+    """A file that grows by whole lines only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # Unbuffered: a line that failed half-way must not wait in a buffer for a second attempt on closing.
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    def append(self, text: str) -> None:
+        """Write complete lines. UserError when they do not fit; the file then ends as before."""
+        data = text.encode()
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            # A disk that fills up takes a part first and reports the error on the next write.
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            self._file.truncate(end)
+            raise _unwritable(self.path, error) from error
+
+    def sync(self) -> None:
+        """Have the disk hold what was appended."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write {path}: {error.strerror or error}; "
+        "make room or choose a folder that can be written, then run the same command again"
+    )
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; make it readable or choose another folder") from error
+
+
+def _complete_lines(data: bytes) -> list[bytes]:
+    """The lines that end in a line feed, with it."""
+    return [line + b"\n" for line in data.split(b"\n")[:-1]]
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Make `data` the file's content, written aside and renamed; a file that holds it already is left alone."""
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        if _content(path) != data:
+            with aside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _csv_step(line: bytes, columns: int) -> int | None:
+    """The row's step; None for what is no row (zeros after a power cut, say)."""
+    cells = line.split(b",")
+    return int(cells[0]) if len(cells) == columns and cells[0].isdigit() else None
+
+
+def _json_step(line: bytes) -> int | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if isinstance(step, int) else None
+
+
+class _Kept(NamedTuple):
+    """What a CSV holds once it is cut: its metric columns (none without rows) and the step of its last row, or 0."""
+
+    columns: list[str]
+    step: int
+
+
+def _cut_csv(path: Path, step: int) -> _Kept:
+    """Keep the header and the rows up to `step`, nothing if there are none.
+
+    Raises UserError, and touches nothing, for a file that is not this program's.
+    """
+    data = _content(path)
+    header, *rows = _complete_lines(data) or [b"step"]
+    first, *columns = header.decode("utf-8", "replace").rstrip("\n").split(",")
+    # No complete line: either a header cut short, which begins as one, or somebody's one-line file.
+    ours = first == "step" and all(map(KEY.fullmatch, columns)) and b"step,".startswith(data[:5])
+    if not ours:
+        raise UserError(f"{path} is not the log of a training run (its first line says so); move it away")
+    made = [(row, _csv_step(row, 1 + len(columns))) for row in rows]
+    kept = [(row, at) for row, at in made if at is not None and at <= step]
+    _replace(path, header + b"".join(row for row, _ in kept) if kept else b"")
+    return _Kept(columns, kept[-1][1]) if kept else _Kept([], 0)
+
+
+def _cut_jsonl(path: Path, step: int) -> None:
+    kept = [line for line in _complete_lines(_content(path)) if (at := _json_step(line)) is not None and at <= step]
+    _replace(path, b"".join(kept))
+
+
+def _plain(value: Any) -> Any:
+    """`value` fit for JSON: numbers that JSON lacks become text, and so do paths and other objects."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (str, int)) else str(value)
+
+
+def _json_line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _draw_scalars(board: "SummaryWriter", values: Mapping[str, float], step: int) -> None:
+    for key, value in values.items():
+        board.add_scalar(key, value, step)
+
+
+class RunLog:
+    """The log of one run. Steps are counted from 1 and logged in order; a step that had to be skipped has no row.
+
+    output_dir receives `training_metrics.csv`, `metrics.jsonl`, `samples.jsonl` and `events.jsonl`. Rows after
+    `resume_step`, left by an attempt that got further, are cut off (all rows for 0); events stay, they are the history.
+    `lexicon` says which terms to mark. `stream` is standard output unless given.
+    Raises UserError when a folder or file cannot be written, or `training_metrics.csv` is not a log.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        tensorboard_dir: Path,
+        total_steps: int,
+        resume_step: int = 0,
+        stream: TextIO | None = None,
+        lexicon: Lexicon = LEXICON,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder = output_dir
+        self._tensorboard_dir = tensorboard_dir
+        self._lexicon = lexicon
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(output_dir, error) from error
+        notices = self._open(resume_step)
+        self._console = Console(sys.stdout if stream is None else stream, total_steps, resume_step, lexicon, clock)
+        for notice in notices:
+            self.say(notice)
+
+    def _open(self, step: int) -> list[str]:
+        """Cut the files to `step` and open them. Returns what a person should be told."""
+        notices = []
+        csv, metrics, samples, events = (
+            self._folder / name for name in ("training_metrics.csv", "metrics.jsonl", "samples.jsonl", "events.jsonl")
+        )
+        kept = _cut_csv(csv, step)
+        if kept.step < step:
+            notices.append(f"{csv.name} ends at step {kept.step}; the run goes on after step {step}")
+        _cut_jsonl(metrics, step)
+        _cut_jsonl(samples, step)
+        _replace(events, b"".join(_complete_lines(_content(events))))
+        self._step = step
+        self._columns = kept.columns
+        self._csv, self._metrics, self._samples, self._events = map(RowFile, (csv, metrics, samples, events))
+        self._board = self._open_tensorboard(step)
+        if self._board is None:
+            notices.append("TensorBoard is not installed, so no curves are drawn for it (pip install tensorboard)")
+        return notices
+
+    def _open_tensorboard(self, step: int) -> "SummaryWriter | None":
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return None
+        try:
+            # The viewer drops what earlier event files hold from this step on. It ignores the first such mark it meets,
+            # so a run's first start needs one too.
+            return SummaryWriter(str(self._tensorboard_dir), purge_step=step + 1)
+        except OSError as error:
+            raise _unwritable(self._tensorboard_dir, error) from error
+
+    def _draw(self, write: Callable[["SummaryWriter"], object]) -> None:
+        """Curves are a convenience: a run does not end because they cannot be written."""
+        if self._board is None:
+            return
+        try:
+            write(self._board)
+            self._board.flush()  # what a kill leaves unwritten before a checkpoint would be missing for good
+        except OSError as error:
+            self._board = None
+            self.say(f"TensorBoard gets no more curves: {error.strerror or error}; training goes on")
+
+    def say(self, text: str) -> None:
+        """A notice for a person."""
+        self._console.say(text)
+
+    def step(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
+        """Log a completed step. `metrics` depend on the seed alone and keep their keys; `timings` need do neither."""
+        assert step > self._step, f"step {step} logged after step {self._step}"
+        assert all(map(KEY.fullmatch, [*metrics, *timings])), "a key looks like group/name"
+        values = {key: float(value) for key, value in metrics.items()}
+        if not self._columns:
+            self._csv.append(",".join(["step", *values]) + "\n")
+            self._columns = list(values)
+        if differing := set(values) ^ set(self._columns):
+            raise UserError(
+                f"{self._csv.path} has other columns than this run logs (differing: {', '.join(sorted(differing))}); "
+                "move it away and run the same command again"
+            )
+        self._csv.append(",".join([str(step), *(repr(values[key]) for key in self._columns)]) + "\n")
+        logged = values | {key: float(value) for key, value in timings.items()}
+        row: dict[str, Any] = {"step": step}
+        row |= {key: value if math.isfinite(value) else None for key, value in logged.items()}
+        row["time/clock"] = time.time()
+        if nonfinite := {key: repr(value) for key, value in logged.items() if not math.isfinite(value)}:
+            row["nonfinite"] = nonfinite
+        self._metrics.append(_json_line(row))
+        self._step = step
+        self._draw(lambda board: _draw_scalars(board, logged, step))
+        self._console.step(step, metrics, timings)
+
+    def samples(self, step: int, rewards: Sequence[Reward]) -> None:
+        """Log scored sentences: all to `samples.jsonl`, a few occupations' first to terminal and TensorBoard."""
+        self._samples.append("".join(_json_line({"step": step} | asdict(reward)) for reward in rewards))
+        lines = []
+        for reward in shown(rewards):
+            text = in_marks(pieces(reward.text, self._lexicon))
+            # Indented, Markdown takes the lines for code and interprets nothing in them.
+            lines += [f"    {reward.reward:+.2f}  {text}", f"           {parts(reward)}"]
+        self._draw(lambda board: board.add_text("samples", "\n".join(lines), step))
+        self._console.samples(step, rewards)
+
+    def event(self, step: int, kind: str, **fields: Any) -> None:
+        """Log what is out of the ordinary (nonfinite, resume, rollback ...) to `events.jsonl` and the terminal."""
+        assert "time" not in fields, "an event carries its own time"
+        row = _plain(fields)
+        self._events.append(_json_line({"step": step, "kind": kind, "time": time.time(), **row}))
+        self.say("  ".join([f"step {step}: {kind}", *(f"{key}={value}" for key, value in row.items())]))
+
+    def rewind(self, step: int) -> None:
+        """Forget the steps after `step`: the run has gone back to that checkpoint within this process."""
+        self._close_files()
+        self._console.rewind(step)
+        for notice in self._open(step):
+            self.say(notice)
+
+    def sync(self) -> None:
+        """Have the disk hold every row. Called before a checkpoint counts, not even a power cut parts the two."""
+        for file in (self._csv, self._metrics, self._samples, self._events):
+            file.sync()
+
+    def _close_files(self) -> None:
+        for file in (self._csv, self._metrics, self._samples, self._events):
+            file.close()
+        self._draw(lambda board: board.close())
+
+    def close(self) -> None:
+        """Close files and bar. May be called again."""
+        self._close_files()
+        self._console.close()

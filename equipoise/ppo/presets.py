@@ -1,0 +1,109 @@
+"""Named configurations, which of them this machine can run, and what the command line makes of them."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from equipoise import options
+from equipoise.errors import UserError
+from equipoise.policy.load import PolicyConfig
+from equipoise.policy.hub import hub_access
+from equipoise.policy.source import LLAMA_8B
+from equipoise.ppo.machine import Machine, look
+from equipoise.ppo.run import RunConfig
+from equipoise.ppo.train import TrainConfig
+from equipoise.ppo.update import PPOConfig
+
+PRESETS = {
+    # The guide, to the letter: its model, its prompt, its numbers.
+    "guide": TrainConfig(
+        preset="guide",
+        prompt="study",
+        policy=PolicyConfig(model=LLAMA_8B, tuning="lora"),
+    ),
+    # The guide's numbers on a model that needs neither access nor a large card, with the prompt that can be learnt from.
+    "bundled-gpu": TrainConfig(
+        preset="bundled-gpu",
+        prompt="describe",
+        policy=PolicyConfig(model="bundled", tuning="full"),
+        run=RunConfig(keep_checkpoints=3),
+    ),
+    # Minutes on two cores: adapters instead of all weights, a larger learning rate (LoRA takes about ten times that of
+    # full fine-tuning), fewer and shorter epochs.
+    "bundled-cpu": TrainConfig(
+        preset="bundled-cpu",
+        prompt="describe",
+        steps=40,
+        policy=PolicyConfig(model="bundled", tuning="lora"),
+        ppo=PPOConfig(ppo_epochs=2, learning_rate=3e-4, warmup_steps=3),
+        run=RunConfig(save_every=10, save_minutes=0.5, keep_checkpoints=2, sample_every=10),
+    ),
+}
+
+
+class Choice(NamedTuple):
+    config: TrainConfig
+    reasons: tuple[str, ...]
+    """Lines that say what was chosen and why."""
+
+
+def preset(name: str) -> TrainConfig:
+    """The preset of that name. Raises UserError."""
+    if name not in PRESETS:
+        raise UserError(f"there is no preset {name!r}: choose {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def choose(machine: Machine) -> Choice:
+    """The best preset that can run here without asking for anything."""
+    if machine.gpu is None:
+        return Choice(
+            PRESETS["bundled-cpu"], ("no CUDA GPU: training the bundled SmolLM2-135M on the CPU (preset bundled-cpu)",)
+        )
+    if machine.gpu_free_gb < 22:
+        why = f"{machine.gpu_free_gb:.0f} GB free on the GPU, and Llama-3.1-8B needs 22 (8-bit) or 36"
+    else:
+        access = hub_access(LLAMA_8B)
+        if access.available:
+            eight = machine.gpu_free_gb < 36
+            config = PRESETS["guide"]
+            config = replace(config, policy=replace(config.policy, use_8bit=eight))
+            note = "8-bit base weights, since less than 36 GB are free" if eight else "bfloat16"
+            return Choice(config, (f"a CUDA GPU and access to {LLAMA_8B}: preset guide, {note}",))
+        why = access.reason
+    return Choice(
+        PRESETS["bundled-gpu"], (f"training the bundled SmolLM2-135M on the GPU (preset bundled-gpu): {why}",)
+    )
+
+
+DESCRIPTION = (
+    "Fine-tune a language model with PPO. Without options: what this machine can run. The same command again continues "
+    "the run. Also: --preset NAME (guide, bundled-gpu, bundled-cpu), --config FILE.yaml for defaults, --overwrite to start anew."
+)
+
+
+def configure(argv: list[str]) -> tuple[TrainConfig, list[str], bool]:
+    """(configuration, lines that say why, whether to start anew) from the command line. Raises UserError."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset")
+    first.add_argument("--config", type=Path)
+    first.add_argument("--overwrite", action="store_true")
+    own, rest = first.parse_known_args(argv)
+    if own.preset is not None:
+        config, reasons = preset(own.preset), [f"preset    {own.preset}, as asked"]
+    elif "--help" in rest or "-h" in rest:
+        config, reasons = preset("bundled-cpu"), []
+    else:
+        choice = choose(look())
+        config = choice.config
+        reasons = [
+            f"preset    {'; '.join(choice.reasons)}. Another: --preset guide | bundled-gpu | bundled-cpu, --model NAME"
+        ]
+    if own.config is not None:
+        config = options.with_file(config, own.config)
+    return (
+        options.parse(TrainConfig, rest, config, prog="train_rlhf.py", description=DESCRIPTION),
+        reasons,
+        own.overwrite,
+    )

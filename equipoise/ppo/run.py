@@ -1,0 +1,306 @@
+"""One run on disk: its folders, what may be resumed, what is saved and when."""
+
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import platform
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from equipoise import __version__
+from equipoise.errors import UserError
+from equipoise.policy.card import ModelCard
+from equipoise.policy.export import export
+from equipoise.policy.load import Policy
+from equipoise.policy.rollout import Rollout
+from equipoise.ppo.checkpoint import Checkpoint, list_checkpoints, newest, prune, save_checkpoint
+from equipoise.ppo.log import RunLog
+from equipoise.ppo.optimizer import MasterAdam
+
+if TYPE_CHECKING:
+    from equipoise.ppo.train import State, TrainConfig
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    output_dir: str = "rlhf_llama3_7b_output"
+    """The final model, training_metrics.csv and the other records."""
+    checkpoint_dir: str = "rlhf_checkpoints"
+    tensorboard_dir: str = "runs"
+    save_every: int = 100
+    """PPO steps between checkpoints that are kept."""
+    save_minutes: float = 10.0
+    """A further checkpoint when this long has passed since the last; only the newest of these is kept."""
+    keep_checkpoints: int = 0
+    """Keep this many of the newest; 0 keeps every multiple of save-every."""
+    sample_every: int = 50
+    """PPO steps between printed samples."""
+
+    def __post_init__(self) -> None:
+        for name in ("save_every", "sample_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+
+
+# What may differ when a run is continued: how long it goes on, and what has no influence on the numbers.
+FREE_TO_CHANGE = {"steps", "preset", "policy.gradient_checkpointing"} | {
+    f"run.{f.name}" for f in dataclasses.fields(RunConfig)
+}
+
+
+def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level with dotted keys."""
+    out: dict[str, Any] = {}
+    for key, value in document.items():
+        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`key: old → new` for every setting that matters to the numbers and differs."""
+    a, b = flatten(old), flatten(new)
+    keys = [k for k in (a | b) if k not in FREE_TO_CHANGE and a.get(k) != b.get(k)]
+    return [f"{k.rpartition('.')[2].replace('_', '-')}: {a.get(k)} → {b.get(k)}" for k in keys]
+
+
+class Run:
+    """Use as a context manager: `with Run.open(config) as run`. Holds a lock, so that no two processes share a run."""
+
+    def __init__(
+        self, config: "TrainConfig", log: RunLog, resumed: Checkpoint | None, complete: bool, lock: Any
+    ) -> None:
+        self.config = config
+        self.log = log
+        self.resumed = resumed
+        self.complete = complete
+        self.checkpoints = Path(config.run.checkpoint_dir)
+        self.saved_step = resumed.step if resumed else -1
+        self.saved_at = time.monotonic()
+        self.dumps = 0
+        self._save_seconds = 0.0
+        self._lock = lock
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.log.close()
+        self._lock.close()
+
+    @classmethod
+    def open(cls, config: "TrainConfig", *, overwrite: bool) -> "Run":
+        """Find out what is there. Raises UserError rather than touch anything that is not this run's."""
+        output, checkpoints = Path(config.run.output_dir), Path(config.run.checkpoint_dir)
+        document = json.loads(json.dumps(dataclasses.asdict(config)))
+        for folder in (output, checkpoints):
+            _make_folder(folder)
+        lock = _lock(checkpoints)
+        ours = (output / "run.json").exists()
+        if not ours and any(p.suffix in {".safetensors", ".json", ".csv", ".bin"} for p in output.iterdir()):
+            raise UserError(
+                f"{output} holds files that no run of equipoise wrote (there is no run.json): "
+                "choose another folder with --output-dir, or move them away"
+            )
+        if overwrite:
+            _clear(output, checkpoints)
+        resumed = newest(checkpoints)
+        if resumed is not None and (changed := differences(resumed.document("config"), document)):
+            raise UserError(
+                f"{checkpoints} holds a run with other settings ({'; '.join(changed)}): use the same settings to continue it, "
+                "other folders (--output-dir, --checkpoint-dir) for a new run, or --overwrite to start anew"
+            )
+        step = resumed.step if resumed else 0
+        if step > config.steps:
+            raise UserError(
+                f"{checkpoints} is at step {step}, past --steps {config.steps}: ask for at least {step} steps"
+            )
+        complete = step == config.steps and (output / "model.safetensors").exists()
+        log = RunLog(
+            output_dir=output,
+            tensorboard_dir=Path(config.run.tensorboard_dir) / output.resolve().name,
+            total_steps=config.steps,
+            resume_step=step,
+        )
+        if not complete:
+            # A run that goes on has no final model; an old one must not be taken for it.
+            (output / "model.safetensors").unlink(missing_ok=True)
+            _write_json(output / "run.json", {"config": document, **provenance()})
+        if resumed is not None and not complete:
+            log.event(step, "resume", checkpoint=resumed.path.name)
+            log.say(f"continuing from {resumed.path} (step {step} of {config.steps}); --overwrite would start anew")
+        return cls(config, log, resumed, complete, lock)
+
+    def newest(self) -> Checkpoint | None:
+        return newest(self.checkpoints)
+
+    def save_if_due(self, optimizer: MasterAdam, state: "State") -> None:
+        due = state.step % self.config.run.save_every == 0
+        late = time.monotonic() - self.saved_at > 60 * self.config.run.save_minutes
+        # A step that had to be skipped is no place to come back to.
+        if (due or late) and state.bad_in_a_row == 0:
+            self.save(optimizer, state)
+
+    def save(self, optimizer: MasterAdam, state: "State") -> None:
+        """Write the checkpoint of `state.step`, unless it is there already. Raises NonFiniteError, UserError (disk full)."""
+        if state.step == self.saved_step:
+            return
+        started = time.monotonic()
+        weights, moments = optimizer.state()
+        self.log.sync()  # a power cut must not leave a checkpoint that is newer than the metrics
+        save_checkpoint(
+            self.checkpoints,
+            state.step,
+            tensors={"weights": weights, "optimizer": moments, "rng": _rng_state(state.generator)},
+            documents={
+                "config": dataclasses.asdict(self.config),
+                "state": {
+                    "step": state.step,
+                    "kl_coef": state.kl_coef,
+                    "window": state.window.state(),
+                    "skipped": state.skipped,
+                    "bad_in_a_row": state.bad_in_a_row,
+                    "rollbacks": state.rollbacks,
+                    "python_random": random.getstate(),
+                },
+            },
+        )
+        self.saved_step, self.saved_at = state.step, time.monotonic()
+        keep = self.config.run.keep_checkpoints
+        prune(self.checkpoints, keep_last=max(1, keep), keep_every=0 if keep else self.config.run.save_every)
+        self._save_seconds += time.monotonic() - started
+
+    def take_save_seconds(self) -> float:
+        """Seconds spent on checkpoints since the last call."""
+        seconds, self._save_seconds = self._save_seconds, 0.0
+        return seconds
+
+    def restore(self, checkpoint: Checkpoint, optimizer: MasterAdam, state: "State") -> None:
+        """Put weights, optimizer, random states and everything else back as they were."""
+        optimizer.load_state(checkpoint.tensors("weights"), checkpoint.tensors("optimizer"))
+        document = checkpoint.document("state")
+        state.step, state.kl_coef = document["step"], document["kl_coef"]
+        state.skipped, state.bad_in_a_row = document["skipped"], document["bad_in_a_row"]
+        state.rollbacks = document["rollbacks"]
+        state.window.load_state(document["window"])
+        version, internal, gauss = document["python_random"]
+        random.setstate((version, tuple(internal), gauss))
+        rng = checkpoint.tensors("rng")
+        state.generator.set_state(rng["generator"])
+        torch.set_rng_state(rng["torch"])
+        cuda = [rng[k] for k in sorted(rng) if k.startswith("cuda.")]
+        if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(cuda)
+        self.saved_step = checkpoint.step
+
+    def dump(self, state: "State", problem: str, rollout: Rollout | None, tensors: Mapping[str, Tensor]) -> str:
+        """Keep the batch of a non-finite step for whoever looks into it, at most ten a session. Returns `problem`."""
+        self.log.event(state.step, "nonfinite", what=problem)
+        if self.dumps < 10:
+            self.dumps += 1
+            folder = self.checkpoints / "nonfinite"
+            folder.mkdir(exist_ok=True)
+            contents = dict(tensors)
+            if rollout is not None:
+                contents |= {"tokens": rollout.tokens_BT, "lengths": rollout.lengths_B}
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in contents.items()},
+                folder / f"step-{state.step}.safetensors",
+            )
+            prompts = [list(p) for p in rollout.prompts] if rollout else []
+            _write_json(
+                folder / f"step-{state.step}.json", {"step": state.step, "problem": problem, "prompts": prompts}
+            )
+        return problem
+
+    def finish(self, policy: Policy, facts: str) -> None:
+        """Write the final model into the output folder."""
+        config = self.config
+        self.log.say(f"writing the final model to {config.run.output_dir}")
+        export(
+            policy.model,
+            policy.tokenizer,
+            Path(config.run.output_dir),
+            source=policy.source,
+            stop_ids=policy.stop_ids,
+            card=ModelCard(method=facts, prompt=config.prompt, occupations=config.occupations),
+        )
+        self.log.say(
+            f"done: python generate_rlhf.py writes sentences with it; tensorboard --logdir {config.run.tensorboard_dir}"
+        )
+
+
+def provenance() -> dict[str, Any]:
+    """What made this run: command, versions, machine, commit."""
+    packages = ("torch", "transformers", "peft", "safetensors", "numpy")
+    out: dict[str, Any] = {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "equipoise": __version__,
+        "python": platform.python_version(),
+        "versions": {p: importlib.metadata.version(p) for p in packages},
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+    }
+    package = Path(__file__).resolve().parents[2]
+    if (package / ".git").exists() and shutil.which("git"):
+        git = ["git", "-C", str(package)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False)
+        out |= {"commit": commit.stdout.strip(), "uncommitted_changes": bool(dirty.stdout.strip())}
+    return out
+
+
+def _rng_state(generator: torch.Generator) -> dict[str, Tensor]:
+    out = {"generator": generator.get_state(), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        out |= {f"cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return out
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".equipoise-write-test"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}): choose a writable folder") from None
+
+
+def _lock(folder: Path) -> Any:
+    handle = (folder / ".training").open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"another process is training in {folder}: wait for it, or use another --checkpoint-dir"
+        ) from None
+    return handle
+
+
+def _clear(output: Path, checkpoints: Path) -> None:
+    """Start anew: remove the earlier run's checkpoints and files, and nothing else."""
+    for path in list_checkpoints(checkpoints):
+        shutil.rmtree(path)
+    shutil.rmtree(checkpoints / "nonfinite", ignore_errors=True)
+    if (output / "run.json").exists():
+        shutil.rmtree(output)
+        output.mkdir()
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(document, indent=1) + "\n")
+    partial.replace(path)

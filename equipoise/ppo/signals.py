@@ -1,0 +1,70 @@
+"""Stop signals that let the current step finish: the first one is recorded, the loop looks, saves and exits."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+
+def tell(received: signal.Signals) -> None:
+    """Say on standard error what will happen. A bare write: `print` in a signal handler may re-enter its own buffer."""
+    line = f"\n{received.name} received: finishing this step, then saving. Press Ctrl-C again to stop without saving.\n"
+    with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
+        os.write(2, line.encode())
+
+
+class StopSignals:
+    """While entered, SIGTERM, SIGINT and SIGHUP are recorded instead of ending the process.
+
+        with StopSignals() as stop:
+            for step in steps:
+                ...
+                if stop.received:
+                    save()
+                    return stop.exit_code
+
+    Only the first signal is kept and announced through `notice`. A second SIGINT raises KeyboardInterrupt. Python lets
+    only the main thread handle signals; in any other thread this does nothing.
+    """
+
+    def __init__(self, notice: Callable[[signal.Signals], None] = tell) -> None:
+        self.received: signal.Signals | None = None
+        self._notice = notice
+        self._interrupts = 0
+        self._previous: dict[signal.Signals, Any] = {}
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as shells report it: SIGTERM 143, SIGINT 130, SIGHUP 129; 0 if none came."""
+        return 128 + self.received if self.received else 0
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        # SIGINT is handled even where it is ignored: a shell script starts its background jobs so, merely to keep
+        # Ctrl-C from them, yet an explicit `kill -INT` must save the run. SIGTERM likewise. But an ignored SIGHUP is
+        # `nohup`, whose whole point is that the run goes on after the terminal is closed.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
+            self._previous[number] = signal.signal(number, self._record)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        while self._previous:
+            number, handler = self._previous.popitem()
+            # None stands for a handler that C code installed, which Python cannot put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
+            raise KeyboardInterrupt
+        if self.received is None:
+            self.received = signal.Signals(number)
+            self._notice(self.received)

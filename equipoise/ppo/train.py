@@ -1,0 +1,325 @@
+"""PPO: sample → reward → score by policy and reference → advantages → update → log → save.
+
+Shapes: B completions, T steps, N real tokens laid flat; tensors of a step's experience live on the CPU, where they are
+small, and go to the device where the model needs them.
+"""
+
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from equipoise.errors import UserError
+from equipoise.policy.load import Policy, PolicyConfig, load_policy
+from equipoise.policy.prompt import prompt_ids, sentences_of
+from equipoise.policy.rollout import Rollout
+from equipoise.policy.sample import NonFiniteLogits, SamplingConfig, sample
+from equipoise.policy.score import score
+from equipoise.ppo import maths
+from equipoise.ppo.diversity import DiversityConfig, TermWindow
+from equipoise.ppo.metrics import step_metrics
+from equipoise.ppo.optimizer import MasterAdam
+from equipoise.ppo.run import Run, RunConfig
+from equipoise.ppo.signals import StopSignals
+from equipoise.ppo.update import Experience, PPOConfig, mini_batches, update
+from equipoise.ppo.warm_start import WarmStartConfig, collect, supervise
+from equipoise.protocol import reward as protocol
+from equipoise.protocol.lexicon import HOLDOUT, OCCUPATIONS
+from equipoise.protocol.prompts import get_prompt
+from equipoise.protocol.reward import Reward, RewardWeights
+
+RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+"""(sentences, occupations) → one number each."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything a run depends on; saved with it. Presets are values of this class."""
+
+    preset: str = "bundled-cpu"
+    prompt: str = "describe"
+    """`study`, `describe`, `raw`, or your own as NAME=INSTRUCTION with {occupation} in it."""
+    system: str = ""
+    """System message. Empty on purpose: some templates put one of their own that contains a term the reward pays for."""
+    steps: int = 2000
+    """PPO steps, each of batch-size completions."""
+    seed: int = 0
+    holdout: bool = False
+    """Train on 15 occupations and keep barista, electrician, mechanic, plumber and salesperson unseen."""
+    missing_eos_penalty: float = 0.0
+    """Taken off the training reward of a completion that was cut off at max-new-tokens. Not part of the protocol's reward."""
+    scoring: Literal["packed", "padded"] = "packed"
+    """`packed` shares the tokens that prompts have in common; `padded` is its plain twin, one row per completion."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    reward: RewardWeights = field(default_factory=RewardWeights)
+    diversity: DiversityConfig = field(default_factory=DiversityConfig)
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"steps {self.steps} must be at least 1; the guide trains for 2000")
+        if self.sampling.temperature == 0:
+            raise UserError("temperature 0 leaves nothing to learn from: train at 1.0, the protocol's temperature")
+        get_prompt(self.prompt)
+
+    @property
+    def occupations(self) -> tuple[str, ...]:
+        return tuple(o for o in OCCUPATIONS if not (self.holdout and o in HOLDOUT))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call to `train` ended."""
+
+    status: Literal["done", "stopped", "nonfinite"]
+    step: int
+    exit_code: int
+    """0 done; 128 + signal number when stopped by one, with everything saved; 3 after repeated non-finite values."""
+
+
+NONFINITE_EXIT = 3
+MAX_NONFINITE = 3  # steps in a row before a rollback, and again before giving up
+
+
+def occupation_at(position: int, occupations: Sequence[str], seed: int) -> str:
+    """The `position`-th occupation of an endless stream of shuffled rounds, so that a checkpoint need only hold a count."""
+    round_number, place = divmod(position, len(occupations))
+    order = list(occupations)
+    random.Random(f"{seed}/{round_number}").shuffle(order)
+    return order[place]
+
+
+@dataclass
+class State:
+    """What changes from step to step besides the weights and the optimizer; all of it is in every checkpoint."""
+
+    step: int
+    kl_coef: float
+    window: TermWindow
+    generator: torch.Generator
+    skipped: int = 0
+    bad_in_a_row: int = 0
+    rollbacks: int = 0
+
+
+def train(config: TrainConfig, reward_fn: RewardFunction | None = None, *, overwrite: bool = False) -> Outcome:
+    """Train, or continue the run in `config.run`, to `config.steps`; then write the final model.
+
+    `reward_fn` replaces the protocol's reward as what is maximised. Raises UserError for what the user can mend.
+    """
+    with Run.open(config, overwrite=overwrite) as run, StopSignals() as stop:
+        if run.complete:
+            run.log.say(
+                f"this run is complete ({config.steps} steps): raise --steps to go on, or --overwrite to start anew"
+            )
+            return Outcome("done", config.steps, 0)
+        torch.manual_seed(config.seed)  # adapters start at random
+        prompt = get_prompt(config.prompt)
+        policy = load_policy(config.policy, prompt)
+        prompts = {o: prompt_ids(policy.tokenizer, prompt, o, config.system) for o in config.occupations}
+        generator = torch.Generator().manual_seed(config.seed)
+        state = State(0, config.ppo.kl_coef, TermWindow(config.diversity), generator)
+        optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=config.ppo.adam_eps)
+        if run.resumed is not None:
+            run.restore(run.resumed, optimizer, state)
+        elif config.warm_start.warm_start != "off":
+            examples = collect(policy, config.warm_start, prompts, config.sampling, generator, config.ppo.batch_size)
+            supervise(
+                policy, examples, config.warm_start, generator, packed=config.scoring == "packed", say=run.log.say
+            )
+            optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=config.ppo.adam_eps)
+
+        while state.step < config.steps and stop.received is None:
+            problem = ppo_step(config, policy, optimizer, state, prompts, run, reward_fn)
+            if problem is not None and not _recover(run, optimizer, state, problem):
+                return Outcome("nonfinite", state.step, NONFINITE_EXIT)
+            run.save_if_due(optimizer, state)
+
+        run.save(optimizer, state)
+        if stop.received is not None:
+            run.log.event(state.step, "signal", name=stop.received.name)
+            run.log.say(f"stopped by {stop.received.name} after step {state.step}; saved. The same command continues.")
+            return Outcome("stopped", state.step, stop.exit_code)
+        run.finish(
+            policy, f"PPO, {state.step} steps of {config.ppo.batch_size} sentences, KL coefficient {state.kl_coef:.3g}"
+        )
+        return Outcome("done", state.step, 0)
+
+
+def ppo_step(
+    config: TrainConfig,
+    policy: Policy,
+    optimizer: MasterAdam,
+    state: State,
+    prompts: dict[str, list[int]],
+    run: Run,
+    reward_fn: RewardFunction | None,
+) -> str | None:
+    """One step. Returns None, or what was not finite; weights are then as before the value showed."""
+    ppo, packed = config.ppo, config.scoring == "packed"
+    clock = Clock(policy.device)
+    first = state.step * ppo.batch_size
+    occupations = [occupation_at(first + i, config.occupations, config.seed) for i in range(ppo.batch_size)]
+    batches = mini_batches(ppo, state.generator)
+    step, rollout, problem = state.step, None, None
+    state.step += 1
+
+    with clock("sample"):
+        try:
+            rollout = sample(policy, [prompts[o] for o in occupations], config.sampling, state.generator)
+        except NonFiniteLogits as error:
+            problem = str(error)
+    if rollout is None:
+        return run.dump(state, problem or "", None, {})
+    rollout = Rollout(rollout.prompts, rollout.tokens_BT.cpu(), rollout.lengths_B.cpu(), rollout.finished_B.cpu())
+
+    with clock("reward"):
+        sentences = sentences_of(policy.tokenizer, rollout, occupations)
+        rewards = [protocol.score(s, config.reward) for s in sentences]
+        paid_B, bonus_B = _training_rewards(config, rewards, rollout, state.window, reward_fn, occupations)
+    if not bool(paid_B.isfinite().all()):
+        return run.dump(state, "the reward is not finite", rollout, {"rewards": paid_B})
+
+    with clock("score"), torch.no_grad():
+        # Scored in the very groups of the first epoch's updates: there the ratio is then exactly 1, not nearly.
+        old, ref_logp_BT = _score_batch(policy, rollout, batches[: len(rollout) // ppo.mini_batch_size], config, packed)
+    mask_BT = rollout.mask_BT
+    kl_BT = torch.where(mask_BT, maths.kl_k1(old["logprobs"], ref_logp_BT), 0.0)
+    if not bool(kl_BT.isfinite().all() and old["values"].isfinite().all()):
+        return run.dump(state, "log-probabilities or values are not finite", rollout, {**old, "reference": ref_logp_BT})
+    token_rewards_BT = maths.token_rewards(paid_B, kl_BT, mask_BT, state.kl_coef)
+    raw = maths.gae(token_rewards_BT, old["values"], mask_BT, ppo.gamma, ppo.gae_lambda)
+    whitened_BT = maths.whiten(raw.advantages, mask_BT)
+
+    with clock("update"):
+        learning_rate = ppo.learning_rate * min(1.0, (step + 1) / max(1, ppo.warmup_steps))
+        optimizer.set_learning_rates(learning_rate, ppo.value_learning_rate)
+        experience = Experience(rollout, old["logprobs"], old["values"], raw.returns, whitened_BT)
+        stats = update(policy, optimizer, experience, batches, ppo, config.sampling.temperature, packed=packed)
+    if stats.nonfinite is not None:
+        problem = run.dump(state, stats.nonfinite, rollout, {**old, "advantages": whitened_BT})
+    else:
+        state.bad_in_a_row = 0
+
+    kl_B = kl_BT.sum(1)
+    metrics = step_metrics(
+        rewards=rewards, paid_B=paid_B, bonus_B=bonus_B, rollout=rollout, kl_B=kl_B,
+        kl_k3_B=torch.where(mask_BT, maths.kl_k3(old["logprobs"], ref_logp_BT), 0.0).sum(1),
+        entropy_BT=old["entropies"], values_BT=old["values"], returns_BT=raw.returns, advantages_BT=raw.advantages,
+        kl_coef=state.kl_coef, learning_rate=learning_rate, update=stats, skipped=state.skipped,
+        missing_eos_penalty=config.missing_eos_penalty,
+    )  # fmt: skip
+    state.window.add(rewards)
+    state.kl_coef = maths.adapt_kl_coef(
+        state.kl_coef, float(kl_B.mean()), ppo.ref_kl_target, ppo.batch_size, ppo.kl_horizon
+    )
+    timings = clock.timings(tokens=int(rollout.lengths_B.sum())) | {"time/save": run.take_save_seconds()}
+    run.log.step(state.step, metrics, timings)
+    if state.step % config.run.sample_every == 0 or state.step == 1:
+        run.log.samples(state.step, rewards)
+    return problem
+
+
+def _training_rewards(
+    config: TrainConfig,
+    rewards: Sequence[Reward],
+    rollout: Rollout,
+    window: TermWindow,
+    reward_fn: RewardFunction | None,
+    occupations: Sequence[str],
+) -> tuple[Tensor, Tensor]:
+    """(B,) what PPO maximises before the KL penalty, and (B,) the diversity bonus in it."""
+    bonus_B = torch.tensor(window.bonuses(rewards))
+    if reward_fn is None:
+        base_B = torch.tensor([r.reward for r in rewards])
+    else:
+        base_B = torch.tensor([float(x) for x in reward_fn([r.text for r in rewards], occupations)])
+        if len(base_B) != len(rewards):
+            raise UserError(f"the reward function returned {len(base_B)} numbers for {len(rewards)} sentences")
+    return base_B + bonus_B - config.missing_eos_penalty * ~rollout.finished_B, bonus_B
+
+
+def _score_batch(
+    policy: Policy, rollout: Rollout, groups: Sequence[Tensor], config: TrainConfig, packed: bool
+) -> tuple[dict[str, Tensor], Tensor]:
+    """(B, T) logprobs, entropies and values under the policy, and logprobs under the reference."""
+    mask_BT = rollout.mask_BT
+    out = {name: torch.zeros(mask_BT.shape) for name in ("logprobs", "entropies", "values", "reference")}
+    for group in (micro for rows in groups for micro in rows.split(config.ppo.micro_batch_size)):
+        part, temperature = rollout.select(group), config.sampling.temperature
+        scores = score(policy, part, temperature, packed=packed)
+        reference = score(policy, part, temperature, packed=packed, reference=True, entropy=False)
+        for name, flat in (*scores._asdict().items(), ("reference", reference.logprobs)):
+            rows_BT = torch.zeros(part.mask_BT.shape)
+            rows_BT[part.mask_BT] = flat.cpu()
+            out[name][group] = rows_BT
+    return out, out.pop("reference")
+
+
+def _recover(run: Run, optimizer: MasterAdam, state: State, problem: str) -> bool:
+    """After a non-finite step: go on, roll back to the last checkpoint once, then give up (False)."""
+    state.skipped += 1
+    state.bad_in_a_row += 1
+    if state.bad_in_a_row < MAX_NONFINITE:
+        return True
+    checkpoint = run.newest()
+    if checkpoint is not None and state.rollbacks == 0:
+        skipped = state.skipped
+        run.restore(checkpoint, optimizer, state)
+        state.skipped, state.rollbacks, state.bad_in_a_row = skipped, 1, 0
+        # The same random numbers would lead to the same place.
+        state.generator.manual_seed(int(torch.randint(2**62, (1,), generator=state.generator)))
+        run.log.rewind(state.step)
+        run.log.event(state.step, "rollback", to=checkpoint.path.name, because=problem)
+        return True
+    where = (
+        f"the last checkpoint, {checkpoint.path.name}, is intact" if checkpoint else "no checkpoint had been written"
+    )
+    run.log.event(state.step, "gave_up", because=problem)
+    run.log.say(
+        f"stopped: {MAX_NONFINITE} steps in a row were not finite ({problem}); {where}. The batches are in "
+        f"{run.config.run.checkpoint_dir}/nonfinite. Try --dtype float32, or a smaller --learning-rate in a new run."
+    )
+    return False
+
+
+class Clock:
+    """Seconds per phase of one step. On a GPU it waits for the device, so that each phase pays for its own work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self.started = self._now()
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = self._now()
+        yield
+        self.seconds[phase] = self._now() - start
+
+    def timings(self, tokens: int) -> dict[str, float]:
+        whole = self._now() - self.started
+        out = {"time/step": whole, **{f"time/{phase}": s for phase, s in self.seconds.items()}}
+        on_gpu = self.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(self.device) if on_gpu else _peak_resident_bytes()
+        return out | {"speed/tokens_per_second": tokens / whole, "memory/peak_gb": peak / 1e9}
+
+
+def _peak_resident_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB

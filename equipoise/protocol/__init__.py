@@ -1,0 +1,1 @@
+"""What is computed: terms, occupations, the matcher, prompts, sentences, the reward. Needs no torch."""

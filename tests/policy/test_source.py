@@ -1,0 +1,413 @@
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from equipoise.errors import UserError
+from equipoise.policy.hub import explain, hub_access
+from equipoise.policy.source import LLAMA_8B, load_config, load_model, load_tokenizer, resolve
+from tests.policy.tiny import tiny_folder, tiny_model
+
+CPU = {"dtype": torch.float32, "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny_folder(tmp_path / "model")
+
+
+# --- names
+
+
+@pytest.mark.parametrize("name", ["bundled", "Bundled", "SmolLM2-135M-Instruct", " bundled "])
+def test_bundled_has_two_names(name: str) -> None:
+    assert resolve(name).kind == "bundled"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Llama-3.1-7B-Instruct",
+        "LLaMA-3-7B-Instruct",
+        "llama-3-7b-instruct",
+        "meta-llama/Llama-3.1-7B-Instruct",
+        "meta-llama/LLaMA-3-7B-Instruct",
+        "Meta-Llama/Meta-Llama-3-7B-Instruct",
+    ],
+)
+def test_the_guides_7b_names_mean_the_8b_and_say_so(name: str) -> None:
+    source = resolve(name)
+    assert (source.kind, source.path_or_id) == ("hub", "meta-llama/Llama-3.1-8B-Instruct")
+    (notice,) = source.notices
+    assert "no 7B Llama 3" in notice and "\n" not in notice
+
+
+@pytest.mark.parametrize("name", [LLAMA_8B, "meta-llama/Llama-2-7b-hf", "HuggingFaceTB/SmolLM2-135M-Instruct"])
+def test_hub_ids_stay_as_they_are_without_a_notice(name: str) -> None:
+    source = resolve(name)
+    assert (source.kind, source.path_or_id, source.notices) == ("hub", name, ())
+
+
+@pytest.mark.parametrize(
+    "name", ["", "bundeld", "gpt2", "./absent", "/absent/model", "~/absent", "a/b/c", "a b/c", "..\\m"]
+)
+def test_a_name_that_is_nothing_known_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(name)
+    assert repr(name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_path_below_an_existing_folder_is_no_hub_id() -> None:
+    Path("runs").mkdir()
+    with pytest.raises(UserError, match="no model folder 'runs/final'"):
+        resolve("runs/final")
+
+
+def test_a_folder_wins_over_a_hub_id_of_the_same_name() -> None:
+    tiny_folder(Path("org/model"))
+    assert resolve("org/model").kind == "folder"
+
+
+# --- folders
+
+
+def test_a_folder_loads_in_the_dtype_asked_for(folder: Path) -> None:
+    model = load_model(resolve(str(folder)), dtype=torch.bfloat16, device="cpu", attn_implementation="eager")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert not model.training and model.config._attn_implementation == "eager"
+    assert load_config(resolve(str(folder))).hidden_size == 32
+    # Three special tokens, then the printable characters from "!" on.
+    assert load_tokenizer(resolve(str(folder)))("aa")["input_ids"] == [3 + ord("a") - ord("!")] * 2
+
+
+def remove_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def break_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def remove_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def leave_pickles_only(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def cut_weights_short(folder: Path) -> None:
+    os.truncate(folder / "model.safetensors", 20_000)
+
+
+def empty_weights(folder: Path) -> None:
+    os.truncate(folder / "model.safetensors", 0)
+
+
+def lose_a_shard(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove_config, "config.json"),
+        (break_config, "config.json"),
+        (remove_weights, "no model.safetensors"),
+        (leave_pickles_only, "pickles"),
+        (cut_weights_short, "damaged or cut short"),
+        (empty_weights, "damaged or cut short"),
+        (lose_a_shard, "lacks model-00002-of-00002.safetensors"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_damaged_folder_is_refused_before_anything_is_loaded(folder: Path, damage, message: str) -> None:
+    damage(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        resolve(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def change_tensors(folder: Path, change) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_weights_that_lack_a_tensor_are_refused_instead_of_filled_with_noise(folder: Path) -> None:
+    change_tensors(folder, lambda weights: weights.pop("model.norm.weight"))
+    with pytest.raises(UserError, match=r"lack 1 of the model's tensors \(model.norm.weight"):
+        load_model(resolve(str(folder)), **CPU)
+
+
+def test_weights_of_another_shape_are_refused(folder: Path) -> None:
+    change_tensors(folder, lambda weights: weights.update({"model.norm.weight": torch.ones(31)}))
+    with pytest.raises(UserError, match="do not fit its configuration"):
+        load_model(resolve(str(folder)), **CPU)
+
+
+def test_a_model_with_code_of_its_own_is_refused_and_the_code_not_run(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+    with pytest.raises(UserError, match="code of its own"):
+        load_model(resolve(str(folder)), **CPU)
+    assert not (folder / "ran").exists()
+
+
+def test_an_unknown_kind_of_model_and_a_missing_tokenizer_are_refused(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        load_tokenizer(resolve(str(folder)))
+    (folder / "config.json").write_text('{"model_type": "no-such-kind"}')
+    with pytest.raises(UserError, match="transformers does not know"):
+        load_model(resolve(str(folder)), **CPU)
+
+
+# --- adapters
+
+
+@pytest.fixture
+def adapter(folder: Path, tmp_path: Path) -> Path:
+    model = get_peft_model(tiny_model(), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.peft_config["default"].base_model_name_or_path = str(folder)
+    model.save_pretrained(tmp_path / "adapter")
+    torch.save(model(torch.arange(3, 20)[None]).logits.detach(), tmp_path / "logits.pt")
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_folder_loads_merged_into_its_base(adapter: Path) -> None:
+    source = resolve(str(adapter))
+    assert source.kind == "adapter"
+    model = load_model(source, **CPU)
+    expected = torch.load(adapter.parent / "logits.pt", weights_only=True)
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    torch.testing.assert_close(model(torch.arange(3, 20)[None]).logits, expected, rtol=0, atol=1e-5)
+    assert load_tokenizer(source).eos_token == "<|im_end|>"  # the base's, as the adapter has none
+
+
+def test_an_adapters_base_must_be_named_and_be_no_adapter_itself(adapter: Path) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for base, message in ((None, "names no base model"), ("absent", "no model 'absent'"), (str(adapter), "another")):
+        if base == str(adapter):  # an adapter whose base is an adapter whose base is a folder
+            shutil.copytree(adapter, adapter.parent / "second")
+            (adapter / "adapter_config.json").write_text(
+                json.dumps(config | {"base_model_name_or_path": str(adapter.parent / "model")})
+            )
+            name = adapter.parent / "second"
+        else:
+            name = adapter
+        (name / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
+        with pytest.raises(UserError, match=message):
+            resolve(str(name))
+
+
+def test_an_adapter_may_name_the_bundled_model_as_its_base(adapter: Path) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "bundled"}))
+    assert resolve(str(adapter)).kind == "adapter"
+
+
+# --- the Hub, played by a server on this machine
+
+TOKEN = "hf_verysecrettoken"
+ANSWERS = {
+    "needs-login": (401, {"X-Error-Code": "GatedRepo", "X-Error-Message": f"Access is restricted, {TOKEN}"}),
+    "not-granted": (403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "You are not in the authorized list."}),
+    "fine-grained": (403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Enable it in your fine-grained token"}),
+    "absent": (404, {"X-Error-Code": "RepoNotFound"}),
+    "bad-token": (401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
+    "forbidden": (403, {"X-Error-Message": "no"}),
+    "busy": (429, {}),
+    "broken": (500, {}),
+    "no-config": (404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": "0" * 40}),
+}
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    def answer(self) -> None:
+        name = self.path.partition("/org/")[2].partition("/")[0]
+        if name == "silent":
+            time.sleep(3)
+        if name in ("silent", "hangs-up"):
+            self.close_connection = True
+            return
+        status, headers = ANSWERS[name]
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD = do_POST = answer
+
+    def log_message(self, *_: object) -> None: ...
+
+
+CHILD = """
+import json, sys, time, torch, traceback
+from huggingface_hub import constants
+from equipoise.errors import UserError
+from equipoise.policy.hub import hub_access
+from equipoise.policy.source import load_model, load_tokenizer, resolve
+
+time.sleep = lambda seconds: None  # between the retries of huggingface_hub
+
+def said(load, name, **options):
+    try:
+        load(resolve("org/" + name), **options)
+    except UserError as error:
+        traceback.print_exc()
+        return str(error)
+
+lines = {}
+for name in json.loads(sys.argv[1]):
+    if name == "offline":
+        constants.HF_HUB_OFFLINE = True
+    access = hub_access("org/" + name, timeout=1.0)
+    lines[name] = {"available": access.available, "check": access.reason}
+    if name != "silent":  # huggingface_hub would wait for it dozens of times
+        lines[name]["tokenizer"] = said(load_tokenizer, name)
+    lines[name]["model"] = said(load_model, name, dtype=torch.float32, device="cpu")
+print(json.dumps(lines))
+"""
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict]]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path_factory.mktemp("hub")),
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_ETAG_TIMEOUT": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+        "HF_HUB_OFFLINE": "0",
+        "no_proxy": "*",
+    }
+    names = json.dumps([*ANSWERS, "silent", "hangs-up", "offline"])
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, names],
+        env=environment,
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    server.shutdown()
+    assert child.returncode == 0, child.stderr
+    assert TOKEN not in child.stdout + child.stderr
+    yield json.loads(child.stdout)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("needs-login", ["gated", "hf auth login", "https://huggingface.co/org/needs-login"]),
+        ("not-granted", ["gated", "request access at https://huggingface.co/org/not-granted"]),
+        ("fine-grained", ["token", "allow gated repositories"]),
+        ("absent", ["no model 'org/absent'", "check the spelling"]),
+        ("bad-token", ["rejects the access token", "HF_TOKEN"]),
+        ("forbidden", ["may not read org/forbidden", "permission"]),
+        ("busy", ["wait", "429"]),
+        ("broken", ["500", "try again later"]),
+        ("silent", ["cannot be reached", "connect"]),
+        ("hangs-up", ["cannot be reached", "connect"]),
+        ("offline", ["HF_HUB_OFFLINE", "unset it"]),
+    ],
+)
+def test_each_refusal_of_the_hub_becomes_one_line_with_its_remedy(hub, name: str, words: list[str]) -> None:
+    lines = {what: line for what, line in hub[name].items() if what != "available"}
+    for what, line in lines.items():
+        assert line is not None and "\n" not in line and len(line) < 220
+        assert all(word in line for word in words), (what, line)
+    assert not hub[name]["available"] and len(lines) == (2 if name == "silent" else 3)
+
+
+def test_a_repository_without_a_model_is_refused(hub) -> None:
+    for what in ("model", "check"):
+        assert "lacks config.json or safetensors weights" in hub["no-config"][what]
+    assert "no tokenizer.json" in hub["no-config"]["tokenizer"]
+
+
+def test_a_full_disk_is_found_behind_the_errors_wrapped_around_it() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    wrapped = OSError("There was a problem when downloading")
+    wrapped.__cause__ = RuntimeError("in between")
+    wrapped.__cause__.__context__ = full
+    assert "disk is full" in (explain("org/model", wrapped) or "")
+
+
+def test_a_token_with_a_line_break_is_reported_without_quoting_it() -> None:
+    error = OSError(f"Illegal header value b'Bearer {TOKEN}\\n'")
+    line = explain("org/model", error) or ""
+    assert "access token" in line and TOKEN not in line
+
+
+def test_an_error_that_is_no_refusal_is_left_alone() -> None:
+    assert explain("org/model", ValueError("a bug")) is None
+    assert "cannot be reached" in (explain("org/model", LocalEntryNotFoundError("nothing cached")) or "")
+
+
+# --- the quick check
+
+
+def cached(hub_cache: Path, name: str, files: dict[str, str]) -> None:
+    snapshot = hub_cache / f"models--org--{name}" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (hub_cache / f"models--org--{name}" / "refs").mkdir()
+    (hub_cache / f"models--org--{name}" / "refs" / "main").write_text("abc")
+    for file, text in files.items():
+        (snapshot / file).write_text(text)
+
+
+def test_a_model_counts_as_cached_only_with_all_its_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    index = json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}})
+    cached(tmp_path, "single", {"config.json": "{}", "model.safetensors": ""})
+    cached(tmp_path, "whole", {"config.json": "{}", "model.safetensors.index.json": index, "1.safetensors": ""})
+    cached(tmp_path, "half", {"config.json": "{}", "model.safetensors.index.json": index, "1.safetensors": ""})
+    (tmp_path / "models--org--whole/snapshots/abc/2.safetensors").touch()
+    cached(tmp_path, "broken", {"config.json": "{}", "model.safetensors.index.json": "{"})
+    for name, expected in (("single", True), ("whole", True), ("half", False), ("broken", False), ("none", False)):
+        access = hub_access(f"org/{name}")
+        assert (access.cached, access.available) == (expected, expected), name
+
+
+def test_the_check_never_raises_and_keeps_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("equipoise.policy.hub.get_hf_file_metadata", lambda *_, **__: time.sleep(5))
+    begin = time.monotonic()
+    assert not hub_access("org/model", timeout=0.2).available
+    assert time.monotonic() - begin < 2
+    assert not hub_access("no valid id", timeout=0.2).available

@@ -1,0 +1,129 @@
+"""How `equipoise` finds a command, and what becomes of the ways in which one can end."""
+
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+
+from equipoise import __version__, cli
+from equipoise.errors import UserError
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Installs a command named "probe" that records its arguments and does what it is told to."""
+
+    def install(act=lambda argv: 0):
+        calls = []
+        module = types.ModuleType("probe_command")
+        module.main = lambda argv: calls.append(argv) or act(argv)
+        monkeypatch.setitem(sys.modules, "probe_command", module)
+        monkeypatch.setitem(cli.COMMANDS, "probe", ("probe_command", "a command for tests"))
+        return calls
+
+    return install
+
+
+def raising(error):
+    def act(argv):
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_help_lists_every_command(argv, capsys):
+    assert cli.main(argv) == 0
+    out = capsys.readouterr().out
+    assert all(name in out and line in out for name, (_, line) in cli.COMMANDS.items())
+    assert {"score", "train", "generate", "doctor"} <= set(cli.COMMANDS)
+
+
+def test_version_is_the_packages(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"equipoise {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("trian", "did you mean train?"),
+        ("Score", "did you mean score?"),
+        ("--hlep", "no option '--hlep'; did you mean --help?"),
+        ("xyzzy", "the commands are train, generate, score, doctor"),
+        ("", "the commands are"),
+    ],
+)
+def test_an_unknown_command_is_one_line_with_the_nearest_name(name, says, capsys):
+    assert cli.main([name]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("equipoise: ") and says in err
+
+
+def test_a_command_gets_the_arguments_after_its_name_and_gives_the_exit_code(command):
+    calls = command(lambda argv: 7)
+    assert cli.main(["probe", "--a", "b", "--help"]) == 7
+    assert calls == [["--a", "b", "--help"]]
+
+
+def test_only_the_command_that_is_called_is_imported(command):
+    command()
+    code = (
+        "import sys; from equipoise.cli import main; main(['--help']); "
+        "sys.exit(any(name.startswith(('equipoise.p', 'equipoise.m')) for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False).returncode == 0
+
+
+def test_bad_input_becomes_one_line_and_code_two(command, capsys):
+    command(raising(UserError("the folder 'x' is no model;\n  expected config.json\nin it")))
+    assert cli.main(["probe"]) == 2
+    assert capsys.readouterr() == ("", "equipoise: the folder 'x' is no model; expected config.json in it\n")
+
+
+def test_an_interrupt_is_code_130(command, capsys):
+    command(raising(KeyboardInterrupt()))
+    assert cli.main(["probe"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_parsers_exit_is_returned(command):
+    command(raising(SystemExit(0)))
+    assert cli.main(["probe"]) == 0
+
+
+def test_a_defect_keeps_its_traceback(command):
+    command(raising(ValueError("a bug")))
+    with pytest.raises(ValueError, match="a bug"):
+        cli.main(["probe"])
+
+
+def test_a_script_runs_its_main_under_the_same_rules(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_rlhf.py", "--steps", "3"])
+    seen = []
+    assert cli.run_command(lambda argv: seen.append(argv) or 3) == 3
+    assert seen == [["--steps", "3"]]
+    assert cli.run_command(raising(UserError("no such model")), []) == 2
+    assert capsys.readouterr().err == "equipoise: no such model\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["score", "bold"]])
+def test_output_into_a_closed_pipe_ends_quietly(arguments, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "equipoise", *arguments],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        timeout=60,
+        check=False,
+    )
+    os.close(writer)
+    assert done.stderr == b""
+    # Unbuffered, argparse itself drops the error that writing its help meets.
+    assert done.returncode in ([0, 141] if arguments[-1] == "--help" else [141])
