@@ -11,8 +11,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from equipoise.errors import UserError
+from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
 from equipoise.policy.prompt import Tokenizer, stop_ids
-from equipoise.policy.source import Source, load_model, load_tokenizer, resolve
+from equipoise.policy.source import Source, load_config, load_model, load_tokenizer, resolve
 from equipoise.protocol.prompts import Prompt
 
 
@@ -148,11 +149,20 @@ def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     source = resolve(config.model)
-    model = load_model(source, dtype=dtype, device=device, quantization_config=_eight_bit(config, device))
+    plain = load_config(source).model_type in PLAIN_ATTENTION
+    attention = TRIE_ATTENTION if device.type == "cpu" and plain else None
+    model = load_model(
+        source,
+        dtype=dtype,
+        device=device,
+        quantization_config=_eight_bit(config, device),
+        attn_implementation=attention,
+    )
     tokenizer = load_tokenizer(source)
     reference = None
     if config.tuning == "full":
-        reference = load_model(source, dtype=dtype, device=device).eval().requires_grad_(False)
+        reference = load_model(source, dtype=dtype, device=device, attn_implementation=attention)
+        reference.eval().requires_grad_(False)
     else:
         lora = LoraConfig(
             r=config.lora_rank,
@@ -199,7 +209,7 @@ def _eight_bit(config: PolicyConfig, device: torch.device) -> Any | None:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
-        raise UserError("--use-8bit needs the bitsandbytes package: pip install bitsandbytes") from None
+        raise UserError("--use-8bit needs bitsandbytes; run: python -m pip install bitsandbytes==0.50.2") from None
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(load_in_8bit=True)

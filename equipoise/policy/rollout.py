@@ -40,5 +40,8 @@ class Rollout:
         prompts = [self.prompts[i] for i in rows.tolist()]
         return Rollout(prompts, self.tokens_BT[rows], self.lengths_B[rows], self.finished_B[rows])
 
+    def cpu(self) -> "Rollout":
+        return Rollout(self.prompts, self.tokens_BT.cpu(), self.lengths_B.cpu(), self.finished_B.cpu())
+
     def __len__(self) -> int:
         return len(self.prompts)

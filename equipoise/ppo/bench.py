@@ -1,0 +1,117 @@
+"""`equipoise bench`: where the time of a PPO step goes, for any model or for a named shape with random weights."""
+
+import dataclasses
+import json
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from equipoise import __version__, options
+from equipoise.policy.load import Policy, load_policy
+from equipoise.policy.prompt import prompt_ids
+from equipoise.ppo.diversity import TermWindow
+from equipoise.ppo.doctor import quiet
+from equipoise.ppo.optimizer import MasterAdam
+from equipoise.ppo.presets import preset
+from equipoise.ppo.train import State, TrainConfig, ppo_step
+from equipoise.protocol.prompts import get_prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    bench_steps: int = 5
+    """Steps that are timed."""
+    bench_warmup: int = 2
+    """Steps before them: compilation, graph capture, allocator."""
+    full_length: bool = False
+    """Let no row stop before max-new-tokens, so that every step does the same work."""
+    prompt_tokens: int = 0
+    """Pad every prompt in front to this many tokens; 0 leaves them as they are."""
+    train: TrainConfig = dataclasses.field(default_factory=lambda: preset("bundled-gpu"))
+
+
+def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
+    """Measured rate of a large square matrix product, 10¹² FLOP/s: the ceiling that a step is compared with."""
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = torch.randn(n, n, dtype=dtype, device=device), torch.randn(n, n, dtype=dtype, device=device)
+    for _ in range(3):
+        a @ b
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(10):
+        a @ b
+    _wait(device)
+    return 10 * 2 * n**3 / (time.perf_counter() - start) / 1e12
+
+
+def step_flop(config: TrainConfig, policy: Policy, prompts: dict[str, list[int]], tokens: float) -> float:
+    """FLOP a step needs when nothing is shared: 2 per weight and token forward; backward twice that, or as much again
+    where the weights themselves are frozen."""
+    weights = sum(p.numel() for n, p in policy.model.named_parameters() if "embed" not in n or "lm_head" in n)
+    prompt = sum(map(len, prompts.values())) / len(prompts)
+    rows, full = config.ppo.batch_size, config.policy.tuning == "full"
+    sampling = 2 * weights * (rows * tokens + len(prompts) * prompt)
+    scoring = 2 * 2 * weights * rows * (prompt + tokens)
+    training = (6 if full else 4) * weights * rows * (prompt + tokens) * config.ppo.ppo_epochs
+    return sampling + scoring + training
+
+
+def bench(config: BenchConfig) -> dict[str, Any]:
+    """Run the steps and return medians: seconds by phase, tokens, achieved TFLOP/s, peak memory."""
+    train = config.train
+    torch.manual_seed(train.seed)
+    prompt = get_prompt(train.prompt)
+    started = time.perf_counter()
+    policy = load_policy(train.policy, prompt)
+    loaded = time.perf_counter() - started
+    if config.full_length:
+        policy.stop_ids = (-1,)
+    prompts = {o: prompt_ids(policy.tokenizer, prompt, o, train.system) for o in train.occupations}
+    if config.prompt_tokens:
+        # In front, where all prompts share it, as a longer chat header would be.
+        prompts = {o: [p[0]] * (config.prompt_tokens - len(p)) + p for o, p in prompts.items()}
+    state = State(0, train.ppo.kl_coef, TermWindow(train.diversity), torch.Generator().manual_seed(train.seed))
+    optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=train.ppo.adam_eps)
+    seen: list[dict[str, float]] = []
+    for number in range(config.bench_warmup + config.bench_steps):
+        step = ppo_step(train, policy, optimizer, state, prompts)
+        # Random weights have nothing to say of the reward: a failed step is a failed benchmark.
+        assert step.problem is None, step.problem
+        if number >= config.bench_warmup:
+            seen.append({**step.timings, "updates": step.metrics["ppo/updates"], "tokens": step.metrics["text/tokens"]})
+        print(f"step {number + 1}: {step.timings['time/step']:.3f} s", flush=True)
+    median = {key: statistics.median(s[key] for s in seen) for key in seen[0]}
+    flop = step_flop(train, policy, prompts, median["tokens"])
+    return {
+        "equipoise": __version__,
+        "model": train.policy.model,
+        "device": torch.cuda.get_device_name() if policy.device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "load_s": round(loaded, 2),
+        "step_s": median["time/step"],
+        "steps_s": [round(s["time/step"], 4) for s in seen],
+        **{f"{phase}_s": median[f"time/{phase}"] for phase in ("sample", "reward", "score", "update")},
+        "rest_s": median["time/step"] - sum(median[f"time/{p}"] for p in ("sample", "reward", "score", "update")),
+        "updates": median["updates"],
+        "tokens_per_completion": median["tokens"],
+        "tflops": flop / median["time/step"] / 1e12,
+        "matmul_tflops": matmul_tflops(policy.device, policy.dtype),
+        "peak_gb": median["memory/peak_gb"],
+    }
+
+
+def main(argv: list[str]) -> int:
+    """Print a line a step and one line of JSON last."""
+    quiet()
+    config = options.parse(
+        BenchConfig, argv, BenchConfig(), prog="equipoise bench", description="Time PPO steps by phase."
+    )
+    print(json.dumps(bench(config)))
+    return 0
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
