@@ -93,6 +93,7 @@ class Policy:
         self.reference = reference
         self.stop_ids = stop_ids
         self.source = source
+        self.recompute = False
         self.device = next(model.parameters()).device
         self.dtype = _compute_dtype(model)
         # All zeros: the first values are 0, not noise that the first advantages would be measured against.
@@ -117,14 +118,21 @@ class Policy:
 
         The hidden states are what reaches the output embedding, caught by a hook: any model's forward stays as it is,
         with whatever it does to its logits afterwards.
+
+        Training mode lasts no longer than a pass that needs it: transformers recomputes activations only there, and
+        there drops the key-value cache with no more than a warning, so that the sampler would see one token at a time.
         """
         caught: list[Tensor] = []
         head = model.get_output_embeddings()  # type: ignore[operator]
         hook = head.register_forward_pre_hook(lambda _module, args: caught.append(args[0]))
+        if self.recompute and torch.is_grad_enabled():
+            model.train()
         try:
             logits = model(use_cache=False, **inputs).logits
         finally:
             hook.remove()
+            if self.recompute:
+                model.eval()
         return logits, caught[0]
 
     def value(self, hidden: Tensor) -> Tensor:
@@ -181,7 +189,8 @@ def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     stops = stop_ids(tokenizer, model.generation_config, prompt)
     policy = Policy(model, tokenizer, reference=reference, stop_ids=stops, source=source)
-    model.train(config.gradient_checkpointing)  # transformers recomputes in training mode only; dropout is off in both
+    policy.recompute = config.gradient_checkpointing
+    model.eval()
     return policy
 
 

@@ -35,7 +35,8 @@ def token_logprobs(logits_UV: Tensor, rows_N: Tensor, tokens_N: Tensor, temperat
 def entropies(logits_UV: Tensor, temperature: float) -> Tensor:
     """(U,) entropy in nats of each row's distribution. A token masked to −inf counts 0, not nan."""
     log_p_UV = torch.log_softmax(logits_UV.float() / temperature, dim=-1)
-    return -torch.where(log_p_UV > -torch.inf, log_p_UV.exp() * log_p_UV, 0.0).sum(-1)
+    log_p_UV = log_p_UV.clamp(min=torch.finfo(torch.float32).min)  # 0 · −inf is nan, in the gradient too
+    return -(log_p_UV.exp() * log_p_UV).sum(-1)
 
 
 def score(

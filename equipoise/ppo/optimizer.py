@@ -83,6 +83,6 @@ class MasterAdam:
         for key, value in moments.items():
             name, _, slot = key.rpartition(".")
             master = self.masters[name]
-            target = value.clone() if slot == "step" else value.to(master.device, copy=True)
-            self.adam.state[master][slot] = target
+            # The fused kernel reads the step count on the device as well.
+            self.adam.state[master][slot] = value.to(master.device, copy=True)
         self.publish()

