@@ -1,13 +1,20 @@
-"""A Llama of two layers and 32 hidden units with a byte-level tokenizer, as a model, as a folder and as a GGUF file."""
+"""Tiny random Llamas: one of two layers over bytes (model, folder, GGUF file), one of one layer over whole words."""
 
+import json
+from copy import deepcopy
 from pathlib import Path
 
 import gguf
 import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
+from tokenizers.models import BPE, WordLevel
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from equipoise.policy.load import Policy
+from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, OCCUPATIONS
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TOKENS = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), "th"]
@@ -104,3 +111,89 @@ def tiny_gguf(path: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+WORDS = (
+    "<unk>",
+    "</s>",
+    "The",
+    "was",
+    "and",
+    "a",
+    "in",
+    ".",
+    '"',
+    "=1+1",
+    "naïve",
+    "🙂",
+    *OCCUPATIONS,
+    *AGENTIC,
+    *COMMUNAL,
+)
+
+
+def words_folder(folder: Path, seed: int = 0, prompt: str | None = "raw") -> Path:
+    """A one-layer Llama over whole words. `prompt`, if any, is recorded as the one it was trained with."""
+    core = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>")
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        eos_token_id=1,
+        bos_token_id=None,
+        initializer_range=0.5,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if prompt is not None:
+        (folder / "run.json").write_text(json.dumps({"config": {"prompt": prompt, "system": ""}}))
+    return folder
+
+
+def bare_policy(
+    vocabulary: int = 5,
+    stops: tuple[int, ...] = (0,),
+    *,
+    lora: bool = False,
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Policy:
+    """A policy of so few tokens that every sequence can be enumerated. It has no tokenizer."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.4,
+        attn_implementation=attention,
+    )
+    model = LlamaForCausalLM(config).to(dtype).eval()
+    if not lora:
+        return Policy(model, None, reference=deepcopy(model).requires_grad_(False), stop_ids=stops)
+    adapters = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.3, task_type="CAUSAL_LM")
+    return Policy(get_peft_model(model, adapters, autocast_adapter_dtype=False), None, reference=None, stop_ids=stops)
+
+
+@torch.no_grad()
+def perturb(policy: Policy, scale: float = 0.3, seed: int = 0) -> Policy:
+    """Move everything that is trained at random, as training would with a purpose."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in policy.trained().values():
+        parameter.add_(scale * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
+    return policy
+
+
+@torch.no_grad()
+def next_logprobs(model: nn.Module, tokens: list[int], temperature: float = 1.0) -> list[float]:
+    """Log-probability of every token after `tokens`: one row, no cache, no padding, no packing. In double precision."""
+    logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].double()
+    return torch.log_softmax(logits / temperature, dim=-1).tolist()

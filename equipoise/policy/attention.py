@@ -1,8 +1,10 @@
-"""Attention over a packed trie without its M × M mask, through transformers' attention interface.
+"""Attention for a packed trie and for decoding over a static cache, through transformers' attention interface.
 
-Linear layers run on the M nodes, each once; attention runs row by row. A row of R gathers the nodes on its path, at most
-L of them, so R·L² scores replace M². Written out rather than left to `scaled_dot_product_attention`, whose backward pass
-on a CPU was measured at six times this one's. Without a trie (sampling, padded scoring) everything is as with `sdpa`.
+Packed: linear layers run on the M nodes, each once; attention runs row by row. A row of R gathers the nodes on its path,
+at most L of them, so R·L² scores replace M². Decoding: keys and values live in one buffer per layer, of fixed size and
+address, as CUDA graphs need. Written out rather than left to `scaled_dot_product_attention`: its backward pass on a CPU
+was measured at six times this one's, and with a mask it copies keys and values for every query head.
+Called without any of these (the plain sampler, padded scoring), it is `sdpa`.
 """
 
 from typing import Any
@@ -27,26 +29,53 @@ def trie_attention(
     scaling: float | None = None,
     paths_RL: Tensor | None = None,
     places_M: Tensor | None = None,
+    fill_BP: Tensor | None = None,
+    slot: Tensor | None = None,
+    hidden_BL: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query (1, heads, M, head size) → (1, M, heads, head size). `paths_RL` and `places_M` as in `trie.Trie`."""
+    """query (1, heads, M, head size) → (1, M, heads, head size) for a trie, `paths_RL` and `places_M` as in `trie.Trie`.
+
+    fill_BP: nodes whose keys and values each of B rows starts its cache (`module.kv_cache`) with. slot: (1,) place in the
+    cache for the one token of each row, query (B, heads, 1, head size) → (B, 1, heads, head size). hidden_BL: True
+    where a row's place in the cache holds nothing for it.
+    """
+    scale = scaling or query.shape[-1] ** -0.5
+    if slot is not None:
+        cache: Tensor = module.kv_cache
+        cache[0].index_copy_(2, slot, key)
+        cache[1].index_copy_(2, slot, value)
+        return _attend(query, cache[0], cache[1], hidden_BL[:, None, None], scale).transpose(1, 2), None
     if paths_RL is None or places_M is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if fill_BP is not None:
+        for place, x in ((0, key), (1, value)):
+            module.kv_cache[place, :, :, : fill_BP.shape[1]] = x[0][:, fill_BP].transpose(0, 1)
     rows, length = paths_RL.shape
-    groups = query.shape[1] // key.shape[1]  # query heads that share one key head
 
     def spread(x: Tensor) -> Tensor:
         per_node = x[0].transpose(0, 1)  # (M, heads, head size)
         return per_node.index_select(0, paths_RL.reshape(-1)).unflatten(0, (rows, length)).transpose(1, 2)
 
-    # Query heads of one group are stacked, so that keys and values need no copies. Beyond its end a row repeats node 0;
-    # causality keeps that from every real place before it.
-    queries = spread(query).unflatten(1, (-1, groups)).flatten(2, 3)  # (R, key heads, groups·L, head size)
-    scores = (queries @ spread(key).transpose(2, 3)).float() * (scaling or query.shape[-1] ** -0.5)
-    future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1).repeat(groups, 1)
-    weights = torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1).to(value.dtype)
-    out = (weights @ spread(value)).unflatten(2, (groups, length)).flatten(1, 2)  # (R, heads, L, head size)
+    # Beyond its end a row repeats node 0; causality keeps that from every real place before it.
+    future_LL = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
+    out = _attend(spread(query), spread(key), spread(value), future_LL, scale)
     return out.transpose(1, 2).flatten(0, 1).index_select(0, places_M)[None], None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, scale: float) -> Tensor:
+    """softmax over the key places that are not `hidden`: query (R, heads, Q, D), key and value (R, key heads, L, D).
+
+    The query heads that share a key head are stacked, so keys and values need no copies. Softmax is in float32.
+    """
+    rows, heads, queries, size = query.shape
+    groups = heads // key.shape[1]
+    stacked = query.reshape(rows, key.shape[1], groups * queries, size)
+    scores = (stacked @ key.transpose(2, 3)).float().unflatten(2, (groups, queries)) * scale
+    # `hidden` is (Q, L), or (R, 1, 1, L): in either case it lacks the axis of the groups.
+    scores = scores.masked_fill(hidden if hidden.dim() == 2 else hidden[:, :, None], -torch.inf)
+    weights = torch.softmax(scores, dim=-1).to(value.dtype).flatten(2, 3)
+    return (weights @ value).reshape(rows, heads, queries, size)
 
 
 AttentionInterface.register(TRIE_ATTENTION, trie_attention)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from equipoise.errors import UserError
 from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
+from equipoise.policy.graphs import Graphs
 from equipoise.policy.prompt import Tokenizer, stop_ids
 from equipoise.policy.source import Source, load_config, load_model, load_tokenizer, resolve
 from equipoise.protocol.prompts import Prompt
@@ -32,6 +33,8 @@ class PolicyConfig:
     """What the model computes in. `auto`: bfloat16 where the hardware has it. Trained weights and optimizer are always
     float32, and so are log-probabilities, values and losses."""
     device: str = "auto"
+    cuda_graphs: bool = True
+    """Record the model's passes as CUDA graphs and replay them. Off: the plain twin, slower, for comparison."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time for far less memory."""
 
@@ -84,6 +87,7 @@ class Policy:
         reference: Any | None,
         stop_ids: tuple[int, ...],
         source: Source | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         trains = any(parameter.requires_grad for parameter in model.parameters())
         has_reference = reference is not None or isinstance(model, PeftModel)
@@ -94,7 +98,9 @@ class Policy:
         self.stop_ids = stop_ids
         self.source = source
         self.recompute = False
+        self.decoders: dict[Any, Any] = {}  # `sample.sample_static` keeps its buffers here
         self.device = next(model.parameters()).device
+        self.graphs = Graphs(self.device, enabled=cuda_graphs)
         self.dtype = _compute_dtype(model)
         # All zeros: the first values are 0, not noise that the first advantages would be measured against.
         self.value_head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=self.device)
@@ -157,8 +163,7 @@ def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     source = resolve(config.model)
-    plain = load_config(source).model_type in PLAIN_ATTENTION
-    attention = TRIE_ATTENTION if device.type == "cpu" and plain else None
+    attention = _attention(source)
     model = load_model(
         source,
         dtype=dtype,
@@ -188,7 +193,9 @@ def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     stops = stop_ids(tokenizer, model.generation_config, prompt)
-    policy = Policy(model, tokenizer, reference=reference, stop_ids=stops, source=source)
+    # bitsandbytes looks for outliers on the host in every layer, which no graph can record.
+    graphs = config.cuda_graphs and not config.use_8bit
+    policy = Policy(model, tokenizer, reference=reference, stop_ids=stops, source=source, cuda_graphs=graphs)
     policy.recompute = config.gradient_checkpointing
     model.eval()
     return policy
@@ -203,11 +210,18 @@ def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
         dtype=pick_dtype(config.dtype, device),
         device=device,
         quantization_config=_eight_bit(config, device),
+        attn_implementation=_attention(source),
     )
     model.eval().requires_grad_(False)
     tokenizer = load_tokenizer(source)
     stops = stop_ids(tokenizer, model.generation_config, prompt)
-    return Policy(model, tokenizer, reference=None, stop_ids=stops, source=source)
+    graphs = config.cuda_graphs and not config.use_8bit
+    return Policy(model, tokenizer, reference=None, stop_ids=stops, source=source, cuda_graphs=graphs)
+
+
+def _attention(source: Source) -> str | None:
+    """Our own where the model's attention is plain; None leaves the model its own."""
+    return TRIE_ATTENTION if load_config(source).model_type in PLAIN_ATTENTION else None
 
 
 def _eight_bit(config: PolicyConfig, device: torch.device) -> Any | None:

@@ -13,6 +13,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from equipoise.errors import UserError
+from equipoise.policy.attention import TRIE_ATTENTION
+from equipoise.policy.decode import StaticDecoder
+from equipoise.policy.graphs import round_up
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 
@@ -28,8 +31,8 @@ class SamplingConfig:
     """A completion that has not stopped by then is cut off."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UserError(f"temperature {self.temperature} is negative: use 0 (greedy) or more, 1.0 by default")
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature {self.temperature} makes no distribution: use 0 (greedy) or more, 1.0 by default")
         if not 0 < self.top_p <= 1:
             raise UserError(
                 f"top-p {self.top_p} is not in (0, 1]: use 1 for the whole distribution, 0.95 for the study's"
@@ -47,28 +50,48 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, config: SamplingConfig) -> Tensor
     """(B,) token ids by inversion: the first whose cumulative probability exceeds the uniform number in [0, 1).
 
     Probabilities are computed in float32 and accumulated in float64, in which 100,000 terms lose nothing that a sample
-    could show. Non-finite logits give some valid id, never an out-of-range one; the caller tests the logits.
+    could show. The nucleus of top_p is every token at least as likely as the last one needed to reach it, ties included.
+    Non-finite logits give some valid id, never an out-of-range one; the caller tests the logits.
     """
     if config.temperature == 0:
         return logits_BV.argmax(-1)
     probs_BV = torch.softmax(logits_BV.float() / config.temperature, dim=-1)
-    if config.top_p == 1:
-        return _invert(probs_BV, uniform_B)
-    token_B = _from_nucleus(*probs_BV.topk(min(CANDIDATES, probs_BV.shape[-1]), dim=-1), uniform_B, config.top_p)
-    wide = torch.nonzero(token_B < 0).squeeze(-1)
+    if config.top_p < 1:
+        find = _threshold_by_bisection if probs_BV.is_cuda else _threshold_by_sorting
+        least_B = find(probs_BV, config.top_p)
+        probs_BV = torch.where(probs_BV >= least_B[:, None], probs_BV, 0.0)
+    return _invert(probs_BV, uniform_B)
+
+
+def _threshold_by_sorting(probs_BV: Tensor, top_p: float) -> Tensor:
+    """(B,) probability of the last token needed to reach top_p, likeliest first."""
+    top_BK = probs_BV.topk(min(CANDIDATES, probs_BV.shape[-1]), dim=-1).values
+    reached_BK = top_BK.double().cumsum(-1) >= top_p
+    first_B = reached_BK.int().argmax(-1)
+    least_B = top_BK.gather(-1, first_B[:, None]).squeeze(-1)
+    wide = torch.nonzero(~reached_BK[:, -1]).squeeze(-1)
     if len(wide):
-        token_B[wide] = _from_nucleus(*probs_BV[wide].sort(dim=-1, descending=True), uniform_B[wide], config.top_p)
-    return token_B
+        top_BK = probs_BV[wide].sort(dim=-1, descending=True).values
+        # A whole vocabulary may sum to a hair less than a top_p near 1: then all of it is the nucleus.
+        short_B = (top_BK.double().cumsum(-1) < top_p).sum(-1).clamp(max=top_BK.shape[-1] - 1)
+        least_B[wide] = top_BK.gather(-1, short_B[:, None]).squeeze(-1)
+    return least_B
 
 
-def _from_nucleus(top_BK: Tensor, ids_BK: Tensor, uniform_B: Tensor, top_p: float) -> Tensor:
-    """(B,) token ids from the likeliest tokens whose mass reaches top_p; −1 where the K given ones do not reach it."""
-    cumulative_BK = top_BK.double().cumsum(-1)
-    nucleus_BK = torch.where(cumulative_BK - top_BK < top_p, top_BK, 0.0)
-    token_B = ids_BK.gather(-1, _invert(nucleus_BK, uniform_B)[:, None]).squeeze(-1)
-    # A whole vocabulary may sum to a hair less than 1, and so than a top_p near it.
-    enough_B = cumulative_BK[:, -1] >= min(top_p, 1 - 1e-5)
-    return torch.where(enough_B, token_B, -1)
+def _threshold_by_bisection(probs_BV: Tensor, top_p: float) -> Tensor:
+    """The same without sorting or looking: the largest float32 t such that the tokens of probability ≥ t reach top_p.
+
+    Non-negative floats are ordered as their bits are, so 31 halvings of the bits find it exactly.
+    """
+    low_B = torch.zeros(len(probs_BV), dtype=torch.int32, device=probs_BV.device)
+    high_B = torch.full_like(low_B, 0x3F800001)  # just above 1.0
+    for _ in range(31):
+        middle_B = low_B + (high_B - low_B) // 2
+        least_B1 = middle_B.view(torch.float32)[:, None]
+        mass_B = torch.where(probs_BV >= least_B1, probs_BV, 0.0).sum(-1, dtype=torch.float64)
+        enough_B = mass_B >= top_p
+        low_B, high_B = torch.where(enough_B, middle_B, low_B), torch.where(enough_B, high_B, middle_B)
+    return low_B.view(torch.float32)
 
 
 def _invert(weights_BK: Tensor, uniform_B: Tensor) -> Tensor:
@@ -97,13 +120,16 @@ def sample(
     """One completion per prompt (repeat a prompt for several). `generator` is a CPU generator: the same seed draws the
     same numbers on every device. Instead of it, `uniform_BT` gives the numbers: (B, max_new_tokens) float64 in [0, 1).
 
-    Each distinct prompt is run once and its cache copied to its rows. Raises NonFiniteLogits.
+    Each distinct prompt is run once and its cache copied to its rows. Raises NonFiniteLogits. On a GPU `decode` does the
+    same from CUDA graphs; what follows here is the plain twin.
     """
     assert (generator is None) != (uniform_BT is None), "one source of random numbers"
     device, steps = policy.device, config.max_new_tokens
     if uniform_BT is None:
         uniform_BT = torch.rand(len(prompts), steps, generator=generator, dtype=torch.float64)
     uniform_BT = uniform_BT.to(device)
+    if policy.graphs.enabled and policy.model.config._attn_implementation == TRIE_ATTENTION:
+        return sample_static(policy, prompts, config, uniform_BT)
     distinct = sorted({tuple(p) for p in prompts})
     place = {p: i for i, p in enumerate(distinct)}
     prompt_of_B = torch.tensor([place[tuple(p)] for p in prompts], device=device)
@@ -153,3 +179,21 @@ def sample(
             use_cache=True,
         ).logits[:, -1]
     return Rollout([list(p) for p in prompts], tokens_BT, taken_B, finished_B)
+
+
+def sample_static(
+    policy: Policy, prompts: Sequence[Sequence[int]], config: SamplingConfig, uniform_BT: Tensor
+) -> Rollout:
+    """`sample` through a `StaticDecoder`, kept for the next call of the same size. Raises NonFiniteLogits."""
+    width = round_up(max(map(len, prompts)), 16)
+    rows = len(prompts) if len(prompts) <= 64 else round_up(len(prompts), 64)
+    key = (rows, width, config)
+    decoder = policy.decoders.get(key)
+    if decoder is None:
+        decoder = policy.decoders[key] = StaticDecoder(policy, rows, width, config)
+    spare = rows - len(prompts)
+    filled = [*prompts, *[prompts[0]] * spare]
+    rollout, finite = decoder(filled, torch.cat([uniform_BT, uniform_BT[:1].expand(spare, -1)]))
+    if not finite:
+        raise NonFiniteLogits("non-finite logits while sampling")
+    return rollout.select(torch.arange(len(prompts), device=policy.device))

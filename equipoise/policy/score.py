@@ -1,18 +1,23 @@
 """What the policy (or the reference) says of sampled completions: log-probabilities, entropies, values.
 
-Two ways to the same numbers: `padded` runs one row per completion, `packed` one row per batch as a token trie. Results
-are flat over the N real completion tokens, row by row (`Rollout.tokens_N` order), in float32.
+Two ways to the same numbers: `padded` runs one row per completion, `packed` one row per batch as a token trie, replayed
+from a CUDA graph where there is a GPU. Results are flat over the N real completion tokens, row by row
+(`Rollout.tokens_N` order), in float32.
 """
 
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from equipoise.policy import trie
 from equipoise.policy.attention import TRIE_ATTENTION
+from equipoise.policy.graphs import round_up
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
+
+BUCKET = 64  # nodes and tokens are padded to multiples of this on a GPU, so that few shapes are recorded
 
 
 class Scores(NamedTuple):
@@ -23,20 +28,52 @@ class Scores(NamedTuple):
     values: Tensor
 
 
-def token_logprobs(logits_UV: Tensor, rows_N: Tensor, tokens_N: Tensor, temperature: float) -> Tensor:
-    """(N,) log-probability of token n under row `rows_N[n]` of the logits, in float32.
+class Pack(NamedTuple):
+    """A rollout as one trie: see `trie.Trie`, then the N tokens that are predicted. All on one device.
+
+    On a GPU M, N and L are padded: spare nodes repeat place 0, spare tokens are predicted at node 0 and not real.
+    """
+
+    tokens_M: Tensor
+    depths_M: Tensor
+    ends_M: Tensor
+    places_M: Tensor
+    paths_RL: Tensor
+    predictors_N: Tensor
+    targets_N: Tensor
+    real_N: Tensor
+
+
+def pack(policy: Policy, rollout: Rollout) -> Pack:
+    """Lay a rollout out for `packed` scoring. On a GPU the copies are asynchronous."""
+    on_gpu = policy.graphs.enabled
+    width = round_up(max(map(len, rollout.prompts)) + rollout.tokens_BT.shape[1], 8) if on_gpu else 0
+    made = trie.build(rollout.prompts, rollout.completions(), width)
+    targets_N = rollout.tokens_N.cpu()
+    parts = [made.tokens_M, made.depths_M, made.ends_M, made.places_M, made.paths_RL, made.predictors_N, targets_N]
+    real_N = torch.ones(len(targets_N), dtype=torch.bool)
+    if on_gpu:
+        nodes, tokens = round_up(len(made.tokens_M), BUCKET), round_up(len(targets_N), BUCKET)
+        sizes = [nodes, nodes, nodes, nodes, width, tokens, tokens]
+        parts = [pad(x, (0, size - x.shape[-1])) for x, size in zip(parts, sizes, strict=True)]
+        real_N = pad(real_N, (0, tokens - len(real_N)))
+        parts, real_N = [x.pin_memory() for x in parts], real_N.pin_memory()
+    return Pack(*(x.to(policy.device, non_blocking=True) for x in (*parts, real_N)))
+
+
+def token_logprobs(logits_NV: Tensor, tokens_N: Tensor, temperature: float) -> Tensor:
+    """(N,) log-probability of token n under row n of the logits, in float32.
 
     Logits are divided by the temperature, as in the sampler: the policy being optimised *is* the tempered one.
     """
-    logits_UV = logits_UV.float() / temperature
-    return logits_UV[rows_N, tokens_N] - torch.logsumexp(logits_UV, dim=-1)[rows_N]
+    logits_NV = logits_NV.float() / temperature
+    return logits_NV.gather(-1, tokens_N[:, None]).squeeze(-1) - torch.logsumexp(logits_NV, dim=-1)
 
 
-def entropies(logits_UV: Tensor, temperature: float) -> Tensor:
-    """(U,) entropy in nats of each row's distribution. A token masked to −inf counts 0, not nan."""
-    log_p_UV = torch.log_softmax(logits_UV.float() / temperature, dim=-1)
-    log_p_UV = log_p_UV.clamp(min=torch.finfo(torch.float32).min)  # 0 · −inf is nan, in the gradient too
-    return -(log_p_UV.exp() * log_p_UV).sum(-1)
+def entropies(logits_NV: Tensor, temperature: float) -> Tensor:
+    """(N,) entropy in nats of each row's distribution. A token masked to −inf counts 0, not nan."""
+    log_p_NV = torch.log_softmax(logits_NV.float() / temperature, dim=-1)
+    return -torch.where(log_p_NV > -torch.inf, log_p_NV.exp() * log_p_NV, 0.0).sum(-1)
 
 
 def score(
@@ -46,36 +83,55 @@ def score(
 
     Gradients flow when grad mode is on. Raises nothing: a non-finite model gives non-finite scores, which the caller tests.
     """
-    run = _packed if packed else _padded
+    if packed and not torch.is_grad_enabled():
+        batch = pack(policy, rollout)
+        key = ("score", temperature, reference, entropy)
+        outputs = policy.graphs(
+            key, lambda *x: tuple(score_pack(policy, Pack(*x), temperature, reference, entropy)), *batch
+        )
+        n = int(rollout.lengths_B.sum())
+        return Scores(*(x[:n].clone() for x in outputs))
+    if packed:
+        return score_pack(policy, pack(policy, rollout), temperature, reference, entropy)
     with policy.as_reference(reference) as model:
-        logits_UV, hidden_UH, rows_N = run(policy, model, rollout)
-    tokens_N = rollout.tokens_N.to(logits_UV.device)
-    logprobs_N = token_logprobs(logits_UV, rows_N, tokens_N, temperature)
-    entropy_N = entropies(logits_UV, temperature)[rows_N] if entropy else torch.zeros_like(logprobs_N)
-    return Scores(logprobs_N, entropy_N, policy.value(hidden_UH)[rows_N])
+        logits_NV, hidden_NH = _padded(policy, model, rollout)
+    return _scores(policy, logits_NV, hidden_NH, rollout.tokens_N.to(policy.device), temperature, entropy)
 
 
-def _packed(policy: Policy, model: Any, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
-    packed = trie.build(rollout.prompts, rollout.completions()).to(policy.device)
-    # Samples of one prompt share the node that predicts their first token: its logits are computed once.
-    nodes_U, rows_N = torch.unique(packed.predictors_N, return_inverse=True)
+def score_pack(policy: Policy, batch: Pack, temperature: float, reference: bool, entropy: bool) -> Scores:
+    """The same for a pack, spare tokens included. A function of tensors alone, so it can be recorded."""
+    with policy.as_reference(reference) as model:
+        logits, hidden = policy.forward(
+            model,
+            input_ids=batch.tokens_M[None],
+            position_ids=batch.depths_M[None],
+            logits_to_keep=batch.predictors_N,
+            **_attention(policy, model, batch),
+        )
+    return _scores(policy, logits[0], hidden[0], batch.targets_N, temperature, entropy)
+
+
+def _scores(
+    policy: Policy, logits_NV: Tensor, hidden_NH: Tensor, tokens_N: Tensor, temperature: float, entropy: bool
+) -> Scores:
+    logprobs_N = token_logprobs(logits_NV, tokens_N, temperature)
+    entropy_N = entropies(logits_NV, temperature) if entropy else torch.zeros_like(logprobs_N)
+    return Scores(logprobs_N, entropy_N, policy.value(hidden_NH))
+
+
+def _attention(policy: Policy, model: Any, batch: Pack) -> dict[str, Any]:
     if model.config._attn_implementation == TRIE_ATTENTION:
-        attention = {"attention_mask": None, "paths_RL": packed.paths_RL, "places_M": packed.places_M}
-    else:
-        mask_MM = torch.zeros(len(packed.tokens_M), len(packed.tokens_M), dtype=policy.dtype, device=policy.device)
-        mask_MM.masked_fill_(~packed.attends(), torch.finfo(policy.dtype).min)
-        attention = {"attention_mask": mask_MM[None, None]}
-    logits, hidden = policy.forward(
-        model,
-        input_ids=packed.tokens_M[None],
-        position_ids=packed.depths_M[None],
-        logits_to_keep=nodes_U,
-        **attention,
-    )
-    return logits[0], hidden[0], rows_N
+        # Any mask of four dimensions keeps transformers from making one of its own.
+        unused = torch.zeros(1, 1, 1, 1, device=policy.device)
+        return {"attention_mask": unused, "paths_RL": batch.paths_RL, "places_M": batch.places_M}
+    size = len(batch.tokens_M)
+    # Spare nodes end at 0 and would attend to nothing: each sees itself, whence no softmax over nothing.
+    attends_MM = trie.attends(batch.ends_M) | torch.eye(size, dtype=torch.bool, device=policy.device)
+    mask_MM = torch.zeros(size, size, dtype=policy.dtype, device=policy.device)
+    return {"attention_mask": mask_MM.masked_fill(~attends_MM, torch.finfo(policy.dtype).min)[None, None]}
 
 
-def _padded(policy: Policy, model: torch.nn.Module, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+def _padded(policy: Policy, model: torch.nn.Module, rollout: Rollout) -> tuple[Tensor, Tensor]:
     rows = [list(p) + c for p, c in zip(rollout.prompts, rollout.completions(), strict=True)]
     width = max(map(len, rows))
     input_ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=policy.device)
@@ -89,4 +145,4 @@ def _padded(policy: Policy, model: torch.nn.Module, rollout: Rollout) -> tuple[T
     row_N, step_N = torch.nonzero(rollout.mask_BT.to(policy.device), as_tuple=True)
     prompt_lengths = torch.tensor([len(p) for p in rollout.prompts], device=policy.device)
     place_N = prompt_lengths[row_N] + step_N - 1
-    return logits[row_N, place_N], hidden[row_N, place_N], torch.arange(len(row_N), device=policy.device)
+    return logits[row_N, place_N], hidden[row_N, place_N]

@@ -30,17 +30,10 @@ class Trie:
     paths_RL: Tensor
     places_M: Tensor
 
-    def to(self, device: torch.device | str) -> "Trie":
-        return Trie(*(x.to(device, non_blocking=True) for x in vars(self).values()))
 
-    def attends(self) -> Tensor:
-        """(M, M) bool: row i may attend to column j."""
-        index = torch.arange(len(self.tokens_M), device=self.tokens_M.device)
-        return (index[None, :] <= index[:, None]) & (index[:, None] < self.ends_M[None, :])
-
-
-def build(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Trie:
+def build(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], width: int = 0) -> Trie:
     """The trie of prompt + completion, for any number of rows. The last completion token is predicted, never fed in.
+    L is the longest row's length, or `width` if that is more.
 
     Raises ValueError on an empty prompt (nothing would predict the first token) or an empty completion.
     """
@@ -54,7 +47,7 @@ def build(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
     previous: tuple[int, ...] = ()
     paths: list[list[int]] = [[] for _ in rows]
     places: list[int] = []
-    width = max(map(len, rows), default=0)
+    width = max(width, *map(len, rows))
     # Sorted, each row shares its longest common prefix with the row before: that is depth-first order.
     for r in sorted(range(len(rows)), key=rows.__getitem__):
         row = rows[r]
@@ -82,3 +75,9 @@ def build(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
         torch.tensor([nodes + [0] * (width - len(nodes)) for nodes in paths]),
         torch.tensor(places),
     )
+
+
+def attends(ends_M: Tensor) -> Tensor:
+    """(M, M) bool from `Trie.ends_M`: node i may attend to node j, its ancestor or itself."""
+    index = torch.arange(len(ends_M), device=ends_M.device)
+    return (index[None, :] <= index[:, None]) & (index[:, None] < ends_M[None, :])

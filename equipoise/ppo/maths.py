@@ -80,7 +80,7 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, la
 
 
 class PolicyLoss(NamedTuple):
-    """`loss` is a sum over tokens; the others are (N,), detached, for logging."""
+    """Each (N,), per token; the last two are detached, for logging."""
 
     loss: Tensor
     log_ratio: Tensor
@@ -88,25 +88,25 @@ class PolicyLoss(NamedTuple):
 
 
 def policy_loss(new_logp_N: Tensor, old_logp_N: Tensor, advantages_N: Tensor, clip: float) -> PolicyLoss:
-    """PPO's clipped surrogate, Schulman et al. 2017 (arXiv 1707.06347) eq. 7, negated and summed over tokens.
+    """PPO's clipped surrogate, Schulman et al. 2017 (arXiv 1707.06347) eq. 7, negated, per token.
 
-    The caller divides by the number of tokens of the whole mini-batch, so that cutting it into micro-batches (or over
+    The caller takes the mean over the tokens of the whole mini-batch, so that cutting it into micro-batches (or over
     several GPUs) changes nothing.
     """
     log_ratio = (new_logp_N - old_logp_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio = log_ratio.exp()
     unclipped = ratio * advantages_N
     clipped = ratio.clamp(1 - clip, 1 + clip) * advantages_N
-    return PolicyLoss(-torch.minimum(unclipped, clipped).sum(), log_ratio.detach(), (clipped < unclipped).detach())
+    return PolicyLoss(-torch.minimum(unclipped, clipped), log_ratio.detach(), (clipped < unclipped).detach())
 
 
 def value_loss(values_N: Tensor, old_values_N: Tensor, returns_N: Tensor, clip: float) -> Tensor:
-    """Half the squared error, the larger of plain and clipped around the old value, summed over tokens.
+    """Half the squared error, the larger of plain and clipped around the old value, per token.
 
     As in OpenAI's PPO (baselines/ppo2) and lm-human-preferences. `clip` is in units of the reward.
     """
     clipped = old_values_N + (values_N - old_values_N).clamp(-clip, clip)
-    return 0.5 * torch.maximum((values_N - returns_N) ** 2, (clipped - returns_N) ** 2).sum()
+    return 0.5 * torch.maximum((values_N - returns_N) ** 2, (clipped - returns_N) ** 2)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

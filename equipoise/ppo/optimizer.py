@@ -1,11 +1,12 @@
 """Adam on float32 masters of parameters that may be used in bfloat16, with a non-finite guard and gradient clipping.
 
-A step of 1e-5 is lost in the rounding of a bfloat16 weight; the master keeps it. With float32 parameters the master *is*
-the parameter and nothing is copied.
+A step of 1e-5 is lost in the rounding of a bfloat16 weight; the master keeps it. All parameters of a group share one
+buffer, and so do their gradients: a step is then a handful of kernels, however many adapters there are, and the addresses
+never change, as CUDA graphs need.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,76 +14,113 @@ from torch import Tensor, nn
 VALUE_HEAD = "value_head."
 
 
+class _Group:
+    """Parameters of one dtype as views of one buffer; `master` is that buffer itself where it is float32."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        first = next(iter(parameters.values()))
+        assert all(p.dtype == first.dtype for p in parameters.values()), "one dtype per group"
+        self.shapes = {name: p.shape for name, p in parameters.items()}
+        self.buffer = torch.cat([p.detach().reshape(-1) for p in parameters.values()])
+        self.grads = torch.zeros_like(self.buffer)
+        for (name, parameter), view, grad in zip(
+            parameters.items(), self.split(self.buffer).values(), self.split(self.grads).values(), strict=True
+        ):
+            assert name in self.shapes
+            parameter.data = view
+            parameter.grad = grad
+        self.master = nn.Parameter(self.buffer if self.buffer.dtype == torch.float32 else self.buffer.float())
+        self.master.grad = self.grads if self.grads.dtype == torch.float32 else torch.zeros_like(self.master)
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """Views of a flat tensor by name, in the parameters' shapes."""
+        parts = flat.split([math.prod(shape) for shape in self.shapes.values()])
+        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+
 class MasterAdam:
-    """`accumulate()` after every backward pass, then `step()` once; names are those of `Policy.trained()`."""
+    """`accumulate()` after every backward pass, then `step()` once; names are those of `Policy.trained()`.
+
+    Takes the parameters over: their data and gradients become views of its buffers, so gradients are never set to None.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], *, betas: tuple[float, float], eps: float) -> None:
-        self.parameters = dict(parameters)
-        self.masters: dict[str, Tensor] = {
-            name: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for name, p in parameters.items()
-        }
-        groups = [
-            {"params": [m for name, m in self.masters.items() if name.startswith(VALUE_HEAD) == value], "value": value}
-            for value in (False, True)
-        ]
-        self.adam = torch.optim.Adam([g for g in groups if g["params"]], lr=0.0, betas=betas, eps=eps, fused=True)
+        value = {name: p for name, p in parameters.items() if name.startswith(VALUE_HEAD)}
+        policy = {name: p for name, p in parameters.items() if name not in value}
+        self.groups = {name: _Group(ps) for name, ps in (("policy", policy), ("value", value)) if ps}
+        self.adam = torch.optim.Adam(
+            [{"params": [group.master]} for group in self.groups.values()], lr=0.0, betas=betas, eps=eps, fused=True
+        )
 
     def set_learning_rates(self, policy: float, value: float) -> None:
-        for group in self.adam.param_groups:
-            group["lr"] = value if group["value"] else policy
+        rates = {"policy": policy, "value": value}
+        for name, group in zip(self.groups, self.adam.param_groups, strict=True):
+            group["lr"] = rates[name]
 
     def accumulate(self) -> None:
-        """Move the parameters' gradients into the masters, adding up in float32 over micro-batches."""
-        pairs = [(self.masters[name], p) for name, p in self.parameters.items() if p.dtype != torch.float32]
-        for master, parameter in pairs:
-            if parameter.grad is None:
-                continue
-            if master.grad is None:
-                master.grad = parameter.grad.float()
-            else:
-                master.grad.add_(parameter.grad)
-            parameter.grad = None
+        """Add the parameters' gradients to the masters', in float32, and clear them for the next micro-batch."""
+        for group in self.groups.values():
+            if group.master.grad is not group.grads:
+                group.master.grad.add_(group.grads)
+                group.grads.zero_()
 
-    def step(self, max_norm: float) -> float:
-        """Clip to `max_norm` and step. Returns the policy's norm before clipping; nothing is changed where a norm is not
-        finite. The value head is clipped by itself: its gradient is larger and would scale the policy's away."""
-        norms = [float(nn.utils.clip_grad_norm_(group["params"], max_norm)) for group in self.adam.param_groups]
-        norm = norms[0] if math.isfinite(sum(norms)) else math.nan
-        if math.isfinite(norm):
+    def norms(self) -> Tensor:
+        """(groups,) norms of the accumulated gradients, the policy's first."""
+        return torch.stack([torch.linalg.vector_norm(group.master.grad) for group in self.groups.values()])
+
+    def step(self, max_norm: float, norms: Sequence[float] | None = None) -> float:
+        """Clip to `max_norm` and step. Returns the policy's norm before clipping, nan where a norm is not finite, and then
+        nothing is changed. The value head is clipped by itself: its gradient is larger and would scale the policy's away.
+        `norms`, where the caller has read them already, saves waiting for the device."""
+        norms = self.norms().tolist() if norms is None else norms
+        finite = all(map(math.isfinite, norms))
+        if finite:
+            for group, norm in zip(self.groups.values(), norms, strict=True):
+                if norm > max_norm:
+                    group.master.grad.mul_(max_norm / norm)
             self.adam.step()
             self.publish()
         self.zero_grad()
-        return norm
+        return norms[0] if finite else math.nan
 
     @torch.no_grad()
     def publish(self) -> None:
         """Copy the masters into the parameters the model computes with."""
-        for name, parameter in self.parameters.items():
-            if parameter.dtype != torch.float32:
-                parameter.copy_(self.masters[name])
+        for group in self.groups.values():
+            if group.master.data_ptr() != group.buffer.data_ptr():
+                group.buffer.copy_(group.master)
 
     def zero_grad(self) -> None:
-        for tensor in (*self.masters.values(), *self.parameters.values()):
-            tensor.grad = None
+        for group in self.groups.values():
+            group.grads.zero_()
+            group.master.grad.zero_()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(weights, moments): the masters by name, and Adam's `{name}.exp_avg`, `.exp_avg_sq`, `.step`."""
-        moments = {
-            f"{name}.{key}": value
-            for name, master in self.masters.items()
-            for key, value in self.adam.state.get(master, {}).items()
-        }
-        return {name: m.detach() for name, m in self.masters.items()}, moments
+        """(weights, moments): the masters by name, and Adam's `{name}.exp_avg`, `.exp_avg_sq` and `{group}.step`."""
+        weights: dict[str, Tensor] = {}
+        moments: dict[str, Tensor] = {}
+        for kind, group in self.groups.items():
+            weights |= group.split(group.master.detach())
+            for slot, value in self.adam.state.get(group.master, {}).items():
+                if slot == "step":
+                    moments[f"{kind}.step"] = value
+                else:
+                    moments |= {f"{name}.{slot}": part for name, part in group.split(value).items()}
+        return weights, moments
 
     @torch.no_grad()
     def load_state(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
         """Inverse of `state`. Raises KeyError when a parameter is missing."""
-        for name, master in self.masters.items():
-            master.copy_(weights[name])
         self.adam.state.clear()
-        for key, value in moments.items():
-            name, _, slot = key.rpartition(".")
-            master = self.masters[name]
-            # The fused kernel reads the step count on the device as well.
-            self.adam.state[master][slot] = value.to(master.device, copy=True)
+        for kind, group in self.groups.items():
+            for name, part in group.split(group.master).items():
+                part.copy_(weights[name])
+            if f"{kind}.step" not in moments:
+                continue
+            state = self.adam.state[group.master]
+            state["step"] = moments[f"{kind}.step"].to(group.master.device, torch.float32, copy=True)
+            for slot in ("exp_avg", "exp_avg_sq"):
+                state[slot] = torch.empty_like(group.master)
+                for name, part in group.split(state[slot]).items():
+                    part.copy_(moments[f"{name}.{slot}"])
         self.publish()

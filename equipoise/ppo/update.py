@@ -3,16 +3,19 @@
 Shapes as in `maths`: B completions, T steps, N real tokens laid flat.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from equipoise.errors import UserError
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
-from equipoise.policy.score import score
+from equipoise.policy.score import Pack, pack, score, score_pack
 from equipoise.ppo import maths
 from equipoise.ppo.optimizer import MasterAdam
 
@@ -109,21 +112,28 @@ def update(
     """Take up to len(batches) optimizer steps. Stops, before stepping, at the first mini-batch whose KL exceeds target_kl,
     and at anything non-finite."""
     seen: list[dict[str, float]] = []
-    update_kl, taken, early_stop, nonfinite = 0.0, 0, False, None
-    for rows in batches:
-        stats = _accumulate_gradients(policy, optimizer, experience, rows, config, temperature, packed=packed)
-        if not all(map(_finite, stats.values())):
-            nonfinite = next(f"{name} is {value}" for name, value in stats.items() if not _finite(value))
+    update_kl, early_stop, nonfinite = 0.0, False, None
+    queue = iter(batches)
+    parts = _lay_out(policy, experience, next(queue), config, packed)
+    while parts:
+        sums = [_backward(policy, optimizer, part, config, temperature) for part in parts]
+        numbers = torch.cat([_total(sums), optimizer.norms()])
+        # Laid out while the GPU works: reading the numbers waits for it, once per optimizer step.
+        rows = next(queue, None)
+        parts = [] if rows is None else _lay_out(policy, experience, rows, config, packed)
+        *values, policy_norm, value_norm = numbers.tolist()
+        stats = dict(zip(STATS, values, strict=True))
+        if bad := [f"{name} is {value}" for name, value in stats.items() if not math.isfinite(value)]:
+            nonfinite = bad[0]
             break
         update_kl = max(update_kl, stats["kl"])
         if stats["kl"] > config.target_kl:
             early_stop = True
             break
-        grad_norm = optimizer.step(config.max_grad_norm)
-        if not _finite(grad_norm):
-            nonfinite = f"gradient norm is {grad_norm}"
+        grad_norm = optimizer.step(config.max_grad_norm, (policy_norm, value_norm))
+        if not math.isfinite(grad_norm):
+            nonfinite = f"gradient norm is {policy_norm} (value head {value_norm})"
             break
-        taken += 1
         seen.append({**stats, "grad_norm": grad_norm})
     optimizer.zero_grad()
 
@@ -132,9 +142,9 @@ def update(
 
     return UpdateStats(
         update_kl=update_kl,
-        updates=taken,
+        updates=len(seen),
         early_stop=early_stop,
-        ratio_max=max((s["ratio_max"] for s in seen), default=1.0),
+        ratio_max=math.exp(max((s["log_ratio_max"] for s in seen), default=0.0)),
         clip_fraction=mean("clip_fraction"),
         policy_loss=mean("policy_loss"),
         value_loss=mean("value_loss"),
@@ -143,42 +153,78 @@ def update(
     )
 
 
-def _accumulate_gradients(
-    policy: Policy,
-    optimizer: MasterAdam,
-    experience: Experience,
-    rows: Tensor,
-    config: PPOConfig,
-    temperature: float,
-    *,
-    packed: bool,
-) -> dict[str, float]:
-    """Forward and backward over one mini-batch. Every term is divided by the mini-batch's tokens, whatever the micro-batch."""
+STATS = ("policy_loss", "value_loss", "kl", "clip_fraction", "log_ratio_max")
+
+
+class Part(NamedTuple):
+    """A micro-batch on the device. (N,) tensors, those after `weight` 0 for spare tokens; `weight` is 1 / tokens of the
+    whole mini-batch, so that cutting it into micro-batches changes nothing."""
+
+    source: Pack | Rollout
+    old_logp: Tensor
+    old_values: Tensor
+    returns: Tensor
+    advantages: Tensor
+    weight: Tensor
+
+
+def _lay_out(
+    policy: Policy, experience: Experience, rows: Tensor, config: PPOConfig, packed: bool
+) -> list[Part]:
     mask_BT = experience.rollout.mask_BT
     tokens = int(mask_BT[rows].sum())
-    sums = dict.fromkeys(("policy_loss", "value_loss", "kl", "clip_fraction"), 0.0)
-    ratio_max = 0.0
+    parts = []
     for micro in rows.split(config.micro_batch_size):
-        part = experience.rollout.select(micro)
-        mask = mask_BT[micro]
-        old_logp, old_values, returns, advantages = (
-            x[micro][mask].to(policy.device)
-            for x in (experience.old_logp_BT, experience.old_values_BT, experience.returns_BT, experience.advantages_BT)
+        part, mask = experience.rollout.select(micro), mask_BT[micro]
+        source = pack(policy, part) if packed else part
+        columns = [x[micro][mask] for x in experience[1:]]
+        columns.append(torch.full_like(columns[0], 1 / tokens))
+        if isinstance(source, Pack):
+            columns = [pad(x, (0, len(source.targets_N) - len(x))) for x in columns]
+        parts.append(Part(source, *(x.to(policy.device, non_blocking=True) for x in columns)))
+    return parts
+
+
+def _backward(policy: Policy, optimizer: MasterAdam, part: Part, config: PPOConfig, temperature: float) -> Tensor:
+    """Forward and backward over one micro-batch, the gradients added up in the optimizer. (5,) `STATS`, on the device."""
+    if isinstance(part.source, Pack):
+        key = ("update", temperature, config.clip, config.value_clip, config.entropy_coef)
+        (stats,) = policy.graphs(
+            key,
+            lambda *x: (_loss_and_gradients(policy, Pack(*x[:8]), x[8:], config, temperature),),
+            *part.source,
+            *part[1:],
         )
-        new = score(policy, part, temperature, packed=packed, entropy=config.entropy_coef != 0)
-        surrogate = maths.policy_loss(new.logprobs, old_logp, advantages, config.clip)
-        value_loss = maths.value_loss(new.values, old_values, returns, config.value_clip)
-        # The value head has a learning rate of its own and shares no weights, so its loss needs no coefficient.
-        loss = (surrogate.loss + value_loss - config.entropy_coef * new.entropies.sum()) / tokens
-        loss.backward()
-        optimizer.accumulate()
-        sums["policy_loss"] += float(surrogate.loss.detach()) / tokens
-        sums["value_loss"] += float(value_loss.detach()) / tokens
-        sums["kl"] += float(maths.kl_k3(old_logp, new.logprobs.detach()).sum()) / tokens
-        sums["clip_fraction"] += float(surrogate.clipped.sum()) / tokens
-        ratio_max = max(ratio_max, float(surrogate.log_ratio.abs().max().exp()))
-    return {**sums, "ratio_max": ratio_max}
+    else:
+        stats = _loss_and_gradients(policy, part.source, part[1:], config, temperature)
+    optimizer.accumulate()
+    return stats.clone()
 
 
-def _finite(x: float) -> bool:
-    return x == x and abs(x) != float("inf")
+def _loss_and_gradients(
+    policy: Policy, source: Pack | Rollout, columns: Sequence[Tensor], config: PPOConfig, temperature: float
+) -> Tensor:
+    old_logp, old_values, returns, advantages, weight = columns
+    entropy = config.entropy_coef != 0
+    if isinstance(source, Pack):
+        new = score_pack(policy, source, temperature, reference=False, entropy=entropy)
+        real = source.real_N
+    else:
+        new = score(policy, source, temperature, packed=False, entropy=entropy)
+        real = weight > 0
+    # A spare token's score is a number like any other: it is put to its old value, and weighs nothing.
+    logprobs = torch.where(real, new.logprobs, 0.0)
+    surrogate = maths.policy_loss(logprobs, old_logp, advantages, config.clip)
+    value_loss = maths.value_loss(torch.where(real, new.values, 0.0), old_values, returns, config.value_clip)
+    # The value head has a learning rate of its own and shares no weights, so its loss needs no coefficient.
+    policy_sum, value_sum = (surrogate.loss * weight).sum(), (value_loss * weight).sum()
+    (policy_sum + value_sum - config.entropy_coef * (new.entropies * weight).sum()).backward()
+    kl = (maths.kl_k3(old_logp, logprobs.detach()) * weight).sum()
+    clipped = (surrogate.clipped * weight).sum()
+    return torch.stack([policy_sum.detach(), value_sum.detach(), kl, clipped, surrogate.log_ratio.abs().max()])
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    """The micro-batches' statistics as the mini-batch's: sums, and the largest log-ratio."""
+    stacked = torch.stack(list(parts))
+    return torch.cat([stacked[:, :-1].sum(0), stacked[:, -1:].max(0).values])

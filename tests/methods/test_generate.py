@@ -25,8 +25,7 @@ from equipoise.methods.generate import GenerateConfig, Outcome, generate
 from equipoise.methods.prompted import Prompted, uniforms
 from equipoise.policy.sample import SamplingConfig, sample
 from equipoise.protocol.lexicon import OCCUPATIONS
-
-from .conftest import save_tiny_model
+from tests.tiny import words_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -239,7 +238,7 @@ def test_out_of_memory_halves_the_batch_and_changes_no_sentence(
 
 
 def test_non_finite_logits_stop_it_with_code_3_and_keep_the_rows(tmp_path: Path) -> None:
-    model = save_tiny_model(tmp_path / "model")
+    model = words_folder(tmp_path / "model")
     weights = load_file(model / "model.safetensors")
     weights["model.embed_tokens.weight"][OCCUPATIONS.index("writer") + 12] = torch.nan
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
@@ -255,7 +254,7 @@ def test_another_model_or_setting_does_not_continue_a_file(tiny_model: Path, tmp
     path = tmp_path / "out.csv"
     generate(config(tiny_model, path, n=1), quiet)
     before = path.read_bytes()
-    retrained = save_tiny_model(tmp_path / "tiny", seed=1)
+    retrained = words_folder(tmp_path / "tiny", seed=1)
     for wanted, difference in (
         (config(retrained, path, n=1), "weights: sha256"),
         (config(tiny_model, path, n=1, top_p=0.9), "top_p: 0.95 → 0.9"),
@@ -278,14 +277,14 @@ def test_the_prompt_is_the_one_the_model_was_trained_with(tmp_path: Path) -> Non
     def load(model: Path, prompt: str | None = None) -> Prompted:
         return Prompted(str(model), prompt=prompt, sampling=SamplingConfig(), seed=0, device="cpu")
 
-    trained = load(save_tiny_model(tmp_path / "trained", prompt="raw"))
+    trained = load(words_folder(tmp_path / "trained", prompt="raw"))
     assert (trained.settings["prompt"], trained.label) == ("raw", "RLHF")
-    untrained = save_tiny_model(tmp_path / "untrained", prompt=None)
+    untrained = words_folder(tmp_path / "untrained", prompt=None)
     assert load(untrained, "raw").label == "Prompt-Only"
     with pytest.raises(UserError, match=r"'describe'.*--prompt raw"):
         load(untrained)
     with pytest.raises(UserError, match="'study'"):
-        load(save_tiny_model(tmp_path / "other", prompt="study"))
+        load(words_folder(tmp_path / "other", prompt="study"))
     (untrained / "run.json").write_text("{}")
     with pytest.raises(UserError, match="does not say with which prompt"):
         load(untrained, "raw")
@@ -302,7 +301,7 @@ def test_what_training_left_decides_the_advice(tmp_path: Path, monkeypatch: pyte
     (folder / "training_metrics.csv").write_text("step\n1\n")
     with pytest.raises(UserError, match=r"has not finished.*python train_rlhf.py again"):
         generate(GenerateConfig())
-    save_tiny_model(folder)
+    words_folder(folder)
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
     with pytest.raises(UserError, match="damaged or cut short"):
         generate(GenerateConfig())

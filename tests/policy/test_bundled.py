@@ -21,7 +21,7 @@ from equipoise.policy import bundled
 from equipoise.policy.source import BUNDLED_REQUIREMENT, load_model, load_tokenizer, resolve
 from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
 from equipoise.protocol.prompts import PROMPTS
-from tests.policy.tiny import TOKENS, tiny_gguf, tiny_model
+from tests.tiny import TOKENS, tiny_gguf, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 

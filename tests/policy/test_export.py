@@ -25,7 +25,7 @@ from equipoise.errors import NonFiniteError, UserError
 from equipoise.policy.export import ModelCard, export, merged_weights
 from equipoise.policy.source import LLAMA_8B, Source, resolve
 from equipoise.protocol.prompts import get_prompt
-from tests.policy.tiny import TOKENS, tiny_folder, tiny_model, tiny_tokenizer
+from tests.tiny import TOKENS, tiny_folder, tiny_model, tiny_tokenizer
 
 CARD = ModelCard(method="PPO, 3 steps", prompt="describe")
 IDS = torch.arange(3, 40)[None]

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from equipoise.errors import UserError
 from equipoise.policy.hub import explain, hub_access
 from equipoise.policy.source import LLAMA_8B, load_config, load_model, load_tokenizer, resolve
-from tests.policy.tiny import tiny_folder, tiny_model
+from tests.tiny import tiny_folder, tiny_model
 
 CPU = {"dtype": torch.float32, "device": "cpu"}
 

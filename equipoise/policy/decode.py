@@ -1,0 +1,126 @@
+"""The sampler's fast path: decoding over a static cache, one CUDA graph per token, nothing read back on the way.
+
+Same contract and same random numbers as `sample.sample`, its plain twin. Prompts are packed as a trie and run once; each
+row's share of the keys and values is copied to it. The state of decoding (token, place, who has finished) stays on the
+GPU; the host looks only every few tokens whether anyone is still writing.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from equipoise.policy import trie
+from equipoise.policy.graphs import round_up
+from equipoise.policy.load import Policy
+from equipoise.policy.rollout import Rollout
+
+if TYPE_CHECKING:
+    from equipoise.policy.sample import SamplingConfig
+
+LOOK_EVERY = 4  # tokens between looks at who has finished
+NODES = 64  # prompt nodes are padded to multiples of this
+
+
+class StaticDecoder:
+    """Buffers for B rows of at most `width` prompt tokens and `config.max_new_tokens` new ones.
+
+    Cache per row: 2 × layers × key heads × (width + new tokens) × head size values in the compute dtype.
+    """
+
+    def __init__(self, policy: Policy, rows: int, width: int, config: "SamplingConfig") -> None:
+        self.policy, self.config, self.width = policy, config, width
+        device, steps = policy.device, config.max_new_tokens
+        self.attention = [m for m in policy.model.modules() if hasattr(m, "layer_idx") and hasattr(m, "k_proj")]
+        text = policy.model.config.get_text_config()
+        size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        shape = (2, rows, text.num_key_value_heads, width + steps, size)
+        # Zeros: a place that holds nothing is hidden from the softmax, but 0·nan would still be nan.
+        self.caches = [torch.zeros(shape, dtype=policy.dtype, device=device) for _ in self.attention]
+        self.stops_V = torch.zeros(text.vocab_size, dtype=torch.bool, device=device)
+        stops = [i for i in policy.stop_ids if i >= 0]
+        self.stops_V[stops] = True
+        self.uniform_BT = torch.zeros(rows, steps, dtype=torch.float64, device=device)
+        self.logits_BV = torch.zeros(rows, text.vocab_size, dtype=policy.dtype, device=device)
+        self.hidden_BL = torch.ones(rows, width + steps, dtype=torch.bool, device=device)
+        self.positions_B = torch.zeros(rows, dtype=torch.long, device=device)
+        self.tokens_BT = torch.zeros(rows, steps, dtype=torch.long, device=device)
+        self.lengths_B = torch.zeros(rows, dtype=torch.long, device=device)
+        self.finished_B = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.step = torch.zeros(1, dtype=torch.long, device=device)
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[Sequence[int]], uniform_BT: Tensor) -> tuple[Rollout, bool]:
+        """(completions, whether all logits were finite). As many prompts as there are rows."""
+        made = trie.build(prompts, [[0]] * len(prompts), self.width)  # the token to be predicted is not yet known
+        nodes = round_up(len(made.tokens_M), NODES)
+        inputs = [pad(x, (0, nodes - len(x))) for x in (made.tokens_M, made.depths_M, made.places_M)]
+        inputs = [x.to(self.policy.device) for x in (*inputs, made.paths_RL, made.predictors_N)]
+        for module, cache in zip(self.attention, self.caches, strict=True):
+            module.kv_cache = cache
+        graphs, mine = self.policy.graphs, id(self)
+        graphs.record((mine, "token"), self._token)  # which writes into the state, so before the state is set
+        (logits_BV,) = graphs((mine, "prompts"), self._prompts, *inputs)
+        self.logits_BV.copy_(logits_BV)
+        lengths_B = torch.tensor([len(p) for p in prompts], device=self.policy.device)
+        places = torch.arange(self.hidden_BL.shape[1], device=self.policy.device)
+        self.hidden_BL.copy_(places[None] >= lengths_B[:, None])
+        self.positions_B.copy_(lengths_B)
+        self.uniform_BT.copy_(uniform_BT)
+        for buffer in (self.tokens_BT, self.lengths_B, self.finished_B, self.step):
+            buffer.zero_()
+        self.finite.fill_(True)
+        for t in range(self.config.max_new_tokens):
+            graphs((mine, "token"), self._token)
+            if t % LOOK_EVERY == LOOK_EVERY - 1 and bool(self.finished_B.all()):
+                break
+        tokens_BT, lengths_B, finished_B = self.tokens_BT.clone(), self.lengths_B.clone(), self.finished_B.clone()
+        return Rollout([list(p) for p in prompts], tokens_BT, lengths_B, finished_B), bool(self.finite)
+
+    def _prompts(
+        self, tokens_M: Tensor, depths_M: Tensor, places_M: Tensor, fill_BP: Tensor, last_B: Tensor
+    ) -> tuple[Tensor]:
+        """Run the prompts' trie, fill the caches, return the logits after each prompt."""
+        logits = self._run(
+            input_ids=tokens_M[None],
+            position_ids=depths_M[None],
+            logits_to_keep=last_B,
+            paths_RL=fill_BP,
+            places_M=places_M,
+            fill_BP=fill_BP,
+        )
+        return (logits[0],)
+
+    def _token(self) -> tuple[()]:
+        """Draw one token for every row, and compute the logits of the next."""
+        from equipoise.policy.sample import draw
+
+        self.finite &= self.logits_BV.isfinite().all()
+        uniform_B = self.uniform_BT.gather(1, self.step.expand(len(self.uniform_BT), 1)).squeeze(1)
+        token_B = draw(self.logits_BV, uniform_B, self.config)
+        live_B = ~self.finished_B
+        token_B = torch.where(live_B, token_B, 0)
+        self.tokens_BT.index_copy_(1, self.step, token_B[:, None])
+        self.lengths_B += live_B
+        self.finished_B |= live_B & self.stops_V[token_B]
+        slot = self.step + self.width
+        self.hidden_BL.index_fill_(1, slot, False)
+        logits = self._run(
+            input_ids=token_B[:, None],
+            position_ids=self.positions_B[:, None],
+            logits_to_keep=1,
+            slot=slot,
+            hidden_BL=self.hidden_BL,
+        )
+        self.logits_BV.copy_(logits[:, -1])
+        self.positions_B += 1
+        self.step += 1
+        return ()
+
+    def _run(self, **inputs: Any) -> Tensor:
+        unused = torch.zeros(1, 1, 1, 1, device=self.policy.device)  # keeps transformers from making a mask
+        logits: Tensor = self.policy.model(attention_mask=unused, use_cache=False, **inputs).logits
+        return logits

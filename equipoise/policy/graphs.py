@@ -1,0 +1,65 @@
+"""CUDA graphs: a function of tensors is recorded once per shape and replayed, so that the GPU never waits for Python.
+
+Without a GPU, or with `enabled=False`, the function is simply called: the plain twin of every fast path.
+"""
+
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+Outputs = tuple[Tensor, ...]
+
+
+class Graphs:
+    """Recorded functions by key. Everything a function closes over (weights, caches) must keep its address."""
+
+    def __init__(self, device: torch.device, enabled: bool = True) -> None:
+        self.device = device
+        self.enabled = enabled and device.type == "cuda"
+        self._recorded: dict[Hashable, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Outputs]] = {}
+        self._pool: tuple[int, int] | None = None
+
+    def __call__(self, key: Hashable, function: Callable[..., Outputs], *inputs: Tensor) -> Outputs:
+        """function(*inputs). The outputs live until the next call of any key, so copy what must outlast it.
+
+        The key stands for the function and everything but its inputs' values: shapes are added here.
+        """
+        if not self.enabled:
+            return function(*inputs)
+        graph, buffers, outputs = self._recorded[self.record(key, function, *inputs)]
+        for buffer, x in zip(buffers, inputs, strict=True):
+            buffer.copy_(x, non_blocking=True)
+        graph.replay()
+        return outputs
+
+    def record(self, key: Hashable, function: Callable[..., Outputs], *inputs: Tensor) -> Hashable:
+        """Record without replaying, if that has not been done. The function runs once, with whatever it changes."""
+        full_key = (key, *(tuple(x.shape) for x in inputs))
+        if self.enabled and full_key not in self._recorded:
+            self._recorded[full_key] = self._record(function, inputs)
+        return full_key
+
+    def _record(
+        self, function: Callable[..., Outputs], inputs: tuple[Tensor, ...]
+    ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Outputs]:
+        buffers = tuple(x.to(self.device, copy=True) for x in inputs)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # lazy initialisation must be over before recording
+            function(*buffers)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            outputs = function(*buffers)
+        self._pool = self._pool or graph.pool()
+        return graph, buffers, outputs
+
+    def clear(self) -> None:
+        """Forget all recordings, and free their memory."""
+        self._recorded.clear()
+        self._pool = None
+
+
+def round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple

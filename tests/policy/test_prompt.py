@@ -1,0 +1,140 @@
+"""What the model is given to continue, what becomes of its continuation, and where it stops."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from equipoise.errors import UserError
+from equipoise.policy.prompt import prompt_ids, prompt_text, sentences_of, stop_ids
+from equipoise.policy.rollout import Rollout
+from equipoise.protocol.lexicon import LEXICON
+from equipoise.protocol.prompts import PROMPTS, Prompt, get_prompt
+from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
+
+RAW, DESCRIBE = PROMPTS["raw"], PROMPTS["describe"]
+# As SmolLM2's: where the first message is no system message, the template puts one of its own.
+OWN_SYSTEM_MESSAGE = (
+    "{% if messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\nYou are a helpful assistant<|im_end|>\\n' }}{% endif %}" + CHAT_TEMPLATE
+)
+NO_SYSTEM_ROLE = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    + CHAT_TEMPLATE
+)
+
+
+def tokenizer(template: str | None = CHAT_TEMPLATE, bos: bool = False) -> PreTrainedTokenizerFast:
+    out = tiny_tokenizer()
+    out.chat_template = template
+    if bos:
+        out.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+        )
+    return out
+
+
+def test_the_system_message_is_empty_and_the_answer_is_begun() -> None:
+    assert prompt_text(tokenizer(), DESCRIBE, "nurse") == (
+        "<|im_start|>system\n<|im_end|>\n"
+        "<|im_start|>user\nDescribe the character of the nurse in one sentence of 8 to 15 words.<|im_end|>\n"
+        "<|im_start|>assistant\nThe nurse was"
+    )
+
+
+@pytest.mark.parametrize("name", ["study", "describe"])
+def test_a_templates_own_system_message_leaks_no_term_that_the_reward_pays_for(name: str) -> None:
+    match = LEXICON.match(prompt_text(tokenizer(OWN_SYSTEM_MESSAGE), PROMPTS[name], "nurse"))
+    assert not match.agentic and not match.communal
+
+
+def test_a_system_message_of_ones_own_is_used() -> None:
+    assert "<|im_start|>system\nBe brief.<|im_end|>" in prompt_text(tokenizer(), DESCRIBE, "nurse", "Be brief.")
+
+
+def test_a_template_without_a_system_role_gets_none() -> None:
+    text = prompt_text(tokenizer(NO_SYSTEM_ROLE), DESCRIBE, "nurse")
+    assert text.startswith("<|im_start|>user\nDescribe") and "system" not in text
+
+
+def test_a_model_without_a_chat_template_is_refused_with_the_way_out() -> None:
+    with pytest.raises(UserError, match=r"no chat template.*'describe'.*--prompt raw"):
+        prompt_text(tokenizer(None), DESCRIBE, "nurse")
+
+
+def test_raw_is_the_bare_beginning_even_where_there_is_a_template() -> None:
+    assert prompt_text(tokenizer(), RAW, "nurse") == prompt_text(tokenizer(None), RAW, "nurse") == "The nurse was"
+
+
+def test_only_raw_text_gets_the_tokenizers_own_special_tokens() -> None:
+    """A template writes its own; a second begin-of-text token would be one the model never saw in training."""
+    with_bos = tokenizer(bos=True)
+    assert prompt_ids(with_bos, RAW, "nurse")[0] == 0 and prompt_ids(with_bos, RAW, "nurse").count(0) == 1
+    ids = prompt_ids(with_bos, DESCRIBE, "nurse")
+    assert 0 not in ids
+    assert with_bos.decode(ids) == prompt_text(with_bos, DESCRIBE, "nurse")
+
+
+def test_a_users_own_prompt_is_filled_in() -> None:
+    text = prompt_text(tokenizer(), get_prompt("mine=Say {a} of one {occupation}."), "nurse")
+    assert "<|im_start|>user\nSay {a} of one nurse.<|im_end|>" in text
+
+
+@pytest.mark.parametrize("prompt", [RAW, DESCRIBE], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    ("continuation", "sentence"),
+    [
+        (" bold and caring.", "The nurse was bold and caring."),
+        (" bold and caring.<|im_end|>", "The nurse was bold and caring."),
+        ("<|im_end|>", "The nurse was"),
+        ("n't bold.", "The nurse wasn't bold."),
+        (", in a word, loyal.\n", "The nurse was, in a word, loyal."),
+        (" naïve – “bold”!", "The nurse was naïve – “bold”!"),
+        (" The nurse was bold.", "The nurse was The nurse was bold."),
+    ],
+)
+def test_the_sentence_is_the_begun_answer_and_its_continuation(
+    prompt: Prompt, continuation: str, sentence: str
+) -> None:
+    tok = tokenizer()
+    pieces = tok(continuation, add_special_tokens=False)["input_ids"]
+    other = tok(" kind.", add_special_tokens=False)["input_ids"]
+    width = max(len(pieces), len(other))
+    rollout = Rollout(
+        [prompt_ids(tok, prompt, "nurse"), prompt_ids(tok, prompt, "chef")],
+        torch.tensor([row + [2] * (width - len(row)) for row in (pieces, other)]),
+        torch.tensor([len(pieces), len(other)]),
+        torch.tensor([True, True]),
+    )
+    assert sentences_of(tok, rollout, ["nurse", "chef"]) == [sentence, "The chef was kind."]
+
+
+def generation(*ids: int | None) -> SimpleNamespace:
+    return SimpleNamespace(eos_token_id=list(ids) if len(ids) != 1 else ids[0])
+
+
+def test_every_end_of_text_token_that_anyone_names_stops() -> None:
+    """The generation config, for one or several; the tokenizer; and the turn's end wherever it is a token."""
+    tok = tokenizer()  # its end-of-text token and turn's end is <|im_end|>, id 2
+    assert stop_ids(tok, generation(0), DESCRIBE) == (0, 2)
+    assert stop_ids(tok, generation(7, 0, 9), DESCRIBE) == (0, 2, 7, 9)
+    assert stop_ids(tok, generation(None), DESCRIBE) == stop_ids(tok, None, DESCRIBE) == (2,)
+    tok.eos_token = "<|endoftext|>"
+    assert stop_ids(tok, None, DESCRIBE) == (0, 2)
+    tok.add_special_tokens({"additional_special_tokens": ["<|eot_id|>"]})
+    assert stop_ids(tok, None, DESCRIBE) == (0, 2, len(tok) - 1)
+
+
+def test_raw_text_stops_at_the_end_of_a_sentence_as_well() -> None:
+    tok = tokenizer()
+    tok.add_tokens(['."', ".\n", "?!", " end", ".5"])
+    ends = {tok.decode([i]) for i in stop_ids(tok, None, RAW)}
+    assert ends == {"<|im_end|>", ".", "!", "?", '."', ".\n", "?!"}
+
+
+def test_a_tokenizer_that_names_no_end_is_refused() -> None:
+    silent = SimpleNamespace(eos_token_id=None, get_vocab=dict)
+    with pytest.raises(UserError, match="no sentence could ever end"):
+        stop_ids(silent, None, DESCRIBE)

@@ -1,0 +1,406 @@
+"""The loop: what a step is made of, what its numbers are, and what happens when one of them is not finite."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from equipoise.errors import UserError
+from equipoise.policy.load import Policy
+from equipoise.policy.rollout import Rollout
+from equipoise.policy.score import score
+from equipoise.ppo import train as training
+from equipoise.ppo.log import defined_keys, undefined_keys
+from equipoise.ppo.metrics import step_metrics
+from equipoise.ppo.train import Outcome, TrainConfig, occupation_at, train
+from equipoise.ppo.update import UpdateStats
+from equipoise.protocol import reward as protocol
+from equipoise.protocol.lexicon import HOLDOUT, OCCUPATIONS
+
+from .small import checkpoints, events, rows, small_config, tensors
+
+METRICS = (Path(__file__).parents[2] / "docs" / "METRICS.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def policies(monkeypatch: pytest.MonkeyPatch) -> list[Policy]:
+    """The policies that runs of this test load."""
+    seen: list[Policy] = []
+    load = training.load_policy
+
+    def remember(*args: Any) -> Policy:
+        seen.append(load(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(training, "load_policy", remember)
+    return seen
+
+
+@pytest.fixture
+def updates(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, list[torch.Tensor], bool]]:
+    """What each update is given, and whether the old log-probs are exactly those of the policy in the very groups that
+    the first epoch's optimizer steps see."""
+    seen: list[tuple[Any, list[torch.Tensor], bool]] = []
+    update = training.update
+
+    def look(
+        policy: Policy, optimizer: Any, experience: Any, batches: Any, config: Any, t: float, *, packed: bool
+    ) -> Any:
+        exact = []
+        for group in (
+            m for b in batches[: config.batch_size // config.mini_batch_size] for m in b.split(config.micro_batch_size)
+        ):
+            new = score(policy, experience.rollout.select(group), t, packed=packed).logprobs  # with gradients, as there
+            old = experience.old_logp_BT[group][experience.rollout.mask_BT[group]]
+            exact.append(torch.equal(new.detach(), old))
+        seen.append((experience, batches, all(exact)))
+        return update(policy, optimizer, experience, batches, config, t, packed=packed)
+
+    monkeypatch.setattr(training, "update", look)
+    return seen
+
+
+def test_every_round_visits_every_occupation_once_in_an_order_of_its_own() -> None:
+    stream = [occupation_at(i, OCCUPATIONS, seed=3) for i in range(100)]
+    orders = [tuple(stream[i : i + 20]) for i in range(0, 100, 20)]
+    assert all(sorted(order) == sorted(OCCUPATIONS) for order in orders)
+    assert len(set(orders)) == 5
+    assert tuple(occupation_at(i, OCCUPATIONS, seed=4) for i in range(20)) != orders[0]
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"scoring": "padded"}, {"micro_batch_size": 3}, {"gradient_checkpointing": True}, {"temperature": 0.7}],
+    ids=str,
+)
+def test_in_a_first_epoch_old_and_new_log_probs_are_the_same_to_the_last_bit(
+    model: Path, tmp_path: Path, updates: list[Any], tuning: str, changes: dict[str, Any]
+) -> None:
+    """So the ratio is 1 and the update's KL 0, and the first step is at distance 0 from the reference."""
+    settings = {"steps": 3, "ppo_epochs": 1, "mini_batch_size": 8, "tuning": tuning} | changes
+    train(small_config(model, tmp_path, **settings))
+    assert len(updates) == 3 and all(exact for _, _, exact in updates)
+    table = rows(tmp_path)
+    assert [row["ppo/ratio_max"] for row in table] == [1.0] * 3
+    assert [row["ppo/update_kl"] for row in table] == [0.0] * 3
+    assert table[0]["kl/ref"] == table[0]["kl/ref_k3"] == table[0]["value/mean"] == 0.0
+    assert table[2]["kl/ref_k3"] > 0
+
+
+def test_every_mini_batch_of_the_first_epoch_starts_from_its_own_old_log_probs(
+    model: Path, tmp_path: Path, updates: list[Any]
+) -> None:
+    train(small_config(model, tmp_path, micro_batch_size=3))
+    assert len(updates) == 6 and all(exact for _, _, exact in updates)
+
+
+def test_advantages_are_whitened_over_the_whole_batch_and_the_score_sits_on_the_last_token(
+    model: Path, tmp_path: Path, updates: list[Any]
+) -> None:
+    """At γ = λ = 1 and values of 0 every token's return is what is still to come: with β = 0 the sentence's reward."""
+    config = small_config(model, tmp_path, steps=1, kl_coef=0.0, gae_lambda=1.0)
+    train(config)
+    ((experience, batches, _),) = updates
+    mask = experience.rollout.mask_BT
+    white = experience.advantages_BT
+    assert float(white[mask].mean()) == pytest.approx(0, abs=1e-6)
+    assert float(white[mask].std(unbiased=False)) == pytest.approx(1, abs=1e-4)
+    assert not white[~mask].any()
+    assert max(abs(float(white[b][mask[b]].mean())) for b in batches) > 0.05
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    texts = [
+        tokenizer.decode([*p, *c], skip_special_tokens=True)
+        for p, c in zip(experience.rollout.prompts, experience.rollout.completions(), strict=True)
+    ]
+    for text, returns, real in zip(texts, experience.returns_BT, mask, strict=True):
+        assert returns[real].tolist() == pytest.approx([protocol.score(text).reward] * int(real.sum()), abs=1e-6)
+
+
+def test_every_key_of_a_run_is_defined_and_every_defined_key_is_in_a_run(model: Path, tmp_path: Path) -> None:
+    train(small_config(model, tmp_path, steps=3, save_every=1))
+    logged = {key for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
+    logged -= {"step"}
+    assert undefined_keys(logged, METRICS) == []
+    assert set(defined_keys(METRICS)) - logged == set()
+    columns = (tmp_path / "out/training_metrics.csv").read_text().splitlines()[0].split(",")
+    assert columns[0] == "step" and not any(c.startswith(("time/", "speed/", "memory/")) for c in columns)
+
+
+SENTENCES = (
+    "The nurse was bold and caring in the emergency room.",  # both; 10 words
+    "The chef was bold, confident, and caring; caring, helpful, caring to all.",  # both, 2 extra, caring 3 ×; 12 words
+    "The pilot was loyal.",  # one class; 4 words
+    "The artist was tall and slim and quick and glad",  # none; 10 words, no end
+)
+
+
+def test_the_numbers_of_a_step_by_hand() -> None:
+    rewards = [protocol.score(s) for s in SENTENCES]
+    assert [r.reward for r in rewards] == [1.0, 1.0, 0.2, -0.2]
+    rollout = Rollout(
+        [[1]] * 4,
+        torch.ones(4, 3, dtype=torch.long),
+        torch.tensor([3, 1, 2, 2]),
+        torch.tensor([True, True, True, False]),
+    )
+    ones = torch.where(rollout.mask_BT, 1.0, 0.0)
+    first = torch.zeros(4, 3)
+    first[0, 0] = 4.0
+    stats = UpdateStats(0.02, 5, True, 1.5, 0.1, -0.01, 0.04, 0.7, None)
+    paid = torch.tensor([1.1, 1.0, 0.2, -0.3])
+    found = step_metrics(
+        rewards=rewards, paid_B=paid, bonus_B=torch.tensor([0.1, 0.0, 0.0, 0.0]), rollout=rollout,
+        kl_B=torch.tensor([1.0, 2.0, 3.0, -2.0]), kl_k3_B=torch.tensor([0.5, 0.5, 1.0, 2.0]),
+        entropy_BT=2 * ones, values_BT=first, returns_BT=2 * first, advantages_BT=first, kl_coef=0.05,
+        learning_rate=1e-5, update=stats, skipped=2, missing_eos_penalty=0.4,
+    )  # fmt: skip
+    expected = {
+        "reward/mean": 0.5, "reward/std": math.sqrt((0.25 + 0.25 + 0.09 + 0.49) / 4), "reward/base": 2.1 / 4,
+        "reward/bonus": 0.025, "reward/length_penalty": -0.025, "reward/repetition_penalty": -0.025,
+        "reward/training": 0.5, "reward/diversity_bonus": 0.025, "reward/missing_eos": -0.1,
+        "compliance/both": 0.5, "compliance/one": 0.25, "compliance/none": 0.25, "compliance/in_length": 0.75,
+        "compliance/strict": 0.5, "text/words": 9.0, "text/unique": 1.0, "text/pairs": 1, "text/tokens": 2.0,
+        "text/finished": 0.75, "kl/ref": 1.0, "kl/ref_k3": 1.0, "kl/coef": 0.05, "kl/penalty": 0.05,
+        "ppo/update_kl": 0.02, "ppo/updates": 5, "ppo/early_stop": 1, "ppo/ratio_max": 1.5, "ppo/clip_fraction": 0.1,
+        "ppo/policy_loss": -0.01, "ppo/value_loss": 0.04, "ppo/entropy": 2.0, "ppo/grad_norm": 0.7,
+        "ppo/learning_rate": 1e-5, "value/mean": 0.5, "value/explained_variance": 0.75,
+        "advantage/std": math.sqrt(2 - 0.25), "guard/skipped": 2,
+    }  # fmt: skip
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_learning_rate_warms_up_in_equal_steps_and_the_kl_coefficient_follows_its_target(
+    model: Path, tmp_path: Path
+) -> None:
+    train(small_config(model, tmp_path, warmup_steps=4, learning_rate=4e-3, ref_kl_target=1e-9, kl_horizon=100))
+    table = rows(tmp_path)
+    assert [row["ppo/learning_rate"] for row in table] == pytest.approx([1e-3, 2e-3, 3e-3, 4e-3, 4e-3, 4e-3])
+    # The first step is at distance 0, far below any target; every later one here is above this one.
+    factors = [b["kl/coef"] / a["kl/coef"] for a, b in zip(table, table[1:], strict=False)]
+    assert factors[0] == pytest.approx(1 - 0.2 * 8 / 100)
+    assert all(
+        f == pytest.approx(1 + math.copysign(0.016, row["kl/ref"]))
+        for f, row in zip(factors[1:], table[1:], strict=False)
+    )
+
+
+def test_a_reward_function_of_ones_own_is_what_is_maximised_and_the_protocols_is_still_reported(
+    model: Path, tmp_path: Path
+) -> None:
+    seen = []
+
+    def reward(texts: Any, occupations: Any) -> list[float]:
+        seen.append((list(texts), list(occupations)))
+        return [2.0] * len(texts)
+
+    train(small_config(model, tmp_path, steps=2, missing_eos_penalty=0.5), reward)
+    assert [len(texts) for texts, _ in seen] == [8, 8]
+    assert all(t.startswith(f"The {o} was") for texts, jobs in seen for t, o in zip(texts, jobs, strict=True))
+    for row, (texts, _) in zip(rows(tmp_path), seen, strict=True):
+        assert row["reward/training"] == pytest.approx(2 - 0.5 * (1 - row["text/finished"]), abs=1e-6)
+        assert row["reward/mean"] == pytest.approx(sum(protocol.score(t).reward for t in texts) / 8)
+    assert any(row["text/finished"] < 1 for row in rows(tmp_path))
+
+
+def test_a_reward_function_that_loses_sentences_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="7 numbers for 8 sentences"):
+        train(small_config(model, tmp_path), lambda texts, _: [1.0] * (len(texts) - 1))
+
+
+def test_occupations_held_out_are_never_sampled_not_even_by_the_warm_start(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collected = []
+    supervise = training.supervise
+    monkeypatch.setattr(training, "supervise", lambda p, ex, *a, **k: (collected.extend(ex), supervise(p, ex, *a, **k)))
+    config = small_config(
+        model,
+        tmp_path,
+        holdout=True,
+        sample_every=1,
+        warm_start="samples",
+        warm_start_sentences=40,
+        warm_start_epochs=1,
+    )
+    train(config)
+    texts = [json.loads(line)["text"] for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
+    assert len(texts) == 48
+    assert {t.split()[1] for t in texts} == {e.occupation for e in collected} == set(OCCUPATIONS) - set(HOLDOUT)
+
+
+def test_the_final_folder_loads_plainly_and_gives_the_adapter_models_logits(
+    model: Path, tmp_path: Path, policies: list[Policy]
+) -> None:
+    assert train(small_config(model, tmp_path, learning_rate=0.02, target_kl=1.0)) == Outcome("done", 6, 0)
+    ids = torch.randint(0, 52, (4, 9), generator=torch.Generator().manual_seed(0))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        ours, merged = policies[0].model(ids).logits, loaded(ids).logits
+        base = AutoModelForCausalLM.from_pretrained(model).eval()(ids).logits
+    torch.testing.assert_close(merged, ours, atol=2e-5, rtol=1e-5)
+    assert float((merged - base).abs().max()) > 0.1
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "out")("The nurse was").input_ids
+        == policies[0].tokenizer("The nurse was").input_ids
+    )
+
+
+# Numbers that are not finite
+
+
+def poisoned(bad_calls: range) -> Any:
+    """A reward function that is the protocol's but for one nan at the given calls, counted from 1."""
+    calls = 0
+
+    def reward(texts: Any, _: Any) -> list[float]:
+        nonlocal calls
+        calls += 1
+        scores = [protocol.score(t).reward for t in texts]
+        return [math.nan, *scores[1:]] if calls in bad_calls else scores
+
+    return reward
+
+
+def assert_all_finite(where: Path) -> None:
+    for step in checkpoints(where):
+        assert all(bool(x.isfinite().all()) for x in tensors(where, step).values() if x.is_floating_point())
+
+
+def test_a_step_with_a_reward_that_is_no_number_is_skipped_counted_and_kept_for_inspection(
+    model: Path, tmp_path: Path
+) -> None:
+    outcome = train(small_config(model, tmp_path, save_every=1), poisoned(range(3, 4)))
+    assert outcome == Outcome("done", 6, 0)
+    table = rows(tmp_path)
+    assert [row["step"] for row in table] == [1, 2, 4, 5, 6]
+    assert [row["guard/skipped"] for row in table] == [0, 0, 1, 1, 1]
+    assert events(tmp_path) == ["nonfinite"]
+    assert checkpoints(tmp_path) == [1, 2, 4, 5, 6]  # a skipped step is no place to come back to
+    dump = load_file(tmp_path / "checkpoints/nonfinite/step-3.safetensors")
+    assert int(dump["rewards"].isnan().sum()) == 1 and dump["tokens"].shape == (8, 8)
+    note = json.loads((tmp_path / "checkpoints/nonfinite/step-3.json").read_text())
+    assert note["step"] == 3 and "reward" in note["problem"] and len(note["prompts"]) == 8
+    assert_all_finite(tmp_path)
+
+
+def test_three_such_steps_in_a_row_go_back_to_the_last_checkpoint_and_on_with_other_numbers(
+    model: Path, tmp_path: Path
+) -> None:
+    outcome = train(small_config(model, tmp_path, sample_every=1), poisoned(range(4, 7)))
+    assert outcome == Outcome("done", 6, 0)
+    assert events(tmp_path) == ["nonfinite"] * 3 + ["rollback"]
+    table = rows(tmp_path)
+    assert [row["step"] for row in table] == [1, 2, 3, 4, 5, 6]
+    assert [row["guard/skipped"] for row in table] == [0, 0, 3, 3, 3, 3]
+    # The same random numbers would lead to the same place.
+    other = tmp_path / "other"
+    train(small_config(model, other, sample_every=1))
+    samples = [(where / "out/samples.jsonl").read_text().splitlines() for where in (tmp_path, other)]
+    assert samples[0][:16] == samples[1][:16] and samples[0][16:24] != samples[1][16:24]
+    assert_all_finite(tmp_path)
+
+
+def test_three_more_after_the_roll_back_end_the_run_with_code_3_and_the_checkpoint_intact(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = train(small_config(model, tmp_path, steps=20), poisoned(range(3, 100)))
+    assert (outcome.status, outcome.exit_code) == ("nonfinite", 3)
+    assert events(tmp_path) == ["nonfinite"] * 3 + ["rollback"] + ["nonfinite"] * 3 + ["gave_up"]
+    assert checkpoints(tmp_path) == [2]
+    assert not (tmp_path / "out/model.safetensors").exists()
+    assert "checkpoint-2, is intact" in capsys.readouterr().out
+    assert_all_finite(tmp_path)
+    # And it is: with the cause removed the same command goes on from there.
+    assert train(small_config(model, tmp_path, steps=20)) == Outcome("done", 20, 0)
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, 21))
+
+
+def test_without_a_checkpoint_to_go_back_to_the_run_ends_after_three(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(small_config(model, tmp_path), poisoned(range(1, 100))).exit_code == 3
+    assert checkpoints(tmp_path) == []
+    assert "no checkpoint had been written" in capsys.readouterr().out
+
+
+def breaking(policies: list[Policy], part: str, call: int) -> Any:
+    """A reward function that at its `call`-th call breaks the first weight whose name holds `part`."""
+    calls = 0
+
+    def reward(texts: Any, _: Any) -> list[float]:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            weight = next(p for name, p in policies[-1].model.named_parameters() if part in name)
+            with torch.no_grad():
+                weight.view(-1)[3] = math.nan
+        return [protocol.score(t).reward for t in texts]
+
+    return reward
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("tuning", "part"), [("full", "down_proj"), ("lora", "lora_B")])
+def test_a_trained_weight_that_breaks_is_healed_by_the_roll_back(
+    model: Path, tmp_path: Path, policies: list[Policy], tuning: str, part: str, dtype: str
+) -> None:
+    outcome = train(small_config(model, tmp_path, tuning=tuning, dtype=dtype), breaking(policies, part, call=3))
+    assert outcome == Outcome("done", 6, 0)
+    assert events(tmp_path) == ["nonfinite"] * 3 + ["rollback"]
+    assert_all_finite(tmp_path)
+    with safe_open(tmp_path / "out/model.safetensors", "pt") as file:
+        assert all(bool(file.get_tensor(name).isfinite().all()) for name in file.keys())  # noqa: SIM118
+
+
+@pytest.mark.parametrize("when", [1, 3])
+def test_a_frozen_weight_that_breaks_ends_the_run_with_code_3_and_nothing_broken_saved(
+    model: Path, tmp_path: Path, policies: list[Policy], when: int
+) -> None:
+    outcome = train(small_config(model, tmp_path), breaking(policies, "down_proj.base_layer", when))
+    assert outcome.exit_code == 3
+    assert checkpoints(tmp_path) == ([2] if when == 3 else [])
+    assert_all_finite(tmp_path)
+    assert len(list((tmp_path / "checkpoints/nonfinite").glob("*.json"))) == 3  # steps of the same number share a file
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"steps": 0}, "steps 0"),
+        ({"temperature": 0.0}, "temperature 0"),
+        ({"prompt": "studdy"}, "no prompt 'studdy'"),
+        ({"prompt": "mine=no place for it"}, "occupation"),
+        ({"missing_eos_penalty": math.nan}, "missing-eos-penalty"),
+        ({"kl_coef": math.nan}, "kl-coef"),
+        ({"learning_rate": math.inf}, "learning-rate"),
+        ({"target_kl": math.nan}, "target-kl"),
+        ({"diversity_weight": math.nan}, "diversity-weight"),
+        ({"save_minutes": math.nan}, "save-minutes"),
+        ({"warm_start_learning_rate": math.nan}, "warm-start-learning-rate"),
+        ({"keep_checkpoints": -1}, "keep-checkpoints -1"),
+        ({"sample_every": 0}, "sample-every 0"),
+        ({"warm_start_sentences": 3}, "warm-start-sentences 3"),
+    ],
+)
+def test_settings_that_make_no_run_are_refused(
+    model: Path, tmp_path: Path, settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        small_config(model, tmp_path, **settings)
+
+
+def test_the_default_configuration_is_the_guides_numbers() -> None:
+    config = TrainConfig()
+    ppo = config.ppo
+    assert (ppo.batch_size, ppo.mini_batch_size, ppo.ppo_epochs, ppo.learning_rate) == (64, 16, 4, 1e-5)
+    assert (ppo.target_kl, ppo.gamma, ppo.gae_lambda, ppo.clip) == (0.03, 1.0, 0.95, 0.2)
+    assert (config.steps, config.run.save_every, config.run.sample_every) == (2000, 100, 50)
+    assert (config.run.output_dir, config.run.checkpoint_dir) == ("rlhf_llama3_7b_output", "rlhf_checkpoints")

@@ -1,0 +1,296 @@
+"""The update: when it stops, what it minimises, and everything that must not matter to it."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from equipoise.errors import UserError
+from equipoise.policy.attention import TRIE_ATTENTION
+from equipoise.policy.load import Policy
+from equipoise.policy.rollout import Rollout
+from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.policy.score import score
+from equipoise.ppo.optimizer import MasterAdam
+from equipoise.ppo.update import Experience, PPOConfig, mini_batches, update
+from tests.tiny import bare_policy, next_logprobs, perturb
+
+PROMPTS = [[1, 2, 3], [4], [1, 2, 3], [2, 2], [4], [1, 2], [3], [1, 2, 3]]
+CONFIG = PPOConfig(batch_size=8, mini_batch_size=4, micro_batch_size=4, ppo_epochs=2, target_kl=1e9, max_grad_norm=1e9)
+ALL = [torch.arange(8)]
+
+
+def policy_of(lora: bool = False) -> Policy:
+    return perturb(bare_policy(attention=TRIE_ATTENTION, lora=lora), 0.1)
+
+
+def experience_of(policy: Policy, *, drift: float = 0.0, seed: int = 0) -> Experience:
+    """A batch the policy sampled, with made-up advantages and returns. `drift`: how far the policy has moved since."""
+    rollout = sample(policy, PROMPTS, SamplingConfig(max_new_tokens=6), torch.Generator().manual_seed(seed))
+    mask, generator = rollout.mask_BT, torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        scores = score(policy, rollout, 1.0, packed=False)
+
+    def spread(flat: Tensor) -> Tensor:
+        return torch.zeros(mask.shape).masked_scatter(mask, flat)
+
+    def noise() -> Tensor:
+        return torch.where(mask, torch.randn(mask.shape, generator=generator), 0.0)
+
+    values = spread(scores.values)
+    experience = Experience(rollout, spread(scores.logprobs), values, values + 0.5 * noise(), noise())
+    if drift:
+        perturb(policy, drift, seed=5)
+    return experience
+
+
+def optimizer_of(policy: Policy, lr: float = 1e-3) -> MasterAdam:
+    optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-5)
+    optimizer.set_learning_rates(lr, lr)
+    return optimizer
+
+
+def weights(policy: Policy) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in policy.trained().items()}
+
+
+def gradient_of(
+    experience: Experience, rows: Tensor, config: PPOConfig = CONFIG, *, packed: bool = True, lora: bool = False
+) -> dict[str, Tensor]:
+    """The gradient that an optimizer step on these rows would use."""
+    policy = policy_of(lora)
+    optimizer = optimizer_of(policy)
+    caught: dict[str, Tensor] = {}
+
+    def step(max_norm: float) -> float:
+        caught.update({n: m.grad.clone() for n, m in optimizer.masters.items() if m.grad is not None})
+        optimizer.zero_grad()
+        return 0.0
+
+    optimizer.step = step  # type: ignore[method-assign]
+    update(policy, optimizer, experience, [rows], config, 1.0, packed=packed)
+    assert caught
+    return caught
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert float((found[name] - tensor).norm()) <= 2e-5 * float(tensor.norm()) + 1e-7, name
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_at_the_first_mini_batch_the_gradient_is_the_token_mean_of_the_policy_gradient(packed: bool) -> None:
+    """−mean over the mini-batch's tokens of A·∇log π, each log π from a forward pass of its own."""
+    policy = policy_of()
+    experience = experience_of(policy)
+    rows = torch.tensor([5, 0, 3])
+    completions = experience.rollout.completions()
+    assert len({len(completions[i]) for i in rows}) > 1  # or a mean over rows would be the same
+    total, tokens = torch.zeros(()), 0
+    for row in rows.tolist():
+        for t, token in enumerate(completions[row]):
+            ids = torch.tensor([[*PROMPTS[row], *completions[row][:t]]])
+            logprob = torch.log_softmax(policy.model(input_ids=ids, use_cache=False).logits[0, -1], -1)[token]
+            total = total - experience.advantages_BT[row, t] * logprob
+            tokens += 1
+    (total / tokens).backward()
+    expected = {n: p.grad for n, p in policy.trained().items() if p.grad is not None}
+    found = gradient_of(experience, rows, packed=packed)
+    assert_close({n: found[n] for n in expected}, expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("changes", [{"micro_batch_size": 1}, {"micro_batch_size": 3}, {"packed": False}, {"order": 1}])
+def test_micro_batch_size_packing_and_row_order_do_not_change_the_gradient(lora: bool, changes: dict[str, int]) -> None:
+    experience = experience_of(policy_of(lora))
+    rows = torch.tensor([6, 1, 4, 7, 2])
+    expected = gradient_of(experience, rows, replace(CONFIG, micro_batch_size=8), lora=lora)
+    changed = replace(CONFIG, micro_batch_size=changes.get("micro_batch_size", 8))
+    if "order" in changes:
+        rows = rows.flip(0)
+    found = gradient_of(experience, rows, changed, packed=changes.get("packed", True) is True, lora=lora)
+    assert_close(found, expected)
+
+
+def test_the_order_of_the_batch_and_padding_do_not_change_the_update() -> None:
+    policy = policy_of()
+    experience = experience_of(policy)
+    batches = mini_batches(CONFIG, torch.Generator().manual_seed(0))
+    expected = update(policy, optimizer_of(policy), experience, batches, CONFIG, 1.0, packed=True)
+
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(9))
+    place = torch.argsort(order)
+
+    def wider(x: Tensor) -> Tensor:
+        return torch.cat([x[order], torch.full((8, 3), 3 if x.dtype == torch.long else 7.0).to(x.dtype)], dim=1)
+
+    rollout = experience.rollout.select(order)
+    padded = Rollout(rollout.prompts, wider(experience.rollout.tokens_BT), rollout.lengths_B, rollout.finished_B)
+    moved = Experience(padded, *(wider(x) for x in experience[1:]))
+    other = policy_of()
+    found = update(other, optimizer_of(other), moved, [place[rows] for rows in batches], CONFIG, 1.0, packed=False)
+    assert_close(weights(other), weights(policy))
+    assert found.updates == expected.updates == len(batches)
+    for name in ("update_kl", "ratio_max", "clip_fraction", "policy_loss", "value_loss", "grad_norm"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-3, abs=1e-6), name
+
+
+def test_each_epoch_visits_all_rows_once_in_an_order_of_its_own() -> None:
+    config = PPOConfig(batch_size=24, mini_batch_size=8, ppo_epochs=3)
+    batches = mini_batches(config, torch.Generator().manual_seed(0))
+    assert [len(rows) for rows in batches] == [8] * 9
+    epochs = [torch.cat(batches[i : i + 3]).tolist() for i in (0, 3, 6)]
+    assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    again = mini_batches(config, torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip(batches, again, strict=True))
+
+
+def k3_by_hand(policy: Policy, experience: Experience, rows: list[int]) -> float:
+    """Mean over the rows' tokens of r − 1 − log r with r = π_θ/π_old: KL(π_old‖π_θ)."""
+    terms = []
+    for row in rows:
+        completion = experience.rollout.completions()[row]
+        for t, token in enumerate(completion):
+            new = next_logprobs(policy.model, [*PROMPTS[row], *completion[:t]])[token]
+            log_ratio = new - float(experience.old_logp_BT[row, t])
+            terms.append(math.exp(log_ratio) - 1 - log_ratio)
+    return sum(terms) / len(terms)
+
+
+def test_target_kl_is_tested_before_the_optimizer_steps() -> None:
+    """A policy that has moved already: just above its KL the step is taken, just below nothing changes."""
+    policy = policy_of()
+    experience = experience_of(policy, drift=0.05)
+    rows = torch.tensor([1, 6, 2])
+    kl = k3_by_hand(policy, experience, rows.tolist())
+    assert kl > 0.005 and abs(kl - k3_by_hand(policy, experience, list(range(8)))) > 0.02 * kl
+    before = weights(policy)
+    optimizer = optimizer_of(policy)
+
+    stopped = update(policy, optimizer, experience, [rows] * 3, replace(CONFIG, target_kl=kl * 0.999), 1.0, packed=True)
+    assert (stopped.updates, stopped.early_stop, stopped.nonfinite) == (0, True, None)
+    assert stopped.update_kl == pytest.approx(kl, rel=1e-4)
+    assert all(torch.equal(before[n], p) for n, p in policy.trained().items())
+    assert optimizer.state()[1] == {}  # Adam's moments have not seen the gradient either
+
+    taken = update(policy, optimizer, experience, [rows], replace(CONFIG, target_kl=kl * 1.001), 1.0, packed=True)
+    assert (taken.updates, taken.early_stop) == (1, False)
+    assert taken.update_kl == pytest.approx(kl, rel=1e-4)
+
+
+def test_micro_batches_are_tested_together() -> None:
+    policy = policy_of()
+    experience = experience_of(policy, drift=0.05)
+    kl = k3_by_hand(policy, experience, list(range(8)))
+    config = replace(CONFIG, micro_batch_size=3, target_kl=kl * 0.999)
+    assert update(policy, optimizer_of(policy), experience, ALL, config, 1.0, packed=True).updates == 0
+    config = replace(config, target_kl=kl * 1.001)
+    assert update(policy, optimizer_of(policy), experience, ALL, config, 1.0, packed=True).updates == 1
+
+
+def test_an_update_that_stops_early_leaves_the_weights_of_the_steps_it_took() -> None:
+    batches = mini_batches(replace(CONFIG, ppo_epochs=4), torch.Generator().manual_seed(0))
+    config = replace(CONFIG, target_kl=0.02)
+    policy = policy_of()
+    experience = experience_of(policy)
+    stats = update(policy, optimizer_of(policy, 0.01), experience, batches, config, 1.0, packed=True)
+    assert 0 < stats.updates < len(batches) and stats.early_stop and stats.update_kl > 0.02
+    assert k3_by_hand(policy, experience, batches[stats.updates].tolist()) > 0.02
+
+    shorter = policy_of()
+    free = replace(config, target_kl=1e9)
+    update(shorter, optimizer_of(shorter, 0.01), experience, batches[: stats.updates], free, 1.0, packed=True)
+    assert all(torch.equal(p, weights(policy)[n]) for n, p in weights(shorter).items())
+
+
+def test_temperature_of_the_update_is_that_of_the_old_log_probs() -> None:
+    policy = policy_of()
+    experience = experience_of(policy)
+    with torch.no_grad():
+        old = score(policy, experience.rollout, 0.6, packed=True).logprobs
+    mask = experience.rollout.mask_BT
+    experience = experience._replace(old_logp_BT=torch.zeros(mask.shape).masked_scatter(mask, old))
+    stats = update(policy, optimizer_of(policy), experience, ALL, CONFIG, 0.6, packed=True)
+    assert (stats.ratio_max, stats.update_kl) == (pytest.approx(1, abs=1e-5), pytest.approx(0, abs=1e-9))
+    stats = update(policy_of(), optimizer_of(policy), experience, ALL, CONFIG, 1.0, packed=True)
+    assert stats.ratio_max > 1.1
+
+
+@pytest.mark.parametrize("field", ["old_logp_BT", "returns_BT", "advantages_BT"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_one_number_that_is_not_finite_stops_the_update_before_that_step(field: str, bad: float) -> None:
+    policy, other = policy_of(), policy_of()
+    experience = experience_of(policy)
+    batches = [torch.tensor([0, 1, 2, 3]), torch.tensor([4, 5, 6, 7]), torch.tensor([0, 1, 2, 3])]
+    poisoned = getattr(experience, field).clone()
+    poisoned[5, 0] = bad
+    stats = update(
+        policy, optimizer_of(policy), experience._replace(**{field: poisoned}), batches, CONFIG, 1.0, packed=True
+    )
+    assert stats.updates == 1 and stats.nonfinite is not None and not stats.early_stop
+    assert all(math.isfinite(x) for x in stats if isinstance(x, float))
+    update(other, optimizer_of(other), experience, batches[:1], CONFIG, 1.0, packed=True)
+    assert all(torch.equal(p, weights(other)[n]) for n, p in weights(policy).items())
+
+
+def test_a_gradient_that_is_not_finite_behind_a_finite_loss_stops_the_update_too() -> None:
+    policy = policy_of()
+    experience = experience_of(policy)
+    next(iter(policy.trained().values())).register_hook(lambda grad: grad * math.nan)
+    before = weights(policy)
+    stats = update(policy, optimizer_of(policy), experience, ALL * 2, CONFIG, 1.0, packed=True)
+    assert stats.updates == 0 and stats.nonfinite is not None and "gradient" in stats.nonfinite
+    assert all(torch.equal(before[n], p) for n, p in policy.trained().items())
+
+
+def test_an_update_makes_good_tokens_likelier_and_values_truer() -> None:
+    policy = policy_of()
+    experience = experience_of(policy)
+    mask = experience.rollout.mask_BT
+    before = score(policy, experience.rollout, 1.0, packed=True)
+    stats = update(policy, optimizer_of(policy, 1e-2), experience, ALL * 5, CONFIG, 1.0, packed=True)
+    after = score(policy, experience.rollout, 1.0, packed=True)
+    gain = ((after.logprobs - before.logprobs) * experience.advantages_BT[mask]).mean()
+    returns = experience.returns_BT[mask]
+    assert float(gain) > 0.02
+    assert float((after.values - returns).square().mean()) < float((before.values - returns).square().mean())
+    assert stats.updates == 5 and 0 < stats.clip_fraction < 1 and stats.ratio_max > 1.05
+
+
+def test_the_entropy_coefficient_raises_the_entropy() -> None:
+    policy = policy_of()
+    experience = experience_of(policy)
+    experience = experience._replace(advantages_BT=torch.zeros_like(experience.advantages_BT))
+    before = score(policy, experience.rollout, 1.0, packed=True).entropies.mean()
+    config = replace(CONFIG, entropy_coef=0.1)
+    update(policy, optimizer_of(policy, 1e-3), experience, ALL * 3, config, 1.0, packed=True)
+    assert float(score(policy, experience.rollout, 1.0, packed=True).entropies.mean() - before) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"batch_size": 0}, "batch-size 0"),
+        ({"mini_batch_size": 0}, "mini-batch-size 0"),
+        ({"micro_batch_size": -1}, "micro-batch-size -1"),
+        ({"ppo_epochs": 0}, "ppo-epochs 0"),
+        ({"mini_batch_size": 24}, "64 is not a multiple of mini-batch-size 24"),
+        ({"target_kl": 0.0}, "target-kl 0.0"),
+        ({"learning_rate": -1e-5}, "learning-rate -1e-05"),
+        ({"kl_horizon": 0}, "kl-horizon 0"),
+        ({"ref_kl_target": 0.0}, "ref-kl-target 0.0"),
+        ({"clip": 0.0}, "clip 0.0"),
+        ({"max_grad_norm": 0.0}, "max-grad-norm 0.0"),
+        ({"gae_lambda": 1.5}, "gae-lambda 1.5"),
+        ({"gamma": -0.1}, "gamma -0.1"),
+        ({"kl_coef": -0.1}, "kl-coef -0.1"),
+        ({"warmup_steps": -1}, "warmup-steps -1"),
+    ],
+)
+def test_numbers_with_which_nothing_could_be_learnt_are_refused(changes: dict[str, float], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        PPOConfig(**changes)  # type: ignore[arg-type]
