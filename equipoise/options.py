@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar
 
 import tyro
@@ -48,77 +50,71 @@ def parse(kind: type[Config], argv: list[str], default: Config, *, prog: str, de
 
 def _first_message(box: str) -> str:
     """tyro draws a box; its first paragraph is the message, and a line after "Perhaps you meant" the nearest option."""
-    lines = [line.strip("│╭╮╰╯─ ").strip() for line in box.splitlines()[1:]]
-    message = next((line for line in lines if line), "the options could not be read")
+    # Its rules and sides are line-drawing characters where standard output can show them, else ASCII or nothing.
+    lines = [line.strip("│| \t") for line in box.splitlines()[1:]]
+    lines = [line for line in lines if line.strip("╭╮╰╯─+-")]
+    # What a dataclass refuses is told as "Error parsing <the dataclass>: …".
+    message = re.sub(r"^Error parsing (?!-)[\w.]+: ", "", next(iter(lines), "the options could not be read"))
     for i, line in enumerate(lines):
         if line.startswith("Perhaps you meant") and i + 1 < len(lines):
             return f"{message.rstrip('.')}; perhaps you meant {lines[i + 1].split()[0].rstrip(',')}"
     return message.rstrip(".")
 
 
-def with_file(default: Config, path: Path) -> Config:
-    """`default` with the settings of a YAML file, nested as the dataclasses are or flat. Raises UserError."""
+def read_file(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file, nested as the dataclasses are or flat. Raises UserError."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"cannot read the configuration {path} ({error.strerror}): give an existing YAML file"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or no such date
         where = str(error).splitlines()[0]
         raise UserError(f"{path} is not valid YAML ({where}): write one `name: value` a line") from None
     if not isinstance(document, Mapping):
         raise UserError(f"{path} holds no settings: write one `name: value` a line")
-    return apply(default, document, str(path))
+    return {str(name).replace("-", "_"): value for name, value in document.items()}
 
 
 def apply(config: Config, settings: Mapping[str, Any], where: str) -> Config:
-    """A copy of the dataclass `config` with `settings`. Unknown names and wrong types are UserErrors."""
-    changes: dict[str, Any] = {}
-    for raw, value in settings.items():
-        name = str(raw).replace("-", "_")
-        owner = _owner(config, name)
-        if owner is None:
-            raise UserError(f"{where}: there is no setting {raw!r}; --help lists them (without the dashes)")
-        field, current = owner
-        if dataclasses.is_dataclass(current) and field == name:
-            if not isinstance(value, Mapping):
-                raise UserError(f"{where}: {raw} is a group of settings, not {value!r}")
-            changes[field] = apply(changes.get(field, current), value, where)
-        elif field == name:
-            changes[field] = _checked(current, config, name, value, where)
-        else:
-            changes[field] = apply(changes.get(field, current), {name: value}, where)
-    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+    """A copy of the dataclass `config` with `settings`. Unknown names and wrong values are UserErrors that name `where`.
 
-
-def _owner(config: Any, name: str) -> tuple[str, Any] | None:
-    """The field of `config` that is `name`, or the group that contains it, with its present value."""
-    for field in dataclasses.fields(config):
-        current = getattr(config, field.name)
-        if field.name == name:
-            return field.name, current
-        if dataclasses.is_dataclass(current) and any(f.name == name for f in dataclasses.fields(current)):
-            return field.name, current
-    return None
-
-
-def _checked(current: Any, config: Any, name: str, value: Any, where: str) -> Any:
-    """`value` as a command line would read it, so that a file can hold nothing that an option could not."""
-    kind = type(config)
-    if value is None:
-        text = "None"
-    elif isinstance(value, (str, int, float)):
-        text = str(value)
-    else:
-        raise UserError(f"{where}: {name} is {value!r}, expected a single value")
-    flag = name.replace("_", "-")
-    argv = (
-        [f"--{'' if value else 'no-'}{flag}"]
-        if isinstance(current, bool) and isinstance(value, bool)
-        else [f"--{flag}={text}"]
-    )
+    The settings become options and are read as a command line is, together: a file can hold nothing that options could
+    not, and two settings that must fit each other are judged only as a pair.
+    """
+    argv = [_as_option(config, name, value, where) for name, value in _leaves(config, settings, where)]
     try:
-        return getattr(parse(kind, argv, config, prog="equipoise", description=""), name)
+        return parse(type(config), argv, config, prog="equipoise", description="")
     except UserError as error:
-        raise UserError(f"{where}: {str(error).split(';')[0]}") from None
+        raise UserError(f"{where}: {str(error).removesuffix('; equipoise --help lists the options')}") from None
+
+
+def _leaves(config: Any, settings: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:
+    """(name, value) of every setting, those in groups included. Raises UserError for one that does not exist."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    groups = [group for group in fields.values() if dataclasses.is_dataclass(group)]
+    for given, value in settings.items():
+        name = str(given).replace("-", "_")
+        if dataclasses.is_dataclass(fields.get(name)) and isinstance(value, Mapping):
+            yield from _leaves(fields[name], value, where)
+        elif name in fields and fields[name] not in groups:
+            yield name, value
+        elif any(hasattr(group, name) for group in groups):
+            yield name, value
+        elif name in fields:
+            raise UserError(f"{where}: {given} is a group of settings, not {value!r}")
+        else:
+            raise UserError(f"{where}: there is no setting {given!r}; --help lists them (without the dashes)")
+
+
+def _as_option(config: Any, name: str, value: Any, where: str) -> str:
+    flag = name.replace("_", "-")
+    if not isinstance(value, (str, int, float, NoneType)):
+        raise UserError(f"{where}: {name} is {value!r}, expected a single value")
+    if isinstance(value, bool):
+        holders = (config, *(getattr(config, field.name) for field in dataclasses.fields(config)))
+        if any(isinstance(getattr(holder, name, None), bool) for holder in holders):
+            return f"--{'' if value else 'no-'}{flag}"
+        value = "on" if value else "off"  # YAML reads the bare words so; where no yes or no is wanted they were words
+    return f"--{flag}={value}"

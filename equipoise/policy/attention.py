@@ -2,8 +2,8 @@
 
 Packed: linear layers run on the M nodes, each once; attention runs row by row. A row of R gathers the nodes on its path,
 at most L of them, so R·L² scores replace M². Decoding: keys and values live in one buffer per layer, of fixed size and
-address, as CUDA graphs need. Written out rather than left to `scaled_dot_product_attention`: its backward pass on a CPU
-was measured at six times this one's, and with a mask it copies keys and values for every query head.
+address, as CUDA graphs need. Written out on a CPU, where the backward pass of `scaled_dot_product_attention` was measured
+at six times this one's, and in decoding, where with a mask it copies keys and values for every query head.
 Called without any of these (the plain sampler, padded scoring), it is `sdpa`.
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -52,15 +53,49 @@ def trie_attention(
         for place, x in ((0, key), (1, value)):
             module.kv_cache[place, :, :, : fill_BP.shape[1]] = x[0][:, fill_BP].transpose(0, 1)
     rows, length = paths_RL.shape
+    flat_paths = paths_RL.reshape(-1)
 
-    def spread(x: Tensor) -> Tensor:
-        per_node = x[0].transpose(0, 1)  # (M, heads, head size)
-        return per_node.index_select(0, paths_RL.reshape(-1)).unflatten(0, (rows, length)).transpose(1, 2)
+    def by_row(gathered: Tensor) -> Tensor:
+        return gathered.unflatten(0, (rows, length)).transpose(1, 2)  # (R, heads, L, head size)
 
     # Beyond its end a row repeats node 0; causality keeps that from every real place before it.
-    future_LL = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
-    out = _attend(spread(query), spread(key), spread(value), future_LL, scale)
-    return out.transpose(1, 2).flatten(0, 1).index_select(0, places_M)[None], None
+    queries = by_row(_Gather.apply(query[0].transpose(0, 1), flat_paths, places_M))
+    keys = by_row(key[0].transpose(0, 1).index_select(0, flat_paths))
+    values = by_row(value[0].transpose(0, 1).index_select(0, flat_paths))
+    if query.is_cuda:
+        out = scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale, enable_gqa=True)
+    else:
+        future_LL = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
+        out = _attend(queries, keys, values, future_LL, scale)
+    return _Pick.apply(out.transpose(1, 2).flatten(0, 1), places_M)[None], None
+
+
+class _Gather(torch.autograd.Function):
+    """x[paths] of which only the rows `places` will be used: the gradient is then another gather, not a sum over rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, paths: Tensor, places: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(places)
+        return x.index_select(0, paths)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return grad.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _Pick(torch.autograd.Function):
+    """x[places] for places that differ (spare nodes aside, which carry no gradient): the gradient is a copy, not a sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(places)
+        ctx.rows = x.shape[0]
+        return x.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        out = grad.new_zeros(ctx.rows, *grad.shape[1:])
+        return out.index_copy_(0, ctx.saved_tensors[0], grad), None
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, scale: float) -> Tensor:
@@ -71,10 +106,10 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, scale: fl
     rows, heads, queries, size = query.shape
     groups = heads // key.shape[1]
     stacked = query.reshape(rows, key.shape[1], groups * queries, size)
-    scores = (stacked @ key.transpose(2, 3)).float().unflatten(2, (groups, queries)) * scale
+    scores = ((stacked * scale) @ key.transpose(2, 3)).unflatten(2, (groups, queries))
     # `hidden` is (Q, L), or (R, 1, 1, L): in either case it lacks the axis of the groups.
     scores = scores.masked_fill(hidden if hidden.dim() == 2 else hidden[:, :, None], -torch.inf)
-    weights = torch.softmax(scores, dim=-1).to(value.dtype).flatten(2, 3)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype).flatten(2, 3)
     return (weights @ value).reshape(rows, heads, queries, size)
 
 

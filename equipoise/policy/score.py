@@ -31,7 +31,7 @@ class Scores(NamedTuple):
 class Pack(NamedTuple):
     """A rollout as one trie: see `trie.Trie`, then the N tokens that are predicted. All on one device.
 
-    On a GPU M, N and L are padded: spare nodes repeat place 0, spare tokens are predicted at node 0 and not real.
+    For CUDA graphs M, N and L are padded: spare nodes lie in a place no row uses, spare tokens are predicted at node 0 and not real.
     """
 
     tokens_M: Tensor
@@ -44,21 +44,22 @@ class Pack(NamedTuple):
     real_N: Tensor
 
 
-def pack(policy: Policy, rollout: Rollout) -> Pack:
-    """Lay a rollout out for `packed` scoring. On a GPU the copies are asynchronous."""
-    on_gpu = policy.graphs.enabled
-    width = round_up(max(map(len, rollout.prompts)) + rollout.tokens_BT.shape[1], 8) if on_gpu else 0
+def pack(policy: Policy, rollout: Rollout, padded: bool | None = None) -> Pack:
+    """Lay a rollout out for `packed` scoring; padded for CUDA graphs by default where there are any."""
+    padded = policy.graphs.enabled if padded is None else padded
+    width = round_up(max(map(len, rollout.prompts)) + rollout.tokens_BT.shape[1], 8) if padded else 0
     made = trie.build(rollout.prompts, rollout.completions(), width)
     targets_N = rollout.tokens_N.cpu()
     parts = [made.tokens_M, made.depths_M, made.ends_M, made.places_M, made.paths_RL, made.predictors_N, targets_N]
     real_N = torch.ones(len(targets_N), dtype=torch.bool)
-    if on_gpu:
+    if padded:
         nodes, tokens = round_up(len(made.tokens_M), BUCKET), round_up(len(targets_N), BUCKET)
         sizes = [nodes, nodes, nodes, nodes, width, tokens, tokens]
-        parts = [pad(x, (0, size - x.shape[-1])) for x, size in zip(parts, sizes, strict=True)]
+        # No row reaches the last column, so a spare node that is put there gets no gradient and spoils none.
+        spare = [0, 0, 0, width - 1, 0, 0, 0]
+        parts = [pad(x, (0, n - x.shape[-1]), value=v) for x, n, v in zip(parts, sizes, spare, strict=True)]
         real_N = pad(real_N, (0, tokens - len(real_N)))
-        parts, real_N = [x.pin_memory() for x in parts], real_N.pin_memory()
-    return Pack(*(x.to(policy.device, non_blocking=True) for x in (*parts, real_N)))
+    return Pack(*(x.to(policy.device) for x in (*parts, real_N)))
 
 
 def token_logprobs(logits_NV: Tensor, tokens_N: Tensor, temperature: float) -> Tensor:
@@ -73,7 +74,8 @@ def token_logprobs(logits_NV: Tensor, tokens_N: Tensor, temperature: float) -> T
 def entropies(logits_NV: Tensor, temperature: float) -> Tensor:
     """(N,) entropy in nats of each row's distribution. A token masked to −inf counts 0, not nan."""
     log_p_NV = torch.log_softmax(logits_NV.float() / temperature, dim=-1)
-    return -torch.where(log_p_NV > -torch.inf, log_p_NV.exp() * log_p_NV, 0.0).sum(-1)
+    log_p_NV = log_p_NV.clamp(min=torch.finfo(torch.float32).min)  # 0 · −inf is nan, in the gradient too
+    return -(log_p_NV.exp() * log_p_NV).sum(-1)
 
 
 def score(

@@ -85,13 +85,20 @@ DESCRIPTION = (
 
 def configure(argv: list[str]) -> tuple[TrainConfig, list[str], bool]:
     """(configuration, lines that say why, whether to start anew) from the command line. Raises UserError."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--preset")
     first.add_argument("--config", type=Path)
     first.add_argument("--overwrite", action="store_true")
-    own, rest = first.parse_known_args(argv)
+    try:
+        own, rest = first.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error}; train_rlhf.py --help lists the options") from None
+    settings = options.read_file(own.config) if own.config else {}
+    in_file = settings.pop("preset", None)
     if own.preset is not None:
         config, reasons = preset(own.preset), [f"preset    {own.preset}, as asked"]
+    elif in_file is not None:
+        config, reasons = preset(str(in_file)), [f"preset    {in_file}, as {own.config} says"]
     elif "--help" in rest or "-h" in rest:
         config, reasons = preset("bundled-cpu"), []
     else:
@@ -100,8 +107,7 @@ def configure(argv: list[str]) -> tuple[TrainConfig, list[str], bool]:
         reasons = [
             f"preset    {'; '.join(choice.reasons)}. Another: --preset guide | bundled-gpu | bundled-cpu, --model NAME"
         ]
-    if own.config is not None:
-        config = options.with_file(config, own.config)
+    config = options.apply(config, settings, str(own.config)) if settings else config
     return (
         options.parse(TrainConfig, rest, config, prog="train_rlhf.py", description=DESCRIPTION),
         reasons,

@@ -23,7 +23,7 @@ from torch import Tensor
 from equipoise import __version__
 from equipoise.errors import UserError
 from equipoise.policy.card import ModelCard
-from equipoise.policy.export import export
+from equipoise.policy.export import WEIGHTS, export
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 from equipoise.ppo.checkpoint import Checkpoint, list_checkpoints, newest, prune, save_checkpoint
@@ -53,7 +53,17 @@ class RunConfig:
         for name in ("save_every", "sample_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        if self.keep_checkpoints < 0:
+            raise UserError(f"keep-checkpoints {self.keep_checkpoints} must be 0 (keep all) or more")
 
+
+# All that a run may write into its output folder. Whatever else lies there is somebody's.
+OUTPUT_FILES = (
+    *("run.json", "training_metrics.csv", "metrics.jsonl", "samples.jsonl", "events.jsonl"),
+    *(WEIGHTS, "config.json", "generation_config.json", "README.md", "chat_template.jinja", "tokenizer.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json"),
+    *("vocab.txt", "merges.txt"),
+)
 
 # What may differ when a run is continued: how long it goes on, and what has no influence on the numbers.
 FREE_TO_CHANGE = {"steps", "preset", "policy.gradient_checkpointing"} | {
@@ -117,17 +127,25 @@ class Run:
         if overwrite:
             _clear(output, checkpoints)
         resumed = newest(checkpoints)
-        if resumed is not None and (changed := differences(resumed.document("config"), document)):
+        recorded = json.loads((output / "run.json").read_bytes())["config"] if ours and not overwrite else None
+        saved = resumed.document("config") if resumed else None
+        for folder, old in ((checkpoints, saved), (output, recorded)):
+            if old is not None and (changed := differences(old, document)):
+                raise UserError(
+                    f"{folder} holds a run with other settings ({'; '.join(changed)}): use the same settings to continue it, "
+                    "other folders (--output-dir, --checkpoint-dir) for a new run, or --overwrite to start anew"
+                )
+        if resumed is None and (output / WEIGHTS).exists():
             raise UserError(
-                f"{checkpoints} holds a run with other settings ({'; '.join(changed)}): use the same settings to continue it, "
-                "other folders (--output-dir, --checkpoint-dir) for a new run, or --overwrite to start anew"
+                f"{output} holds a finished model and {checkpoints} no checkpoint to continue from: choose another "
+                "--output-dir, or --overwrite to start anew in its place"
             )
         step = resumed.step if resumed else 0
         if step > config.steps:
             raise UserError(
                 f"{checkpoints} is at step {step}, past --steps {config.steps}: ask for at least {step} steps"
             )
-        complete = step == config.steps and (output / "model.safetensors").exists()
+        complete = step == config.steps and (output / WEIGHTS).exists()
         log = RunLog(
             output_dir=output,
             tensorboard_dir=Path(config.run.tensorboard_dir) / output.resolve().name,
@@ -136,7 +154,7 @@ class Run:
         )
         if not complete:
             # A run that goes on has no final model; an old one must not be taken for it.
-            (output / "model.safetensors").unlink(missing_ok=True)
+            (output / WEIGHTS).unlink(missing_ok=True)
             _write_json(output / "run.json", {"config": document, **provenance()})
         if resumed is not None and not complete:
             log.event(step, "resume", checkpoint=resumed.path.name)
@@ -291,8 +309,8 @@ def _clear(output: Path, checkpoints: Path) -> None:
         shutil.rmtree(path)
     shutil.rmtree(checkpoints / "nonfinite", ignore_errors=True)
     if (output / "run.json").exists():
-        shutil.rmtree(output)
-        output.mkdir()
+        for name in OUTPUT_FILES:
+            (output / name).unlink(missing_ok=True)
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -4,13 +4,14 @@ Shapes: B completions, T steps, N real tokens laid flat; tensors of a step's exp
 small, and go to the device where the model needs them.
 """
 
+import math
 import random
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ from equipoise.ppo import maths
 from equipoise.ppo.diversity import DiversityConfig, TermWindow
 from equipoise.ppo.metrics import step_metrics
 from equipoise.ppo.optimizer import MasterAdam
-from equipoise.ppo.run import Run, RunConfig
+from equipoise.ppo.run import Run, RunConfig, flatten
 from equipoise.ppo.signals import StopSignals
 from equipoise.ppo.update import Experience, PPOConfig, mini_batches, update
 from equipoise.ppo.warm_start import WarmStartConfig, collect, supervise
@@ -68,6 +69,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UserError(f"steps {self.steps} must be at least 1; the guide trains for 2000")
+        for key, value in flatten(asdict(self)).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{key.rpartition('.')[2].replace('_', '-')} is {value}: give a finite number")
         if self.sampling.temperature == 0:
             raise UserError("temperature 0 leaves nothing to learn from: train at 1.0, the protocol's temperature")
         get_prompt(self.prompt)
@@ -204,8 +208,7 @@ def ppo_step(
         return Step("the reward is not finite", rewards=rewards, rollout=rollout, evidence={"rewards": paid_B})
 
     with clock("score"), torch.no_grad():
-        # Scored in the very groups of the first epoch's updates: there the ratio is then exactly 1, not nearly.
-        old, ref_logp_BT = _score_batch(policy, rollout, batches[: len(rollout) // ppo.mini_batch_size], config, packed)
+        old, ref_logp_BT = _score_batch(policy, rollout, batches, config, packed)
     mask_BT = rollout.mask_BT
     kl_BT = torch.where(mask_BT, maths.kl_k1(old["logprobs"], ref_logp_BT), 0.0)
     if not bool(kl_BT.isfinite().all() and old["values"].isfinite().all()):
@@ -259,18 +262,27 @@ def _training_rewards(
 
 
 def _score_batch(
-    policy: Policy, rollout: Rollout, groups: Sequence[Tensor], config: TrainConfig, packed: bool
+    policy: Policy, rollout: Rollout, batches: Sequence[Tensor], config: TrainConfig, packed: bool
 ) -> tuple[dict[str, Tensor], Tensor]:
     """(B, T) logprobs, entropies and values under the policy, and logprobs under the reference."""
+    ppo, temperature = config.ppo, config.sampling.temperature
+    if policy.graphs.enabled and packed:
+        # One trie of the whole batch: more is shared, and a quarter of the kernels do.
+        groups = [torch.arange(len(rollout))]
+    else:
+        # The very micro-batches of the first epoch's updates: there the ratio is then exactly 1, in bfloat16 too.
+        first_epoch = batches[: ppo.batch_size // ppo.mini_batch_size]
+        groups = [micro for rows in first_epoch for micro in rows.split(ppo.micro_batch_size)]
     mask_BT = rollout.mask_BT
     out = {name: torch.zeros(mask_BT.shape) for name in ("logprobs", "entropies", "values", "reference")}
-    for group in (micro for rows in groups for micro in rows.split(config.ppo.micro_batch_size)):
-        part, temperature = rollout.select(group), config.sampling.temperature
+    for group in groups:
+        part = rollout.select(group)
         scores = score(policy, part, temperature, packed=packed)
         reference = score(policy, part, temperature, packed=packed, reference=True, entropy=False)
-        for name, flat in (*scores._asdict().items(), ("reference", reference.logprobs)):
+        flat = torch.stack([*scores, reference.logprobs]).cpu()
+        for name, values in zip((*scores._fields, "reference"), flat, strict=True):
             rows_BT = torch.zeros(part.mask_BT.shape)
-            rows_BT[part.mask_BT] = flat.cpu()
+            rows_BT[part.mask_BT] = values
             out[name][group] = rows_BT
     return out, out.pop("reference")
 

@@ -57,16 +57,25 @@ class PPOConfig:
     """1e-5 as in OpenAI's PPO; it softens the first steps."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "mini_batch_size", "micro_batch_size", "ppo_epochs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        at_least_1 = ("batch_size", "mini_batch_size", "micro_batch_size", "ppo_epochs", "kl_horizon")
+        above_0 = ("target_kl", "ref_kl_target", "learning_rate", "clip", "value_clip", "max_grad_norm", "adam_eps")
+        at_least_0 = ("value_learning_rate", "warmup_steps", "kl_coef", "entropy_coef", "gamma", "gae_lambda")
+        for name in (*at_least_1, *above_0, *at_least_0):
+            value = getattr(self, name)
+            flag = name.replace("_", "-")
+            if name in at_least_1 and value < 1:
+                raise UserError(f"{flag} {value} must be at least 1")
+            if name in above_0 and value is not None and value <= 0:
+                raise UserError(f"{flag} {value} must be above 0")
+            if name in at_least_0 and value < 0:
+                raise UserError(f"{flag} {value} must not be negative")
+            if name in ("learning_rate", "value_learning_rate", "gamma", "gae_lambda") and value > 1:
+                raise UserError(f"{flag} {value} must be at most 1")
         if self.batch_size % self.mini_batch_size:
             raise UserError(
                 f"batch-size {self.batch_size} is not a multiple of mini-batch-size {self.mini_batch_size}: "
                 "every optimizer step must see equally many completions"
             )
-        if self.target_kl <= 0 or self.learning_rate <= 0:
-            raise UserError(f"target-kl {self.target_kl} and learning-rate {self.learning_rate} must be above 0")
 
 
 class Experience(NamedTuple):

@@ -21,6 +21,10 @@ from equipoise.protocol.prompts import sentence
 from equipoise.protocol.reward import strict_success
 
 
+FEWEST = 16
+"""Sentences of one optimizer step, and so the fewest worth learning from."""
+
+
 @dataclass(frozen=True)
 class WarmStartConfig:
     warm_start: Literal["off", "forced", "samples"] = "off"
@@ -32,6 +36,15 @@ class WarmStartConfig:
     warm_start_learning_rate: float = 1e-4
     warm_start_budget: int = 20_000
     """Samples drawn at most in search of them."""
+
+    def __post_init__(self) -> None:
+        if self.warm_start_sentences < FEWEST:
+            raise UserError(f"warm-start-sentences {self.warm_start_sentences} must be at least {FEWEST}")
+        if self.warm_start_epochs < 1 or self.warm_start_learning_rate <= 0:
+            raise UserError(
+                f"warm-start-epochs {self.warm_start_epochs} must be at least 1 and warm-start-learning-rate "
+                f"{self.warm_start_learning_rate} above 0: --warm-start off leaves the stage out"
+            )
 
 
 class Example(NamedTuple):
@@ -51,7 +64,7 @@ def collect(
 ) -> list[Example]:
     """Strictly successful sentences, each once. `prompts` maps occupations to token ids.
 
-    Raises UserError when the budget ends with fewer than one mini-batch's worth (16).
+    Raises UserError when the budget ends with fewer than `FEWEST`.
     """
     examples: dict[str, Example] = {}
     occupations = sorted(prompts)
@@ -76,9 +89,9 @@ def collect(
             text = sentence(occupation, policy.tokenizer.decode(completion, skip_special_tokens=True))
             if done and strict_success(text):
                 examples.setdefault(text, Example(occupation, prompts[occupation], completion, text))
-    if len(examples) < 16:
+    if len(examples) < FEWEST:
         raise UserError(
-            f"the warm start found {len(examples)} sentences in {drawn} samples and needs at least 16: "
+            f"the warm start found {len(examples)} sentences in {drawn} samples and needs at least {FEWEST}: "
             "use --warm-start forced, raise --warm-start-budget, or leave it off"
         )
     return list(examples.values())[: config.warm_start_sentences]
@@ -100,12 +113,12 @@ def supervise(
     packed: bool,
     say: Callable[[str], None],
 ) -> None:
-    """Minimise the token-mean cross-entropy of the completions, 16 at a time, with an optimizer of its own."""
+    """Minimise the token-mean cross-entropy of the completions, `FEWEST` at a time, with an optimizer of its own."""
     optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-8)
     optimizer.set_learning_rates(config.warm_start_learning_rate, 0.0)
     for epoch in range(config.warm_start_epochs):
         total, count = 0.0, 0
-        for rows in torch.randperm(len(examples), generator=generator).split(16):
+        for rows in torch.randperm(len(examples), generator=generator).split(FEWEST):
             part = as_rollout([examples[i] for i in rows.tolist()])
             logprobs = score(policy, part, 1.0, packed=packed, entropy=False).logprobs
             (-logprobs.mean()).backward()

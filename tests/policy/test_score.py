@@ -198,9 +198,8 @@ def test_scores_are_float32_and_sum_to_one_where_the_model_computes_in_bfloat16(
 
 def test_bfloat16_logits_lose_nothing_further_in_the_softmax() -> None:
     logits = torch.tensor([[8.0, 7.9375, -3.0, 0.0]], dtype=torch.bfloat16)
-    rows, tokens = torch.zeros(4, dtype=torch.long), torch.arange(4)
     exact = [x - math.log(sum(math.exp(y) for y in logits[0].tolist())) for x in logits[0].tolist()]
-    assert token_logprobs(logits, rows, tokens, 1.0).tolist() == pytest.approx(exact, abs=2e-6)
+    assert token_logprobs(logits.expand(4, -1), torch.arange(4), 1.0).tolist() == pytest.approx(exact, abs=2e-6)
 
 
 def test_the_entropy_of_n_equal_tokens_is_log_n_and_a_masked_token_counts_nothing() -> None:

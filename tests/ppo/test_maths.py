@@ -155,10 +155,10 @@ def test_the_clipped_surrogate_by_hand(
     assert surrogate(ratio, advantage) == (pytest.approx(loss), pytest.approx(gradient), clipped)
 
 
-def test_the_surrogate_is_a_sum_over_tokens_and_huge_ratios_stay_finite() -> None:
+def test_huge_ratios_stay_finite() -> None:
     new, old, advantages = torch.tensor([0.0, 90.0, -90.0]), torch.zeros(3), torch.tensor([1.0, -1.0, -1.0])
     out = maths.policy_loss(new, old, advantages, 0.2)
-    assert float(out.loss) == pytest.approx(-1.0 + math.exp(20) + 0.8, rel=1e-6)
+    assert out.loss.tolist() == pytest.approx([-1.0, math.exp(20), 0.8], rel=1e-6)
     assert out.log_ratio.tolist() == [0, 20, -20]
     assert out.clipped.tolist() == [False, False, True]
 
@@ -176,11 +176,6 @@ def test_the_surrogate_is_a_sum_over_tokens_and_huge_ratios_stay_finite() -> Non
 def test_the_value_loss_by_hand(value: float, old: float, target: float, loss: float) -> None:
     found = maths.value_loss(torch.tensor([value]), torch.tensor([old]), torch.tensor([target]), 0.2)
     assert float(found) == pytest.approx(loss)
-
-
-def test_the_value_loss_is_a_sum_over_tokens() -> None:
-    ones = torch.ones(5)
-    assert float(maths.value_loss(0 * ones, 0 * ones, ones, 0.2)) == pytest.approx(2.5)
 
 
 def test_explained_variance_is_one_for_the_truth_zero_for_a_constant_and_below_for_worse() -> None:

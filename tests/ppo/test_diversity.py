@@ -1,0 +1,116 @@
+"""The frequency bonus: numbers by hand, and what may not change it."""
+
+import math
+
+import pytest
+
+from equipoise.errors import UserError
+from equipoise.ppo.diversity import DiversityConfig, TermWindow
+from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, Lexicon
+from equipoise.protocol.reward import Reward, score
+
+
+def rewards(*sentences: str) -> list[Reward]:
+    return [score(s) for s in sentences]
+
+
+def window(weight: float = 0.1, size: int = 1024, *history: str) -> TermWindow:
+    made = TermWindow(DiversityConfig(weight, size))
+    made.add(rewards(*history))
+    return made
+
+
+def test_in_an_empty_window_every_term_is_as_rare_as_any_other_and_earns_nothing() -> None:
+    sentences = [f"The nurse was {a} and {c}." for a in AGENTIC for c in COMMUNAL]
+    assert window().bonuses(rewards(*sentences)) == pytest.approx([0.0] * 100)
+
+
+def test_the_bonus_by_hand() -> None:
+    """After ten sentences "bold and caring" bold has a share of 11/20 in its class and an unseen term 1/20, smoothed by
+    one; evenly used each would have 1/10. Rarity is log₁₀ of even over real share."""
+    overused, unseen = math.log10(0.1 / 0.55), math.log10(0.1 / 0.05)
+    found = window(0.1, 1024, *["The chef was bold and caring."] * 10).bonuses(
+        rewards(
+            "The nurse was bold and caring.",
+            "The nurse was ambitious and loyal.",
+            "The nurse was bold and loyal.",
+            "The nurse was bold, ambitious and loyal.",  # a rare term added to an overused one earns nothing
+            "The nurse was bold.",
+            "The nurse was tall.",
+        )
+    )
+    mixed = 0.1 * (overused + unseen) / 2
+    assert found == pytest.approx([0.1 * overused, 0.1 * unseen, mixed, mixed, 0.0, 0.0])
+    assert found[0] == pytest.approx(-0.0740, abs=1e-4) and found[1] == pytest.approx(0.0301, abs=1e-4)
+
+
+def test_the_bonus_stays_within_the_weight() -> None:
+    crowded = window(0.2, 100_000, *["The chef was bold and caring."] * 3000)
+    low, high = crowded.bonuses(rewards("A bold, caring chef.", "An ambitious, loyal chef."))
+    assert low == pytest.approx(0.2 * math.log10(3010 / 3001 / 10), abs=1e-6) and low > -0.2
+    assert high == pytest.approx(0.2)  # log₁₀ 301 is more than 1
+
+
+def test_even_use_of_all_terms_earns_nothing_however_long() -> None:
+    even = window(0.3, 1024, *[f"The nurse was {a} and {c}." for a in AGENTIC for c in COMMUNAL])
+    assert even.bonuses(rewards("A bold, caring nurse.", "A dominant, loyal nurse.")) == pytest.approx([0, 0])
+
+
+def test_order_and_repetition_of_terms_do_not_matter() -> None:
+    seen = window(0.1, 1024, *["The chef was bold and caring."] * 5, "The chef was ambitious and loyal.")
+    a, b, c = seen.bonuses(
+        rewards(
+            "The chef was bold, ambitious, caring and loyal.",
+            "The chef was loyal, caring, ambitious and bold.",
+            "The chef was bold, bold, ambitious, loyal and caring.",
+        )
+    )
+    assert a == b == c
+
+
+def test_only_compliant_sentences_enter_and_the_oldest_leave() -> None:
+    bold, kind = "The chef was bold and caring.", "The chef was ambitious and loyal."
+    small = window(0.1, 2, bold, bold, "The chef was dominant.", "The chef was tall.")
+    assert small.state() == [["bold", "caring"]] * 2
+    small.add(rewards(kind))
+    assert small.state() == [["bold", "caring"], ["ambitious", "loyal"]]
+    assert small.bonuses(rewards(bold)) == pytest.approx(small.bonuses(rewards(kind)))
+    small.add(rewards(kind))
+    assert small.bonuses(rewards(bold, kind)) == pytest.approx(window(0.1, 2, kind, kind).bonuses(rewards(bold, kind)))
+
+
+def test_asking_changes_nothing_and_a_batch_counts_only_after_it_was_added() -> None:
+    seen = window(0.1, 1024, "The chef was bold and caring.")
+    batch = rewards(*["The chef was ambitious and loyal."] * 8)
+    first = seen.bonuses(batch)
+    assert seen.bonuses(batch) == first and len(set(first)) == 1
+    seen.add(batch)
+    assert seen.bonuses(batch)[0] < first[0]
+
+
+def test_a_restored_window_goes_on_as_if_never_stopped() -> None:
+    history = [f"The nurse was {a} and {c}." for a, c in zip(AGENTIC * 2, COMMUNAL[::-1] * 2, strict=True)]
+    straight = window(0.1, 7, *history[:9])
+    restored = window(0.1, 7, *history[::2])
+    restored.load_state(straight.state())
+    for made in (straight, restored):
+        made.add(rewards(*history[9:14]))
+    assert restored.state() == straight.state()
+    assert restored.bonuses(rewards(*history)) == straight.bonuses(rewards(*history))
+
+
+def test_weight_zero_turns_it_off() -> None:
+    assert window(0.0, 1024, *["A bold, caring chef."] * 9).bonuses(rewards("A bold, caring chef.")) == [0.0]
+
+
+def test_a_list_of_one_term_has_no_rarity() -> None:
+    lexicon = Lexicon(("bold",), COMMUNAL)
+    made = TermWindow(DiversityConfig(0.1), lexicon)
+    made.add([score("A bold, caring chef.", lexicon=lexicon)] * 10)
+    (bonus,) = made.bonuses([score("A bold, caring chef.", lexicon=lexicon)])
+    assert bonus == pytest.approx(0.1 * math.log10(0.1 / 0.55) / 2)
+
+
+def test_a_window_of_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="diversity-window 0"):
+        DiversityConfig(diversity_window=0)

@@ -1,0 +1,131 @@
+"""The warm start: what is collected, and that learning from it makes exactly that likelier."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from equipoise.errors import UserError
+from equipoise.policy.load import Policy, PolicyConfig, load_policy
+from equipoise.policy.prompt import prompt_ids
+from equipoise.policy.sample import SamplingConfig
+from equipoise.policy.score import score
+from equipoise.ppo.warm_start import Example, WarmStartConfig, as_rollout, collect, supervise
+from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
+from equipoise.protocol.prompts import PROMPTS
+from equipoise.protocol.reward import score as reward
+from equipoise.protocol.reward import strict_success
+
+JOBS = OCCUPATIONS[:5]
+
+
+def load(model: Path, tuning: str = "lora") -> Policy:
+    torch.manual_seed(0)
+    return load_policy(PolicyConfig(str(model), tuning, dtype="float32", device="cpu"), PROMPTS["raw"])  # type: ignore[arg-type]
+
+
+def gather(policy: Policy, kind: str, *, sentences: int = 48, budget: int = 20_000, seed: int = 0) -> list[Example]:
+    config = WarmStartConfig(warm_start=kind, warm_start_sentences=sentences, warm_start_budget=budget)  # type: ignore[arg-type]
+    prompts = {job: prompt_ids(policy.tokenizer, PROMPTS["raw"], job) for job in JOBS}
+    generator = torch.Generator().manual_seed(seed)
+    return collect(policy, config, prompts, SamplingConfig(max_new_tokens=12), generator, 64)
+
+
+def mean_logprob(policy: Policy, examples: Sequence[Example], reference: bool = False) -> float:
+    with torch.no_grad():
+        return float(score(policy, as_rollout(examples), 1.0, packed=True, reference=reference).logprobs.mean())
+
+
+@pytest.mark.parametrize("kind", ["forced", "samples"])
+def test_what_is_collected_is_distinct_succeeds_strictly_and_decodes_to_its_text(model: Path, kind: str) -> None:
+    policy = load(model)
+    examples = gather(policy, kind)
+    assert len(examples) == len({e.text for e in examples}) == 48
+    assert {e.occupation for e in examples} == set(JOBS)
+    for example in examples:
+        assert strict_success(example.text)
+        assert policy.tokenizer.decode(example.prompt) == f"The {example.occupation} was"
+        whole = policy.tokenizer.decode([*example.prompt, *example.completion], skip_special_tokens=True)
+        assert whole == example.text
+        assert example.completion[-1] in policy.stop_ids
+
+
+def test_forced_sentences_begin_with_a_term_of_each_class_in_either_order_and_varied(model: Path) -> None:
+    examples = gather(load(model), "forced", sentences=120)
+    openings = [example.text.split()[3:6] for example in examples]
+    assert all(word[1] == "and" for word in openings)
+    agentic_first = [w for w in openings if w[0] in LEXICON.agentic and w[2] in LEXICON.communal]
+    communal_first = [w for w in openings if w[0] in LEXICON.communal and w[2] in LEXICON.agentic]
+    assert len(agentic_first) + len(communal_first) == 120 and min(len(agentic_first), len(communal_first)) > 30
+    assert len({tuple(sorted((w[0], w[2]))) for w in openings}) > 50  # of 100 pairs
+
+
+@pytest.mark.parametrize("kind", ["forced", "samples"])
+def test_the_same_seed_collects_the_same_sentences(model: Path, kind: str) -> None:
+    first, second, third = (gather(load(model), kind, seed=seed) for seed in (0, 0, 1))
+    assert first == second != third
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_learning_makes_the_sentences_likelier_and_moves_neither_reference_nor_value_head(
+    model: Path, tuning: str
+) -> None:
+    policy = load(model, tuning)
+    examples = gather(policy, "forced")
+    others = gather(policy, "samples", seed=5)
+    config = WarmStartConfig(warm_start_learning_rate=3e-3, warm_start_epochs=3)
+    before = {r: (mean_logprob(policy, examples, r), mean_logprob(policy, others, r)) for r in (False, True)}
+    lines: list[str] = []
+    supervise(policy, examples, config, torch.Generator().manual_seed(0), packed=True, say=lines.append)
+    after = {r: (mean_logprob(policy, examples, r), mean_logprob(policy, others, r)) for r in (False, True)}
+    assert after[False][0] > before[False][0] + 0.1
+    assert after[False][0] - before[False][0] > after[False][1] - before[False][1]  # those it was shown, above all
+    assert after[True] == before[True]
+    assert not any(p.any() for p in policy.value_head.parameters())
+    assert len(lines) == 3 and "epoch 1 of 3" in lines[0]
+    # The first epoch's line tells the mean before and while it learns; the last is lower.
+    first, last = (float(line.split(", ")[1].split()[0]) for line in (lines[0], lines[-1]))
+    assert last < first <= -before[False][0] + 0.05
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_learning_is_deterministic(model: Path, packed: bool) -> None:
+    ends = []
+    for _ in range(2):
+        policy = load(model)
+        examples = gather(policy, "forced", sentences=32)
+        supervise(
+            policy, examples, WarmStartConfig(), torch.Generator().manual_seed(0), packed=packed, say=lambda _: None
+        )
+        ends.append({name: p.detach().clone() for name, p in policy.trained().items()})
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_a_budget_that_finds_too_few_says_what_to_do(model: Path) -> None:
+    with pytest.raises(UserError, match=r"found \d+ sentences in 64 samples and needs at least 16.*--warm-start"):
+        gather(load(model), "samples", budget=64)
+
+
+def test_a_rollout_of_examples_holds_their_tokens_alone() -> None:
+    examples = [Example("nurse", [2, 3], [5, 6, 7], "a"), Example("chef", [2], [8], "b")]
+    rollout = as_rollout(examples)
+    assert rollout.completions() == [[5, 6, 7], [8]] and list(rollout.prompts) == [[2, 3], [2]]
+    assert rollout.finished_B.tolist() == [True, True]
+
+
+def test_what_the_terms_earn_is_the_point_of_it(model: Path) -> None:
+    assert all(reward(e.text).base == 1.0 for e in gather(load(model), "forced"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"warm_start_sentences": 15}, "warm-start-sentences 15"),
+        ({"warm_start_epochs": 0}, "warm-start-epochs 0"),
+        ({"warm_start_learning_rate": 0.0}, "warm-start-learning-rate 0.0"),
+    ],
+)
+def test_settings_that_teach_nothing_are_refused(settings: dict[str, float], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        WarmStartConfig(**settings)  # type: ignore[arg-type]
