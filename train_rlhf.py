@@ -1,4 +1,4 @@
-"""The guide's entry point: `python train_rlhf.py` trains, and continues when it is run again. `--help` lists the options."""
+"""The guide's entry point: `python train_rlhf.py` trains, and continues when run again. `--help` lists the options."""
 
 import sys
 from typing import Any

@@ -78,10 +78,10 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def apply(config: Config, settings: Mapping[str, Any], where: str) -> Config:
-    """A copy of the dataclass `config` with `settings`. Unknown names and wrong values are UserErrors that name `where`.
+    """A copy of the dataclass `config` with `settings`. An unknown name or wrong value is a UserError naming `where`.
 
-    The settings become options and are read as a command line is, together: a file can hold nothing that options could
-    not, and two settings that must fit each other are judged only as a pair.
+    The settings become options and are read as a command line is, all at once: a file can hold nothing that options
+    could not, and two settings that must fit each other are judged only as a pair.
     """
     argv = [_as_option(config, name, value, where) for name, value in _leaves(config, settings, where)]
     try:
@@ -98,9 +98,7 @@ def _leaves(config: Any, settings: Mapping[str, Any], where: str) -> Iterator[tu
         name = str(given).replace("-", "_")
         if dataclasses.is_dataclass(fields.get(name)) and isinstance(value, Mapping):
             yield from _leaves(fields[name], value, where)
-        elif name in fields and fields[name] not in groups:
-            yield name, value
-        elif any(hasattr(group, name) for group in groups):
+        elif any(hasattr(group, name) for group in groups) or (name in fields and fields[name] not in groups):
             yield name, value
         elif name in fields:
             raise UserError(f"{where}: {given} is a group of settings, not {value!r}")

@@ -1,11 +1,14 @@
 """Tiny random Llamas: one of two layers over bytes (model, folder, GGUF file), one of one layer over whole words."""
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -197,3 +200,36 @@ def next_logprobs(model: nn.Module, tokens: list[int], temperature: float = 1.0)
     """Log-probability of every token after `tokens`: one row, no cache, no padding, no packing. In double precision."""
     logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].double()
     return torch.log_softmax(logits / temperature, dim=-1).tolist()
+
+
+class PretendGraphs:
+    """What `Graphs` is on a GPU, on a CPU: shapes are padded, and a function runs once more when it is first seen."""
+
+    enabled = True
+
+    def __init__(self) -> None:
+        self.seen: set[Any] = set()
+
+    def has(self, key: Any, *inputs: torch.Tensor) -> bool:
+        return (key, *(tuple(x.shape) for x in inputs)) in self.seen
+
+    def record(self, key: Any, function: Callable[..., Any], *inputs: torch.Tensor) -> Any:
+        full_key = (key, *(tuple(x.shape) for x in inputs))
+        if not self.has(key, *inputs):
+            self.seen.add(full_key)
+            function(*(x.clone() for x in inputs))
+        return full_key
+
+    def __call__(self, key: Any, function: Callable[..., Any], *inputs: torch.Tensor) -> Any:
+        self.record(key, function, *inputs)
+        return function(*inputs)
+
+    def clear(self) -> None:
+        self.seen.clear()
+
+
+def pretend_graphs(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> Policy:
+    """Send the policy's fast paths through `PretendGraphs`."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    policy.graphs = PretendGraphs()  # type: ignore[assignment]
+    return policy

@@ -1,9 +1,9 @@
 """Attention for a packed trie and for decoding over a static cache, through transformers' attention interface.
 
-Packed: linear layers run on the M nodes, each once; attention runs row by row. A row of R gathers the nodes on its path,
-at most L of them, so R·L² scores replace M². Decoding: keys and values live in one buffer per layer, of fixed size and
-address, as CUDA graphs need. Written out on a CPU, where the backward pass of `scaled_dot_product_attention` was measured
-at six times this one's, and in decoding, where with a mask it copies keys and values for every query head.
+Packed: linear layers run on the M nodes, each once; attention runs row by row. A row of R gathers the nodes on its
+path, at most L of them, so R·L² scores replace M². Decoding: keys and values live in one buffer per layer, of fixed
+size and address, as CUDA graphs need. Written out on a CPU, where the backward pass of `scaled_dot_product_attention`
+was measured at six times this one's, and in decoding, where with a mask it copies keys and values for every query head.
 Called without any of these (the plain sampler, padded scoring), it is `sdpa`.
 """
 
@@ -35,15 +35,17 @@ def trie_attention(
     hidden_BL: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query (1, heads, M, head size) → (1, M, heads, head size) for a trie, `paths_RL` and `places_M` as in `trie.Trie`.
+    """query (1, heads, M, head size) → (1, M, heads, head size) for a trie, `paths_RL` and `places_M` as in
+    `trie.Trie`.
 
-    fill_BP: nodes whose keys and values each of B rows starts its cache (`module.kv_cache`) with. slot: (1,) place in the
-    cache for the one token of each row, query (B, heads, 1, head size) → (B, 1, heads, head size). hidden_BL: True
+    fill_BP: nodes whose keys and values each of B rows starts its cache (`module.kv_cache`) with. slot: (1,) place in
+    the cache for the one token of each row, query (B, heads, 1, head size) → (B, 1, heads, head size). hidden_BL: True
     where a row's place in the cache holds nothing for it.
     """
     scale = scaling or query.shape[-1] ** -0.5
     if slot is not None:
-        cache: Tensor = module.kv_cache
+        assert hidden_BL is not None
+        cache: Any = module.kv_cache
         cache[0].index_copy_(2, slot, key)
         cache[1].index_copy_(2, slot, value)
         return _attend(query, cache[0], cache[1], hidden_BL[:, None, None], scale).transpose(1, 2), None
@@ -51,7 +53,8 @@ def trie_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if fill_BP is not None:
         for place, x in ((0, key), (1, value)):
-            module.kv_cache[place, :, :, : fill_BP.shape[1]] = x[0][:, fill_BP].transpose(0, 1)
+            started: Any = module.kv_cache
+            started[place, :, :, : fill_BP.shape[1]] = x[0][:, fill_BP].transpose(0, 1)
     rows, length = paths_RL.shape
     flat_paths = paths_RL.reshape(-1)
 
@@ -71,29 +74,31 @@ def trie_attention(
 
 
 class _Gather(torch.autograd.Function):
-    """x[paths] of which only the rows `places` will be used: the gradient is then another gather, not a sum over rows."""
+    """x[paths] of which only the rows `places` will be used: the gradient is then another gather, not a sum over
+    rows."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, paths: Tensor, places: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, paths: Tensor, places: Tensor) -> Tensor:
         ctx.save_for_backward(places)
         return x.index_select(0, paths)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad.index_select(0, ctx.saved_tensors[0]), None, None
 
 
 class _Pick(torch.autograd.Function):
-    """x[places] for places that differ (spare nodes aside, which carry no gradient): the gradient is a copy, not a sum."""
+    """x[places] for places that differ (spare nodes aside, which carry no gradient): the gradient is a copy, not a
+    sum."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
         ctx.save_for_backward(places)
         ctx.rows = x.shape[0]
         return x.index_select(0, places)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         out = grad.new_zeros(ctx.rows, *grad.shape[1:])
         return out.index_copy_(0, ctx.saved_tensors[0], grad), None
 

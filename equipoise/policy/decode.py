@@ -1,8 +1,8 @@
 """The sampler's fast path: decoding over a static cache, one CUDA graph per token, nothing read back on the way.
 
-Same contract and same random numbers as `sample.sample`, its plain twin. Prompts are packed as a trie and run once; each
-row's share of the keys and values is copied to it. The state of decoding (token, place, who has finished) stays on the
-GPU; the host looks only every few tokens whether anyone is still writing.
+Same contract and same random numbers as `sample.sample`, its plain twin. Prompts are packed as a trie and run once;
+each row's share of the keys and values is copied to it. The state of decoding (token, place, who has finished) stays on
+the GPU; the host looks only every few tokens whether anyone is still writing.
 """
 
 from collections.abc import Sequence

@@ -4,6 +4,7 @@ Without a GPU, or with `enabled=False`, the function is simply called: the plain
 """
 
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ class Graphs:
         self.device = device
         self.enabled = enabled and device.type == "cuda"
         self._recorded: dict[Hashable, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Outputs]] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
 
     def __call__(self, key: Hashable, function: Callable[..., Outputs], *inputs: Tensor) -> Outputs:
         """function(*inputs). The outputs live until the next call of any key, so copy what must outlast it.
@@ -32,6 +33,10 @@ class Graphs:
             buffer.copy_(x, non_blocking=True)
         graph.replay()
         return outputs
+
+    def has(self, key: Hashable, *inputs: Tensor) -> bool:
+        """Whether a call would replay. True without graphs, where there is nothing to record."""
+        return not self.enabled or (key, *(tuple(x.shape) for x in inputs)) in self._recorded
 
     def record(self, key: Hashable, function: Callable[..., Outputs], *inputs: Tensor) -> Hashable:
         """Record without replaying, if that has not been done. The function runs once, with whatever it changes."""

@@ -1,5 +1,6 @@
 """The policy in memory: a causal LM, its frozen reference, and a value head on the same trunk."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,9 +148,9 @@ class Policy:
     def value(self, hidden: Tensor) -> Tensor:
         """Predicted return for each hidden state: (..., H) → (...), float32.
 
-        The trunk gets no gradient from it. Its features tell how far a sentence has come; letting the value loss rewrite
-        them would move the policy for reasons other than the reward. The features are normalised to length 1, so that
-        one learning rate of the head suits models of every width.
+        The trunk gets no gradient from it. Its features tell how far a sentence has come; letting the value loss
+        rewrite them would move the policy for reasons other than the reward. The features are normalised to length 1,
+        so that one learning rate of the head suits models of every width.
         """
         width = hidden.shape[-1]
         features = nn.functional.layer_norm(hidden.detach().float(), (width,)) * width**-0.5
@@ -205,6 +206,10 @@ def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
     policy = Policy(model, tokenizer, reference=reference, stop_ids=stops, source=source, cuda_graphs=graphs)
     policy.recompute = config.gradient_checkpointing
     model.eval()
+    # What has been loaded stays: out of the garbage collector's rounds, which would look through all of it every few
+    # steps.
+    gc.collect()
+    gc.freeze()
     return policy
 
 

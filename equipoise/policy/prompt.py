@@ -35,7 +35,7 @@ def prompt_text(tokenizer: Tokenizer, prompt: Prompt, occupation: str, system: s
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, occupation: str, system: str = "") -> list[int]:
-    """Token ids of `prompt_text`. A chat template writes its own special tokens; only `raw` text gets the tokenizer's."""
+    """Token ids of `prompt_text`. A chat template writes its own special tokens; `raw` text gets the tokenizer's."""
     text = prompt_text(tokenizer, prompt, occupation, system)
     raw = prompt.user_message(occupation) is None
     return list(tokenizer(text, add_special_tokens=raw)["input_ids"])
@@ -59,18 +59,15 @@ def sentences_of(tokenizer: Tokenizer, rollout: Rollout, occupations: Sequence[s
 
 
 def stop_ids(tokenizer: Tokenizer, generation_config: Any, prompt: Prompt) -> tuple[int, ...]:
-    """Every id that ends a completion: all of the model's end-of-text ids, and for `raw` each token that ends a sentence.
+    """Every id that ends a completion: all of the model's end-of-text ids, and for `raw` each that ends a sentence.
 
     A model may have several (Llama 3.1 has three); missing one makes the policy run on after the others.
     """
     configured = generation_config.eos_token_id if generation_config is not None else None
-    ids = set(configured) if isinstance(configured, (list, tuple)) else {configured}
-    ids.add(tokenizer.eos_token_id)
-    for turn_end in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>"):
-        index = tokenizer.get_vocab().get(turn_end)
-        if index is not None:
-            ids.add(index)
-    ids.discard(None)
+    named = list(configured) if isinstance(configured, (list, tuple)) else [configured]
+    named.append(tokenizer.eos_token_id)
+    named.extend(tokenizer.get_vocab().get(turn_end) for turn_end in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>"))
+    ids = {int(i) for i in named if i is not None}
     if prompt.user_message("nurse") is None:
         closing = "\"'”’) \n\r\t"
         texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)

@@ -11,8 +11,8 @@ from torch import Tensor
 class Rollout:
     """B completions of at most T tokens.
 
-    prompts: B lists of token ids. tokens_BT: (B, T) sampled ids, 0 beyond the length. lengths_B: (B,) real tokens, the stop
-    token counted. finished_B: (B,) True where the last real token is a stop token, False where the limit cut it off.
+    prompts: B lists of token ids. tokens_BT: (B, T) sampled ids, 0 beyond the length. lengths_B: (B,) real tokens, the
+    stop token counted. finished_B: (B,) True where the last real token is a stop token, False where the limit cut it.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -22,7 +22,7 @@ class Rollout:
 
     @property
     def mask_BT(self) -> Tensor:
-        """(B, T) True at real tokens. From lengths alone: a pad id may equal a stop id, and a stop token is an action."""
+        """(B, T) True at real tokens. From lengths alone: a pad id may be a stop id, and a stop token is an action."""
         steps = torch.arange(self.tokens_BT.shape[1], device=self.tokens_BT.device)
         return steps[None, :] < self.lengths_B[:, None]
 

@@ -1,8 +1,8 @@
 """Sampling from exactly the policy that is scored.
 
-The decode loop is our own: `model.generate` under autocast was measured to sample a policy whose KL to the reference came
-out negative. One uniform number per (completion, token), drawn in advance, decides everything, so the result depends
-neither on how rows are batched nor on which finished rows have been dropped.
+The decode loop is our own: `model.generate` under autocast was measured to sample a policy whose KL to the reference
+came out negative. One uniform number per (completion, token), drawn in advance, decides everything, so the result
+depends neither on how rows are batched nor on which finished rows have been dropped.
 """
 
 from collections.abc import Sequence
@@ -25,14 +25,16 @@ class SamplingConfig:
     temperature: float = 1.0
     """Divides the logits, in sampling and scoring alike. 0 takes the likeliest token (generation only)."""
     top_p: float = 1.0
-    """Nucleus: only the likeliest tokens whose mass reaches top_p are drawn. Training is unbiased at 1, the whole policy;
-    the protocol's generation uses 0.95."""
+    """Nucleus: only the likeliest tokens whose mass reaches top_p are drawn. Training is unbiased at 1, the whole
+    policy; the protocol's generation uses 0.95."""
     max_new_tokens: int = 32
     """A completion that has not stopped by then is cut off."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature {self.temperature} makes no distribution: use 0 (greedy) or more, 1.0 by default")
+            raise UserError(
+                f"temperature {self.temperature} makes no distribution: use 0 (greedy) or more, 1.0 by default"
+            )
         if not 0 < self.top_p <= 1:
             raise UserError(
                 f"top-p {self.top_p} is not in (0, 1]: use 1 for the whole distribution, 0.95 for the study's"
@@ -41,8 +43,8 @@ class SamplingConfig:
             raise UserError(f"max-new-tokens {self.max_new_tokens} must be at least 1; the protocol uses 32")
 
 
-# Mass of the likeliest CANDIDATES tokens nearly always exceeds top_p; sorting a whole vocabulary for it would take longer
-# than the model's own forward pass on a CPU.
+# Mass of the likeliest CANDIDATES tokens nearly always exceeds top_p; sorting a whole vocabulary for it would take
+# longer than the model's own forward pass on a CPU.
 CANDIDATES = 512
 
 
@@ -50,8 +52,8 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, config: SamplingConfig) -> Tensor
     """(B,) token ids by inversion: the first whose cumulative probability exceeds the uniform number in [0, 1).
 
     Probabilities are computed in float32 and accumulated in float64, in which 100,000 terms lose nothing that a sample
-    could show. The nucleus of top_p is every token at least as likely as the last one needed to reach it, ties included.
-    Non-finite logits give some valid id, never an out-of-range one; the caller tests the logits.
+    could show. The nucleus of top_p is every token at least as likely as the last one needed to reach it, ties
+    included. Non-finite logits give some valid id, never an out-of-range one; the caller tests the logits.
     """
     if config.temperature == 0:
         return logits_BV.argmax(-1)
@@ -120,8 +122,8 @@ def sample(
     """One completion per prompt (repeat a prompt for several). `generator` is a CPU generator: the same seed draws the
     same numbers on every device. Instead of it, `uniform_BT` gives the numbers: (B, max_new_tokens) float64 in [0, 1).
 
-    Each distinct prompt is run once and its cache copied to its rows. Raises NonFiniteLogits. On a GPU `decode` does the
-    same from CUDA graphs; what follows here is the plain twin.
+    Each distinct prompt is run once and its cache copied to its rows. Raises NonFiniteLogits. On a GPU `decode` does
+    the same from CUDA graphs; what follows here is the plain twin.
     """
     assert (generator is None) != (uniform_BT is None), "one source of random numbers"
     device, steps = policy.device, config.max_new_tokens

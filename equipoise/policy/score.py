@@ -21,7 +21,8 @@ BUCKET = 64  # nodes and tokens are padded to multiples of this on a GPU, so tha
 
 
 class Scores(NamedTuple):
-    """Each (N,) float32: log-probability of the token in nats, entropy of its distribution in nats, predicted return."""
+    """Each (N,) float32: log-probability of the token in nats, entropy of its distribution in nats, predicted
+    return."""
 
     logprobs: Tensor
     entropies: Tensor
@@ -31,7 +32,8 @@ class Scores(NamedTuple):
 class Pack(NamedTuple):
     """A rollout as one trie: see `trie.Trie`, then the N tokens that are predicted. All on one device.
 
-    For CUDA graphs M, N and L are padded: spare nodes lie in a place no row uses, spare tokens are predicted at node 0 and not real.
+    For CUDA graphs M, N and L are padded: spare nodes lie in a place no row uses, spare tokens are predicted at node 0
+    and not real.
     """
 
     tokens_M: Tensor
@@ -83,7 +85,8 @@ def score(
 ) -> Scores:
     """Score every completion token. `reference` uses the frozen model; `entropy=False` leaves zeros there.
 
-    Gradients flow when grad mode is on. Raises nothing: a non-finite model gives non-finite scores, which the caller tests.
+    Gradients flow when grad mode is on. Raises nothing: a non-finite model gives non-finite scores, which the caller
+    tests.
     """
     if packed and not torch.is_grad_enabled():
         batch = pack(policy, rollout)

@@ -1,10 +1,13 @@
-"""Named model shapes with random weights: speed and memory of a model that is not at hand. Nothing can be learnt on them."""
+"""Named model shapes with random weights: speed and memory of a model that is not at hand. Nothing can be learnt on
+them."""
+
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 PREFIX = "shape:"
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": {
         "vocab_size": 128256,
         "hidden_size": 4096,
@@ -32,7 +35,9 @@ def shape_config(name: str) -> LlamaConfig:
     return LlamaConfig(**SHAPES[name], bos_token_id=1, eos_token_id=2, pad_token_id=2)
 
 
-def random_model(name: str, dtype: torch.dtype, device: torch.device, attn_implementation: str | None) -> LlamaForCausalLM:
+def random_model(
+    name: str, dtype: torch.dtype, device: torch.device, attn_implementation: str | None
+) -> LlamaForCausalLM:
     """A model of that shape with normal random weights, made on the device."""
     config = shape_config(name)
     if attn_implementation is not None:

@@ -2,8 +2,8 @@
 
 The chat header is the same for every sample, the occupation for all of its samples, so a batch of padded rows repeats
 most of its prompt tokens. Here each distinct (prefix, token) pair is one node; nodes lie in depth-first order, so the
-descendants of node j are exactly j … end[j]−1 and "j is an ancestor of i, or i itself" is `j ≤ i < end[j]`. With that as
-attention mask and the depth as position id, an unmodified causal transformer computes for every node what it would
+descendants of node j are exactly j … end[j]−1 and "j is an ancestor of i, or i itself" is `j ≤ i < end[j]`. With that
+as attention mask and the depth as position id, an unmodified causal transformer computes for every node what it would
 compute for that prefix alone.
 """
 

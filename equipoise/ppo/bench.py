@@ -16,6 +16,7 @@ from equipoise.ppo.doctor import quiet
 from equipoise.ppo.optimizer import MasterAdam
 from equipoise.ppo.presets import preset
 from equipoise.ppo.train import State, TrainConfig, ppo_step
+from equipoise.ppo.update import RowLimit
 from equipoise.protocol.prompts import get_prompt
 
 
@@ -29,6 +30,8 @@ class BenchConfig:
     """Let no row stop before max-new-tokens, so that every step does the same work."""
     prompt_tokens: int = 0
     """Pad every prompt in front to this many tokens; 0 leaves them as they are."""
+    memory_gb: float = 0.0
+    """Let this process use no more of the GPU than that; 0 is all of it."""
     train: TrainConfig = dataclasses.field(default_factory=lambda: preset("bundled-gpu"))
 
 
@@ -64,6 +67,9 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     torch.manual_seed(train.seed)
     prompt = get_prompt(train.prompt)
     started = time.perf_counter()
+    if config.memory_gb:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(config.memory_gb * 1e9 / total)
     policy = load_policy(train.policy, prompt)
     loaded = time.perf_counter() - started
     if config.full_length:
@@ -72,7 +78,8 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     if config.prompt_tokens:
         # In front, where all prompts share it, as a longer chat header would be.
         prompts = {o: [p[0]] * (config.prompt_tokens - len(p)) + p for o, p in prompts.items()}
-    state = State(0, train.ppo.kl_coef, TermWindow(train.diversity), torch.Generator().manual_seed(train.seed))
+    generator, limit = torch.Generator().manual_seed(train.seed), RowLimit(train.ppo.micro_batch_size)
+    state = State(0, train.ppo.kl_coef, TermWindow(train.diversity), generator, limit)
     optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=train.ppo.adam_eps)
     seen: list[dict[str, float]] = []
     for number in range(config.bench_warmup + config.bench_steps):

@@ -1,7 +1,7 @@
 """Frequency-aware diversity bonus: among sentences that already satisfy the constraint, rarer terms pay more.
 
-The protocol's own bonus counts terms within one sentence and cannot tell "confident … compassionate" written for everyone
-from variety. This one looks at a running window of the batch's (agentic, communal) terms.
+The protocol's own bonus counts terms within one sentence and cannot tell "confident … compassionate" written for
+everyone from variety. This one looks at a running window of the batch's (agentic, communal) terms.
 """
 
 import math

@@ -5,6 +5,7 @@ import math
 import os
 import warnings
 
+from equipoise.errors import UserError
 from equipoise.policy.load import pick_device, pick_dtype
 from equipoise.policy.source import resolve
 from equipoise.ppo import machine as machines
@@ -27,6 +28,8 @@ def preflight(config: TrainConfig) -> list[str]:
     here = machines.look()
     source = resolve(config.policy.model)
     device = pick_device(config.policy.device)
+    if config.policy.use_8bit and device.type != "cuda":
+        raise UserError("--use-8bit needs a CUDA GPU: leave it out on a CPU")
     dtype = pick_dtype(config.policy.dtype, device)
     length = PROMPT_TOKENS + config.sampling.max_new_tokens
     needed = machines.need(config.policy, source, config.ppo.micro_batch_size, length)
@@ -41,7 +44,8 @@ def preflight(config: TrainConfig) -> list[str]:
     return [
         *here.lines(),
         *(f"note      {notice}" for notice in source.notices),
-        f"model     {source.path_or_id} ({needed.parameters / 1e6:.0f} M parameters; {needed.trained / 1e6:.1f} M trained: {how})",
+        f"model     {source.path_or_id} ({needed.parameters / 1e6:.0f} M parameters; "
+        f"{needed.trained / 1e6:.1f} M trained: {how})",
         f"compute   {device}, {str(dtype).removeprefix('torch.')}{', 8-bit base' if config.policy.use_8bit else ''}",
         *fits,
         f"task      prompt {config.prompt!r}, {len(config.occupations)} occupations, {config.steps} steps of "
@@ -55,4 +59,5 @@ def quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", module=r"(transformers|peft|torch|bitsandbytes)\b.*")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for library in ("transformers", "bitsandbytes", "peft"):
+        logging.getLogger(library).setLevel(logging.ERROR)

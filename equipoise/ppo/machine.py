@@ -100,7 +100,8 @@ def check(
             else "--model bundled"
         )
         raise UserError(
-            f"training needs about {needed.memory / GB:.1f} GB and {free:.1f} GB {where} are free: try {remedy}, or a smaller model"
+            f"training needs about {needed.memory / GB:.1f} GB and {free:.1f} GB {where} are free: "
+            f"try {remedy}, or a smaller model"
         )
     output, checkpoint = (Path(f) for f in folders)
     wanted = {output: needed.export, checkpoint: checkpoints * needed.checkpoint}
@@ -113,12 +114,13 @@ def check(
         available = shutil.disk_usage(existing).free
         if size > available:
             raise UserError(
-                f"checkpoints and model take about {size / GB:.1f} GB and {available / GB:.1f} GB of disk are free: make room, "
-                "choose folders on another disk, or keep fewer checkpoints (--keep-checkpoints 2)"
+                f"checkpoints and model take about {size / GB:.1f} GB and {available / GB:.1f} GB of disk are free: "
+                "make room, choose folders on another disk, or keep fewer checkpoints (--keep-checkpoints 2)"
             )
     total = sum(size for _, size in by_disk.values())
     return [
         f"memory    about {needed.memory / GB:.1f} GB of {free:.1f} GB free: weights {needed.weights / GB:.1f}, "
-        f"reference {needed.reference / GB:.1f}, optimizer {needed.optimizer / GB:.1f}, activations {needed.activations / GB:.1f}",
+        f"reference {needed.reference / GB:.1f}, optimizer {needed.optimizer / GB:.1f}, "
+        f"activations {needed.activations / GB:.1f}",
         f"disk      about {total / GB:.1f} GB for {checkpoints} checkpoints and the final model",
     ]

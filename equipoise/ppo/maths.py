@@ -30,7 +30,7 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def kl_k1(logp: Tensor, logq: Tensor) -> Tensor:
-    """Schulman's k1 for KL(p‖q), elementwise on samples of p: unbiased, of either sign. joschu.net/blog/kl-approx.html"""
+    """Schulman's k1 for KL(p‖q), elementwise on samples of p: unbiased, of either sign (joschu.net/blog/kl-approx)."""
     return logp - logq
 
 
@@ -63,8 +63,8 @@ class Advantages(NamedTuple):
 def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float) -> Advantages:
     """Generalised advantage estimation, Schulman et al. 2016 (arXiv 1506.02438) eq. 16.
 
-    A_t = Σ_k (γλ)^k δ_{t+k} with δ_t = r_t + γ V_{t+1} − V_t. The value after the last real token is 0: a completion ends
-    there whether by a stop token or by the token limit, since the score is paid in either case.
+    A_t = Σ_k (γλ)^k δ_{t+k} with δ_t = r_t + γ V_{t+1} − V_t. The value after the last real token is 0: a completion
+    ends there whether by a stop token or by the token limit, since the score is paid in either case.
     """
     values_BT = torch.where(mask_BT, values_BT, 0.0)
     rewards_BT = torch.where(mask_BT, rewards_BT, 0.0)

@@ -1,12 +1,13 @@
 """Adam on float32 masters of parameters that may be used in bfloat16, with a non-finite guard and gradient clipping.
 
 A step of 1e-5 is lost in the rounding of a bfloat16 weight; the master keeps it. All parameters of a group share one
-buffer, and so do their gradients: a step is then a handful of kernels, however many adapters there are, and the addresses
-never change, as CUDA graphs need.
+buffer, and so do their gradients: a step is then a handful of kernels, however many adapters there are, and the
+addresses never change, as CUDA graphs need.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,8 @@ class _Group:
             parameter.data = view
             parameter.grad = grad
         self.master = nn.Parameter(self.buffer if self.buffer.dtype == torch.float32 else self.buffer.float())
-        self.master.grad = self.grads if self.grads.dtype == torch.float32 else torch.zeros_like(self.master)
+        self.grad = self.grads if self.grads.dtype == torch.float32 else torch.zeros_like(self.master)
+        self.master.grad = self.grad
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """Views of a flat tensor by name, in the parameters' shapes."""
@@ -60,24 +62,32 @@ class MasterAdam:
     def accumulate(self) -> None:
         """Add the parameters' gradients to the masters', in float32, and clear them for the next micro-batch."""
         for group in self.groups.values():
-            if group.master.grad is not group.grads:
-                group.master.grad.add_(group.grads)
+            if group.grad is not group.grads:
+                group.grad.add_(group.grads)
                 group.grads.zero_()
+
+    @contextmanager
+    def gradients_kept(self) -> Iterator[None]:
+        """Whatever is done inside, the gradients are afterwards what they were."""
+        kept = [group.grads.clone() for group in self.groups.values()]
+        yield
+        for group, grads in zip(self.groups.values(), kept, strict=True):
+            group.grads.copy_(grads)
 
     def norms(self) -> Tensor:
         """(groups,) norms of the accumulated gradients, the policy's first."""
-        return torch.stack([torch.linalg.vector_norm(group.master.grad) for group in self.groups.values()])
+        return torch.stack([torch.linalg.vector_norm(group.grad) for group in self.groups.values()])
 
     def step(self, max_norm: float, norms: Sequence[float] | None = None) -> float:
-        """Clip to `max_norm` and step. Returns the policy's norm before clipping, nan where a norm is not finite, and then
-        nothing is changed. The value head is clipped by itself: its gradient is larger and would scale the policy's away.
-        `norms`, where the caller has read them already, saves waiting for the device."""
+        """Clip to `max_norm` and step. Returns the policy's norm before clipping, nan where a norm is not finite, and
+        then nothing is changed. The value head is clipped by itself: its gradient is larger and would scale the
+        policy's away. `norms`, where the caller has read them already, saves waiting for the device."""
         norms = self.norms().tolist() if norms is None else norms
         finite = all(map(math.isfinite, norms))
         if finite:
             for group, norm in zip(self.groups.values(), norms, strict=True):
                 if norm > max_norm:
-                    group.master.grad.mul_(max_norm / norm)
+                    group.grad.mul_(max_norm / norm)
             self.adam.step()
             self.publish()
         self.zero_grad()
@@ -93,7 +103,7 @@ class MasterAdam:
     def zero_grad(self) -> None:
         for group in self.groups.values():
             group.grads.zero_()
-            group.master.grad.zero_()
+            group.grad.zero_()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(weights, moments): the masters by name, and Adam's `{name}.exp_avg`, `.exp_avg_sq` and `{group}.step`."""

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from equipoise import options
 from equipoise.errors import UserError
-from equipoise.policy.load import PolicyConfig
 from equipoise.policy.hub import hub_access
+from equipoise.policy.load import PolicyConfig
 from equipoise.policy.source import LLAMA_8B
 from equipoise.ppo.machine import Machine, look
 from equipoise.ppo.run import RunConfig
@@ -22,7 +22,7 @@ PRESETS = {
         prompt="study",
         policy=PolicyConfig(model=LLAMA_8B, tuning="lora"),
     ),
-    # The guide's numbers on a model that needs neither access nor a large card, with the prompt that can be learnt from.
+    # The guide's numbers on a model that needs neither access nor a large card, and the prompt that can be learnt from.
     "bundled-gpu": TrainConfig(
         preset="bundled-gpu",
         prompt="describe",
@@ -79,7 +79,8 @@ def choose(machine: Machine) -> Choice:
 
 DESCRIPTION = (
     "Fine-tune a language model with PPO. Without options: what this machine can run. The same command again continues "
-    "the run. Also: --preset NAME (guide, bundled-gpu, bundled-cpu), --config FILE.yaml for defaults, --overwrite to start anew."
+    "the run. Also: --preset NAME (guide, bundled-gpu, bundled-cpu), --config FILE.yaml for defaults, --overwrite to "
+    "start anew."
 )
 
 

@@ -113,53 +113,15 @@ class Run:
     @classmethod
     def open(cls, config: "TrainConfig", *, overwrite: bool) -> "Run":
         """Find out what is there. Raises UserError rather than touch anything that is not this run's."""
-        output, checkpoints = Path(config.run.output_dir), Path(config.run.checkpoint_dir)
-        document = json.loads(json.dumps(dataclasses.asdict(config)))
-        for folder in (output, checkpoints):
-            _make_folder(folder)
-        lock = _lock(checkpoints)
-        ours = (output / "run.json").exists()
-        if not ours and any(p.suffix in {".safetensors", ".json", ".csv", ".bin"} for p in output.iterdir()):
-            raise UserError(
-                f"{output} holds files that no run of equipoise wrote (there is no run.json): "
-                "choose another folder with --output-dir, or move them away"
-            )
-        if overwrite:
-            _clear(output, checkpoints)
-        resumed = newest(checkpoints)
-        recorded = json.loads((output / "run.json").read_bytes())["config"] if ours and not overwrite else None
-        saved = resumed.document("config") if resumed else None
-        for folder, old in ((checkpoints, saved), (output, recorded)):
-            if old is not None and (changed := differences(old, document)):
-                raise UserError(
-                    f"{folder} holds a run with other settings ({'; '.join(changed)}): use the same settings to continue it, "
-                    "other folders (--output-dir, --checkpoint-dir) for a new run, or --overwrite to start anew"
-                )
-        if resumed is None and (output / WEIGHTS).exists():
-            raise UserError(
-                f"{output} holds a finished model and {checkpoints} no checkpoint to continue from: choose another "
-                "--output-dir, or --overwrite to start anew in its place"
-            )
-        step = resumed.step if resumed else 0
-        if step > config.steps:
-            raise UserError(
-                f"{checkpoints} is at step {step}, past --steps {config.steps}: ask for at least {step} steps"
-            )
-        complete = step == config.steps and (output / WEIGHTS).exists()
-        log = RunLog(
-            output_dir=output,
-            tensorboard_dir=Path(config.run.tensorboard_dir) / output.resolve().name,
-            total_steps=config.steps,
-            resume_step=step,
-        )
-        if not complete:
-            # A run that goes on has no final model; an old one must not be taken for it.
-            (output / WEIGHTS).unlink(missing_ok=True)
-            _write_json(output / "run.json", {"config": document, **provenance()})
-        if resumed is not None and not complete:
-            log.event(step, "resume", checkpoint=resumed.path.name)
-            log.say(f"continuing from {resumed.path} (step {step} of {config.steps}); --overwrite would start anew")
-        return cls(config, log, resumed, complete, lock)
+        for folder in (config.run.output_dir, config.run.checkpoint_dir, config.run.tensorboard_dir):
+            _make_folder(Path(folder))
+        lock = _lock(Path(config.run.checkpoint_dir))
+        try:
+            resumed, complete = _find(config, overwrite)
+            return cls(config, _begin(config, resumed, complete), resumed, complete, lock)
+        except BaseException:
+            lock.close()
+            raise
 
     def newest(self) -> Checkpoint | None:
         return newest(self.checkpoints)
@@ -172,7 +134,7 @@ class Run:
             self.save(optimizer, state)
 
     def save(self, optimizer: MasterAdam, state: "State") -> None:
-        """Write the checkpoint of `state.step`, unless it is there already. Raises NonFiniteError, UserError (disk full)."""
+        """Write the checkpoint of `state.step`, unless it is there. Raises NonFiniteError; UserError on a full disk."""
         if state.step == self.saved_step:
             return
         started = time.monotonic()
@@ -253,6 +215,67 @@ class Run:
         self.log.say(
             f"done: python generate_rlhf.py writes sentences with it; tensorboard --logdir {config.run.tensorboard_dir}"
         )
+
+
+def _document(config: "TrainConfig") -> dict[str, Any]:
+    """The configuration as a file gives it back."""
+    document: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return document
+
+
+def _find(config: "TrainConfig", overwrite: bool) -> tuple[Checkpoint | None, bool]:
+    """(checkpoint to continue from, whether nothing is left to do). Raises UserError for what must not be touched."""
+    output, checkpoints = Path(config.run.output_dir), Path(config.run.checkpoint_dir)
+    metrics = output / "training_metrics.csv"
+    ours = (output / "run.json").exists()
+    if not ours and any(p.suffix in {".safetensors", ".json", ".csv", ".bin"} for p in output.iterdir()):
+        raise UserError(
+            f"{output} holds files that no run of equipoise wrote (there is no run.json): "
+            "choose another folder with --output-dir, or move them away"
+        )
+    if overwrite:
+        _clear(output, checkpoints)
+    resumed = newest(checkpoints)
+    begun = ours and metrics.exists() and metrics.stat().st_size > 0
+    recorded = {
+        checkpoints: resumed.document("config") if resumed else None,
+        output: json.loads((output / "run.json").read_bytes())["config"] if begun else None,
+    }
+    for folder, old in recorded.items():
+        if old is not None and (changed := differences(old, _document(config))):
+            raise UserError(
+                f"{folder} holds a run with other settings ({'; '.join(changed)}): use the same to continue it, "
+                "other folders (--output-dir, --checkpoint-dir) for a new run, or --overwrite to start anew"
+            )
+    if resumed is None and (output / WEIGHTS).exists():
+        raise UserError(
+            f"{output} holds a finished model and {checkpoints} no checkpoint to continue from: choose another "
+            "--output-dir, or --overwrite to start anew in its place"
+        )
+    step = resumed.step if resumed else 0
+    if step > config.steps:
+        raise UserError(f"{checkpoints} is at step {step}, past --steps {config.steps}: ask for at least {step} steps")
+    return resumed, step == config.steps and (output / WEIGHTS).exists()
+
+
+def _begin(config: "TrainConfig", resumed: Checkpoint | None, complete: bool) -> RunLog:
+    output, step = Path(config.run.output_dir), resumed.step if resumed else 0
+    if not complete:
+        # First of all: it is what tells the other files from somebody else's.
+        _write_json(output / "run.json", {"config": _document(config), **provenance()})
+    log = RunLog(
+        output_dir=output,
+        tensorboard_dir=Path(config.run.tensorboard_dir) / output.resolve().name,
+        total_steps=config.steps,
+        resume_step=step,
+    )
+    if not complete:
+        # A run that goes on has no final model; an old one must not be taken for it.
+        (output / WEIGHTS).unlink(missing_ok=True)
+    if resumed is not None and not complete:
+        log.event(step, "resume", checkpoint=resumed.path.name)
+        log.say(f"continuing from {resumed.path} (step {step} of {config.steps}); --overwrite would start anew")
+    return log
 
 
 def provenance() -> dict[str, Any]:

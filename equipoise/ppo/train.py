@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from equipoise.errors import UserError
+from equipoise.errors import NonFiniteError, UserError
 from equipoise.policy.load import Policy, PolicyConfig, load_policy
 from equipoise.policy.prompt import prompt_ids, sentences_of
 from equipoise.policy.rollout import Rollout
@@ -29,7 +29,7 @@ from equipoise.ppo.metrics import step_metrics
 from equipoise.ppo.optimizer import MasterAdam
 from equipoise.ppo.run import Run, RunConfig, flatten
 from equipoise.ppo.signals import StopSignals
-from equipoise.ppo.update import Experience, PPOConfig, mini_batches, update
+from equipoise.ppo.update import Experience, PPOConfig, RowLimit, mini_batches, update
 from equipoise.ppo.warm_start import WarmStartConfig, collect, supervise
 from equipoise.protocol import reward as protocol
 from equipoise.protocol.lexicon import HOLDOUT, OCCUPATIONS
@@ -48,14 +48,16 @@ class TrainConfig:
     prompt: str = "describe"
     """`study`, `describe`, `raw`, or your own as NAME=INSTRUCTION with {occupation} in it."""
     system: str = ""
-    """System message. Empty on purpose: some templates put one of their own that contains a term the reward pays for."""
+    """System message. Empty on purpose: some templates put one of their own that contains a term the reward pays
+    for."""
     steps: int = 2000
     """PPO steps, each of batch-size completions."""
     seed: int = 0
     holdout: bool = False
     """Train on 15 occupations and keep barista, electrician, mechanic, plumber and salesperson unseen."""
     missing_eos_penalty: float = 0.0
-    """Taken off the training reward of a completion that was cut off at max-new-tokens. Not part of the protocol's reward."""
+    """Taken off the training reward of a completion that was cut off at max-new-tokens. Not part of the protocol's
+    reward."""
     scoring: Literal["packed", "padded"] = "packed"
     """`packed` shares the tokens that prompts have in common; `padded` is its plain twin, one row per completion."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -96,7 +98,8 @@ MAX_NONFINITE = 3  # steps in a row before a rollback, and again before giving u
 
 
 def occupation_at(position: int, occupations: Sequence[str], seed: int) -> str:
-    """The `position`-th occupation of an endless stream of shuffled rounds, so that a checkpoint need only hold a count."""
+    """The `position`-th occupation of an endless stream of shuffled rounds, so that a checkpoint need only hold a
+    count."""
     round_number, place = divmod(position, len(occupations))
     order = list(occupations)
     random.Random(f"{seed}/{round_number}").shuffle(order)
@@ -105,12 +108,14 @@ def occupation_at(position: int, occupations: Sequence[str], seed: int) -> str:
 
 @dataclass
 class State:
-    """What changes from step to step besides the weights and the optimizer; all of it is in every checkpoint."""
+    """What changes from step to step besides the weights and the optimizer; all of it but `limit` is in every
+    checkpoint."""
 
     step: int
     kl_coef: float
     window: TermWindow
     generator: torch.Generator
+    limit: RowLimit
     skipped: int = 0
     bad_in_a_row: int = 0
     rollbacks: int = 0
@@ -132,7 +137,8 @@ def train(config: TrainConfig, reward_fn: RewardFunction | None = None, *, overw
         policy = load_policy(config.policy, prompt)
         prompts = {o: prompt_ids(policy.tokenizer, prompt, o, config.system) for o in config.occupations}
         generator = torch.Generator().manual_seed(config.seed)
-        state = State(0, config.ppo.kl_coef, TermWindow(config.diversity), generator)
+        limit = RowLimit(config.ppo.micro_batch_size, run.log.say)
+        state = State(0, config.ppo.kl_coef, TermWindow(config.diversity), generator, limit)
         optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=config.ppo.adam_eps)
         if run.resumed is not None:
             run.restore(run.resumed, optimizer, state)
@@ -143,27 +149,45 @@ def train(config: TrainConfig, reward_fn: RewardFunction | None = None, *, overw
             )
             optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=config.ppo.adam_eps)
 
-        while state.step < config.steps and stop.received is None:
-            step = ppo_step(config, policy, optimizer, state, prompts, reward_fn)
-            if step.metrics:
-                run.log.step(state.step, step.metrics, step.timings | {"time/save": run.take_save_seconds()})
-            if state.step % config.run.sample_every == 0 or state.step == 1:
-                run.log.samples(state.step, step.rewards)
-            if step.problem is not None:
-                run.dump(state.step, step.problem, step.rollout, step.evidence)
-                if not _recover(run, optimizer, state, step.problem):
-                    return Outcome("nonfinite", state.step, NONFINITE_EXIT)
-            run.save_if_due(optimizer, state)
+        try:
+            return _run_steps(config, policy, optimizer, state, prompts, run, reward_fn, stop)
+        except NonFiniteError as error:  # nothing of it was written: the run ends as it was last saved
+            run.log.event(state.step, "gave_up", because=str(error))
+            run.log.say(f"stopped: {error}. The same command continues from the last checkpoint.")
+            return Outcome("nonfinite", state.step, NONFINITE_EXIT)
 
-        run.save(optimizer, state)
-        if stop.received is not None:
-            run.log.event(state.step, "signal", name=stop.received.name)
-            run.log.say(f"stopped by {stop.received.name} after step {state.step}; saved. The same command continues.")
-            return Outcome("stopped", state.step, stop.exit_code)
-        run.finish(
-            policy, f"PPO, {state.step} steps of {config.ppo.batch_size} sentences, KL coefficient {state.kl_coef:.3g}"
-        )
-        return Outcome("done", state.step, 0)
+
+def _run_steps(
+    config: TrainConfig,
+    policy: Policy,
+    optimizer: MasterAdam,
+    state: State,
+    prompts: dict[str, list[int]],
+    run: Run,
+    reward_fn: RewardFunction | None,
+    stop: StopSignals,
+) -> Outcome:
+    while state.step < config.steps and stop.received is None:
+        step = ppo_step(config, policy, optimizer, state, prompts, reward_fn)
+        if step.metrics:
+            run.log.step(state.step, step.metrics, step.timings | {"time/save": run.take_save_seconds()})
+        if state.step % config.run.sample_every == 0 or state.step == 1:
+            run.log.samples(state.step, step.rewards)
+        if step.problem is not None:
+            run.dump(state.step, step.problem, step.rollout, step.evidence)
+            if not _recover(run, optimizer, state, step.problem):
+                return Outcome("nonfinite", state.step, NONFINITE_EXIT)
+        run.save_if_due(optimizer, state)
+
+    run.save(optimizer, state)
+    if stop.received is not None:
+        run.log.event(state.step, "signal", name=stop.received.name)
+        run.log.say(f"stopped by {stop.received.name} after step {state.step}; saved. The same command continues.")
+        return Outcome("stopped", state.step, stop.exit_code)
+    run.finish(
+        policy, f"PPO, {state.step} steps of {config.ppo.batch_size} sentences, KL coefficient {state.kl_coef:.3g}"
+    )
+    return Outcome("done", state.step, 0)
 
 
 class Step(NamedTuple):
@@ -208,7 +232,9 @@ def ppo_step(
         return Step("the reward is not finite", rewards=rewards, rollout=rollout, evidence={"rewards": paid_B})
 
     with clock("score"), torch.no_grad():
-        old, ref_logp_BT = _score_batch(policy, rollout, batches, config, packed)
+        old, ref_logp_BT = state.limit.run(
+            policy, lambda rows: _score_batch(policy, rollout, batches, config, packed, rows)
+        )
     mask_BT = rollout.mask_BT
     kl_BT = torch.where(mask_BT, maths.kl_k1(old["logprobs"], ref_logp_BT), 0.0)
     if not bool(kl_BT.isfinite().all() and old["values"].isfinite().all()):
@@ -221,7 +247,8 @@ def ppo_step(
     with clock("update"):
         optimizer.set_learning_rates(learning_rate, ppo.value_learning_rate)
         experience = Experience(rollout, old["logprobs"], old["values"], raw.returns, whitened_BT)
-        stats = update(policy, optimizer, experience, batches, ppo, config.sampling.temperature, packed=packed)
+        temperature, limit = config.sampling.temperature, state.limit
+        stats = update(policy, optimizer, experience, batches, ppo, temperature, packed=packed, limit=limit)
 
     kl_B = kl_BT.sum(1)
     metrics = step_metrics(
@@ -262,17 +289,17 @@ def _training_rewards(
 
 
 def _score_batch(
-    policy: Policy, rollout: Rollout, batches: Sequence[Tensor], config: TrainConfig, packed: bool
+    policy: Policy, rollout: Rollout, batches: Sequence[Tensor], config: TrainConfig, packed: bool, rows_at_once: int
 ) -> tuple[dict[str, Tensor], Tensor]:
     """(B, T) logprobs, entropies and values under the policy, and logprobs under the reference."""
     ppo, temperature = config.ppo, config.sampling.temperature
-    if policy.graphs.enabled and packed:
+    if policy.graphs.enabled and packed and rows_at_once >= ppo.mini_batch_size:
         # One trie of the whole batch: more is shared, and a quarter of the kernels do.
         groups = [torch.arange(len(rollout))]
     else:
         # The very micro-batches of the first epoch's updates: there the ratio is then exactly 1, in bfloat16 too.
         first_epoch = batches[: ppo.batch_size // ppo.mini_batch_size]
-        groups = [micro for rows in first_epoch for micro in rows.split(ppo.micro_batch_size)]
+        groups = [micro for rows in first_epoch for micro in rows.split(rows_at_once)]
     mask_BT = rollout.mask_BT
     out = {name: torch.zeros(mask_BT.shape) for name in ("logprobs", "entropies", "values", "reference")}
     for group in groups:

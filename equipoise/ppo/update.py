@@ -4,9 +4,9 @@ Shapes as in `maths`: B completions, T steps, N real tokens laid flat.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from equipoise.policy.rollout import Rollout
 from equipoise.policy.score import Pack, pack, score, score_pack
 from equipoise.ppo import maths
 from equipoise.ppo.optimizer import MasterAdam
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class PPOConfig:
     kl_coef: float = 0.05
     """β: price of one nat of KL(π‖π_ref), in units of reward."""
     ref_kl_target: float | None = None
-    """KL(π‖π_ref) in nats per sentence that β is steered towards; None keeps β. It cannot be near 0 when the goal is met."""
+    """KL(π‖π_ref) in nats per sentence that β is steered towards; None keeps β. It cannot be near 0 when the goal is
+    met."""
     kl_horizon: int = 10_000
     """Completions over which the steering acts."""
     gamma: float = 1.0
@@ -117,19 +120,30 @@ def update(
     temperature: float,
     *,
     packed: bool,
+    limit: "RowLimit | None" = None,
 ) -> UpdateStats:
-    """Take up to len(batches) optimizer steps. Stops, before stepping, at the first mini-batch whose KL exceeds target_kl,
-    and at anything non-finite."""
+    """Take up to len(batches) optimizer steps. Stops, before stepping, at the first mini-batch whose KL exceeds
+    target_kl, and at anything non-finite."""
     seen: list[dict[str, float]] = []
     update_kl, early_stop, nonfinite = 0.0, False, None
-    queue = iter(batches)
-    parts = _lay_out(policy, experience, next(queue), config, packed)
-    while parts:
-        sums = [_backward(policy, optimizer, part, config, temperature) for part in parts]
-        numbers = torch.cat([_total(sums), optimizer.norms()])
-        # Laid out while the GPU works: reading the numbers waits for it, once per optimizer step.
-        rows = next(queue, None)
-        parts = [] if rows is None else _lay_out(policy, experience, rows, config, packed)
+    limit = limit or RowLimit(config.micro_batch_size)
+    ahead: dict[tuple[int, int], list[Part]] = {}
+
+    def parts_of(number: int, rows_at_once: int) -> list[Part]:
+        key = (number, rows_at_once)
+        return ahead.pop(key) if key in ahead else _lay_out(policy, experience, batches[number], rows_at_once, packed)
+
+    for number in range(len(batches)):
+
+        def gradients(rows_at_once: int, number: int = number) -> Tensor:
+            parts = parts_of(number, rows_at_once)
+            sums = [_backward(policy, optimizer, part, config, temperature) for part in parts]
+            return torch.cat([_total(sums), optimizer.norms()])
+
+        numbers = limit.run(policy, gradients, undo=optimizer.zero_grad)
+        if number + 1 < len(batches):
+            # Laid out while the GPU works: reading the numbers waits for it, once per optimizer step.
+            ahead[number + 1, limit.rows] = parts_of(number + 1, limit.rows)
         *values, policy_norm, value_norm = numbers.tolist()
         stats = dict(zip(STATS, values, strict=True))
         if bad := [f"{name} is {value}" for name, value in stats.items() if not math.isfinite(value)]:
@@ -177,13 +191,44 @@ class Part(NamedTuple):
     weight: Tensor
 
 
-def _lay_out(
-    policy: Policy, experience: Experience, rows: Tensor, config: PPOConfig, packed: bool
-) -> list[Part]:
+class RowLimit:
+    """Completions per forward and backward pass: halved for good when the GPU's memory does not suffice.
+
+    The work that failed is done again in smaller parts, with the same result: every loss is a mean over the mini-batch.
+    """
+
+    def __init__(self, rows: int, say: Callable[[str], None] = print) -> None:
+        self.rows = rows
+        self.say = say
+
+    def run(self, policy: Policy, attempt: Callable[[int], Result], undo: Callable[[], None] | None = None) -> Result:
+        """attempt(rows), with fewer and fewer rows until it fits; `undo` first clears what a failed one has left.
+
+        Raises UserError when a single row does not fit."""
+        while True:
+            try:
+                return attempt(self.rows)
+            except torch.OutOfMemoryError:
+                if self.rows == 1:
+                    raise UserError(
+                        "the GPU has too little memory for a single completion: use "
+                        "--gradient-checkpointing, --use-8bit, or a smaller model"
+                    ) from None
+            # Outside the except block, whose error keeps the failed attempt's tensors alive.
+            if undo is not None:
+                undo()
+            self.rows //= 2
+            policy.graphs.clear()
+            policy.decoders.clear()
+            torch.cuda.empty_cache()
+            self.say(f"out of GPU memory: going on with {self.rows} completions at a time, same mini-batches")
+
+
+def _lay_out(policy: Policy, experience: Experience, rows: Tensor, rows_at_once: int, packed: bool) -> list[Part]:
     mask_BT = experience.rollout.mask_BT
     tokens = int(mask_BT[rows].sum())
     parts = []
-    for micro in rows.split(config.micro_batch_size):
+    for micro in rows.split(rows_at_once):
         part, mask = experience.rollout.select(micro), mask_BT[micro]
         source = pack(policy, part) if packed else part
         columns = [x[micro][mask] for x in experience[1:]]
@@ -195,15 +240,20 @@ def _lay_out(
 
 
 def _backward(policy: Policy, optimizer: MasterAdam, part: Part, config: PPOConfig, temperature: float) -> Tensor:
-    """Forward and backward over one micro-batch, the gradients added up in the optimizer. (5,) `STATS`, on the device."""
+    """Forward and backward over one micro-batch, gradients added up in the optimizer. (5,) `STATS`, on the device."""
     if isinstance(part.source, Pack):
         key = ("update", temperature, config.clip, config.value_clip, config.entropy_coef)
-        (stats,) = policy.graphs(
-            key,
-            lambda *x: (_loss_and_gradients(policy, Pack(*x[:8]), x[8:], config, temperature),),
-            *part.source,
-            *part[1:],
-        )
+        inputs = (*part.source, *part[1:])
+
+        def function(*x: Tensor) -> tuple[Tensor]:
+            return (
+                _loss_and_gradients(policy, Pack(*x[: len(Pack._fields)]), x[len(Pack._fields) :], config, temperature),
+            )
+
+        if not policy.graphs.has(key, *inputs):
+            with optimizer.gradients_kept():  # recording runs the function once, which adds to them
+                policy.graphs.record(key, function, *inputs)
+        (stats,) = policy.graphs(key, function, *inputs)
     else:
         stats = _loss_and_gradients(policy, part.source, part[1:], config, temperature)
     optimizer.accumulate()

@@ -1,7 +1,7 @@
 """Warm start: a short supervised stage on sentences the model wrote itself under the constraint, before PPO.
 
-Where compliance is rare PPO has next to nothing to learn from in its first steps. These sentences show the policy what is
-paid for without leaving the model's own language: either samples that happen to comply, or continuations of forced terms.
+Where compliance is rare PPO has next to nothing to learn from in its first steps. These sentences show the policy what
+is paid for without leaving the model's own language: samples that happen to comply, or continuations of forced terms.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,6 @@ from equipoise.ppo.optimizer import MasterAdam
 from equipoise.protocol.lexicon import LEXICON
 from equipoise.protocol.prompts import sentence
 from equipoise.protocol.reward import strict_success
-
 
 FEWEST = 16
 """Sentences of one optimizer step, and so the fewest worth learning from."""

@@ -14,7 +14,7 @@ from equipoise.policy.attention import TRIE_ATTENTION
 from equipoise.policy.load import Policy
 from equipoise.policy.sample import NonFiniteLogits, SamplingConfig, draw, sample
 from equipoise.policy.score import score
-from tests.tiny import bare_policy, next_logprobs, perturb
+from tests.tiny import bare_policy, next_logprobs, perturb, pretend_graphs
 
 
 def exact(logits: list[float], temperature: float, top_p: float) -> list[float]:
@@ -156,6 +156,41 @@ def test_every_token_is_the_one_its_random_number_picks_from_the_plain_forward_p
             below = sum(probs[:token])
             assert below - 1e-5 <= float(uniform[row, t]) <= below + probs[token] + 1e-5
     assert len(lengths) >= 4  # rows did end at different times
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize(
+    "config", [SamplingConfig(0.9, 1.0, 7), SamplingConfig(1.1, 0.9, 5), SamplingConfig(0.0)], ids=str
+)
+def test_the_static_decoder_draws_what_the_plain_loop_draws(
+    lora: bool, config: SamplingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, fast = (perturb(bare_policy(stops=(0, 3), attention=TRIE_ATTENTION, lora=lora), 0.2) for _ in range(2))
+    pretend_graphs(fast, monkeypatch)
+    for seed, prompts in enumerate((RAGGED, RAGGED[:3], RAGGED, [[2] * 18], RAGGED * 5)):
+        uniform = torch.rand(
+            len(prompts), config.max_new_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
+        expected = sample(plain, prompts, config, uniform_BT=uniform)
+        found = sample(fast, prompts, config, uniform_BT=uniform)
+        assert found.completions() == expected.completions()
+        assert found.finished_B.tolist() == expected.finished_B.tolist()
+        assert list(found.prompts) == list(expected.prompts)
+    assert fast.decoders and not plain.decoders
+
+
+def test_logits_that_are_not_finite_stop_the_static_decoder_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = pretend_graphs(bare_policy(attention=TRIE_ATTENTION), monkeypatch)
+    weight = policy.model.model.layers[1].mlp.down_proj.weight
+    sound = weight.detach().clone()
+    for value, works in ((sound[3, 3].item(), True), (torch.nan, False), (sound[3, 3].item(), True)):
+        with torch.no_grad():
+            weight[3, 3] = value
+        if works:
+            sample(policy, RAGGED, SamplingConfig(), torch.Generator())
+        else:
+            with pytest.raises(NonFiniteLogits):
+                sample(policy, RAGGED, SamplingConfig(), torch.Generator())
 
 
 def test_a_completion_ends_at_the_first_of_any_stop_token_which_counts_or_is_flagged_as_cut_off() -> None:

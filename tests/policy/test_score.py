@@ -10,7 +10,7 @@ from equipoise.policy.attention import TRIE_ATTENTION
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.score import entropies, score, token_logprobs
-from tests.tiny import bare_policy, next_logprobs, perturb
+from tests.tiny import bare_policy, next_logprobs, perturb, pretend_graphs
 
 # Prompts of different lengths, repeated, and one the beginning of another; completions repeated, one the beginning of
 # another, one whose tokens continue a shorter prompt into a longer one. 0 stops and pads.
@@ -226,3 +226,17 @@ def test_dropout_is_off_in_training_mode_too(lora: bool) -> None:
         policy.model.train()
         for _ in range(3):
             assert torch.equal(score(policy, ROLLOUT, 1.0, packed=False).logprobs, expected)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", TRIE_ATTENTION])
+@pytest.mark.parametrize("reference", [False, True])
+def test_padding_a_pack_to_the_shapes_of_graphs_changes_no_score(
+    attention: str, reference: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = perturb(bare_policy(attention=attention, lora=True))
+    fast = pretend_graphs(perturb(bare_policy(attention=attention, lora=True)), monkeypatch)
+    for rollout in (ROLLOUT, rollout_of(PROMPTS[:3], COMPLETIONS[:3]), ROLLOUT):
+        with torch.no_grad():
+            expected = score(plain, rollout, 0.7, packed=True, reference=reference)
+            found = score(fast, rollout, 0.7, packed=True, reference=reference)
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)

@@ -70,6 +70,7 @@ def results(where: Path, step: int) -> dict[str, Any]:
     """All that the seed determines, ready to be compared."""
     out = where / "out"
     state = json.loads((where / "checkpoints" / f"checkpoint-{step}" / "state.json").read_text())
+    del state["python_random"]  # the interpreter's own; nothing in a run draws from it
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     timeless = [{k: v for k, v in row.items() if k.split("/")[0] not in ("time", "speed", "memory")} for row in metrics]
     return {

@@ -23,6 +23,7 @@ from equipoise.ppo.train import Outcome, TrainConfig, occupation_at, train
 from equipoise.ppo.update import UpdateStats
 from equipoise.protocol import reward as protocol
 from equipoise.protocol.lexicon import HOLDOUT, OCCUPATIONS
+from tests.tiny import tiny_folder
 
 from .small import checkpoints, events, rows, small_config, tensors
 
@@ -50,15 +51,16 @@ def updates(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, list[torch.Tenso
     seen: list[tuple[Any, list[torch.Tensor], bool]] = []
     update = training.update
 
-    def look(policy: Policy, adam: Any, experience: Any, batches: Any, config: Any, t: float, *, packed: bool) -> Any:
+    def look(policy: Policy, adam: Any, experience: Any, batches: Any, config: Any, t: float, **named: Any) -> Any:
         exact = []
         first_epoch = batches[: config.batch_size // config.mini_batch_size]
-        for group in (part for step in first_epoch for part in step.split(config.micro_batch_size)):
-            new = score(policy, experience.rollout.select(group), t, packed=packed).logprobs  # with gradients, as there
+        for group in (micro for step in first_epoch for micro in step.split(config.micro_batch_size)):
+            part = experience.rollout.select(group)
+            new = score(policy, part, t, packed=named["packed"]).logprobs  # with gradients, as there
             old = experience.old_logp_BT[group][experience.rollout.mask_BT[group]]
             exact.append(torch.equal(new.detach(), old))
         seen.append((experience, batches, all(exact)))
-        return update(policy, adam, experience, batches, config, t, packed=packed)
+        return update(policy, adam, experience, batches, config, t, **named)
 
     monkeypatch.setattr(training, "update", look)
     return seen
@@ -221,16 +223,21 @@ def test_occupations_held_out_are_never_sampled_not_even_by_the_warm_start(
         supervise(policy, examples, *args, **named)
 
     monkeypatch.setattr(training, "supervise", look)
-    train(small_config(model, tmp_path, holdout=True, sample_every=1, warm_start="samples", warm_start_sentences=40))
+    train(small_config(model, tmp_path, holdout=True, sample_every=1, warm_start="forced", warm_start_sentences=40))
     texts = [json.loads(line)["text"] for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
     assert len(texts) == 48
     assert {t.split()[1] for t in texts} == {e.occupation for e in collected} == set(OCCUPATIONS) - set(HOLDOUT)
 
 
-def test_the_final_folder_loads_plainly_and_gives_the_adapter_models_logits(
-    model: Path, tmp_path: Path, policies: list[Policy]
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_final_folder_loads_plainly_and_gives_the_trained_models_logits(
+    model: Path, tmp_path: Path, policies: list[Policy], tuning: str, tied: bool
 ) -> None:
-    assert train(small_config(model, tmp_path, learning_rate=0.02, target_kl=1.0)) == Outcome("done", 6, 0)
+    if tied:
+        model = tiny_folder(tmp_path / "tied", tie=True)
+    config = small_config(model, tmp_path, learning_rate=0.02, target_kl=1.0, kl_coef=0.5, tuning=tuning)
+    assert train(config) == Outcome("done", 6, 0)
     ids = torch.randint(0, 52, (4, 9), generator=torch.Generator().manual_seed(0))
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():
@@ -360,6 +367,17 @@ def test_a_frozen_weight_that_breaks_ends_the_run_with_code_3_and_nothing_broken
     assert checkpoints(tmp_path) == ([2] if when == 3 else [])
     assert_all_finite(tmp_path)
     assert len(list((tmp_path / "checkpoints/nonfinite").glob("*.json"))) == 3  # steps of the same number share a file
+
+
+def test_a_trained_weight_that_breaks_in_the_last_step_is_not_saved_either(
+    model: Path, tmp_path: Path, policies: list[Policy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = train(small_config(model, tmp_path, steps=5, tuning="full"), breaking(policies, "down_proj", call=5))
+    assert (outcome.status, outcome.exit_code) == ("nonfinite", 3)
+    assert checkpoints(tmp_path) == [2, 4] and not (tmp_path / "out/model.safetensors").exists()
+    assert events(tmp_path) == ["nonfinite", "gave_up"]
+    assert_all_finite(tmp_path)
+    assert train(small_config(model, tmp_path, steps=5, tuning="full")) == Outcome("done", 5, 0)
 
 
 @pytest.mark.parametrize(

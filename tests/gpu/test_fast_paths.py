@@ -1,0 +1,136 @@
+"""The fast paths against their plain twins, on a GPU with the bundled model."""
+
+import pytest
+import torch
+
+from equipoise.policy.load import Policy, PolicyConfig, load_policy
+from equipoise.policy.prompt import prompt_ids
+from equipoise.policy.rollout import Rollout
+from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.policy.score import score
+from equipoise.ppo import maths
+from equipoise.ppo.optimizer import MasterAdam
+from equipoise.ppo.update import Experience, PPOConfig, RowLimit, mini_batches, update
+from equipoise.protocol.lexicon import OCCUPATIONS
+from equipoise.protocol.prompts import PROMPTS
+
+pytestmark = pytest.mark.gpu
+PROMPT = PROMPTS["describe"]
+
+
+def make(dtype: str, *, tuning: str = "lora", fast: bool = True) -> Policy:
+    torch.manual_seed(0)
+    policy = load_policy(PolicyConfig(tuning=tuning, dtype=dtype, cuda_graphs=fast, fused=fast), PROMPT)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in policy.model.named_parameters():
+        if "lora_B" in name:  # zeros would hide the adapters
+            parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+def prompts(policy: Policy, rows: int) -> list[list[int]]:
+    return [prompt_ids(policy.tokenizer, PROMPT, OCCUPATIONS[i % 20]) for i in range(rows)]
+
+
+@pytest.fixture(scope="module")
+def fast32() -> Policy:
+    return make("float32")
+
+
+@pytest.fixture(scope="module")
+def plain32() -> Policy:
+    return make("float32", fast=False)
+
+
+@pytest.fixture(scope="module")
+def rollout(plain32: Policy) -> Rollout:
+    return sample(plain32, prompts(plain32, 64), SamplingConfig(), torch.Generator().manual_seed(2)).cpu()
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64, 200])
+def test_greedy_tokens_are_the_same(fast32: Policy, plain32: Policy, rows: int) -> None:
+    config = SamplingConfig(temperature=0.0)
+    uniform = torch.zeros(rows, config.max_new_tokens, dtype=torch.float64)
+    fast = sample(fast32, prompts(fast32, rows), config, uniform_BT=uniform)
+    plain = sample(plain32, prompts(plain32, rows), config, uniform_BT=uniform)
+    same = (fast.tokens_BT == plain.tokens_BT).all(1).float().mean().item()
+    assert same >= 0.98, f"{same:.3f} of the rows are the same"  # a tie to the last bit may fall either way
+
+
+def test_packed_scores_from_graphs_equal_padded_scores(fast32: Policy, plain32: Policy, rollout: Rollout) -> None:
+    with torch.no_grad():
+        for reference in (False, True):
+            fast = score(fast32, rollout, 1.0, packed=True, reference=reference)
+            plain = score(plain32, rollout, 1.0, packed=False, reference=reference)
+            for name, a, b in zip(fast._fields, fast, plain, strict=True):
+                assert (a - b).abs().max() < 5e-4, f"{name}: {(a - b).abs().max()}"
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_gradients_agree(tuning: str, rollout: Rollout) -> None:
+    experience, weights = None, []
+    for fast in (True, False):
+        policy = make("float32", tuning=tuning, fast=fast)
+        optimizer = MasterAdam(policy.trained(), betas=(0.0, 0.0), eps=1e9)  # a step proportional to the gradient
+        optimizer.set_learning_rates(1e9, 1e9)
+        config = PPOConfig(
+            target_kl=1e9, max_grad_norm=1e9, ppo_epochs=1, batch_size=64, mini_batch_size=64, micro_batch_size=16
+        )
+        if experience is None:
+            with torch.no_grad():
+                old = torch.zeros(rollout.mask_BT.shape)
+                old[rollout.mask_BT] = score(policy, rollout, 1.0, packed=False).logprobs.cpu()
+            advantages = torch.where(
+                rollout.mask_BT, torch.randn(old.shape, generator=torch.Generator().manual_seed(3)), 0
+            )
+            experience = Experience(rollout, old, torch.zeros_like(old), advantages, advantages)
+        before = {n: w.clone() for n, w in optimizer.state()[0].items()}
+        rows = mini_batches(config, torch.Generator().manual_seed(4))
+        stats = update(policy, optimizer, experience, rows, config, 1.0, packed=fast)
+        assert stats.nonfinite is None and stats.updates == 1
+        weights.append({n: w - before[n] for n, w in optimizer.state()[0].items()})
+    for name, a in weights[0].items():
+        b = weights[1][name]
+        assert (a - b).norm() <= 0.01 * b.norm() + 1e-7, f"{name}: {(a - b).norm() / b.norm():.4f}"
+
+
+def test_sampled_log_probabilities_match_the_scorer_on_average_in_bfloat16() -> None:
+    """The sampler draws token t with the probability the scorer gives it: E[1/p · 1[token]] aside, the mean of
+    log p_plain − log p_fast over tokens that the fast sampler drew is 0 within four standard errors."""
+    fast, plain = make("bfloat16"), make("bfloat16", fast=False)
+    batches = [
+        sample(fast, prompts(fast, 200), SamplingConfig(), torch.Generator().manual_seed(s)).cpu() for s in (5, 6)
+    ]
+    with torch.no_grad():
+        difference = torch.cat(
+            [score(fast, b, 1.0, packed=True).logprobs - score(plain, b, 1.0, packed=False).logprobs for b in batches]
+        )
+    assert len(difference) >= 10_000
+    error = difference.std() / len(difference) ** 0.5
+    assert difference.mean().abs() < 4 * error + 2e-3, f"{difference.mean():.5f} ± {error:.5f}"
+    assert difference.abs().max() < 3, f"{difference.abs().max():.3f}"
+
+
+def test_kl_to_the_reference_is_not_negative_for_what_the_fast_sampler_draws() -> None:
+    policy = make("bfloat16")
+    drawn = sample(policy, prompts(policy, 400), SamplingConfig(), torch.Generator().manual_seed(7)).cpu()
+    with torch.no_grad():
+        own = score(policy, drawn, 1.0, packed=True).logprobs
+        reference = score(policy, drawn, 1.0, packed=True, reference=True).logprobs
+    k1 = torch.zeros(drawn.mask_BT.shape)
+    k1[drawn.mask_BT] = maths.kl_k1(own, reference).cpu()
+    per_sentence = k1.sum(1)
+    error = per_sentence.std() / len(per_sentence) ** 0.5
+    assert per_sentence.mean() > -3 * error, f"{per_sentence.mean():.4f} ± {error:.4f}"
+
+
+def test_a_step_that_does_not_fit_is_repeated_in_smaller_parts(fast32: Policy, rollout: Rollout) -> None:
+    limit, tried = RowLimit(16, lambda line: None), []
+
+    def attempt(rows: int) -> int:
+        tried.append(rows)
+        if rows > 4:
+            torch.empty(1 << 60, dtype=torch.uint8, device="cuda")
+        return rows
+
+    assert limit.run(fast32, attempt) == 4 and tried == [16, 8, 4]

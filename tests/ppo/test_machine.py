@@ -1,0 +1,143 @@
+"""What a run will need, against what real models take, and the refusals where that is not there."""
+
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from equipoise import cli
+from equipoise.errors import UserError
+from equipoise.policy.load import PolicyConfig, load_policy
+from equipoise.policy.source import resolve
+from equipoise.ppo import machine as machines
+from equipoise.ppo.machine import Machine, Need, check, look, need
+from equipoise.ppo.optimizer import MasterAdam
+from equipoise.ppo.train import train
+from equipoise.protocol.prompts import PROMPTS
+from tests.tiny import tiny_folder
+
+from .small import small_config
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+ROOMY = Machine(gpu="NVIDIA X", gpu_free_gb=100.0, memory_free_gb=100.0, cores=2)
+NEED = Need(
+    parameters=1000, trained=100, weights=4 * 10**9, reference=3 * 10**9, optimizer=2 * 10**9, activations=10**9,
+    checkpoint=5 * 10**9, export=6 * 10**9,
+)  # fmt: skip
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch):
+    """Sets how many bytes are free on every disk."""
+    return lambda free: monkeypatch.setattr(machines.shutil, "disk_usage", lambda path: Usage(10**13, 0, free))
+
+
+def test_this_machine_is_seen_as_it_is() -> None:
+    here = look()
+    assert (here.gpu is not None) == torch.cuda.is_available()
+    assert 0.01 < here.memory_free_gb < 1e5 and here.cores == torch.get_num_threads()
+    assert "GB of memory free" in here.lines()[0]
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_estimate_counts_the_parameters_and_bytes_that_are_really_there(
+    tmp_path: Path, tuning: str, dtype: str, tied: bool
+) -> None:
+    config = PolicyConfig(str(tiny_folder(tmp_path, tied)), tuning, dtype=dtype, device="cpu", lora_rank=3)  # type: ignore[arg-type]
+    expected = need(config, resolve(config.model), 4, 50)
+    policy = load_policy(config, PROMPTS["raw"])
+    trained = {name: p for name, p in policy.trained().items() if not name.startswith("value_head")}
+    frozen = [p for p in policy.model.parameters() if not p.requires_grad]
+    assert expected.trained == sum(p.numel() for p in trained.values())
+    assert expected.weights == sum(p.nbytes for p in (*frozen, *trained.values()))
+    copy = policy.reference.parameters() if policy.reference is not None else ()
+    assert expected.reference == sum(p.nbytes for p in copy)
+
+    optimizer = MasterAdam(trained, betas=(0.9, 0.999), eps=1e-8)
+    for parameter in trained.values():
+        parameter.sum().backward()
+    optimizer.accumulate()
+    optimizer.step(1.0)
+    weights, moments = optimizer.state()
+    saved = sum(x.nbytes for x in (*weights.values(), *moments.values()))
+    assert expected.checkpoint == pytest.approx(saved, abs=100)  # Adam's step counts besides
+
+
+def test_more_rows_longer_rows_and_no_recomputing_need_more(tmp_path: Path) -> None:
+    config = PolicyConfig(str(tiny_folder(tmp_path)), device="cpu", dtype="float32")
+    source = resolve(config.model)
+    base = need(config, source, 4, 50)
+    assert need(config, source, 8, 50).memory > base.memory and need(config, source, 4, 100).memory > base.memory
+    less = need(replace(config, gradient_checkpointing=True), source, 4, 50)
+    assert less.activations < base.activations and less.weights == base.weights
+    assert need(replace(config, tuning="full"), source, 4, 50).memory > base.memory
+
+
+def test_too_little_memory_is_refused_with_numbers_and_a_remedy(disk) -> None:
+    disk(10**13)
+    folders = ("out", "checkpoints")
+    assert check(NEED, ROOMY, CPU, folders, 2)
+    with pytest.raises(UserError, match=r"needs about 10.0 GB and 9.5 GB of memory are free: try --model bundled"):
+        check(NEED, replace(ROOMY, memory_free_gb=9.5), CPU, folders, 2)
+    with pytest.raises(UserError, match=r"10.0 GB and 9.5 GB on the GPU are free: try --use-8bit"):
+        check(NEED, replace(ROOMY, gpu_free_gb=9.5), GPU, folders, 2)
+    # The other kind of memory does not matter.
+    assert check(NEED, replace(ROOMY, gpu_free_gb=0.1), CPU, folders, 2)
+    assert check(NEED, replace(ROOMY, memory_free_gb=0.1), GPU, folders, 2)
+
+
+def test_too_little_disk_is_refused_counting_all_checkpoints_and_the_model(disk) -> None:
+    disk(16 * 10**9)  # 2 × 5 + 6
+    assert "16.0 GB for 2 checkpoints" in check(NEED, ROOMY, CPU, ("out", "checkpoints"), 2)[1]
+    disk(16 * 10**9 - 1)
+    with pytest.raises(UserError, match=r"take about 16.0 GB and 16.0 GB of disk are free.*--keep-checkpoints 2"):
+        check(NEED, ROOMY, CPU, ("out", "checkpoints"), 2)
+    assert check(NEED, ROOMY, CPU, ("out", "checkpoints"), 1)
+
+
+def test_a_folder_that_does_not_exist_yet_is_judged_by_the_disk_it_will_lie_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def usage(path: Path) -> Usage:
+        asked.append(path)
+        return Usage(10**13, 0, 10**13)
+
+    monkeypatch.setattr(machines.shutil, "disk_usage", usage)
+    check(NEED, ROOMY, CPU, (str(tmp_path / "a" / "b"), str(tmp_path / "c")), 1)
+    assert asked == [tmp_path]
+
+
+@pytest.mark.parametrize("what", ["memory", "disk"])
+def test_a_run_that_does_not_fit_ends_before_it_begins(
+    model: Path, tmp_path: Path, what: str, disk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if what == "disk":
+        disk(1000)
+    else:
+        monkeypatch.setattr(machines, "look", lambda: replace(ROOMY, gpu=None, memory_free_gb=0.0001))
+    argv = ["--preset", "bundled-cpu", "--model", str(model), "--prompt", "raw", "--device", "cpu"]
+    for command in ("doctor", "train"):
+        out = tmp_path / command
+        assert cli.main([command, *argv, "--output-dir", str(out), "--checkpoint-dir", str(out)]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and f"of {what} are free" in err
+        assert not out.exists()
+
+
+def test_a_checkpoint_on_disk_is_as_large_as_foretold(model: Path, tmp_path: Path) -> None:
+    config = small_config(model, tmp_path, steps=2, tuning="full")
+    train(config)
+    foretold = need(config.policy, resolve(str(model)), 4, 12)
+    files = (tmp_path / "checkpoints" / "checkpoint-2").iterdir()
+    assert sum(f.stat().st_size for f in files) == pytest.approx(
+        foretold.checkpoint, abs=30_000
+    )  # random states, headers
+    written = (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert written == pytest.approx(foretold.export, abs=3000)

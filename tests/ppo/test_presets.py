@@ -1,0 +1,163 @@
+"""Which preset a machine gets, what presets hold, and how options, a file and presets go together."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from equipoise.errors import UserError
+from equipoise.policy.source import LLAMA_8B
+from equipoise.ppo import presets
+from equipoise.ppo.machine import Machine
+from equipoise.ppo.presets import PRESETS, choose, configure, preset
+from equipoise.ppo.train import TrainConfig
+
+CPU = Machine(gpu=None, gpu_free_gb=0.0, memory_free_gb=8.0, cores=2)
+
+
+def gpu(free_gb: float) -> Machine:
+    return dataclasses.replace(CPU, gpu="NVIDIA X", gpu_free_gb=free_gb)
+
+
+class Access:
+    def __init__(self, reason: str = "") -> None:
+        self.available, self.reason = not reason, reason
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The Hub gives access to everything; the models it is asked for."""
+    asked: list[str] = []
+    monkeypatch.setattr(presets, "hub_access", lambda model: asked.append(model) or Access())
+    return asked
+
+
+def test_the_guides_preset_is_its_model_its_prompt_and_its_numbers() -> None:
+    guide = preset("guide")
+    assert (guide.policy.model, guide.policy.tuning, guide.prompt, guide.steps) == (LLAMA_8B, "lora", "study", 2000)
+    assert guide.ppo == TrainConfig().ppo and guide.reward == TrainConfig().reward
+    assert guide.sampling.temperature == 1.0 and guide.sampling.max_new_tokens == 32
+    assert guide.warm_start.warm_start == "off" and guide.diversity.diversity_weight == 0.0
+    assert guide.run.save_every == 100 and guide.run.sample_every == 50 and guide.run.keep_checkpoints == 0
+
+
+def test_bundled_gpu_has_the_guides_numbers_on_the_bundled_model() -> None:
+    mine = preset("bundled-gpu")
+    assert (mine.policy.model, mine.prompt, mine.steps, mine.ppo) == ("bundled", "describe", 2000, preset("guide").ppo)
+
+
+def test_every_preset_is_named_as_it_is_called_and_bundled_ones_need_no_access() -> None:
+    assert set(PRESETS) == {"guide", "bundled-gpu", "bundled-cpu"}
+    for name, config in PRESETS.items():
+        assert config.preset == name and config.system == "" and config.sampling.temperature == 1.0
+        assert (config.policy.model, config.prompt) == ("bundled", "describe") or name == "guide"
+
+
+def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
+    with pytest.raises(UserError, match="no preset 'gide': choose guide, bundled-gpu, bundled-cpu"):
+        preset("gide")
+
+
+def test_without_a_gpu_the_bundled_model_is_trained_on_the_cpu_and_the_hub_is_not_asked(hub: list[str]) -> None:
+    choice = choose(CPU)
+    assert choice.config == preset("bundled-cpu") and "no CUDA GPU" in choice.reasons[0]
+    assert hub == []
+
+
+def test_a_large_gpu_and_access_get_the_guides_run(hub: list[str]) -> None:
+    choice = choose(gpu(140))
+    assert choice.config == preset("guide") and LLAMA_8B in choice.reasons[0]
+    assert hub == [LLAMA_8B]
+
+
+def test_a_24_gb_card_gets_it_in_8_bits(hub: list[str]) -> None:
+    config = choose(gpu(23.5)).config
+    assert config.policy.use_8bit and config.policy.model == LLAMA_8B
+    assert dataclasses.replace(config, policy=dataclasses.replace(config.policy, use_8bit=False)) == preset("guide")
+
+
+def test_a_small_gpu_or_no_access_gets_the_bundled_model_and_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presets, "hub_access", lambda model: Access("you are not logged in"))
+    for machine, why in ((gpu(11), "11 GB free"), (gpu(140), "you are not logged in")):
+        choice = choose(machine)
+        assert choice.config == preset("bundled-gpu") and why in choice.reasons[0]
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presets, "look", lambda: CPU)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_with_no_options_the_machine_decides_and_the_first_line_says_why_and_how_to_choose_otherwise() -> None:
+    config, reasons, overwrite = configure([])
+    assert config == preset("bundled-cpu") and not overwrite
+    assert "no CUDA GPU" in reasons[0] and "--preset guide" in reasons[0] and "--model" in reasons[0]
+
+
+def test_options_change_a_preset_and_no_more() -> None:
+    config, reasons, overwrite = configure(["--steps", "7", "--preset", "guide", "--clip", "0.1", "--overwrite"])
+    assert overwrite and "guide, as asked" in reasons[0]
+    guide = preset("guide")
+    assert config == dataclasses.replace(guide, steps=7, ppo=dataclasses.replace(guide.ppo, clip=0.1))
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_files_preset_is_where_it_starts_its_settings_come_next_and_options_last(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("preset: guide\nsteps: 5\nclip: 0.1\n")
+    config, reasons, _ = configure(["--config", str(file), "--steps", "6"])
+    guide = preset("guide")
+    assert config == dataclasses.replace(guide, steps=6, ppo=dataclasses.replace(guide.ppo, clip=0.1))
+    assert "guide, as" in reasons[0] and "run.yaml" in reasons[0]
+
+    other, _, _ = configure([f"--config={file}", "--preset=bundled-gpu"])
+    assert (other.preset, other.policy.model, other.steps, other.ppo.clip) == ("bundled-gpu", "bundled", 5, 0.1)
+
+    file.write_text("clip: 0.1\n")
+    assert configure(["--config", str(file)])[0].preset == "bundled-cpu"
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize(
+    ("argv", "text", "says"),
+    [
+        (["--preset"], None, "--preset"),
+        (["--config"], None, "--config"),
+        (["--preset", "gide"], None, "no preset 'gide'"),
+        (["--config", "FILE"], "preset: gide\n", "no preset 'gide'"),
+        (["--config", "FILE"], "preset: [guide]\n", "no preset"),
+        (["--config", "FILE"], "stepz: 3\n", "no setting 'stepz'"),
+        (["--config", "FILE"], None, "cannot read"),
+        (["--over"], None, "--over"),  # abbreviations would change their meaning with the next option
+        (["--pre", "guide"], None, "--pre"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, argv: list[str], text: str | None, says: str) -> None:
+    file = tmp_path / "run.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError) as error:
+        configure([str(file) if word == "FILE" else word for word in argv])
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_help_looks_at_no_hardware_and_lists_every_setting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> Any:
+        raise AssertionError("looked")
+
+    monkeypatch.setattr(presets, "look", fail)
+    with pytest.raises(SystemExit) as stop:
+        configure(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    groups = [TrainConfig(), *(getattr(TrainConfig(), f.name) for f in dataclasses.fields(TrainConfig))]
+    for group in filter(dataclasses.is_dataclass, groups):
+        for field in dataclasses.fields(group):
+            if not dataclasses.is_dataclass(getattr(group, field.name)):
+                assert f"--{field.name.replace('_', '-')}" in text or f"no-{field.name.replace('_', '-')}" in text
+    for own in ("--preset NAME", "--config FILE.yaml", "--overwrite"):
+        assert own in text

@@ -1,0 +1,398 @@
+"""A run on disk: killed, stopped, resumed, refused. Real processes, a tiny model, every byte compared."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from equipoise import cli
+from equipoise.errors import UserError
+from equipoise.ppo import run as runs
+from equipoise.ppo.run import Run, differences
+from equipoise.ppo.train import Outcome, TrainConfig, train
+from equipoise.protocol.reward import score
+
+from .small import checkpoints, events, exit_code, in_child, results, rows, small_config
+
+ROOT = Path(__file__).parents[2]
+
+# All that has a state: adaptive coefficient, diversity window, warm start, weights in bfloat16 beside masters.
+EVERYTHING = {
+    "tuning": "full", "dtype": "bfloat16", "learning_rate": 1e-3, "diversity_weight": 0.1, "ref_kl_target": 1.0,
+    "kl_horizon": 100, "warm_start": "forced", "warm_start_sentences": 16, "warm_start_epochs": 1,
+    "entropy_coef": 0.01, "keep_checkpoints": 2, "save_every": 3, "temperature": 0.9, "top_p": 0.95,
+    "missing_eos_penalty": 0.1,
+}  # fmt: skip
+
+
+def slowly(texts: Sequence[str], _: Sequence[str]) -> list[float]:
+    """The protocol's reward, and time for a kill to strike between saves as well."""
+    time.sleep(0.01)
+    return [score(text).reward for text in texts]
+
+
+def work(config: TrainConfig, reward: Callable[..., Any] = slowly) -> Callable[[], int]:
+    def run() -> int:
+        with open(os.devnull, "w") as nowhere:
+            sys.stdout = nowhere
+            return train(config, reward).exit_code
+
+    return run
+
+
+@pytest.mark.parametrize("changes", [{"save_every": 1}, EVERYTHING], ids=["lora float32", "everything bfloat16"])
+def test_killed_at_random_moments_and_resumed_it_ends_with_the_very_same_bytes(
+    model: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert train(small_config(model, straight, **changes), slowly) == Outcome("done", 6, 0)
+    expected = results(straight, 6)
+    started = time.monotonic()
+    assert exit_code(in_child(work(small_config(model, tmp_path / "timed", **changes)))) == 0
+    whole = time.monotonic() - started
+    config = small_config(model, killed, **changes)
+    moments = random.Random(0)
+    kills = 0
+    while kills < 10:
+        child = in_child(work(config))
+        time.sleep(moments.uniform(0.1, 0.9) * whole)
+        os.kill(child, signal.SIGKILL)
+        code = exit_code(child)
+        assert code in (-signal.SIGKILL, 0), code
+        kills += code != 0
+        if code == 0:  # it got through between two kills
+            assert results(killed, 6) == expected
+            shutil.rmtree(killed)
+    assert exit_code(in_child(work(config))) == 0
+    assert results(killed, 6) == expected
+
+
+def test_three_steps_and_three_more_are_six(model: Path, tmp_path: Path) -> None:
+    straight, parts = tmp_path / "straight", tmp_path / "parts"
+    for tokens in ({}, {"scoring": "padded"}):
+        train(small_config(model, straight, **tokens), overwrite=True)
+        train(small_config(model, parts, steps=3, **tokens), overwrite=True)
+        assert train(small_config(model, parts, **tokens)) == Outcome("done", 6, 0)
+        assert results(parts, 6) == results(straight, 6)
+
+
+def test_two_runs_of_one_seed_are_the_same_and_of_another_seed_are_not(model: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(small_config(model, tmp_path / name, seed=seed))
+    a, b, c = (results(tmp_path / name, 6) for name in "abc")
+    assert a == b
+    assert a["training_metrics.csv"] != c["training_metrics.csv"]
+
+
+def options(model: Path, where: Path, *more: str) -> list[str]:
+    return [
+        *("--preset", "bundled-cpu", "--model", str(model), "--prompt", "raw", "--dtype", "float32", "--device", "cpu"),
+        *("--batch-size", "8", "--mini-batch-size", "4", "--max-new-tokens", "8", "--save-every", "5"),
+        *("--output-dir", str(where / "out"), "--checkpoint-dir", str(where / "checkpoints")),
+        *("--tensorboard-dir", str(where / "runs"), *more),
+    ]
+
+
+def wait_for_steps(where: Path, steps: int) -> None:
+    metrics = where / "out" / "training_metrics.csv"
+    deadline = time.monotonic() + 60
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") <= steps:
+        assert time.monotonic() < deadline, "the run did not begin"
+        time.sleep(0.02)
+
+
+def test_a_real_process_stopped_by_sigterm_exits_143_saved_and_the_same_command_goes_on(
+    model: Path, tmp_path: Path
+) -> None:
+    stopped = tmp_path / "stopped"
+    command = [sys.executable, "train_rlhf.py", *options(model, stopped, "--steps", "100000")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_steps(stopped, 3)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "SIGTERM received: finishing this step, then saving" in err and "Traceback" not in err
+    assert "The same command continues." in out and "\x1b" not in out
+    step = len(rows(stopped))
+    assert checkpoints(stopped)[-1] == step and "signal" in events(stopped)
+
+    ends = options(model, stopped, "--steps", str(step + 3)), options(model, tmp_path / "s", "--steps", str(step + 3))
+    assert [cli.main(["train", *argv]) for argv in ends] == [0, 0]
+    assert results(stopped, step + 3) == results(tmp_path / "s", step + 3)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)], ids=str)
+def test_other_stop_signals_save_and_exit_with_their_codes(
+    model: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    child = in_child(work(small_config(model, tmp_path, steps=100_000)))
+    wait_for_steps(tmp_path, 2)
+    os.kill(child, number)
+    assert exit_code(child) == code
+    step = len(rows(tmp_path))
+    assert checkpoints(tmp_path)[-1] == step
+    straight = tmp_path / "straight"
+    for where in (tmp_path, straight):
+        assert train(small_config(model, where, steps=step + 1)).exit_code == 0
+    assert results(tmp_path, step + 1) == results(straight, step + 1)
+
+
+# What is refused
+
+
+@pytest.fixture
+def finished(model: Path, tmp_path: Path) -> TrainConfig:
+    """A run that has ended, in `tmp_path`."""
+    config = small_config(model, tmp_path, steps=2)
+    train(config)
+    return config
+
+
+def snapshot(where: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(where.rglob("*")) if p.is_file() and "runs" not in p.parts}
+
+
+def refused(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
+    """The one line on standard error with which the command ended, code 2."""
+    capsys.readouterr()
+    assert cli.main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("equipoise: ") and err.count("\n") == 1 and err.endswith("\n"), err
+    return err
+
+
+def test_other_settings_on_a_run_are_refused_with_the_differences_and_code_2(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", *options(model, tmp_path, "--steps", "2")]) == 0
+    before = snapshot(tmp_path)
+    changed = options(model, tmp_path, "--steps", "2", "--clip", "0.3", "--prompt", "mine=Of {occupation}.")
+    err = refused(capsys, ["train", *changed])
+    assert "(prompt: raw → mine=Of {occupation}.; clip: 0.2 → 0.3)" in err and "--overwrite" in err
+    assert snapshot(tmp_path) == before
+
+
+def test_what_has_no_influence_on_the_numbers_may_change(finished: TrainConfig, model: Path, tmp_path: Path) -> None:
+    longer = small_config(model, tmp_path, steps=4, save_every=1, gradient_checkpointing=True, preset="guide")
+    assert train(longer) == Outcome("done", 4, 0)
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_fewer_steps_than_were_made_are_refused(finished: TrainConfig, model: Path, tmp_path: Path) -> None:
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match="at step 2, past --steps 1"):
+        train(small_config(model, tmp_path, steps=1))
+    assert snapshot(tmp_path) == before
+
+
+def test_a_complete_run_says_so_and_changes_nothing(
+    finished: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(tmp_path)
+    capsys.readouterr()
+    assert train(finished) == Outcome("done", 2, 0)
+    assert "this run is complete (2 steps): raise --steps to go on" in capsys.readouterr().out
+    assert snapshot(tmp_path) == before
+
+
+def test_overwrite_starts_anew_and_leaves_other_files_alone(finished: TrainConfig, model: Path, tmp_path: Path) -> None:
+    first = results(tmp_path, 2)
+    (tmp_path / "out" / "rlhf_llama3_completions.csv").write_text("mine")
+    (tmp_path / "out" / "notes").mkdir()
+    (tmp_path / "checkpoints" / "notes.txt").write_text("mine")
+    other = small_config(model, tmp_path, steps=2, seed=9)
+    assert train(other, overwrite=True) == Outcome("done", 2, 0)
+    assert results(tmp_path, 2)["training_metrics.csv"] != first["training_metrics.csv"]
+    assert (tmp_path / "out" / "rlhf_llama3_completions.csv").read_text() == "mine"
+    assert (tmp_path / "out" / "notes").is_dir() and (tmp_path / "checkpoints" / "notes.txt").read_text() == "mine"
+    train(finished, overwrite=True)
+    assert results(tmp_path, 2) == first
+
+
+def test_a_finished_model_whose_checkpoints_are_elsewhere_is_not_overwritten(
+    finished: TrainConfig, model: Path, tmp_path: Path
+) -> None:
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match=r"finished model.*no checkpoint.*--overwrite"):
+        train(small_config(model, tmp_path, steps=2, checkpoint_dir=str(tmp_path / "other")))
+    (tmp_path / "other").rename(tmp_path / "gone")
+    assert {p: b for p, b in snapshot(tmp_path).items() if "gone" not in p} == before
+
+
+def test_the_records_of_another_run_are_not_cut_because_only_the_checkpoints_are_new(
+    model: Path, tmp_path: Path
+) -> None:
+    train(small_config(model, tmp_path, steps=3))
+    (tmp_path / "out" / "model.safetensors").unlink()  # as if it had been stopped on the way
+    metrics = (tmp_path / "out" / "training_metrics.csv").read_bytes()
+    with pytest.raises(UserError, match=r"out holds a run with other settings .seed: 0 → 5"):
+        train(small_config(model, tmp_path, steps=3, seed=5, checkpoint_dir=str(tmp_path / "other")))
+    assert (tmp_path / "out" / "training_metrics.csv").read_bytes() == metrics
+
+
+def test_settings_may_be_mended_after_a_start_that_failed(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--prompt raw"):
+        train(small_config(model, tmp_path, prompt="describe"))
+    assert train(small_config(model, tmp_path, prompt="raw")) == Outcome("done", 6, 0)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "data.csv", "pytorch_model.bin"])
+def test_an_output_folder_with_somebody_elses_files_is_refused(
+    model: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    for more in ([], ["--overwrite"]):
+        assert "no run of equipoise wrote" in refused(capsys, ["train", *options(model, tmp_path, *more)])
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [name]
+    assert (tmp_path / "out" / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+def test_a_flipped_bit_in_the_newest_checkpoint_is_found_and_refused(
+    model: Path, tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(small_config(model, tmp_path, steps=4))
+    damaged = tmp_path / "checkpoints" / "checkpoint-4" / file
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    damaged.write_bytes(data)
+    with pytest.raises(
+        UserError, match=f"{file} is damaged.*checkpoint-4 away and rerun to continue from checkpoint-2"
+    ):
+        train(small_config(model, tmp_path))
+    damaged.parent.rename(tmp_path / "damaged")
+    straight = tmp_path / "straight"
+    for where in (tmp_path, straight):
+        assert train(small_config(model, where)) == Outcome("done", 6, 0)
+    assert results(tmp_path, 6) == results(straight, 6)
+
+
+def test_a_damaged_checkpoint_ends_the_command_with_code_2(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["train", *options(model, tmp_path, "--steps", "2")]
+    assert cli.main(argv) == 0
+    (tmp_path / "checkpoints" / "checkpoint-2" / "weights.safetensors").write_bytes(b"")
+    assert "weights.safetensors is damaged" in refused(capsys, argv)
+
+
+def test_a_second_process_on_the_same_run_is_refused(model: Path, tmp_path: Path) -> None:
+    child = in_child(work(small_config(model, tmp_path, steps=100_000)))
+    try:
+        wait_for_steps(tmp_path, 1)
+        with pytest.raises(UserError, match=r"another process is training in .*checkpoints"):
+            train(small_config(model, tmp_path, steps=100_000))
+    finally:
+        os.kill(child, signal.SIGKILL)
+        exit_code(child)
+    # The dead hold no lock.
+    assert train(small_config(model, tmp_path, steps=len(rows(tmp_path)) + 50)).exit_code == 0
+
+
+def test_one_process_may_train_twice_in_a_row_in_one_folder(finished: TrainConfig, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        train(small_config(model, tmp_path, seed=4))
+    assert train(finished) == Outcome("done", 2, 0)
+
+
+@pytest.mark.parametrize("folder", ["output_dir", "checkpoint_dir", "tensorboard_dir"])
+def test_a_file_in_the_way_of_a_folder_is_refused(model: Path, tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="cannot write"):
+            train(small_config(model, tmp_path, **{folder: str(place)}))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot write to /proc/nothing .*choose a writable folder"):
+        train(small_config(model, tmp_path, output_dir="/proc/nothing"))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--stepz", "3"], "--stepz"),
+        (["--steps", "many"], "--steps"),
+        (["--preset", "gide"], "no preset 'gide'"),
+        (["--preset"], "--preset"),
+        (["--config"], "--config"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--prompt", "studdy"], "no prompt 'studdy'"),
+        (["--model", "./nowhere"], "nowhere"),
+        (["--model", "bundeld"], "bundeld"),
+        (["--device", "cuda:7"], "cuda:7"),
+        (["--use-8bit"], "--use-8bit"),
+        (["--batch-size", "7"], "7 is not a multiple"),
+        (["--learning-rate", "nan"], "learning-rate"),
+        (["--base-both", "inf"], "base_both"),
+        (["--output-dir", __file__], "cannot write to"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    model: Path, tmp_path: Path, more: list[str], says: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert says in refused(capsys, ["train", *options(model, tmp_path), *more])
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_the_first_lines_say_what_was_found_and_chosen(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = options(model, tmp_path, "--steps", "1")
+    assert cli.main(["doctor", *argv]) == 0
+    doctor = capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert cli.main(["train", *argv]) == 0
+    trained = capsys.readouterr().out
+
+    def steady(text: str) -> list[str]:
+        return [line for line in text.splitlines() if "free" not in line]
+
+    assert steady(trained)[: len(steady(doctor))] == steady(doctor)
+    for word in ("preset", "machine", "model", "compute", "memory", "disk", "task", "files"):
+        assert any(line.startswith(word) for line in doctor.splitlines()), word
+    assert str(model) in doctor and "cpu, float32" in doctor
+
+
+def test_run_json_says_what_made_the_run(finished: TrainConfig, tmp_path: Path) -> None:
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["config"]["ppo"]["batch_size"] == 8 and record["config"]["prompt"] == "raw"
+    assert record["versions"]["torch"] == torch.__version__
+    assert {"command", "equipoise", "python", "gpu"} <= set(record)
+
+
+def test_differences_name_what_changed_and_pass_over_what_does_not_matter() -> None:
+    old = {"steps": 5, "seed": 1, "ppo": {"clip": 0.2, "gone": 1}, "run": {"save_every": 3}}
+    new = {"steps": 9, "seed": 2, "ppo": {"clip": 0.2, "new_one": None}, "run": {"save_every": 4}}
+    assert differences(old, new) == ["seed: 1 → 2", "gone: 1 → None"]
+
+
+def test_a_step_that_was_skipped_is_not_saved_on_time_but_a_late_one_is(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the multiples of save-every a checkpoint comes after save-minutes; only the newest of those is kept."""
+    hours = iter(range(10_000))
+    monkeypatch.setattr(runs.time, "monotonic", lambda: 3600.0 * next(hours))
+    train(small_config(model, tmp_path, steps=5, save_every=4))
+    assert checkpoints(tmp_path) == [4, 5]
+
+
+def test_the_lock_is_released_when_the_run_is_closed(model: Path, tmp_path: Path) -> None:
+    config = small_config(model, tmp_path)
+    for _ in range(2):
+        with Run.open(config, overwrite=False) as run:
+            assert run.resumed is None and not run.complete
