@@ -14,11 +14,11 @@ from equipoise.errors import UserError
 from equipoise.methods.completions import Key
 from equipoise.policy import bundled
 from equipoise.policy.load import Policy, PolicyConfig, load_for_generation, pick_device, pick_dtype
-from equipoise.policy.prompt import prompt_ids
+from equipoise.policy.prompt import prompt_ids, sentences_of
 from equipoise.policy.sample import SamplingConfig, sample
 from equipoise.policy.source import Source, load_tokenizer, resolve
 from equipoise.protocol.lexicon import OCCUPATIONS
-from equipoise.protocol.prompts import get_prompt, sentence
+from equipoise.protocol.prompts import get_prompt
 
 
 class Prompted:
@@ -46,7 +46,7 @@ class Prompted:
         self.prompt = get_prompt(prompt or training.get("prompt", "describe"))
         self.sampling, self.seed = sampling, seed
         self.device = pick_device(device)
-        self.batch_size = batch_size or (512 if self.device.type == "cuda" else 128)
+        self.batch_size = batch_size or (1000 if self.device.type == "cuda" else 128)
         self.name = _name(self.source)
         self.label = "RLHF" if training else "Prompt-Only"
         system = training.get("system", "")
@@ -112,10 +112,7 @@ class Prompted:
             self.sampling,
             uniform_BT=uniforms(self.seed, keys, self.sampling.max_new_tokens),
         )
-        texts = self._policy.tokenizer.batch_decode(
-            rollout.completions(), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return [sentence(key.occupation, text) for key, text in zip(keys, texts, strict=True)]
+        return sentences_of(self._policy.tokenizer, rollout, [key.occupation for key in keys])
 
 
 def uniforms(seed: int, keys: Sequence[Key], steps: int) -> Tensor:
