@@ -19,8 +19,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("equipoise.ppo.command", "fine-tune a model with PPO; rerun to resume"),
     "generate": ("equipoise.methods.command", "write a trained model's completions to a CSV"),
     "score": ("equipoise.protocol.command", "show the terms and the reward of sentences"),
-    "bench": ("equipoise.ppo.bench", "time PPO steps by phase"),
     "doctor": ("equipoise.ppo.doctor", "say what this machine can run, and why"),
+    "bench": ("equipoise.ppo.bench", "time PPO steps by phase"),
 }
 """Each command with its module and its line in the help."""
 

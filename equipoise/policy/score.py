@@ -97,7 +97,7 @@ def score(
         n = int(rollout.lengths_B.sum())
         return Scores(*(x[:n].clone() for x in outputs))
     if packed:
-        return score_pack(policy, pack(policy, rollout), temperature, reference, entropy)
+        return score_pack(policy, pack(policy, rollout, padded=False), temperature, reference, entropy)
     with policy.as_reference(reference) as model:
         logits_NV, hidden_NH = _padded(policy, model, rollout)
     return _scores(policy, logits_NV, hidden_NH, rollout.tokens_N.to(policy.device), temperature, entropy)

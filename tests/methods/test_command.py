@@ -104,7 +104,7 @@ def test_a_mistyped_option_is_one_line_and_exit_code_2(tmp_path: Path, option: s
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--temperature", "-1"], "temperature -1.0 is negative"),
+        (["--temperature", "-1"], "temperature -1.0 makes no distribution"),
         (["--top-p", "0"], "top-p 0.0 is not in (0, 1]"),
         (["--prompt", "sonnet"], "there is no prompt 'sonnet'"),
         (["--device", "abacus"], "unknown device 'abacus'"),
