@@ -1,6 +1,6 @@
 """Time a step of ours and of a peer's benchmark script on the same machine, in turn, and print the ratio.
 
-    python benchmarks/against_peer.py PATH/peer_trl_ppo.py [--rounds 2] [--peer-args ...] [-- options of equipoise bench]
+    python benchmarks/against_peer.py PATH/peer_trl_ppo.py [--rounds 2] [--peer-args ...] [-- bench options]
 
 The peer prints `RESULT {"median": seconds, "peak_gb": …, …}` last, ours one line of JSON. Each round runs both, as
 processes of their own, so that neither finds the other's memory or warmed-up clocks. Without options ours does the
