@@ -148,6 +148,9 @@ def train(config: TrainConfig, reward_fn: RewardFunction | None = None, *, overw
                 policy, examples, config.warm_start, generator, packed=config.scoring == "packed", say=run.log.say
             )
             optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=config.ppo.adam_eps)
+            # Every new optimizer moves the weights: what was recorded before reads them where they no longer are.
+            policy.graphs.clear()
+            policy.decoders.clear()
 
         try:
             return _run_steps(config, policy, optimizer, state, prompts, run, reward_fn, stop)

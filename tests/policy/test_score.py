@@ -13,8 +13,9 @@ from equipoise.policy.score import entropies, score, token_logprobs
 from tests.tiny import bare_policy, next_logprobs, perturb, pretend_graphs
 
 # Prompts of different lengths, repeated, and one the beginning of another; completions repeated, one the beginning of
-# another, one whose tokens continue a shorter prompt into a longer one. 0 stops and pads.
-PROMPTS = [[1, 2, 3], [4], [1, 2, 3], [1, 2], [4], [1, 2], [1, 2, 3, 1, 1]]
+# another, one whose tokens continue a shorter prompt into a longer one. 0 stops and pads, and is part of a prompt, as
+# the end of a turn does in a chat.
+PROMPTS = [[1, 0, 3], [4], [1, 0, 3], [1, 0], [4], [1, 0], [1, 0, 3, 1, 1]]
 COMPLETIONS = [[4, 4, 0], [1, 2, 3, 4], [4, 4, 0], [3, 4, 0], [0], [3, 4, 2, 2, 1], [4, 4]]
 WAYS = [
     ("eager", False),
@@ -240,3 +241,5 @@ def test_padding_a_pack_to_the_shapes_of_graphs_changes_no_score(
             expected = score(plain, rollout, 0.7, packed=True, reference=reference)
             found = score(fast, rollout, 0.7, packed=True, reference=reference)
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+        with_gradients = score(fast, rollout, 0.7, packed=True, reference=reference)
+        torch.testing.assert_close(with_gradients, expected, atol=2e-5, rtol=0)

@@ -77,13 +77,13 @@ def test_killed_at_random_moments_and_resumed_it_ends_with_the_very_same_bytes(
     assert results(killed, 6) == expected
 
 
-def test_three_steps_and_three_more_are_six(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"scoring": "padded"}, EVERYTHING], ids=["packed", "padded", "everything"])
+def test_three_steps_and_three_more_are_six(model: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     straight, parts = tmp_path / "straight", tmp_path / "parts"
-    for tokens in ({}, {"scoring": "padded"}):
-        train(small_config(model, straight, **tokens), overwrite=True)
-        train(small_config(model, parts, steps=3, **tokens), overwrite=True)
-        assert train(small_config(model, parts, **tokens)) == Outcome("done", 6, 0)
-        assert results(parts, 6) == results(straight, 6)
+    train(small_config(model, straight, **changes))
+    train(small_config(model, parts, **(changes | {"steps": 3})))
+    assert train(small_config(model, parts, **changes)) == Outcome("done", 6, 0)
+    assert results(parts, 6) == results(straight, 6)
 
 
 def test_two_runs_of_one_seed_are_the_same_and_of_another_seed_are_not(model: Path, tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_a_second_process_on_the_same_run_is_refused(model: Path, tmp_path: Path
     try:
         wait_for_steps(tmp_path, 1)
         with pytest.raises(UserError, match=r"another process is training in .*checkpoints"):
-            train(small_config(model, tmp_path, steps=100_000))
+            Run.open(small_config(model, tmp_path, steps=100_000), overwrite=False)
     finally:
         os.kill(child, signal.SIGKILL)
         exit_code(child)
@@ -381,14 +381,20 @@ def test_differences_name_what_changed_and_pass_over_what_does_not_matter() -> N
     assert differences(old, new) == ["seed: 1 → 2", "gone: 1 → None"]
 
 
-def test_a_step_that_was_skipped_is_not_saved_on_time_but_a_late_one_is(
+def test_slow_steps_are_saved_between_the_multiples_of_save_every_and_the_newest_of_those_is_kept(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the multiples of save-every a checkpoint comes after save-minutes; only the newest of those is kept."""
-    hours = iter(range(10_000))
-    monkeypatch.setattr(runs.time, "monotonic", lambda: 3600.0 * next(hours))
-    train(small_config(model, tmp_path, steps=5, save_every=4))
-    assert checkpoints(tmp_path) == [4, 5]
+    minutes = iter(range(0, 100_000, 6))  # every look at the clock is six minutes later than the last
+    monkeypatch.setattr(runs.time, "monotonic", lambda: 60.0 * next(minutes))
+    seen: list[list[int]] = []
+
+    def reward(texts: Sequence[str], _: Sequence[str]) -> list[float]:
+        seen.append(checkpoints(tmp_path))
+        return [score(text).reward for text in texts]
+
+    train(small_config(model, tmp_path, steps=7, save_every=4, save_minutes=10.0), reward)
+    assert [] in seen[:2] and [2] in seen and [4] in seen and [4, 6] in seen
+    assert checkpoints(tmp_path) == [4, 7]
 
 
 def test_the_lock_is_released_when_the_run_is_closed(model: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.score import score
 from equipoise.ppo import train as training
+from equipoise.ppo.diversity import DiversityConfig, TermWindow
 from equipoise.ppo.log import defined_keys, undefined_keys
 from equipoise.ppo.metrics import step_metrics
 from equipoise.ppo.train import Outcome, TrainConfig, occupation_at, train
@@ -207,6 +208,23 @@ def test_a_reward_function_of_ones_own_is_what_is_maximised_and_the_protocols_is
     assert any(row["text/finished"] < 1 for row in rows(tmp_path))
 
 
+def test_terms_of_each_step_enter_the_window_that_the_next_steps_bonus_is_taken_from(
+    model: Path, tmp_path: Path
+) -> None:
+    train(small_config(model, tmp_path, diversity_weight=0.5, sample_every=1))
+    table = rows(tmp_path)
+    assert table[0]["reward/diversity_bonus"] == 0
+    samples = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
+    window = TermWindow(DiversityConfig(0.5))
+    for row in table:
+        batch = [protocol.score(s["text"]) for s in samples if s["step"] == row["step"]]
+        bonuses = window.bonuses(batch)
+        window.add(batch)
+        assert row["reward/diversity_bonus"] == pytest.approx(sum(bonuses) / 8, abs=1e-6)
+        assert row["reward/training"] == pytest.approx(row["reward/mean"] + sum(bonuses) / 8, abs=1e-6)
+    assert any(row["reward/diversity_bonus"] for row in table)
+
+
 def test_a_reward_function_that_loses_sentences_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="7 numbers for 8 sentences"):
         train(small_config(model, tmp_path), lambda texts, _: [1.0] * (len(texts) - 1))
@@ -227,6 +245,21 @@ def test_occupations_held_out_are_never_sampled_not_even_by_the_warm_start(
     texts = [json.loads(line)["text"] for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
     assert len(texts) == 48
     assert {t.split()[1] for t in texts} == {e.occupation for e in collected} == set(OCCUPATIONS) - set(HOLDOUT)
+
+
+def test_what_was_recorded_before_the_warm_start_moved_the_weights_is_forgotten(
+    model: Path, tmp_path: Path, policies: list[Policy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CUDA graph holds addresses. On a CPU nothing is recorded, so a mark stands for it."""
+    collect = training.collect
+
+    def look(policy: Policy, *args: Any) -> Any:
+        policy.decoders["recorded"] = "before"
+        return collect(policy, *args)
+
+    monkeypatch.setattr(training, "collect", look)
+    train(small_config(model, tmp_path, steps=1, warm_start="forced", warm_start_sentences=16))
+    assert policies[0].decoders == {}
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])

@@ -277,6 +277,38 @@ def test_an_update_makes_good_tokens_likelier_and_values_truer() -> None:
     assert stats.updates == 6 and 0 < stats.clip_fraction < 1 and stats.ratio_max > 1.05
 
 
+def test_the_value_head_alone_learns_the_returns_and_its_loss_is_half_the_mean_squared_error() -> None:
+    policy = policy_of()
+    experience = experience_of(policy)
+    mask = experience.rollout.mask_BT
+    errors = (experience.old_values_BT - experience.returns_BT)[mask].tolist()
+    optimizer = optimizer_of(policy)
+    optimizer.set_learning_rates(policy=0.0, value=0.01)
+    losses = [update(policy, optimizer, experience, ALL, CONFIG, 1.0, packed=True).value_loss for _ in range(8)]
+    assert losses[0] == pytest.approx(0.5 * sum(e * e for e in errors) / len(errors), rel=1e-4)
+    assert losses[-1] < 0.95 * losses[0]
+
+
+@pytest.mark.parametrize("why", ["early stop", "not finite"])
+def test_nothing_of_an_update_that_was_broken_off_reaches_the_next(why: str) -> None:
+    policy, clean = policy_of(), policy_of()
+    experience = experience_of(policy)
+    broken = experience
+    if why == "early stop":
+        broken = experience._replace(old_logp_BT=experience.old_logp_BT - 0.5)
+    else:
+        broken.advantages_BT[0, 0], kept = math.inf, float(broken.advantages_BT[0, 0])
+    config = replace(CONFIG, target_kl=0.05)
+    optimizer = optimizer_of(policy)
+    stopped = update(policy, optimizer, broken, ALL, config, 1.0, packed=True)
+    assert stopped.updates == 0 and stopped.early_stop == (why == "early stop")
+    if why == "not finite":
+        experience.advantages_BT[0, 0] = kept
+    update(policy, optimizer, experience, ALL, config, 1.0, packed=True)
+    update(clean, optimizer_of(clean), experience, ALL, config, 1.0, packed=True)
+    assert all(torch.equal(p, weights(clean)[n]) for n, p in weights(policy).items())
+
+
 def test_the_entropy_coefficient_raises_the_entropy() -> None:
     policy = policy_of()
     experience = experience_of(policy)
