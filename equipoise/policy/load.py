@@ -190,9 +190,9 @@ def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
         )
         # Adapters in the compute dtype: float32 ones are cast at every layer. The optimizer keeps float32 masters.
         model = get_peft_model(model, lora, autocast_adapter_dtype=False)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(dtype)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # some models keep a few weights in float32; one dtype is trained
+            parameter.data = parameter.data.to(dtype)
     if config.fused and device.type == "cuda":
         fuse(model)
         if reference is not None:

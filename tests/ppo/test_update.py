@@ -320,11 +320,14 @@ def test_the_entropy_coefficient_raises_the_entropy() -> None:
     assert float((after - before).mean()) > 1e-3
 
 
-def refuse_more_rows_than(policy: Policy, rows: int) -> None:
-    """As a GPU would whose memory holds no more."""
+def refuse_more_rows_than(policy: Policy, rows: int, but: int = 0) -> None:
+    """As a GPU would whose memory holds no more, the first `but` passes excepted."""
+    passes = 0
 
     def guard(module: torch.nn.Module, args: object, inputs: dict[str, Tensor]) -> None:
-        if len(inputs["input_ids"]) > rows:
+        nonlocal passes
+        passes += 1
+        if len(inputs["input_ids"]) > rows and passes > but:
             raise torch.OutOfMemoryError("made up")
 
     policy.model.register_forward_pre_hook(guard, with_kwargs=True)
@@ -344,6 +347,17 @@ def test_where_memory_runs_out_the_work_is_done_again_in_smaller_parts_with_the_
     assert found.updates == expected.updates == 4
     assert found.policy_loss == pytest.approx(expected.policy_loss, rel=1e-3)
     assert_close(weights(policy), weights(roomy))
+
+
+def test_the_gradients_of_parts_that_did_fit_before_memory_ran_out_count_once() -> None:
+    policy = policy_of()
+    experience = experience_of(policy)
+    expected = gradient_of(experience, ALL[0], packed=False)
+    refuse_more_rows_than(policy, 2, but=1)
+    optimizer, limit = optimizer_of(policy), RowLimit(4, lambda _: None)
+    assert update(policy, optimizer, experience, ALL, CONFIG, 1.0, packed=False, limit=limit).updates == 1
+    moments = optimizer.state()[1]
+    assert_close({n: 10 * moments[f"{n}.exp_avg"] for n in expected}, expected)
 
 
 def test_where_memory_does_not_hold_a_single_row_the_run_ends_with_the_remedies() -> None:

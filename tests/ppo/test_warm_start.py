@@ -25,11 +25,13 @@ def load(model: Path, tuning: str = "lora") -> Policy:
     return load_policy(PolicyConfig(str(model), tuning, dtype="float32", device="cpu"), PROMPTS["raw"])  # type: ignore[arg-type]
 
 
-def gather(policy: Policy, kind: str, *, sentences: int = 48, budget: int = 20_000, seed: int = 0) -> list[Example]:
+def gather(
+    policy: Policy, kind: str, *, sentences: int = 48, budget: int = 20_000, seed: int = 0, tokens: int = 12
+) -> list[Example]:
     config = WarmStartConfig(warm_start=kind, warm_start_sentences=sentences, warm_start_budget=budget)  # type: ignore[arg-type]
     prompts = {job: prompt_ids(policy.tokenizer, PROMPTS["raw"], job) for job in JOBS}
     generator = torch.Generator().manual_seed(seed)
-    return collect(policy, config, prompts, SamplingConfig(max_new_tokens=12), generator, 64)
+    return collect(policy, config, prompts, SamplingConfig(max_new_tokens=tokens), generator, 64)
 
 
 def mean_logprob(policy: Policy, examples: Sequence[Example], reference: bool = False) -> float:
@@ -49,6 +51,13 @@ def test_what_is_collected_is_distinct_succeeds_strictly_and_decodes_to_its_text
         whole = policy.tokenizer.decode([*example.prompt, *example.completion], skip_special_tokens=True)
         assert whole == example.text
         assert example.completion[-1] in policy.stop_ids
+
+
+def test_a_sentence_that_was_cut_off_is_not_learnt_even_where_it_reads_as_complete(model: Path) -> None:
+    policy = load(model)
+    policy.stop_ids = (1,)  # a full stop alone no longer ends a completion
+    examples = gather(policy, "forced", sentences=16, tokens=8)
+    assert all(example.completion[-1] == 1 for example in examples)
 
 
 def test_forced_sentences_begin_with_a_term_of_each_class_in_either_order_and_varied(model: Path) -> None:
