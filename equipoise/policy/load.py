@@ -193,7 +193,7 @@ def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
     for parameter in model.parameters():
         if parameter.requires_grad:  # some models keep a few weights in float32; one dtype is trained
             parameter.data = parameter.data.to(dtype)
-    if config.fused and device.type == "cuda":
+    if config.fused and device.type == "cuda" and attention is not None:
         fuse(model)
         if reference is not None:
             fuse(reference)
@@ -201,8 +201,7 @@ def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     stops = stop_ids(tokenizer, model.generation_config, prompt)
-    # bitsandbytes looks for outliers on the host in every layer, which no graph can record.
-    graphs = config.cuda_graphs and not config.use_8bit
+    graphs = _recordable(config, attention)
     policy = Policy(model, tokenizer, reference=reference, stop_ids=stops, source=source, cuda_graphs=graphs)
     policy.recompute = config.gradient_checkpointing
     model.eval()
@@ -217,20 +216,27 @@ def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
     """Load what `config` names to sample from it and nothing else: no adapter, no reference, no parameter trainable."""
     device = pick_device(config.device)
     source = resolve(config.model)
+    attention = _attention(source)
     model = load_model(
         source,
         dtype=pick_dtype(config.dtype, device),
         device=device,
         quantization_config=_eight_bit(config, device),
-        attn_implementation=_attention(source),
+        attn_implementation=attention,
     )
     model.eval().requires_grad_(False)
-    if config.fused and device.type == "cuda":
+    if config.fused and device.type == "cuda" and attention is not None:
         fuse(model)
     tokenizer = load_tokenizer(source)
     stops = stop_ids(tokenizer, model.generation_config, prompt)
-    graphs = config.cuda_graphs and not config.use_8bit
+    graphs = _recordable(config, attention)
     return Policy(model, tokenizer, reference=None, stop_ids=stops, source=source, cuda_graphs=graphs)
+
+
+def _recordable(config: PolicyConfig, attention: str | None) -> bool:
+    """Whether the model's passes can be CUDA graphs: not where its attention is its own, which may look at values on
+    the host, nor with bitsandbytes, which looks for outliers in every layer."""
+    return config.cuda_graphs and not config.use_8bit and attention is not None
 
 
 def _attention(source: Source) -> str | None:
