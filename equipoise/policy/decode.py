@@ -50,7 +50,7 @@ class StaticDecoder:
         self.lengths_B = torch.zeros(rows, dtype=torch.long, device=device)
         self.finished_B = torch.zeros(rows, dtype=torch.bool, device=device)
         self.step = torch.zeros(1, dtype=torch.long, device=device)
-        self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self.finite_B = torch.ones(rows, dtype=torch.uint8, device=device)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Sequence[int]], uniform_BT: Tensor) -> tuple[Rollout, bool]:
@@ -72,13 +72,13 @@ class StaticDecoder:
         self.uniform_BT.copy_(uniform_BT)
         for buffer in (self.tokens_BT, self.lengths_B, self.finished_B, self.step):
             buffer.zero_()
-        self.finite.fill_(True)
+        self.finite_B.fill_(1)
         for t in range(self.config.max_new_tokens):
             graphs((mine, "token"), self._token)
             if t % LOOK_EVERY == LOOK_EVERY - 1 and bool(self.finished_B.all()):
                 break
         tokens_BT, lengths_B, finished_B = self.tokens_BT.clone(), self.lengths_B.clone(), self.finished_B.clone()
-        return Rollout([list(p) for p in prompts], tokens_BT, lengths_B, finished_B), bool(self.finite)
+        return Rollout([list(p) for p in prompts], tokens_BT, lengths_B, finished_B), bool(self.finite_B.all())
 
     def _prompts(
         self, tokens_M: Tensor, depths_M: Tensor, places_M: Tensor, fill_BP: Tensor, last_B: Tensor
@@ -98,9 +98,8 @@ class StaticDecoder:
         """Draw one token for every row, and compute the logits of the next."""
         from equipoise.policy.sample import draw
 
-        self.finite &= self.logits_BV.isfinite().all()
         uniform_B = self.uniform_BT.gather(1, self.step.expand(len(self.uniform_BT), 1)).squeeze(1)
-        token_B = draw(self.logits_BV, uniform_B, self.config)
+        token_B = draw(self.logits_BV, uniform_B, self.config, self.finite_B)
         live_B = ~self.finished_B
         token_B = torch.where(live_B, token_B, 0)
         self.tokens_BT.index_copy_(1, self.step, token_B[:, None])

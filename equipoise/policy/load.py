@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from equipoise.errors import UserError
 from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
-from equipoise.policy.fused import fuse
 from equipoise.policy.graphs import Graphs
+from equipoise.policy.joined import beside_each_other
 from equipoise.policy.prompt import Tokenizer, stop_ids
 from equipoise.policy.source import Source, load_config, load_model, load_tokenizer, resolve
 from equipoise.protocol.prompts import Prompt
@@ -158,7 +158,7 @@ class Policy:
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Every parameter the optimizer owns, by name; the value head's begin with `value_head.`"""
-        named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        named = beside_each_other({n: p for n, p in self.model.named_parameters() if p.requires_grad})
         return named | {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
 
 
@@ -194,9 +194,9 @@ def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
         if parameter.requires_grad:  # some models keep a few weights in float32; one dtype is trained
             parameter.data = parameter.data.to(dtype)
     if config.fused and device.type == "cuda" and attention is not None:
-        fuse(model)
+        _fuse(model)
         if reference is not None:
-            fuse(reference)
+            _fuse(reference)
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -226,11 +226,21 @@ def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
     )
     model.eval().requires_grad_(False)
     if config.fused and device.type == "cuda" and attention is not None:
-        fuse(model)
+        _fuse(model)
     tokenizer = load_tokenizer(source)
     stops = stop_ids(tokenizer, model.generation_config, prompt)
     graphs = _recordable(config, attention)
     return Policy(model, tokenizer, reference=None, stop_ids=stops, source=source, cuda_graphs=graphs)
+
+
+def _fuse(model: Any) -> None:
+    """Fewer, larger kernels. The modules that do it need Triton, which PyTorch brings along for GPUs only."""
+    from equipoise.policy import fused, llama
+
+    if llama.supported(model):
+        llama.fuse_layers(model)
+    else:
+        fused.fuse(model)
 
 
 def _recordable(config: PolicyConfig, attention: str | None) -> bool:

@@ -48,19 +48,27 @@ class SamplingConfig:
 CANDIDATES = 512
 
 
-def draw(logits_BV: Tensor, uniform_B: Tensor, config: SamplingConfig) -> Tensor:
+def draw(
+    logits_BV: Tensor, uniform_B: Tensor, config: SamplingConfig, finite_B: Tensor | None = None
+) -> Tensor:
     """(B,) token ids by inversion: the first whose cumulative probability exceeds the uniform number in [0, 1).
 
     Probabilities are computed in float32 and accumulated in float64, in which 100,000 terms lose nothing that a sample
     could show. The nucleus of top_p is every token at least as likely as the last one needed to reach it, ties
-    included. Non-finite logits give some valid id, never an out-of-range one; the caller tests the logits.
+    included. Non-finite logits give some valid id, never an out-of-range one; where `finite_B` (uint8) is given, 0 is
+    put there for such rows.
     """
+    if logits_BV.is_cuda and config.temperature > 0:
+        from equipoise.policy.kernels import vocabulary
+
+        return vocabulary.draw(logits_BV, uniform_B, config.temperature, config.top_p, finite_B)
+    if finite_B is not None:
+        finite_B &= logits_BV.isfinite().all(-1)
     if config.temperature == 0:
         return logits_BV.argmax(-1)
     probs_BV = torch.softmax(logits_BV.float() / config.temperature, dim=-1)
     if config.top_p < 1:
-        find = _threshold_by_bisection if probs_BV.is_cuda else _threshold_by_sorting
-        least_B = find(probs_BV, config.top_p)
+        least_B = _threshold_by_sorting(probs_BV, config.top_p)
         probs_BV = torch.where(probs_BV >= least_B[:, None], probs_BV, 0.0)
     return _invert(probs_BV, uniform_B)
 
@@ -78,22 +86,6 @@ def _threshold_by_sorting(probs_BV: Tensor, top_p: float) -> Tensor:
         short_B = (top_BK.double().cumsum(-1) < top_p).sum(-1).clamp(max=top_BK.shape[-1] - 1)
         least_B[wide] = top_BK.gather(-1, short_B[:, None]).squeeze(-1)
     return least_B
-
-
-def _threshold_by_bisection(probs_BV: Tensor, top_p: float) -> Tensor:
-    """The same without sorting or looking: the largest float32 t such that the tokens of probability ≥ t reach top_p.
-
-    Non-negative floats are ordered as their bits are, so 31 halvings of the bits find it exactly.
-    """
-    low_B = torch.zeros(len(probs_BV), dtype=torch.int32, device=probs_BV.device)
-    high_B = torch.full_like(low_B, 0x3F800001)  # just above 1.0
-    for _ in range(31):
-        middle_B = low_B + (high_B - low_B) // 2
-        least_B1 = middle_B.view(torch.float32)[:, None]
-        mass_B = torch.where(probs_BV >= least_B1, probs_BV, 0.0).sum(-1, dtype=torch.float64)
-        enough_B = mass_B >= top_p
-        low_B, high_B = torch.where(enough_B, middle_B, low_B), torch.where(enough_B, high_B, middle_B)
-    return low_B.view(torch.float32)
 
 
 def _invert(weights_BK: Tensor, uniform_B: Tensor) -> Tensor:

@@ -31,8 +31,16 @@ class _Group:
             parameter.data = view
             parameter.grad = grad
         self.master = nn.Parameter(self.buffer if self.buffer.dtype == torch.float32 else self.buffer.float())
-        self.grad = self.grads if self.grads.dtype == torch.float32 else torch.zeros_like(self.master)
-        self.master.grad = self.grad
+        self.sum: Tensor | None = None
+        """Gradients of earlier micro-batches, in float32, once there have been any."""
+
+    def total(self) -> Tensor:
+        """All gradients since the last step, flat."""
+        if self.sum is None:
+            return self.grads
+        self.sum.add_(self.grads)
+        self.grads.zero_()
+        return self.sum
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """Views of a flat tensor by name, in the parameters' shapes."""
@@ -41,9 +49,9 @@ class _Group:
 
 
 class MasterAdam:
-    """`accumulate()` after every backward pass, then `step()` once; names are those of `Policy.trained()`.
+    """`accumulate()` between the backward passes of one step, then `step()`; names are those of `Policy.trained()`.
 
-    Takes the parameters over: their data and gradients become views of its buffers, so gradients are never set to None.
+    On a GPU a step is one kernel for each group. Takes the parameters over: their data and gradients become views of its buffers, so gradients are never set to None.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], *, betas: tuple[float, float], eps: float) -> None:
@@ -60,11 +68,11 @@ class MasterAdam:
             group["lr"] = rates[name]
 
     def accumulate(self) -> None:
-        """Add the parameters' gradients to the masters', in float32, and clear them for the next micro-batch."""
+        """Put the parameters' gradients aside, in float32, so that those of another micro-batch can be added."""
         for group in self.groups.values():
-            if group.grad is not group.grads:
-                group.grad.add_(group.grads)
-                group.grads.zero_()
+            if group.grads.dtype != torch.float32:
+                group.sum = torch.zeros_like(group.master) if group.sum is None else group.sum
+                group.total()
 
     @contextmanager
     def gradients_kept(self) -> Iterator[None]:
@@ -76,7 +84,7 @@ class MasterAdam:
 
     def norms(self) -> Tensor:
         """(groups,) norms of the accumulated gradients, the policy's first."""
-        return torch.stack([torch.linalg.vector_norm(group.grad) for group in self.groups.values()])
+        return torch.stack([torch.linalg.vector_norm(group.total(), dtype=torch.float32) for group in self.groups.values()])
 
     def step(self, max_norm: float, norms: Sequence[float] | None = None) -> float:
         """Clip to `max_norm` and step. Returns the policy's norm before clipping, nan where a norm is not finite, and
@@ -85,13 +93,34 @@ class MasterAdam:
         norms = self.norms().tolist() if norms is None else norms
         finite = all(map(math.isfinite, norms))
         if finite:
-            for group, norm in zip(self.groups.values(), norms, strict=True):
-                if norm > max_norm:
-                    group.grad.mul_(max_norm / norm)
-            self.adam.step()
-            self.publish()
+            for group, norm, options in zip(self.groups.values(), norms, self.adam.param_groups, strict=True):
+                clip = max_norm / norm if norm > max_norm else 1.0
+                if group.buffer.is_cuda:
+                    self._step_at_once(group, clip, options["lr"])
+                else:
+                    group.master.grad = group.total().float().mul_(clip)
+            if not group.buffer.is_cuda:
+                self.adam.step()
+                self.publish()
         self.zero_grad()
         return norms[0] if finite else math.nan
+
+    @torch.no_grad()
+    def _step_at_once(self, group: _Group, clip: float, rate: float) -> None:
+        """What `adam.step` and `publish` do, on the state that `adam` would have, but for a count on the CPU."""
+        from equipoise.policy.kernels.adam import adam
+
+        state = self.adam.state[group.master]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(group.master), torch.zeros_like(group.master)
+        state["step"] += 1
+        used = None if group.master.data_ptr() == group.buffer.data_ptr() else group.buffer
+        adam(
+            group.master, state["exp_avg"], state["exp_avg_sq"], group.total(), used,
+            step=int(state["step"]), clip=clip, rate=rate,
+            betas=self.adam.defaults["betas"], eps=self.adam.defaults["eps"],
+        )  # fmt: skip
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -103,7 +132,8 @@ class MasterAdam:
     def zero_grad(self) -> None:
         for group in self.groups.values():
             group.grads.zero_()
-            group.grad.zero_()
+            if group.sum is not None:
+                group.sum.zero_()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(weights, moments): the masters by name, and Adam's `{name}.exp_avg`, `.exp_avg_sq` and `{group}.step`."""
@@ -128,7 +158,7 @@ class MasterAdam:
             if f"{kind}.step" not in moments:
                 continue
             state = self.adam.state[group.master]
-            state["step"] = moments[f"{kind}.step"].to(group.master.device, torch.float32, copy=True)
+            state["step"] = moments[f"{kind}.step"].to("cpu", torch.float32, copy=True)
             for slot in ("exp_avg", "exp_avg_sq"):
                 state[slot] = torch.empty_like(group.master)
                 for name, part in group.split(state[slot]).items():

@@ -137,7 +137,11 @@ def update(
 
         def gradients(rows_at_once: int, number: int = number) -> Tensor:
             parts = parts_of(number, rows_at_once)
-            sums = [_backward(policy, optimizer, part, config, temperature) for part in parts]
+            sums = []
+            for place, part in enumerate(parts):
+                if place > 0:
+                    optimizer.accumulate()
+                sums.append(_backward(policy, optimizer, part, config, temperature))
             return torch.cat([_total(sums), optimizer.norms()])
 
         numbers = limit.run(policy, gradients, undo=optimizer.zero_grad)
@@ -256,7 +260,6 @@ def _backward(policy: Policy, optimizer: MasterAdam, part: Part, config: PPOConf
         (stats,) = policy.graphs(key, function, *inputs)
     else:
         stats = _loss_and_gradients(policy, part.source, part[1:], config, temperature)
-    optimizer.accumulate()
     return stats.clone()
 
 

@@ -121,7 +121,6 @@ def supervise(
             part = as_rollout([examples[i] for i in rows.tolist()])
             logprobs = score(policy, part, 1.0, packed=packed, entropy=False).logprobs
             (-logprobs.mean()).backward()
-            optimizer.accumulate()
             optimizer.step(1.0)
             total, count = total - float(logprobs.detach().sum()), count + len(logprobs)
         say(f"warm start: epoch {epoch + 1} of {config.warm_start_epochs}, {total / count:.3f} nats per token")
