@@ -39,8 +39,9 @@ def gradient(parameter: nn.Parameter) -> Tensor:
 def _adjacent(tensors: Sequence[Tensor]) -> bool:
     first = tensors[0]
     end = first.data_ptr() + first.numel() * first.element_size()
+    storage = first.untyped_storage().data_ptr()  # two allocations may be neighbours by chance
     for tensor in tensors[1:]:
-        if tensor.data_ptr() != end or not tensor.is_contiguous():
+        if tensor.untyped_storage().data_ptr() != storage or tensor.data_ptr() != end or not tensor.is_contiguous():
             return False
         end += tensor.numel() * tensor.element_size()
     return first.is_contiguous()
