@@ -75,6 +75,10 @@ class _Projection:
             return elementwise.add_adapters(out, low, joined(self.b), self.sizes, self.scale, more_MN), low
         return (out if more_MN is None else out.add_(more_MN)), None
 
+    def add_to(self, sum_MN: Tensor, x_MK: Tensor) -> Tensor:
+        """sum + y, in place where no adapters are."""
+        return self.forward(x_MK, sum_MN)[0] if self.adapted else sum_MN.addmm_(x_MK, joined(self.weights).T)
+
     def backward(self, grad_MN: Tensor, x_MK: Tensor, low: Tensor | None) -> Tensor:
         """Gradient of x; those of the trained weights are added to their `.grad`."""
         grad_x = grad_MN @ joined(self.weights)
@@ -201,7 +205,7 @@ class _Layer:
         delta, _ = self.o.forward(attended)
         h, y2, _ = elementwise.norm(x, self.norm2.weight, self.norm2.variance_epsilon, delta)
         gate_up, _ = self.gate_up.forward(y2)
-        return self.down.forward(elementwise.silu_times(gate_up), h)[0]
+        return self.down.add_to(h, elementwise.silu_times(gate_up))
 
     def backward(self, dout: Tensor, kept: _Kept, trie: _Trie) -> Tensor:
         df = self.down.backward(dout, kept.f, kept.low4)
@@ -252,11 +256,8 @@ class _Head(torch.autograd.Function):
 
 
 def _norm_backward(norm: Any, dy: Tensor, h: Tensor, rstd: Tensor, more: Tensor) -> Tensor:
-    trained = norm.weight.requires_grad
-    dx, dweight = elementwise.norm_backward(dy, h, norm.weight, rstd, more, trained)
-    if dweight is not None:
-        gradient(norm.weight).add_(dweight)
-    return dx
+    dweight = gradient(norm.weight) if norm.weight.requires_grad else None
+    return elementwise.norm_backward(dy, h, norm.weight, rstd, more, dweight)
 
 
 def _layers(model: nn.Module) -> list[Any]:

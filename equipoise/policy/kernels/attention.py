@@ -44,8 +44,20 @@ def _own(paths, places, row, L, place):
 
 
 @triton.jit
+def _clear_spare(paths, places, out, M, width, block, BLOCK: tl.constexpr, SIZE: tl.constexpr):
+    """Zeros for the nodes among these that no row computes, so that nothing undefined enters a product."""
+    for start in range(block * BLOCK, M, tl.num_programs(0) * BLOCK):
+        nodes = start + tl.arange(0, BLOCK)
+        inside = nodes < M
+        reached = tl.load(paths + tl.load(places + nodes, inside, 0)) == nodes
+        spare = (inside & ~reached)[:, None]
+        zeros = tl.zeros((BLOCK, SIZE), out.dtype.element_ty)
+        tl.store(out + nodes[:, None].to(tl.int64) * width + tl.arange(0, SIZE)[None], zeros, spare)
+
+
+@triton.jit
 def _forward_kernel(
-    qkv, cos, sin, paths, places, out, lse, L, scale,
+    qkv, cos, sin, paths, places, out, lse, R, L, M, scale,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D2: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -53,6 +65,9 @@ def _forward_kernel(
     D: tl.constexpr = 2 * D2
     W: tl.constexpr = (HEADS + 2 * KEY_HEADS) * D
     key_head = head // (HEADS // KEY_HEADS)
+    if row == R:
+        _clear_spare(paths, places, out + head * D, M, HEADS * D, block, BQ, D)
+        return
     place_q = block * BQ + tl.arange(0, BQ)
     node_q, own = _own(paths, places, row, L, place_q)
     if tl.max(own.to(tl.int32), 0) > 0:
@@ -87,7 +102,7 @@ def _forward_kernel(
 
 @triton.jit
 def _query_backward_kernel(
-    qkv, cos, sin, paths, places, out, lse, dout, dqkv, L, scale,
+    qkv, cos, sin, paths, places, out, lse, dout, dqkv, dkv, R, L, M, scale,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D2: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -95,6 +110,15 @@ def _query_backward_kernel(
     D: tl.constexpr = 2 * D2
     W: tl.constexpr = (HEADS + 2 * KEY_HEADS) * D
     key_head = head // (HEADS // KEY_HEADS)
+    if row == R:
+        _clear_spare(paths, places, dqkv + head * D, M, W, block, BQ, D)
+        if head < KEY_HEADS:  # for the sums that `_key_backward_kernel` will add to
+            for start in range(block * BQ, M, tl.num_programs(0) * BQ):
+                nodes = start + tl.arange(0, BQ)
+                target = dkv + nodes[:, None].to(tl.int64) * (2 * KEY_HEADS * D) + head * 2 * D
+                both = tl.arange(0, 2 * D)[None]
+                tl.store(target + both, tl.zeros((BQ, 2 * D), tl.float32), (nodes < M)[:, None])
+        return
     place_q = block * BQ + tl.arange(0, BQ)
     node_q, own = _own(paths, places, row, L, place_q)
     if tl.max(own.to(tl.int32), 0) > 0:
@@ -181,8 +205,7 @@ def _key_backward_kernel(
     tl.atomic_add(target + KEY_HEADS * D + d[None], gv, valid[:, None])
 
 
-def _blocks(length: int) -> int:
-    return 16 if length <= 16 else 32 if length <= 32 else 64
+BLOCK = 32  # places at a time: a row computes the nodes of its own completion, which are about that many
 
 
 def _precision(x: Tensor) -> str:
@@ -195,12 +218,11 @@ def attend(
     """(out (M, heads · D), lse (M, heads) float32). Nodes that no row owns get 0."""
     nodes, size = qkv.shape[0], qkv.shape[1] // (heads + 2 * key_heads)
     rows, length = paths_RL.shape
-    out = qkv.new_zeros(nodes, heads * size)
+    out = qkv.new_empty(nodes, heads * size)
     lse = torch.empty(nodes, heads, dtype=torch.float32, device=qkv.device)
-    block = _blocks(length)
-    _forward_kernel[(triton.cdiv(length, block), heads, rows)](
-        qkv, cos, sin, paths_RL, places_M, out, lse, length, scale,
-        HEADS=heads, KEY_HEADS=key_heads, D2=size // 2, BQ=block, BK=block, PRECISION=_precision(qkv),
+    _forward_kernel[(triton.cdiv(length, BLOCK), heads, rows + 1)](
+        qkv, cos, sin, paths_RL, places_M, out, lse, rows, length, nodes, scale,
+        HEADS=heads, KEY_HEADS=key_heads, D2=size // 2, BQ=BLOCK, BK=BLOCK, PRECISION=_precision(qkv),
         num_warps=4, num_stages=2,
     )  # fmt: skip
     return out, lse
@@ -213,17 +235,19 @@ def attend_backward(
     """Gradient of qkv, before rotary embedding."""
     nodes, size = qkv.shape[0], qkv.shape[1] // (heads + 2 * key_heads)
     rows, length = paths_RL.shape
-    dqkv = torch.zeros_like(qkv)
-    dkv = torch.zeros(nodes, 2 * key_heads * size, dtype=torch.float32, device=qkv.device)
-    block = _blocks(length)
+    dqkv = torch.empty_like(qkv)
+    dkv = torch.empty(nodes, 2 * key_heads * size, dtype=torch.float32, device=qkv.device)
     shared = (qkv, cos, sin, paths_RL, places_M, out, lse, dout)
     options = {
-        "HEADS": heads, "KEY_HEADS": key_heads, "D2": size // 2, "BQ": block, "BK": block,
-        "PRECISION": _precision(qkv), "num_warps": 4, "num_stages": 1,
+        "HEADS": heads, "KEY_HEADS": key_heads, "D2": size // 2, "BQ": BLOCK, "BK": BLOCK,
+        "PRECISION": _precision(qkv), "num_stages": 2,
     }  # fmt: skip
-    count = triton.cdiv(length, block)
-    _query_backward_kernel[(count, heads, rows)](*shared, dqkv, length, scale, **options)
-    _key_backward_kernel[(count, key_heads, rows)](*shared, dkv, length, scale, **options)
+    count = triton.cdiv(length, BLOCK)
+    # Eight warps, or the three sums of the second kernel would not fit into registers.
+    _query_backward_kernel[(count, heads, rows + 1)](
+        *shared, dqkv, dkv, rows, length, nodes, scale, **options, num_warps=4
+    )
+    _key_backward_kernel[(count, key_heads, rows)](*shared, dkv, length, scale, **options, num_warps=8)
     dqkv[:, heads * size :] = dkv
     return dqkv
 

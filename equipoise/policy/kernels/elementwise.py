@@ -64,20 +64,34 @@ def _norm_backward_kernel(
         tl.store(dw + program * H + columns, total, inside)
 
 
+@triton.jit
+def _add_rows_kernel(total, rows, P, H, BP: tl.constexpr, BH: tl.constexpr):
+    columns = tl.program_id(0) * BH + tl.arange(0, BH)
+    programs = tl.arange(0, BP)[:, None]
+    part = tl.load(rows + programs * H + columns[None], (programs < P) & (columns < H)[None], 0.0)
+    old = tl.load(total + columns, columns < H, 0.0).to(tl.float32)
+    tl.store(total + columns, (old + tl.sum(part, 0)).to(total.dtype.element_ty), columns < H)
+
+
+PROGRAMS = 128
+
+
 def norm_backward(
-    dy_MH: Tensor, h_MH: Tensor, weight: Tensor, rstd_M: Tensor, more_MH: Tensor | None, with_weight: bool
-) -> tuple[Tensor, Tensor | None]:
-    """(gradient of h, plus `more`; gradient of the weight (H,) float32, or None if not asked for)."""
+    dy_MH: Tensor, h_MH: Tensor, weight: Tensor, rstd_M: Tensor, more_MH: Tensor | None, dweight: Tensor | None
+) -> Tensor:
+    """Gradient of h, plus `more`. That of the weight is added to `dweight` (H,), unless it is None."""
     rows, width = h_MH.shape
     dx = torch.empty_like(h_MH)
     block = triton.next_power_of_2(width)
-    programs = min(rows, 128) if with_weight else rows
-    dw = torch.empty(programs if with_weight else 1, width, dtype=torch.float32, device=h_MH.device)
+    programs = rows if dweight is None else min(rows, PROGRAMS)
+    dw = dx if dweight is None else torch.empty(programs, width, dtype=torch.float32, device=h_MH.device)
     _norm_backward_kernel[(programs,)](
         dy_MH, h_MH, weight, rstd_M, dx if more_MH is None else more_MH, dx, dw, rows, width, programs,
-        BLOCK=block, MORE=more_MH is not None, WEIGHT=with_weight, num_warps=8 if block > 2048 else 4,
+        BLOCK=block, MORE=more_MH is not None, WEIGHT=dweight is not None, num_warps=8 if block > 2048 else 4,
     )  # fmt: skip
-    return dx, dw.sum(0) if with_weight else None
+    if dweight is not None:
+        _add_rows_kernel[(triton.cdiv(width, 16),)](dweight, dw, programs, width, BP=PROGRAMS, BH=16)
+    return dx
 
 
 @triton.jit
