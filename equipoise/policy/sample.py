@@ -48,9 +48,7 @@ class SamplingConfig:
 CANDIDATES = 512
 
 
-def draw(
-    logits_BV: Tensor, uniform_B: Tensor, config: SamplingConfig, finite_B: Tensor | None = None
-) -> Tensor:
+def draw(logits_BV: Tensor, uniform_B: Tensor, config: SamplingConfig, finite_B: Tensor | None = None) -> Tensor:
     """(B,) token ids by inversion: the first whose cumulative probability exceeds the uniform number in [0, 1).
 
     Probabilities are computed in float32 and accumulated in float64, in which 100,000 terms lose nothing that a sample

@@ -58,6 +58,6 @@ def quiet() -> None:
     """Libraries' progress bars and advice would bury the lines that matter here."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings("ignore", module=r"(transformers|peft|torch|bitsandbytes)\b.*")
-    for library in ("transformers", "bitsandbytes", "peft"):
+    warnings.filterwarnings("ignore", module=r"(transformers|peft|torch)\b.*")
+    for library in ("transformers", "peft"):
         logging.getLogger(library).setLevel(logging.ERROR)

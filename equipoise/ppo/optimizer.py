@@ -84,7 +84,9 @@ class MasterAdam:
 
     def norms(self) -> Tensor:
         """(groups,) norms of the accumulated gradients, the policy's first."""
-        return torch.stack([torch.linalg.vector_norm(group.total(), dtype=torch.float32) for group in self.groups.values()])
+        return torch.stack(
+            [torch.linalg.vector_norm(group.total(), dtype=torch.float32) for group in self.groups.values()]
+        )
 
     def step(self, max_norm: float, norms: Sequence[float] | None = None) -> float:
         """Clip to `max_norm` and step. Returns the policy's norm before clipping, nan where a norm is not finite, and

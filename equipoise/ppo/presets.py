@@ -2,7 +2,6 @@
 
 import argparse
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,14 +68,11 @@ def choose(machine: Machine) -> Choice:
         access = hub_access(LLAMA_8B)
         if access.available:
             eight = machine.gpu_free_gb < 36
-            if not eight or find_spec("bitsandbytes"):
-                config = PRESETS["guide"]
-                config = replace(config, policy=replace(config.policy, use_8bit=eight))
-                note = "8-bit base weights, since less than 36 GB are free" if eight else "bfloat16"
-                return Choice(config, (f"a CUDA GPU and access to {LLAMA_8B}: preset guide, {note}",))
-            why = "Llama-3.1-8B fits in 8 bits only, which needs python -m pip install bitsandbytes==0.50.2"
-        else:
-            why = access.reason
+            config = PRESETS["guide"]
+            config = replace(config, policy=replace(config.policy, use_8bit=eight))
+            note = "8-bit base weights, since less than 36 GB are free" if eight else "bfloat16"
+            return Choice(config, (f"a CUDA GPU and access to {LLAMA_8B}: preset guide, {note}",))
+        why = access.reason
     return Choice(
         PRESETS["bundled-gpu"], (f"training the bundled SmolLM2-135M on the GPU (preset bundled-gpu): {why}",)
     )

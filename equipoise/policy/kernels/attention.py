@@ -84,7 +84,9 @@ def _forward_kernel(
             node_k = tl.load(paths + row * L + place_k, valid, 0)
             k1, k2, _ck, _sk = _load_rotated(qkv, cos, sin, node_k, valid, W, (HEADS + key_head) * D, D2)
             values = tl.load(
-                qkv + node_k[:, None].to(tl.int64) * W + (HEADS + KEY_HEADS + key_head) * D + d[None], valid[:, None], 0.0
+                qkv + node_k[:, None].to(tl.int64) * W + (HEADS + KEY_HEADS + key_head) * D + d[None],
+                valid[:, None],
+                0.0,
             )
             scores = tl.dot(q1, tl.trans(k1.to(dtype)), input_precision=PRECISION)
             scores = tl.dot(q2, tl.trans(k2.to(dtype)), scores, input_precision=PRECISION) * scale
@@ -139,7 +141,9 @@ def _query_backward_kernel(
             k1, k2, _ck, _sk = _load_rotated(qkv, cos, sin, node_k, valid, W, (HEADS + key_head) * D, D2)
             k1, k2 = k1.to(dtype), k2.to(dtype)
             values = tl.load(
-                qkv + node_k[:, None].to(tl.int64) * W + (HEADS + KEY_HEADS + key_head) * D + d[None], valid[:, None], 0.0
+                qkv + node_k[:, None].to(tl.int64) * W + (HEADS + KEY_HEADS + key_head) * D + d[None],
+                valid[:, None],
+                0.0,
             )
             scores = tl.dot(q1, tl.trans(k1), input_precision=PRECISION)
             scores = tl.dot(q2, tl.trans(k2), scores, input_precision=PRECISION) * scale
@@ -254,7 +258,18 @@ def attend_backward(
 
 @triton.jit
 def _fill_kernel(
-    qkv, cos, sin, fill, cache, B, P, S, HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D2: tl.constexpr, BP: tl.constexpr
+    qkv,
+    cos,
+    sin,
+    fill,
+    cache,
+    B,
+    P,
+    S,
+    HEADS: tl.constexpr,
+    KEY_HEADS: tl.constexpr,
+    D2: tl.constexpr,
+    BP: tl.constexpr,
 ):
     block, key_head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     D: tl.constexpr = 2 * D2
@@ -279,7 +294,18 @@ def fill(qkv: Tensor, cos: Tensor, sin: Tensor, fill_BP: Tensor, cache: Tensor, 
     rows, places = fill_BP.shape
     size = cache.shape[-1]
     _fill_kernel[(triton.cdiv(places, 32), key_heads, rows)](
-        qkv, cos, sin, fill_BP, cache, rows, places, cache.shape[3], HEADS=heads, KEY_HEADS=key_heads, D2=size // 2, BP=32
+        qkv,
+        cos,
+        sin,
+        fill_BP,
+        cache,
+        rows,
+        places,
+        cache.shape[3],
+        HEADS=heads,
+        KEY_HEADS=key_heads,
+        D2=size // 2,
+        BP=32,
     )
 
 

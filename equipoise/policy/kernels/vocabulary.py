@@ -139,7 +139,9 @@ def _draw_kernel(logits, uniform, token, finite, V, inverse, top_p, BLOCK: tl.co
     tl.store(token + row, tl.minimum(index, V - 1))
 
 
-def draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float, finite_B: Tensor | None = None) -> Tensor:
+def draw(
+    logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float, finite_B: Tensor | None = None
+) -> Tensor:
     """(B,) token ids, as `sample.draw` describes them. `finite_B` is set to 0 where a row's logits are not all finite."""
     rows, size = logits_BV.shape
     token = torch.empty(rows, dtype=torch.long, device=logits_BV.device)
