@@ -15,6 +15,9 @@ from torch import Tensor, nn
 class Int8Linear(nn.Module):
     """y = x·(q · scale)ᵀ + b: q (N, K) int8, scale (N,) float32, both frozen."""
 
+    q: Tensor
+    scale: Tensor
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features

@@ -1,7 +1,7 @@
 """Matrices that lie below each other in memory, so that one product can use them side by side.
 
-Query, key and value projections read the same input; so do gate and up, and the A matrices of their adapters. Where their
-weights are neighbours in one buffer, and their gradients too, one view stands for all of them.
+Query, key and value projections read the same input; so do gate and up, and the A matrices of their adapters. Where
+their weights are neighbours in one buffer, and their gradients too, one view stands for all of them.
 """
 
 from collections.abc import Sequence

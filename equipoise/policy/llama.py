@@ -1,7 +1,7 @@
 """Llama's decoder layer as few large kernels: the fast path on a GPU for Llama-3.1, SmolLM2 and their like.
 
-Modules, parameters and their names stay transformers' and peft's; only the `forward` of each decoder layer instance (and
-of the last norm and a trained output head) is replaced, and only for packed tries and for decoding over the
+Modules, parameters and their names stay transformers' and peft's; only the `forward` of each decoder layer instance
+(and of the last norm and a trained output head) is replaced, and only for packed tries and for decoding over the
 static cache: any other call runs the original. Projections that read the same input (query, key and value; gate and up)
 are one matrix product. Gradients of weights are added to `.grad` within the backward pass, in the products themselves.
 `policy.fused` is the milder version for other architectures, `PolicyConfig.fused=False` the plain twin of both.
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 from equipoise.policy.fused import norm_forward
-from equipoise.policy.joined import accumulate, gradient, joined, joined_gradients, put_together
 from equipoise.policy.int8 import Int8Linear
+from equipoise.policy.joined import accumulate, gradient, joined, joined_gradients, put_together
 from equipoise.policy.kernels import attention, elementwise, int8
 
 
@@ -36,7 +36,8 @@ def fuse_layers(model: nn.Module) -> None:
             torch.cuda.empty_cache()  # the matrices that were put together have left holes of another size
     for module in model.modules():
         if isinstance(getattr(module, "layers", None), nn.ModuleList):
-            module.norm.forward = norm_forward(module.norm)
+            norm: Any = module.norm
+            norm.forward = norm_forward(norm)
     head = model.get_output_embeddings()  # type: ignore[operator]
     if head.weight.requires_grad and head.bias is None:
         head.forward = lambda x: _Head.apply(x, head.weight)
@@ -244,7 +245,7 @@ class _LayerFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
-        kept = _Kept(*(next(saved) if present else None for present in ctx.present))
+        kept = _Kept._make(next(saved) if present else None for present in ctx.present)
         dx = ctx.layer.backward(dout.contiguous(), kept, ctx.trie)
         return dx, None, None, *[None] * ctx.count
 

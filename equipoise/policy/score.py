@@ -65,7 +65,7 @@ def pack(policy: Policy, rollout: Rollout, padded: bool | None = None) -> Pack:
 
 
 def bucket(n: int) -> int:
-    """n rounded up by a quarter at most, and to a multiple of BUCKET: recording a shape costs as much as a whole step."""
+    """n rounded up by a quarter at most, to a multiple of BUCKET: recording a shape costs as much as a whole step."""
     return round_up(n, max(BUCKET, 1 << max(0, n.bit_length() - 3)))
 
 

@@ -51,7 +51,8 @@ class _Group:
 class MasterAdam:
     """`accumulate()` between the backward passes of one step, then `step()`; names are those of `Policy.trained()`.
 
-    On a GPU a step is one kernel for each group. Takes the parameters over: their data and gradients become views of its buffers, so gradients are never set to None.
+    On a GPU a step is one kernel for each group. Takes the parameters over: their data and gradients become views of
+    its buffers, so gradients are never set to None.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], *, betas: tuple[float, float], eps: float) -> None:

@@ -36,6 +36,7 @@ def adam(
     n = master.numel()
     _adam_kernel[(triton.cdiv(n, 2048),)](
         master, first, second, grad, master if used is None else used, n, clip,
-        rate / (1 - betas[0] ** step), betas[0], 1 - betas[0], betas[1], 1 - betas[1], eps, (1 - betas[1] ** step) ** 0.5,
+        rate / (1 - betas[0] ** step), betas[0], 1 - betas[0], betas[1], 1 - betas[1], eps,
+        (1 - betas[1] ** step) ** 0.5,
         BLOCK=2048, USED=used is not None, num_warps=8,
     )  # fmt: skip

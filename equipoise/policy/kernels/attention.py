@@ -1,11 +1,11 @@
 """Attention with rotary embedding: over a packed trie, forward and backward, and for one token over a static cache.
 
-Queries, keys and values come as one projection's output qkv (M, (heads + 2·key heads) · D) before rotary embedding, which
-is applied as they are loaded; nothing is gathered, transposed or padded in memory. Flash attention (Dao et al. 2022,
+Queries, keys and values come as one projection's output qkv (M, (heads + 2·key heads) · D) before rotary embedding,
+which is applied as they are loaded; nothing is gathered, transposed or padded in memory. Flash attention (Dao et al. 2022,
 arXiv 2205.14135): online softmax forward, scores recomputed backward.
 
-Trie: M nodes, R rows of at most L nodes, paths_RL the nodes of each row, places_M one place in the flattened paths for each
-node, which says which row computes it (`trie.Trie`). A node's key and value serve every row through it, so their
+Trie: M nodes, R rows of at most L nodes, paths_RL the nodes of each row, places_M one place in the flattened paths for
+each node, which says which row computes it (`trie.Trie`). A node's key and value serve every row through it, so their
 gradients are summed over rows with atomic additions in float32: equal to rounding, not bit for bit, from run to run.
 """
 
@@ -369,8 +369,8 @@ def decode(
     qkv: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, hidden_BS: Tensor, slot: Tensor,
     heads: int, key_heads: int, scale: float,
 ) -> Tensor:  # fmt: skip
-    """Attention of one new token a row, qkv (B, ·), whose key and value go to place `slot` (1,) of the cache, later places
-    being empty: (B, heads · D). hidden_BS: True where an earlier place holds nothing for the row."""
+    """Attention of one new token a row, qkv (B, ·), whose key and value go to place `slot` (1,) of the cache, later
+    places being empty: (B, heads · D). hidden_BS: True where an earlier place holds nothing for the row."""
     rows, size = qkv.shape[0], cache.shape[-1]
     out = qkv.new_empty(rows, heads * size)
     _decode_kernel[(key_heads, rows)](

@@ -1,7 +1,7 @@
 """RMS norm, SiLU·up and the adapters' sum: each one pass over memory, where PyTorch takes several.
 
-Shapes: M rows (tokens), H hidden, F of the MLP, N outputs of a projection. Arithmetic is float32, what is stored has the
-inputs' dtype.
+Shapes: M rows (tokens), H hidden, F of the MLP, N outputs of a projection. Arithmetic is float32, what is stored has
+the inputs' dtype.
 """
 
 import torch

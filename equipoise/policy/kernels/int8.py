@@ -1,4 +1,4 @@
-"""Products with 8-bit weights W = q · scale, one scale a row: written out for many rows of x, read as they are for few."""
+"""Products with 8-bit weights W = q · scale, one scale a row: written out for many rows of x, as they are for few."""
 
 import torch
 import triton

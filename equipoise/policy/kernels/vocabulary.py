@@ -77,9 +77,9 @@ class _LogProbability(torch.autograd.Function):
 
 
 def logprobs(logits_NV: Tensor, targets_N: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
-    """(log-probability of each row's target, entropy of each row), (N,) float32, in nats. The second has a gradient only
-    with `entropy`."""
-    return _LogProbability.apply(logits_NV.contiguous(), targets_N, 1.0 / temperature, entropy)  # type: ignore[no-any-return]
+    """(log-probability of each row's target, entropy of each row), (N,) float32, in nats. The second has a gradient
+    only with `entropy`."""
+    return _LogProbability.apply(logits_NV.contiguous(), targets_N, 1.0 / temperature, entropy)
 
 
 @triton.jit
@@ -142,7 +142,7 @@ def _draw_kernel(logits, uniform, token, finite, V, inverse, top_p, BLOCK: tl.co
 def draw(
     logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float, finite_B: Tensor | None = None
 ) -> Tensor:
-    """(B,) token ids, as `sample.draw` describes them. `finite_B` is set to 0 where a row's logits are not all finite."""
+    """(B,) token ids, as `sample.draw` describes them. `finite_B` gets 0 where a row's logits are not all finite."""
     rows, size = logits_BV.shape
     token = torch.empty(rows, dtype=torch.long, device=logits_BV.device)
     finite = torch.empty(rows, dtype=torch.uint8, device=logits_BV.device) if finite_B is None else finite_B

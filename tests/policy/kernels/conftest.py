@@ -1,4 +1,4 @@
-"""These tests run the GPU kernels on the CPU, in Triton's interpreter, which has to be chosen before they are defined."""
+"""The GPU kernels on the CPU, in Triton's interpreter, which has to be chosen before they are defined."""
 
 import importlib.util
 import os

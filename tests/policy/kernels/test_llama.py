@@ -132,7 +132,7 @@ def test_other_architectures_and_sizes_keep_their_layers() -> None:
             num_attention_heads=4,
             num_key_value_heads=4,
             head_dim=16,
-        )  # fmt: skip
+        )
     )
     assert not llama.supported(model)  # heads of 16
     assert not llama.supported(torch.nn.Linear(2, 2))
