@@ -7,7 +7,9 @@ from torch import Tensor
 
 from equipoise.policy.rollout import Rollout
 from equipoise.ppo import maths
+from equipoise.ppo.evaluate import BaseRates
 from equipoise.ppo.update import UpdateStats
+from equipoise.ppo.window import Sentence, Window
 from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS
 from equipoise.protocol.reward import Reward, strict_success
 
@@ -79,3 +81,25 @@ def step_metrics(
         "advantage/std": advantages_BT[mask_BT].std(unbiased=False).item(),
         "guard/skipped": skipped,
     }
+
+
+def remember(
+    rewards: Sequence[Reward], occupations: Sequence[str], rollout: Rollout, kl_B: Tensor, nll_B: Tensor
+) -> list[Sentence]:
+    """The batch as the running measures keep it."""
+    strict = [strict_success(r.text) for r in rewards]
+    rest = (rollout.lengths_B.tolist(), rollout.finished_B.tolist(), strict, kl_B.tolist(), nll_B.tolist())
+    return [
+        Sentence(r.text, occupation, r.agentic, r.communal, r.words, tokens, finished, ok, r.reward, kl, nll)
+        for r, occupation, tokens, finished, ok, kl, nll in zip(rewards, occupations, *rest, strict=True)
+    ]
+
+
+def distance(recent: Window, base: BaseRates | None) -> dict[str, float]:
+    """KL(π‖π_ref) of the last sentences beyond what their compliance needs; nothing where the base is unknown."""
+    if base is None:
+        return {}
+    kl = recent.mean(s.kl for s in recent.sentences)
+    bound = maths.kl_bound(recent.mean(s.both for s in recent.sentences), base.rate("both"))
+    strict = maths.kl_bound(recent.mean(s.strict for s in recent.sentences), base.rate("strict"))
+    return {"kl/bound": bound, "kl/excess": kl - bound, "kl/excess_strict": kl - strict}

@@ -5,7 +5,6 @@ import fcntl
 import importlib.metadata
 import json
 import platform
-import random
 import shlex
 import shutil
 import subprocess
@@ -31,7 +30,8 @@ from equipoise.ppo.log import RunLog
 from equipoise.ppo.optimizer import MasterAdam
 
 if TYPE_CHECKING:
-    from equipoise.ppo.train import State, TrainConfig
+    from equipoise.ppo.state import State
+    from equipoise.ppo.train import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ OUTPUT_FILES = (
     *("run.json", "training_metrics.csv", "metrics.jsonl", "samples.jsonl", "events.jsonl"),
     *(WEIGHTS, "config.json", "generation_config.json", "README.md", "chat_template.jinja", "tokenizer.json"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json"),
-    *("vocab.txt", "merges.txt"),
+    *("vocab.txt", "merges.txt", "summary.json", "final_sentences.jsonl"),
 )
 
 # What may differ when a run is continued: how long it goes on, and what has no influence on the numbers.
-FREE_TO_CHANGE = {"steps", "preset", "policy.gradient_checkpointing"} | {
+FREE_TO_CHANGE = {"steps", "preset", "policy.gradient_checkpointing", "evaluation.final_sentences"} | {
     f"run.{f.name}" for f in dataclasses.fields(RunConfig)
 }
 
@@ -143,19 +143,8 @@ class Run:
         save_checkpoint(
             self.checkpoints,
             state.step,
-            tensors={"weights": weights, "optimizer": moments, "rng": _rng_state(state.generator)},
-            documents={
-                "config": dataclasses.asdict(self.config),
-                "state": {
-                    "step": state.step,
-                    "kl_coef": state.kl_coef,
-                    "window": state.window.state(),
-                    "skipped": state.skipped,
-                    "bad_in_a_row": state.bad_in_a_row,
-                    "rollbacks": state.rollbacks,
-                    "python_random": random.getstate(),
-                },
-            },
+            tensors={"weights": weights, "optimizer": moments, "rng": state.random_states()},
+            documents={"config": dataclasses.asdict(self.config), "state": state.document()},
         )
         self.saved_step, self.saved_at = state.step, time.monotonic()
         keep = self.config.run.keep_checkpoints
@@ -170,19 +159,7 @@ class Run:
     def restore(self, checkpoint: Checkpoint, optimizer: MasterAdam, state: "State") -> None:
         """Put weights, optimizer, random states and everything else back as they were."""
         optimizer.load_state(checkpoint.tensors("weights"), checkpoint.tensors("optimizer"))
-        document = checkpoint.document("state")
-        state.step, state.kl_coef = document["step"], document["kl_coef"]
-        state.skipped, state.bad_in_a_row = document["skipped"], document["bad_in_a_row"]
-        state.rollbacks = document["rollbacks"]
-        state.window.load_state(document["window"])
-        version, internal, gauss = document["python_random"]
-        random.setstate((version, tuple(internal), gauss))
-        rng = checkpoint.tensors("rng")
-        state.generator.set_state(rng["generator"])
-        torch.set_rng_state(rng["torch"])
-        cuda = [rng[k] for k in sorted(rng) if k.startswith("cuda.")]
-        if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(cuda)
+        state.load(checkpoint.document("state"), checkpoint.tensors("rng"))
         self.saved_step = checkpoint.step
 
     def dump(self, step: int, problem: str, rollout: Rollout | None, tensors: Mapping[str, Tensor]) -> None:
@@ -198,9 +175,9 @@ class Run:
             contents |= {"tokens": rollout.tokens_BT, "lengths": rollout.lengths_B}
         save_file({k: v.detach().cpu().contiguous() for k, v in contents.items()}, folder / f"step-{step}.safetensors")
         prompts = [list(p) for p in rollout.prompts] if rollout else []
-        _write_json(folder / f"step-{step}.json", {"step": step, "problem": problem, "prompts": prompts})
+        write_json(folder / f"step-{step}.json", {"step": step, "problem": problem, "prompts": prompts})
 
-    def finish(self, policy: Policy, facts: str) -> None:
+    def export(self, policy: Policy, facts: str) -> None:
         """Write the final model into the output folder."""
         config = self.config
         self.log.say(f"writing the final model to {config.run.output_dir}")
@@ -211,9 +188,6 @@ class Run:
             source=policy.source,
             stop_ids=policy.stop_ids,
             card=ModelCard(method=facts, prompt=config.prompt, occupations=config.occupations),
-        )
-        self.log.say(
-            f"done: python generate_rlhf.py writes sentences with it; tensorboard --logdir {config.run.tensorboard_dir}"
         )
 
 
@@ -262,7 +236,7 @@ def _begin(config: "TrainConfig", resumed: Checkpoint | None, complete: bool) ->
     output, step = Path(config.run.output_dir), resumed.step if resumed else 0
     if not complete:
         # First of all: it is what tells the other files from somebody else's.
-        _write_json(output / "run.json", {"config": _document(config), **provenance()})
+        write_json(output / "run.json", {"config": _document(config), **provenance()})
     log = RunLog(
         output_dir=output,
         tensorboard_dir=Path(config.run.tensorboard_dir) / output.resolve().name,
@@ -271,7 +245,8 @@ def _begin(config: "TrainConfig", resumed: Checkpoint | None, complete: bool) ->
     )
     if not complete:
         # A run that goes on has no final model; an old one must not be taken for it.
-        (output / WEIGHTS).unlink(missing_ok=True)
+        for name in (WEIGHTS, "summary.json", "final_sentences.jsonl"):
+            (output / name).unlink(missing_ok=True)
     if resumed is not None and not complete:
         log.event(step, "resume", checkpoint=resumed.path.name)
         log.say(f"continuing from {resumed.path} (step {step} of {config.steps}); --overwrite would start anew")
@@ -295,13 +270,6 @@ def provenance() -> dict[str, Any]:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
         dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False)
         out |= {"commit": commit.stdout.strip(), "uncommitted_changes": bool(dirty.stdout.strip())}
-    return out
-
-
-def _rng_state(generator: torch.Generator) -> dict[str, Tensor]:
-    out = {"generator": generator.get_state(), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        out |= {f"cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     return out
 
 
@@ -336,7 +304,8 @@ def _clear(output: Path, checkpoints: Path) -> None:
             (output / name).unlink(missing_ok=True)
 
 
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Written aside and renamed: the file is whole or as it was."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(document, indent=1) + "\n")
     partial.replace(path)
