@@ -41,13 +41,14 @@ def finish(
         "base": state.base.document() if state.base else None,
         "alerts": alerts(output),
         "skipped": state.skipped,
-        **_final(config, policy, prompts, run, output),
     }
-    # The weights come last: a folder that has them is complete.
-    write_json(output / SUMMARY, summary)
-    run.export(
-        policy, f"PPO, {state.step} steps of {config.ppo.batch_size} sentences, KL coefficient {state.kl_coef:.3g}"
-    )
+    with optimizer.averaged():
+        summary |= _final(config, policy, prompts, run, output)
+        # The weights come last: a folder that has them is complete.
+        write_json(output / SUMMARY, summary)
+        run.export(
+            policy, f"PPO, {state.step} steps of {config.ppo.batch_size} sentences, KL coefficient {state.kl_coef:.3g}"
+        )
     for line in describe(summary):
         run.log.say(line)
     run.log.say(

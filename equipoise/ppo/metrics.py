@@ -31,6 +31,7 @@ def step_metrics(
     update: UpdateStats,
     skipped: int,
     missing_eos_penalty: float,
+    strict_bonus: float,
 ) -> dict[str, float]:
     """All metrics of a step; B sentences, T tokens, KLs in nats per sentence."""
     mask_BT = rollout.mask_BT
@@ -41,6 +42,7 @@ def step_metrics(
     classes = [bool(r.agentic) + bool(r.communal) for r in rewards]
     pairs = {(r.agentic[0], r.communal[0]) for r in rewards if r.agentic and r.communal}
     share = 1 / len(rewards)
+    strict = sum(strict_success(r.text) for r in rewards) * share
     finished = rollout.finished_B.float().mean().item()
     return {
         "reward/mean": mean_reward,
@@ -52,11 +54,12 @@ def step_metrics(
         "reward/training": paid_B.mean().item(),
         "reward/diversity_bonus": bonus_B.mean().item(),
         "reward/missing_eos": -missing_eos_penalty * (1 - finished),
+        "reward/strict_bonus": strict_bonus * strict,
         "compliance/both": classes.count(2) * share,
         "compliance/one": classes.count(1) * share,
         "compliance/none": classes.count(0) * share,
         "compliance/in_length": sum(MIN_WORDS <= r.words <= MAX_WORDS for r in rewards) * share,
-        "compliance/strict": sum(strict_success(r.text) for r in rewards) * share,
+        "compliance/strict": strict,
         "text/words": sum(r.words for r in rewards) * share,
         "text/unique": len({r.text for r in rewards}) * share,
         "text/pairs": len(pairs),

@@ -59,6 +59,9 @@ class TrainConfig:
     missing_eos_penalty: float = 0.0
     """Taken off the training reward of a completion that was cut off at max-new-tokens. Not part of the protocol's
     reward."""
+    strict_bonus: float = 0.0
+    """Added to the training reward of a sentence of strict success: both classes, 8 to 15 words, one complete sentence.
+    Not part of the protocol's reward."""
     scoring: Literal["packed", "padded"] = "packed"
     """`packed` shares the tokens that prompts have in common; `padded` is its plain twin, one row per completion."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -76,6 +79,10 @@ class TrainConfig:
         for key, value in flatten(asdict(self)).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{key.rpartition('.')[2].replace('_', '-')} is {value}: give a finite number")
+        if 0 < self.ppo.decay_steps < self.steps:
+            raise UserError(
+                f"decay-steps {self.ppo.decay_steps} is below steps {self.steps}: nothing would be learnt after it"
+            )
         if self.sampling.temperature == 0:
             raise UserError("temperature 0 leaves nothing to learn from: train at 1.0, the protocol's temperature")
         get_prompt(self.prompt)
@@ -128,7 +135,7 @@ def train(
         everyone = {o: prompt_ids(policy.tokenizer, prompt, o, config.system) for o in OCCUPATIONS}
         prompts = {o: everyone[o] for o in config.occupations}
         state = State.begin(config, RowLimit(config.ppo.micro_batch_size, run.log.say))
-        optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=config.ppo.adam_eps)
+        optimizer = _optimizer(config, policy)
         if run.resumed is not None:
             run.restore(run.resumed, optimizer, state)
         else:
@@ -177,6 +184,11 @@ def _run_steps(
     return Outcome("done", state.step, 0)
 
 
+def _optimizer(config: TrainConfig, policy: Policy) -> MasterAdam:
+    ppo = config.ppo
+    return MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=ppo.adam_eps, average=ppo.average_weights)
+
+
 def _base_rates(config: TrainConfig, policy: Policy, prompts: dict[str, list[int]], run: Run) -> BaseRates | None:
     """How often the untrained model complies, measured or known from before; None where neither."""
     count, sampling = config.evaluation.base_samples, config.sampling
@@ -198,7 +210,7 @@ def _warm_start(
     generator, settings = state.generator, config.warm_start
     examples = collect(policy, settings, prompts, config.sampling, generator, config.ppo.batch_size)
     supervise(policy, examples, settings, generator, packed=config.scoring == "packed", say=run.log.say)
-    optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=config.ppo.adam_eps)
+    optimizer = _optimizer(config, policy)
     # Every new optimizer moves the weights: what was recorded before reads them where they no longer are.
     policy.graphs.clear()
     policy.decoders.clear()
@@ -230,7 +242,7 @@ def ppo_step(
     first = state.step * ppo.batch_size
     occupations = [occupation_at(first + i, config.occupations, config.seed) for i in range(ppo.batch_size)]
     batches = mini_batches(ppo, state.generator)
-    learning_rate = ppo.learning_rate * min(1.0, (state.step + 1) / max(1, ppo.warmup_steps))
+    learning_rate = ppo.policy_learning_rate(state.step)
     state.step += 1
 
     with clock("sample"):
@@ -264,6 +276,8 @@ def ppo_step(
         experience = Experience(rollout, old["logprobs"], old["values"], raw.returns, whitened_BT)
         temperature, limit = config.sampling.temperature, state.limit
         stats = update(policy, optimizer, experience, batches, ppo, temperature, packed=packed, limit=limit)
+        if stats.nonfinite is None:
+            optimizer.update_average(state.step)
 
     kl_B = kl_BT.sum(1)
     nll_B = torch.where(mask_BT, -ref_logp_BT, 0.0).sum(1) / rollout.lengths_B
@@ -273,7 +287,7 @@ def ppo_step(
         kl_k3_B=torch.where(mask_BT, maths.kl_k3(old["logprobs"], ref_logp_BT), 0.0).sum(1),
         entropy_BT=old["entropies"], values_BT=old["values"], returns_BT=raw.returns, advantages_BT=raw.advantages,
         kl_coef=state.kl_coef, learning_rate=learning_rate, update=stats, skipped=state.skipped,
-        missing_eos_penalty=config.missing_eos_penalty,
+        missing_eos_penalty=config.missing_eos_penalty, strict_bonus=config.strict_bonus,
     ) | distance(state.recent, state.base)  # fmt: skip
     state.window.add(rewards)
     state.kl_coef = maths.adapt_kl_coef(
@@ -302,7 +316,8 @@ def _training_rewards(
         base_B = torch.tensor([float(x) for x in reward_fn([r.text for r in rewards], occupations)])
         if len(base_B) != len(rewards):
             raise UserError(f"the reward function returned {len(base_B)} numbers for {len(rewards)} sentences")
-    return base_B + bonus_B - config.missing_eos_penalty * ~rollout.finished_B, bonus_B
+    strict_B = torch.tensor([config.strict_bonus * protocol.strict_success(r.text) for r in rewards])
+    return base_B + bonus_B + strict_B - config.missing_eos_penalty * ~rollout.finished_B, bonus_B
 
 
 def _score_batch(
