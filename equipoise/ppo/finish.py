@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from equipoise.policy.load import Policy
 from equipoise.policy.sample import NonFiniteLogits
+from equipoise.ppo.choice import settle
 from equipoise.ppo.evaluate import evaluate, fluency, groups
 from equipoise.ppo.optimizer import MasterAdam
 from equipoise.ppo.run import Run, write_json
@@ -31,7 +32,8 @@ def finish(
 ) -> None:
     """Measure, export and summarise. `prompts` are those of all occupations, the held-out ones among them."""
     output = Path(config.run.output_dir)
-    step, because = state.step, "the last"
+    trained = {o: prompts[o] for o in config.occupations}
+    step, because = settle(config, policy, optimizer, state, trained, run)
     summary: dict[str, Any] = {
         "steps": state.step,
         "seed": config.seed,
@@ -40,6 +42,7 @@ def finish(
         **training_summary(read_rows(output), step),
         "base": state.base.document() if state.base else None,
         "alerts": alerts(output),
+        "alert_rollbacks": state.remedies.rollbacks,
         "skipped": state.skipped,
     }
     with optimizer.averaged():
@@ -47,7 +50,10 @@ def finish(
         # The weights come last: a folder that has them is complete.
         write_json(output / SUMMARY, summary)
         run.export(
-            policy, f"PPO, {state.step} steps of {config.ppo.batch_size} sentences, KL coefficient {state.kl_coef:.3g}"
+            policy,
+            f"PPO, {state.step} steps of {config.ppo.batch_size} sentences, KL coefficient {state.kl_coef:.3g}; "
+            f"exported: step {step}, {because}"
+            + (", moving average of the weights" if config.ppo.average_weights else ""),
         )
     for line in describe(summary):
         run.log.say(line)

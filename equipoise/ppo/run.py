@@ -25,7 +25,15 @@ from equipoise.policy.card import ModelCard
 from equipoise.policy.export import WEIGHTS, export
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
-from equipoise.ppo.checkpoint import Checkpoint, list_checkpoints, newest, prune, save_checkpoint
+from equipoise.ppo.checkpoint import (
+    Checkpoint,
+    at_step,
+    discard_after,
+    list_checkpoints,
+    newest,
+    prune,
+    save_checkpoint,
+)
 from equipoise.ppo.log import RunLog
 from equipoise.ppo.optimizer import MasterAdam
 
@@ -45,7 +53,7 @@ class RunConfig:
     save_minutes: float = 10.0
     """A further checkpoint when this long has passed since the last; only the newest of these is kept."""
     keep_checkpoints: int = 0
-    """Keep this many of the newest; 0 keeps every multiple of save-every."""
+    """Keep this many of the newest, besides the best so far; 0 keeps every multiple of save-every."""
     sample_every: int = 50
     """PPO steps between printed samples."""
 
@@ -59,7 +67,7 @@ class RunConfig:
 
 # All that a run may write into its output folder. Whatever else lies there is somebody's.
 OUTPUT_FILES = (
-    *("run.json", "training_metrics.csv", "metrics.jsonl", "samples.jsonl", "events.jsonl"),
+    *("run.json", "training_metrics.csv", "metrics.jsonl", "samples.jsonl", "events.jsonl", "eval.jsonl"),
     *(WEIGHTS, "config.json", "generation_config.json", "README.md", "chat_template.jinja", "tokenizer.json"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json"),
     *("vocab.txt", "merges.txt", "summary.json", "final_sentences.jsonl"),
@@ -126,12 +134,23 @@ class Run:
     def newest(self) -> Checkpoint | None:
         return newest(self.checkpoints)
 
+    def checkpoint_at(self, step: int) -> Checkpoint | None:
+        return at_step(self.checkpoints, step)
+
+    def is_due(self, state: "State") -> bool:
+        """Whether this step's checkpoint is one of those that are kept. A skipped step is no place to come back to."""
+        return state.step % self.config.run.save_every == 0 and state.bad_in_a_row == 0
+
     def save_if_due(self, optimizer: MasterAdam, state: "State") -> None:
-        due = state.step % self.config.run.save_every == 0
         late = time.monotonic() - self.saved_at > 60 * self.config.run.save_minutes
-        # A step that had to be skipped is no place to come back to.
-        if (due or late) and state.bad_in_a_row == 0:
+        if self.is_due(state) or (late and state.bad_in_a_row == 0):
             self.save(optimizer, state)
+
+    def replace_from(self, step: int, optimizer: MasterAdam, state: "State") -> None:
+        """The run has gone back to `step` and goes on otherwise: delete what came after, save `step` as it is now."""
+        discard_after(self.checkpoints, step)
+        self.saved_step = -1
+        self.save(optimizer, state)
 
     def save(self, optimizer: MasterAdam, state: "State") -> None:
         """Write the checkpoint of `state.step`, unless it is there. Raises NonFiniteError; UserError on a full disk."""
@@ -148,7 +167,12 @@ class Run:
         )
         self.saved_step, self.saved_at = state.step, time.monotonic()
         keep = self.config.run.keep_checkpoints
-        prune(self.checkpoints, keep_last=max(1, keep), keep_every=0 if keep else self.config.run.save_every)
+        prune(
+            self.checkpoints,
+            keep_last=max(1, keep),
+            keep_every=0 if keep else self.config.run.save_every,
+            keep=[s for s in (state.choice.step, state.watch.healthy_step) if s is not None],
+        )
         self._save_seconds += time.monotonic() - started
 
     def take_save_seconds(self) -> float:
@@ -162,9 +186,12 @@ class Run:
         state.load(checkpoint.document("state"), checkpoint.tensors("rng"))
         self.saved_step = checkpoint.step
 
-    def dump(self, step: int, problem: str, rollout: Rollout | None, tensors: Mapping[str, Tensor]) -> None:
-        """Keep the batch of a non-finite step for whoever looks into it, at most ten a session."""
-        self.log.event(step, "nonfinite", what=problem)
+    def dump(
+        self, step: int, problem: str, rollout: Rollout | None, tensors: Mapping[str, Tensor], origin: Mapping[str, Any]
+    ) -> None:
+        """Keep the batch of a non-finite step for whoever looks into it, at most ten a session; `origin` says where it
+        comes from."""
+        self.log.event(step, "nonfinite", what=problem, where=origin["where"])
         if self.dumps == 10:
             return
         self.dumps += 1
@@ -175,7 +202,9 @@ class Run:
             contents |= {"tokens": rollout.tokens_BT, "lengths": rollout.lengths_B}
         save_file({k: v.detach().cpu().contiguous() for k, v in contents.items()}, folder / f"step-{step}.safetensors")
         prompts = [list(p) for p in rollout.prompts] if rollout else []
-        write_json(folder / f"step-{step}.json", {"step": step, "problem": problem, "prompts": prompts})
+        write_json(
+            folder / f"step-{step}.json", {"step": step, "problem": problem, "origin": origin, "prompts": prompts}
+        )
 
     def export(self, policy: Policy, facts: str) -> None:
         """Write the final model into the output folder."""

@@ -20,18 +20,21 @@ from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import NonFiniteLogits, SamplingConfig, sample
 from equipoise.policy.score import score
 from equipoise.ppo import maths
+from equipoise.ppo.choice import mark_checkpoint
 from equipoise.ppo.clock import Clock
 from equipoise.ppo.diversity import DiversityConfig, TermWindow
-from equipoise.ppo.evaluate import BaseRates, EvaluationConfig, known_rates, measure_base
+from equipoise.ppo.evaluate import BaseRates, EvaluationConfig, base_rates
 from equipoise.ppo.finish import finish
-from equipoise.ppo.guard import NONFINITE_EXIT, recover
+from equipoise.ppo.guard import ALERT_EXIT, NONFINITE_EXIT, react, recover
 from equipoise.ppo.metrics import distance, remember, step_metrics
+from equipoise.ppo.nonfinite import locate
 from equipoise.ppo.optimizer import MasterAdam
 from equipoise.ppo.run import Run, RunConfig, flatten
 from equipoise.ppo.signals import StopSignals
 from equipoise.ppo.state import State
 from equipoise.ppo.update import Experience, PPOConfig, RowLimit, mini_batches, update
 from equipoise.ppo.warm_start import WarmStartConfig, collect, supervise
+from equipoise.ppo.watch import Alert, WatchConfig, explain
 from equipoise.protocol import reward as protocol
 from equipoise.protocol.lexicon import HOLDOUT, OCCUPATIONS
 from equipoise.protocol.prompts import get_prompt
@@ -70,6 +73,7 @@ class TrainConfig:
     reward: RewardWeights = field(default_factory=RewardWeights)
     diversity: DiversityConfig = field(default_factory=DiversityConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -96,10 +100,11 @@ class TrainConfig:
 class Outcome:
     """How a call to `train` ended."""
 
-    status: Literal["done", "stopped", "nonfinite"]
+    status: Literal["done", "stopped", "nonfinite", "alert"]
     step: int
     exit_code: int
-    """0 done; 128 + signal number when stopped by one, with everything saved; 3 after repeated non-finite values."""
+    """0 done; 128 + signal number when stopped by one, with everything saved; 3 after repeated non-finite values; 4
+    when an alert ended it, as --on-alert stop asks."""
 
 
 def occupation_at(position: int, occupations: Sequence[str], seed: int) -> str:
@@ -139,7 +144,7 @@ def train(
         if run.resumed is not None:
             run.restore(run.resumed, optimizer, state)
         else:
-            state.base = base or _base_rates(config, policy, prompts, run)
+            state.base = base or base_rates(config, policy, prompts, run.log.say)
         if run.resumed is None and config.warm_start.warm_start != "off":
             optimizer = _warm_start(config, policy, state, prompts, run)
 
@@ -170,10 +175,21 @@ def _run_steps(
             run.log.step(state.step, step.metrics, step.timings | {"time/save": run.take_save_seconds()})
         if state.step % config.run.sample_every == 0 or state.step == 1:
             run.log.samples(state.step, step.rewards)
+        if step.alerts and not react(run, optimizer, state, config.watch, step.alerts):
+            run.save(optimizer, state)
+            return Outcome("alert", state.step, ALERT_EXIT)
         if step.problem is not None:
-            run.dump(state.step, step.problem, step.rollout, step.evidence)
+            run.dump(
+                state.step,
+                step.problem,
+                step.rollout,
+                step.evidence,
+                locate(policy, step.rollout, step.evidence, config),
+            )
             if not recover(run, optimizer, state, step.problem):
                 return Outcome("nonfinite", state.step, NONFINITE_EXIT)
+        if run.is_due(state) and state.step > run.saved_step:
+            mark_checkpoint(config, policy, optimizer, state, prompts, run)
         run.save_if_due(optimizer, state)
 
     run.save(optimizer, state)
@@ -187,20 +203,6 @@ def _run_steps(
 def _optimizer(config: TrainConfig, policy: Policy) -> MasterAdam:
     ppo = config.ppo
     return MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=ppo.adam_eps, average=ppo.average_weights)
-
-
-def _base_rates(config: TrainConfig, policy: Policy, prompts: dict[str, list[int]], run: Run) -> BaseRates | None:
-    """How often the untrained model complies, measured or known from before; None where neither."""
-    count, sampling = config.evaluation.base_samples, config.sampling
-    if not count:
-        rates = known_rates(config.policy.model, config.prompt, config.system, sampling)
-    else:
-        run.log.say(f"sampling {count} sentences of the untrained model")
-        generation = config.evaluation.sampling(sampling)
-        rates = measure_base(policy, prompts, sampling, generation, count, config.ppo.batch_size)
-    if rates is not None:
-        run.log.say(rates.describe())
-    return rates
 
 
 def _warm_start(
@@ -226,6 +228,7 @@ class Step(NamedTuple):
     rewards: Sequence[Reward] = ()
     rollout: Rollout | None = None
     evidence: dict[str, Tensor] = {}  # noqa: RUF012
+    alerts: Sequence[Alert] = ()
 
 
 def ppo_step(
@@ -242,7 +245,7 @@ def ppo_step(
     first = state.step * ppo.batch_size
     occupations = [occupation_at(first + i, config.occupations, config.seed) for i in range(ppo.batch_size)]
     batches = mini_batches(ppo, state.generator)
-    learning_rate = ppo.policy_learning_rate(state.step)
+    learning_rate = ppo.policy_learning_rate(state.step) * state.remedies.rate
     state.step += 1
 
     with clock("sample"):
@@ -281,7 +284,8 @@ def ppo_step(
 
     kl_B = kl_BT.sum(1)
     nll_B = torch.where(mask_BT, -ref_logp_BT, 0.0).sum(1) / rollout.lengths_B
-    state.recent.add(remember(rewards, occupations, rollout, kl_B, nll_B))
+    batch = remember(rewards, occupations, rollout, kl_B, nll_B)
+    state.recent.add(batch)
     metrics = step_metrics(
         rewards=rewards, paid_B=paid_B, bonus_B=bonus_B, rollout=rollout, kl_B=kl_B,
         kl_k3_B=torch.where(mask_BT, maths.kl_k3(old["logprobs"], ref_logp_BT), 0.0).sum(1),
@@ -289,6 +293,9 @@ def ppo_step(
         kl_coef=state.kl_coef, learning_rate=learning_rate, update=stats, skipped=state.skipped,
         missing_eos_penalty=config.missing_eos_penalty, strict_bonus=config.strict_bonus,
     ) | distance(state.recent, state.base)  # fmt: skip
+    metrics |= state.watch.measure(state.recent, batch, metrics["ppo/entropy"])
+    alerts = [explain(sign, metrics, state.recent) for sign in state.watch.judge(state.step, metrics)]
+    metrics["watch/standing"] = len(state.watch.standing)
     state.window.add(rewards)
     state.kl_coef = maths.adapt_kl_coef(
         state.kl_coef, float(kl_B.mean()), ppo.ref_kl_target, ppo.batch_size, ppo.kl_horizon
@@ -297,7 +304,7 @@ def ppo_step(
         state.bad_in_a_row = 0
     timings = clock.timings(tokens=int(rollout.lengths_B.sum()))
     evidence = {**old, "reference": ref_logp_BT, "advantages": whitened_BT}
-    return Step(stats.nonfinite, metrics, timings, rewards, rollout, evidence)
+    return Step(stats.nonfinite, metrics, timings, rewards, rollout, evidence, alerts)
 
 
 def _training_rewards(

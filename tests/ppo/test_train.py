@@ -126,8 +126,9 @@ def test_advantages_are_whitened_over_the_whole_batch_and_the_score_sits_on_the_
 
 
 def test_every_key_of_a_run_is_defined_and_every_defined_key_is_in_a_run(model: Path, tmp_path: Path) -> None:
-    train(small_config(model, tmp_path, steps=3, save_every=1, base_samples=8))
-    logged = {key for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
+    train(small_config(model, tmp_path, steps=3, save_every=1, base_samples=8, eval_sentences=8))
+    lines = [(tmp_path / "out" / name).read_text().splitlines() for name in ("metrics.jsonl", "eval.jsonl")]
+    logged = {key for line in itertools.chain(*lines) for key in json.loads(line)}
     logged -= {"step"}
     assert undefined_keys(logged, METRICS) == []
     assert set(defined_keys(METRICS)) - logged == set()
