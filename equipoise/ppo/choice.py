@@ -9,7 +9,7 @@ The challenger replaces the best so far if
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from equipoise.policy.load import Policy
 from equipoise.policy.sample import NonFiniteLogits
@@ -111,6 +111,14 @@ def mark_checkpoint(
             state.choice.consider(found)
 
 
+class Exported(NamedTuple):
+    """Whose weights are exported, why, and what their evaluation measured, where there was one."""
+
+    step: int
+    because: str
+    evaluation: Evaluation | None
+
+
 def settle(
     config: "TrainConfig",
     policy: Policy,
@@ -118,26 +126,29 @@ def settle(
     state: "State",
     prompts: Mapping[str, Sequence[int]],
     run: Run,
-) -> tuple[int, str]:
-    """At the end: put the weights that are to be exported in place. Their step, and why they were chosen.
+) -> Exported:
+    """At the end: put the weights that are to be exported in place.
 
     The last weights take part without being remembered, so that a run which goes on is not changed by having ended.
     """
     evaluation, choice = config.evaluation, state.choice
-    if evaluation.export == "last" or not evaluation.eval_sentences:
-        return state.step, "the last step" + (", as asked" if evaluation.eval_sentences else "")
+    if not evaluation.eval_sentences:
+        return Exported(state.step, "the last step", None)
     last = choice.best if choice.step == state.step else None
     if last is None and state.step % config.run.save_every != 0:
         last = evaluate_checkpoint(config, policy, optimizer, state, prompts, run)
-        if last is not None and (choice.best is None or better(last, choice.best, max(choice.highest, last["strict"]))):
-            return state.step, f"the best evaluation ({_words(last)})"
-    elif last is not None:
-        return state.step, f"the best evaluation ({_words(last)})"
+    if evaluation.export == "last":
+        return Exported(state.step, "the last step, as asked", last)
+    if last is not None and (
+        choice.best is None or last is choice.best or better(last, choice.best, max(choice.highest, last["strict"]))
+    ):
+        return Exported(state.step, f"the best evaluation ({_words(last)})", last)
     checkpoint = run.checkpoint_at(choice.step) if choice.step is not None else None
     if checkpoint is None or choice.best is None:
-        return state.step, "the last step: the checkpoint of the best evaluation is gone"
+        return Exported(state.step, "the last step: the checkpoint of the best evaluation is gone", last)
     optimizer.load_state(checkpoint.tensors("weights"), checkpoint.tensors("optimizer"))
-    return checkpoint.step, f"the best evaluation ({_words(choice.best)}), not the last step {state.step}"
+    because = f"the best evaluation ({_words(choice.best)}), not the last step {state.step}"
+    return Exported(checkpoint.step, because, choice.best)
 
 
 def _words(found: Mapping[str, float]) -> str:

@@ -17,7 +17,7 @@ from equipoise.errors import UserError
 from equipoise.policy.load import Policy
 from equipoise.policy.prompt import sentences_of
 from equipoise.policy.rollout import Rollout
-from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.policy.sample import NonFiniteLogits, SamplingConfig, sample
 from equipoise.policy.score import pack, score_pack
 from equipoise.ppo.maths import wilson
 from equipoise.ppo.update import RowLimit
@@ -168,9 +168,10 @@ def _parts(rollout: Rollout, rows: int) -> list[Rollout]:
 
 def _summed(policy: Policy, rollout: Rollout, temperature: float, reference: bool) -> Tensor:
     """(B,) log-probability of each completion, on the CPU. Not recorded: such a batch is seen once."""
-    batch = pack(policy, rollout, padded=False)
-    logprobs_N = score_pack(policy, batch, temperature, reference=reference, entropy=False).logprobs.double().cpu()
-    return torch.stack([part.sum() for part in logprobs_N.split(rollout.lengths_B.tolist())])
+    lengths = rollout.lengths_B.tolist()
+    logprobs_N = score_pack(policy, pack(policy, rollout), temperature, reference=reference, entropy=False).logprobs
+    real_N = logprobs_N[: sum(lengths)].double().cpu()
+    return torch.stack([part.sum() for part in real_N.split(lengths)])
 
 
 EVALUATION_ROWS = 64  # completions scored at a time
@@ -274,7 +275,11 @@ def base_rates(
     else:
         say(f"sampling {count} sentences of the untrained model")
         generation = config.evaluation.sampling(sampling)
-        rates = measure_base(policy, prompts, sampling, generation, count, config.ppo.batch_size)
+        try:
+            rates = measure_base(policy, prompts, sampling, generation, count, config.ppo.batch_size)
+        except NonFiniteLogits as error:  # the first step will meet them too, and be kept for inspection
+            say(f"the untrained model's rates are unknown: {error}")
+            return None
     if rates is not None:
         say(rates.describe())
     return rates

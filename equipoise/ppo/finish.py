@@ -33,13 +33,14 @@ def finish(
     """Measure, export and summarise. `prompts` are those of all occupations, the held-out ones among them."""
     output = Path(config.run.output_dir)
     trained = {o: prompts[o] for o in config.occupations}
-    step, because = settle(config, policy, optimizer, state, trained, run)
+    step, because, evaluation = settle(config, policy, optimizer, state, trained, run)
     summary: dict[str, Any] = {
         "steps": state.step,
         "seed": config.seed,
         "exported_step": step,
         "exported_because": because,
         **training_summary(read_rows(output), step),
+        "evaluation": evaluation,
         "base": state.base.document() if state.base else None,
         "alerts": alerts(output),
         "alert_rollbacks": state.remedies.rollbacks,

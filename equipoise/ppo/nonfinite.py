@@ -45,9 +45,11 @@ def locate(
         name = str(dtype).removeprefix("torch.")
         try:
             with _gradients_set_aside(policy), _in_dtype(policy, dtype):
+                for parameter in policy.trained().values():
+                    parameter.grad = torch.zeros_like(parameter)
                 found[name] = _first(policy, rollout, temperature, clip, advantages_BT, old_logp_BT)
-        except RuntimeError as error:  # such as too little memory for float32: what is known stays worth telling
-            found[name] = f"could not be tried ({str(error).splitlines()[0][:200]})"
+        except Exception as error:  # too little memory for float32, say; a diagnosis must not end the run
+            found[name] = f"could not be tried ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]})"
     own = found[str(policy.dtype).removeprefix("torch.")]
     where = own or "not reproduced by a plain pass: look at what is special to the fast path"
     if own and len(found) > 1 and found["float32"] is None:

@@ -44,7 +44,7 @@ PRESETS = {
         prompt="describe",
         steps=30,
         policy=PolicyConfig(model="bundled", tuning="lora"),
-        evaluation=EvaluationConfig(final_sentences=100),
+        evaluation=EvaluationConfig(eval_sentences=60, final_sentences=100),
         ppo=PPOConfig(ppo_epochs=2, learning_rate=5e-4, warmup_steps=3),
         run=RunConfig(save_every=10, save_minutes=0.0, keep_checkpoints=2, sample_every=10),
     ),

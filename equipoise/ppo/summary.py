@@ -75,6 +75,8 @@ def describe(summary: Mapping[str, Any]) -> list[str]:
             f"  fluency     {number(final['nll'])} nats per token under the untrained model, of plain text"
             f" (its own sentences: {number((summary.get('base') or {}).get('nll'))})"
         )
+    elif summary.get("evaluation"):
+        lines.append(_line("sentences", summary["evaluation"]))
     if summary.get("kl_bound") is not None:
         lines.append(
             f"  distance    KL to the reference {number(summary['kl_ref'])} nats per sentence at step "

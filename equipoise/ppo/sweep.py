@@ -36,6 +36,7 @@ from equipoise.ppo.evaluate import BaseRates
 from equipoise.ppo.machine import look
 from equipoise.ppo.presets import choose, preset
 from equipoise.ppo.run import differences, flatten
+from equipoise.ppo.signals import StopSignals
 from equipoise.ppo.summary import SUMMARY
 from equipoise.ppo.train import TrainConfig, train
 from equipoise.protocol.lexicon import OCCUPATIONS
@@ -195,14 +196,18 @@ def _run_beside(plans: Sequence[Plan], config: SweepConfig) -> int:
     gpus = _visible_gpus()
     waiting, free = list(plans), list(range(config.jobs))
     running: dict[int, tuple[Plan, subprocess.Popen[bytes], float]] = {}
-    failed = 0
-    try:
-        while waiting or running:
-            while waiting and free:
+    failed, told = 0, False
+    with StopSignals() as stop:
+        while running or (waiting and stop.received is None):
+            while waiting and free and stop.received is None:
                 plan, slot = waiting.pop(0), free.pop(0)
                 running[slot] = (plan, _start(plan, gpus[slot % len(gpus)] if gpus else None), time.monotonic())
                 print(f"started {plan.name}; {len(waiting)} wait", flush=True)
             time.sleep(0.2)
+            if stop.received is not None and not told:
+                told = True
+                for _, process, _ in running.values():
+                    process.terminate()  # each finishes its step and saves; a second signal changes nothing
             for slot, (plan, process, started) in list(running.items()):
                 if (code := process.poll()) is None:
                     continue
@@ -212,11 +217,9 @@ def _run_beside(plans: Sequence[Plan], config: SweepConfig) -> int:
                     close(plan, config.keep, time.monotonic() - started)
                 failed = failed or code
                 print(f"{plan.name} {'is finished' if code == 0 else f'ended with code {code}'}", flush=True)
-    except KeyboardInterrupt:
-        # The terminal sent the signal to all of them: each finishes its step and saves.
-        for _, process, _ in running.values():
-            process.wait()
-        raise
+        if stop.received is not None:
+            print("the same command continues", flush=True)
+            return stop.exit_code
     return failed
 
 
@@ -242,8 +245,7 @@ def close(plan: Plan, keep: str, seconds: float) -> dict[str, Any]:
         "setting": plan.setting,
         "seed": plan.seed,
         "steps": plan.config.steps,
-        "wall_seconds": seconds,
-        "values": values_of(summary),
+        "values": values_of(summary) | {"wall_seconds": seconds},
         "summary": summary,
         "config": asdict(plan.config),
     }
@@ -280,6 +282,7 @@ MEASURES: dict[str, tuple[str, str, float]] = {
     "exported_step": ("exported step", "{:.0f}", 1),
     "train_seconds": ("training, s", "{:.0f}", 1),
     "final_seconds": ("final sentences, s", "{:.0f}", 1),
+    "wall_seconds": ("all of it, s", "{:.0f}", 1),
 }
 """Where in a summary each measure is, its name in the table, how it is written, and its factor there."""
 
@@ -332,7 +335,7 @@ def write_tables(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """`runs.csv` (a row a run), `table.csv` (a row a setting and measure) and `sweep.json` (both)."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = statistics_of(results)
-    columns = ("setting", "seed", "wall_seconds")
+    columns = ("setting", "seed")
     runs = [[*columns, *MEASURES]]
     runs += [[*(r[c] for c in columns), *(r["values"].get(k) for k in MEASURES)] for r in results]
     rows: list[list[Any]] = [["setting", "measure", "mean", "low", "high", "runs"]]

@@ -80,9 +80,9 @@ FEW = 64  # sentences below which a share says nothing
 # What is measured
 
 
-@lru_cache(maxsize=4096)
-def _mould(text: str, occupation: str) -> str:
-    return masked(text, occupation)
+# A sentence stays in the window for several steps, and looking for its terms is what takes the time.
+_mould = lru_cache(maxsize=4096)(masked)
+_opening = lru_cache(maxsize=4096)(opening)
 
 
 def _top_share(firsts: Sequence[str]) -> float:
@@ -109,7 +109,7 @@ def text_signs(recent: Window) -> dict[str, float]:
         "watch/top_communal": _top_share([s.communal[0] for s in rows if s.communal]),
         "watch/effective_pairs": effective(pairs),
         "watch/moulds": len({_mould(s.text, s.occupation) for s in rows}) / n,
-        "watch/openings": effective(Counter(opening(s.text) for s in rows)),
+        "watch/openings": effective(Counter(_opening(s.text) for s in rows)),
         "watch/distinct_2": _distinct_2(rows),
         "watch/unique": len({s.text for s in rows}) / n,
         "watch/nll": recent.mean(s.nll for s in rows),

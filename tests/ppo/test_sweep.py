@@ -119,7 +119,7 @@ def test_runs_beside_each_other_are_those_one_after_another(swept: Path, model: 
 
 
 def result(setting: str, seed: int, **values: Any) -> dict[str, Any]:
-    return {"setting": setting, "seed": seed, "wall_seconds": 1.0, "values": values}
+    return {"setting": setting, "seed": seed, "values": values}
 
 
 def test_the_table_by_hand() -> None:
