@@ -8,6 +8,7 @@ The challenger replaces the best so far if
 3. as 2, with pairs within 2 % of each other and a lower KL to the reference model.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -89,6 +90,9 @@ def evaluate_checkpoint(
             measured, _ = evaluate(policy, prompts, sampling, count, "evaluation", rows)
     except NonFiniteLogits as error:
         run.log.event(state.step, "nonfinite", what=f"{error}, in an evaluation")
+        return None
+    if not math.isfinite(measured["kl"]):
+        run.log.event(state.step, "nonfinite", what="the KL to the reference is not finite, in an evaluation")
         return None
     return {"step": state.step, **measured}
 

@@ -5,6 +5,7 @@ Nothing here draws from the run's generator, so that measuring more, less or not
 
 import hashlib
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -195,11 +196,12 @@ def evaluate(
 
 
 def fluency(policy: Policy, drawn: Drawn) -> float | None:
-    """Median of `plain_nll`; None without a sentence that it is defined for."""
+    """Median of `plain_nll`; None without a sentence that it is defined for, or where it is not finite."""
     values = RowLimit(EVALUATION_ROWS, lambda _: None).run(
         policy, lambda r: plain_nll(policy, drawn.texts, drawn.occupations, r)
     )
-    return statistics.median(values) if values else None
+    middle = statistics.median(values) if values else math.nan
+    return middle if math.isfinite(middle) else None
 
 
 # What the untrained model does

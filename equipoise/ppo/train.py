@@ -179,13 +179,8 @@ def _run_steps(
             run.save(optimizer, state)
             return Outcome("alert", state.step, ALERT_EXIT)
         if step.problem is not None:
-            run.dump(
-                state.step,
-                step.problem,
-                step.rollout,
-                step.evidence,
-                locate(policy, step.rollout, step.evidence, config),
-            )
+            origin = locate(policy, step.rollout, step.evidence, config)
+            run.dump(state.step, step.problem, step.rollout, step.evidence, origin)
             if not recover(run, optimizer, state, step.problem):
                 return Outcome("nonfinite", state.step, NONFINITE_EXIT)
         if run.is_due(state) and state.step > run.saved_step:
