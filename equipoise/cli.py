@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("equipoise.methods.command", "write a trained model's completions to a CSV"),
     "score": ("equipoise.protocol.command", "show the terms and the reward of sentences"),
     "doctor": ("equipoise.ppo.doctor", "say what this machine can run, and why"),
+    "sweep": ("equipoise.ppo.sweep", "train seeds × settings and compare them in one table"),
     "bench": ("equipoise.ppo.bench", "time PPO steps by phase"),
 }
 """Each command with its module and its line in the help."""

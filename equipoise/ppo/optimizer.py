@@ -55,13 +55,18 @@ class MasterAdam:
     its buffers, so gradients are never set to None.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], *, betas: tuple[float, float], eps: float) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], *, betas: tuple[float, float], eps: float, average: float = 0.0
+    ) -> None:
+        """`average`: decay of a moving average of the policy's weights; 0 for none."""
         value = {name: p for name, p in parameters.items() if name.startswith(VALUE_HEAD)}
         policy = {name: p for name, p in parameters.items() if name not in value}
         self.groups = {name: _Group(ps) for name, ps in (("policy", policy), ("value", value)) if ps}
         self.adam = torch.optim.Adam(
             [{"params": [group.master]} for group in self.groups.values()], lr=0.0, betas=betas, eps=eps, fused=True
         )
+        self.decay = average
+        self.average = self.groups["policy"].master.detach().clone() if average and "policy" in self.groups else None
 
     def set_learning_rates(self, policy: float, value: float) -> None:
         rates = {"policy": policy, "value": value}
@@ -132,6 +137,32 @@ class MasterAdam:
             if group.master.data_ptr() != group.buffer.data_ptr():
                 group.buffer.copy_(group.master)
 
+    @torch.no_grad()
+    def update_average(self, steps: int) -> None:
+        """Move the average towards the weights as they are after `steps` updates of it, this one included.
+
+        The decay is min(decay, (1 + n) / (10 + n)) as in TensorFlow's ExponentialMovingAverage: a short run's average
+        does not remain at the weights it began with.
+        """
+        if self.average is not None:
+            self.average.lerp_(self.groups["policy"].master, 1 - min(self.decay, (1 + steps) / (10 + steps)))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model computes with the average, where there is one; afterwards with its weights again."""
+        if self.average is None:
+            yield
+            return
+        master = self.groups["policy"].master.data
+        kept = master.clone()
+        master.copy_(self.average)
+        self.publish()
+        try:
+            yield
+        finally:
+            master.copy_(kept)
+            self.publish()
+
     def zero_grad(self) -> None:
         for group in self.groups.values():
             group.grads.zero_()
@@ -139,7 +170,8 @@ class MasterAdam:
                 group.sum.zero_()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(weights, moments): the masters by name, and Adam's `{name}.exp_avg`, `.exp_avg_sq` and `{group}.step`."""
+        """(weights, moments): the masters by name, and Adam's `{name}.exp_avg`, `.exp_avg_sq` and `{group}.step`; with
+        the moments, `{name}.average`."""
         weights: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
         for kind, group in self.groups.items():
@@ -149,6 +181,9 @@ class MasterAdam:
                     moments[f"{kind}.step"] = value
                 else:
                     moments |= {f"{name}.{slot}": part for name, part in group.split(value).items()}
+        if self.average is not None:
+            parts = self.groups["policy"].split(self.average)
+            moments |= {f"{name}.average": part for name, part in parts.items()}
         return weights, moments
 
     @torch.no_grad()
@@ -166,4 +201,7 @@ class MasterAdam:
                 state[slot] = torch.empty_like(group.master)
                 for name, part in group.split(state[slot]).items():
                     part.copy_(moments[f"{name}.{slot}"])
+        if self.average is not None:
+            for name, part in self.groups["policy"].split(self.average).items():
+                part.copy_(moments[f"{name}.average"])
         self.publish()

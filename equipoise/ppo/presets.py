@@ -10,10 +10,14 @@ from equipoise.errors import UserError
 from equipoise.policy.hub import hub_access
 from equipoise.policy.load import PolicyConfig
 from equipoise.policy.source import LLAMA_8B
+from equipoise.ppo.evaluate import EvaluationConfig
 from equipoise.ppo.machine import Machine, look
 from equipoise.ppo.run import RunConfig
 from equipoise.ppo.train import TrainConfig
 from equipoise.ppo.update import PPOConfig
+
+# Seconds on a GPU: the untrained model's rates, an evaluation at every checkpoint, the closing summary.
+MEASURED = EvaluationConfig(base_samples=5000, eval_sentences=260, final_sentences=1000)
 
 PRESETS = {
     # The guide, to the letter: its model, its prompt, its numbers.
@@ -21,12 +25,14 @@ PRESETS = {
         preset="guide",
         prompt="study",
         policy=PolicyConfig(model=LLAMA_8B, tuning="lora"),
+        evaluation=MEASURED,
     ),
     # The guide's numbers on a model that needs neither access nor a large card, and the prompt that can be learnt from.
     "bundled-gpu": TrainConfig(
         preset="bundled-gpu",
         prompt="describe",
         policy=PolicyConfig(model="bundled", tuning="full"),
+        evaluation=MEASURED,
         run=RunConfig(keep_checkpoints=3),
     ),
     # Minutes on two cores: adapters instead of all weights, which take a larger learning rate, and half the epochs. Of
@@ -37,6 +43,7 @@ PRESETS = {
         prompt="describe",
         steps=30,
         policy=PolicyConfig(model="bundled", tuning="lora"),
+        evaluation=EvaluationConfig(eval_sentences=60, final_sentences=100),
         ppo=PPOConfig(ppo_epochs=2, learning_rate=5e-4, warmup_steps=3),
         run=RunConfig(save_every=10, save_minutes=0.0, keep_checkpoints=2, sample_every=10),
     ),
