@@ -58,12 +58,18 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, config: SamplingConfig) -> Tensor
     """
     if config.temperature == 0:
         return logits_BV.argmax(-1)
+    return invert(weights(logits_BV, config), uniform_B)
+
+
+def weights(logits_BV: Tensor, config: SamplingConfig) -> Tensor:
+    """(B, V) float32: each token's probability at a temperature above 0, 0 outside the nucleus; so with top_p below 1
+    the sum is less than 1."""
     probs_BV = torch.softmax(logits_BV.float() / config.temperature, dim=-1)
     if config.top_p < 1:
         find = _threshold_by_bisection if probs_BV.is_cuda else _threshold_by_sorting
         least_B = find(probs_BV, config.top_p)
         probs_BV = torch.where(probs_BV >= least_B[:, None], probs_BV, 0.0)
-    return _invert(probs_BV, uniform_B)
+    return probs_BV
 
 
 def _threshold_by_sorting(probs_BV: Tensor, top_p: float) -> Tensor:
@@ -97,7 +103,7 @@ def _threshold_by_bisection(probs_BV: Tensor, top_p: float) -> Tensor:
     return low_B.view(torch.float32)
 
 
-def _invert(weights_BK: Tensor, uniform_B: Tensor) -> Tensor:
+def invert(weights_BK: Tensor, uniform_B: Tensor) -> Tensor:
     """(B,) index k with probability weights[k] / sum(weights), never one of weight 0."""
     cumulative_BK = weights_BK.double().cumsum(-1)
     total_B = cumulative_BK[:, -1]

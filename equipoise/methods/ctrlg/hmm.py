@@ -8,7 +8,6 @@ float32 on probabilities and not on logarithms, as plain matrix products.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -43,7 +42,8 @@ class HMM:
         return HMM(*own), metadata, tensors
 
 
-class Sequences(NamedTuple):
+@dataclass(frozen=True)
+class Sequences:
     """symbols_BT: (B, T) symbols, anything beyond lengths_B: (B,), all at least 1. prompts_B: (B,) which prompt each
     follows. weights_B: (B,) how much each counts."""
 
@@ -52,13 +52,13 @@ class Sequences(NamedTuple):
     prompts_B: Tensor
     weights_B: Tensor
 
-    def select(self, rows: Tensor) -> "Sequences":
-        return Sequences(*(x[rows] for x in self))
+    def select(self, rows: Tensor, scale: float = 1.0) -> "Sequences":
+        """The given rows, with weights `scale` times theirs."""
+        return Sequences(
+            self.symbols_BT[rows], self.lengths_B[rows], self.prompts_B[rows], self.weights_B[rows] * scale
+        )
 
-    def to(self, device: torch.device) -> "Sequences":
-        return Sequences(*(x.to(device) for x in self))
-
-    def __len__(self) -> int:  # type: ignore[override]
+    def __len__(self) -> int:
         return len(self.lengths_B)
 
 
@@ -180,16 +180,20 @@ def from_states(data: Sequences, states_BT: Tensor, shape: tuple[int, int, int])
 
 
 def k_means(points_ND: Tensor, clusters: int, generator: torch.Generator, rounds: int = 12) -> Tensor:
-    """(N,) cluster of each point: Lloyd's algorithm from distinct random points; an emptied cluster keeps its centre."""
+    """(K, D) centres: Lloyd's algorithm from distinct random points; an emptied cluster keeps its centre. Where there
+    are fewer points than clusters, the last centres repeat the first."""
     points_ND = points_ND.float()
-    first = torch.randperm(len(points_ND), generator=generator)[:clusters].to(points_ND.device)
-    centre_KD = points_ND[first]
-    nearest_N = torch.zeros(len(points_ND), dtype=torch.long, device=points_ND.device)
+    first = torch.randperm(len(points_ND), generator=generator).to(points_ND.device)
+    centres_KD = points_ND[first[torch.arange(clusters, device=first.device) % len(first)]]
     for _ in range(rounds):
-        half_K = centre_KD.square().sum(-1) / 2
-        nearest = [(half_K - part @ centre_KD.T).argmin(-1) for part in points_ND.split(16384)]
-        nearest_N = torch.cat(nearest)
-        sums_KD = torch.zeros_like(centre_KD).index_put_((nearest_N,), points_ND, accumulate=True)
-        sizes_K = torch.bincount(nearest_N, minlength=len(centre_KD))
-        centre_KD = torch.where(sizes_K[:, None] > 0, sums_KD / sizes_K.clamp(min=1)[:, None], centre_KD)
-    return nearest_N
+        nearest_N = nearest(points_ND, centres_KD)
+        sums_KD = torch.zeros_like(centres_KD).index_put_((nearest_N,), points_ND, accumulate=True)
+        sizes_K = torch.bincount(nearest_N, minlength=clusters)
+        centres_KD = torch.where(sizes_K[:, None] > 0, sums_KD / sizes_K.clamp(min=1)[:, None], centres_KD)
+    return centres_KD
+
+
+def nearest(points_ND: Tensor, centres_KD: Tensor) -> Tensor:
+    """(N,) the nearest centre of each point."""
+    half_K = centres_KD.square().sum(-1) / 2
+    return torch.cat([(half_K - part.float() @ centres_KD.T).argmin(-1) for part in points_ND.split(16384)])
