@@ -13,7 +13,6 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +31,8 @@ SMOOTHING = 0.5
 """Expected observations added to each distribution in the M step, once the sentences are counted."""
 
 
-class Free(NamedTuple):
+@dataclass(frozen=True)
+class Free:
     """Sentences that the model wrote freely. tokens_BT, lengths_B as in a Rollout; prompts_B which prompt each follows;
     logprobs_BT of each token in nats; features_BTD projections of the distribution *before* each token; mean_V the mean
     distribution over the places where a token was drawn."""
