@@ -7,6 +7,6 @@ so that compliance does not depend on the model; every sentence comes with its i
 """
 
 from equipoise.methods.ctrlg.config import CtrlGConfig
-from equipoise.methods.ctrlg.writer import CtrlG, Written
+from equipoise.methods.ctrlg.writer import CtrlG, Written, check_feasible
 
-__all__ = ["CtrlG", "CtrlGConfig", "Written"]
+__all__ = ["CtrlG", "CtrlGConfig", "Written", "check_feasible"]

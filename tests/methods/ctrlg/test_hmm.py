@@ -1,5 +1,6 @@
 """The hidden Markov model against enumeration of every path of states."""
 
+import dataclasses
 import itertools
 import math
 
@@ -80,10 +81,37 @@ def test_expected_counts_are_posteriors_over_all_paths(batch: int) -> None:
                 transition[before, after] += share
             for state, symbol in zip(path, symbols, strict=True):
                 emission[symbol, state] += share
-    counts = expected_counts(model, data(*ROWS), batch)
+    counts = expected_counts(model, data(*ROWS), batch=batch)
     torch.testing.assert_close(counts.initial_PH, initial, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(counts.transition_HH, transition, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(counts.emission_SH, emission, rtol=1e-5, atol=1e-6)
+
+
+def test_soft_counts_are_posteriors_given_what_came_before_each_place() -> None:
+    model = random_hmm(2)
+    others = torch.tensor([[[0, 1], [2, 2], [4, 3], [1, 0]], [[4, 2], [3, 4], [0, 0], [0, 0]]])
+    rows = [([0, 1, 2, 3], 0, 1.0), ([4, 4], 1, 0.5)]
+    sequences = dataclasses.replace(data(*rows), others_BTM=others)
+    initial, transition, emission = torch.zeros(P, H), torch.zeros(H, H), torch.zeros(S, H)
+    for row, (symbols, prompt, weight) in enumerate(rows):
+        for t in range(len(symbols)):
+            for other in others[row, t].tolist():
+                joint = paths(model, [*symbols[:t], other], prompt)
+                for path, p in joint.items():
+                    share = weight * p / sum(joint.values()) / 2
+                    if t == 0:
+                        initial[prompt, path[0]] += share
+                    else:
+                        transition[path[-2], path[-1]] += share
+                    emission[other, path[-1]] += share
+    counts = expected_counts(model, sequences, soft=1.0)
+    torch.testing.assert_close(counts.initial_PH, initial, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(counts.transition_HH, transition, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(counts.emission_SH, emission, rtol=1e-5, atol=1e-6)
+    hard = expected_counts(model, sequences)
+    mixed = expected_counts(model, sequences, soft=0.25)
+    torch.testing.assert_close(mixed.emission_SH, 0.75 * hard.emission_SH + 0.25 * counts.emission_SH)
+    torch.testing.assert_close(mixed.transition_HH, 0.75 * hard.transition_HH + 0.25 * counts.transition_HH)
 
 
 def test_each_full_step_raises_the_likelihood_and_recovers_the_symbols_frequencies() -> None:
