@@ -159,7 +159,7 @@ def sample_freely(
 
 
 def symbols(free: Free, class_V: NDArray[np.int32]) -> Tensor:
-    """(V,) symbol of each token: its own where it is expected once or more often, else one for all others of a class."""
+    """(V,) symbol of each token: its own where it is expected once or more, else one for all others of a class."""
     steps = torch.arange(free.tokens_BT.shape[1], device=free.tokens_BT.device)
     drawn_N = free.tokens_BT[steps < free.lengths_B[:, None]]
     expected_V = free.mean_V * len(drawn_N)

@@ -106,7 +106,7 @@ class CtrlG:
             "passes": config.em_passes,
             "seed": config.distil_seed,
         }
-        self._guide: CtrlGuide | None = None
+        self.guide: CtrlGuide | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class CtrlG:
         loaded = self._load()
         model, symbol_V, facts = loaded or self._distil(say)
         distilled = time.perf_counter()
-        self._guide = CtrlGuide(
+        self.guide = CtrlGuide(
             self.automaton,
             model,
             symbol_V,
@@ -193,13 +193,13 @@ class CtrlG:
         """The sentences of `keys` from `uniform_BT`, (B, max_new_tokens) float64 in [0, 1) as `prompted.uniforms`
         draws them. One batch: the caller cuts. Every sentence meets the constraint. Raises NonFiniteLogits, and
         RuntimeError where memory does not suffice."""
-        assert self._guide is not None, "prepare first"
+        assert self.guide is not None, "prepare first"
         rollout = sample(
             self.policy,
             [self.prompts[key.occupation] for key in keys],
             self.sampling,
             uniform_BT=uniform_BT,
-            guide=self._guide,
+            guide=self.guide,
         )
         assert bool(rollout.report["valid"].all()), "a sentence that the automaton does not accept"
         texts = sentences_of(self.policy.tokenizer, rollout, [key.occupation for key in keys])

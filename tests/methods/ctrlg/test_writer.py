@@ -1,4 +1,4 @@
-"""The writer from end to end on a tiny random model over whole words: distilled, cached, compliant, with true weights."""
+"""The writer from end to end on a tiny random model over words: distilled, cached, compliant, with true weights."""
 
 import math
 from pathlib import Path
