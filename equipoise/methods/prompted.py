@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -19,6 +19,17 @@ from equipoise.policy.sample import SamplingConfig, sample
 from equipoise.policy.source import Source, load_tokenizer, resolve
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import get_prompt
+
+
+class Written(NamedTuple):
+    """A sentence, and how many tokens its completion took, the stop token counted.
+
+    `log_weight`, of a method that knows it: log-probability under the base model minus that under the method, in nats.
+    """
+
+    text: str
+    tokens: int
+    log_weight: float | None = None
 
 
 class Prompted:
@@ -45,6 +56,7 @@ class Prompted:
         training = _training(self.source)
         self.prompt = get_prompt(prompt or training.get("prompt", "describe"))
         self.sampling, self.seed = sampling, seed
+        self.notices = self.source.notices
         self.device = pick_device(device)
         self.batch_size = batch_size or (1000 if self.device.type == "cuda" else 128)
         self.name = _name(self.source)
@@ -78,16 +90,16 @@ class Prompted:
         """Bring the weights into memory. Raises UserError."""
         self._policy = load_for_generation(self._config, self.prompt)
 
-    def __call__(self, keys: Sequence[Key], say: Callable[[str], None] = print) -> dict[Key, str]:
+    def __call__(self, keys: Sequence[Key], say: Callable[[str], None] = print) -> dict[Key, Written]:
         """The sentences of `keys`, in batches of `batch_size`, which is halved for good where memory does not suffice.
 
         Raises NonFiniteLogits; UserError if not even one sentence fits into memory.
         """
-        texts: dict[Key, str] = {}
-        while len(texts) < len(keys):
-            part = keys[len(texts) : len(texts) + self.batch_size]
+        written: dict[Key, Written] = {}
+        while len(written) < len(keys):
+            part = keys[len(written) : len(written) + self.batch_size]
             try:
-                texts |= zip(part, self._write(part), strict=True)
+                written |= zip(part, self._write(part), strict=True)
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
@@ -102,9 +114,9 @@ class Prompted:
             say(f"not enough memory for {len(part)} sentences at a time: going on with {self.batch_size}")
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-        return texts
+        return written
 
-    def _write(self, keys: Sequence[Key]) -> list[str]:
+    def _write(self, keys: Sequence[Key]) -> list[Written]:
         assert self._policy is not None
         rollout = sample(
             self._policy,
@@ -112,10 +124,11 @@ class Prompted:
             self.sampling,
             uniform_BT=uniforms(self.seed, keys, self.sampling.max_new_tokens),
         )
-        return sentences_of(self._policy.tokenizer, rollout, [key.occupation for key in keys])
+        texts = sentences_of(self._policy.tokenizer, rollout, [key.occupation for key in keys])
+        return [Written(text, tokens) for text, tokens in zip(texts, rollout.lengths_B.tolist(), strict=True)]
 
 
-def uniforms(seed: int, keys: Sequence[Key], steps: int) -> Tensor:
+def uniforms(seed: int | str, keys: Sequence[Key], steps: int) -> Tensor:
     """(B, steps) float64 in [0, 1): the random numbers of each key, from the seed and the key alone.
 
     53 bits of SHAKE-256 each, so no version of any library changes them; asking for more steps keeps the first ones.

@@ -46,7 +46,7 @@ class TrainConfig:
 
     preset: str = "bundled-cpu"
     prompt: str = "describe"
-    """`study`, `describe`, `raw`, or your own as NAME=INSTRUCTION with {occupation} in it."""
+    """`study`, `describe`, `require`, `raw`, or your own as NAME=INSTRUCTION with {occupation} in it."""
     system: str = ""
     """System message. Empty on purpose: some templates put one of their own that contains a term the reward pays
     for."""

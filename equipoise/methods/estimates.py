@@ -1,0 +1,70 @@
+"""Shares of draws with their intervals."""
+
+import math
+from collections.abc import Mapping
+from statistics import NormalDist
+from typing import Any, Literal
+
+from equipoise.methods.completions import Key
+from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
+from equipoise.protocol.reward import strict_success
+
+Z_95 = NormalDist().inv_cdf(0.975)
+
+Event = Literal["both", "strict"]
+EVENTS = {"both": "both classes", "strict": "strict success"}
+
+
+def passes(text: str, event: Event) -> bool:
+    """`both`: terms of both classes; `strict`: that, and 8 to 15 words, and one complete sentence."""
+    return LEXICON.match(text).both if event == "both" else strict_success(text)
+
+
+def wilson(successes: int, draws: int, z: float = Z_95) -> tuple[float, float]:
+    """Wilson's score interval for a probability (E. B. Wilson 1927, JASA 22), by default of 95 %.
+
+    The probabilities p with |p̂ − p| ≤ z·√(p(1−p)/draws); (0, 1) without draws.
+    """
+    if draws == 0:
+        return 0.0, 1.0
+    share, extra = successes / draws, z * z / draws
+    middle = (share + extra / 2) / (1 + extra)
+    half = z * math.sqrt(share * (1 - share) / draws + extra / (4 * draws)) / (1 + extra)
+    # At the ends the bound is the share itself, which rounding would miss by a hair.
+    return (0.0 if successes == 0 else middle - half, 1.0 if successes == draws else middle + half)
+
+
+def share(successes: int, draws: int) -> dict[str, Any]:
+    """A share with its counts and Wilson interval; its value is null without draws."""
+    low, high = wilson(successes, draws)
+    value = successes / draws if draws else None
+    return {"value": value, "low": low, "high": high, "accepted": successes, "drawn": draws}
+
+
+def yields(texts: Mapping[Key, str], event: Event) -> dict[str, Any]:
+    """The share that passes: of all draws, of each occupation's, and as an estimate of p0.
+
+    An occupation that has enough is drawn no more, so all draws together weigh the hard ones heavily. For p0, every
+    occupation counts alike: it is the share among the first D draws of each, D being the fewest that any has.
+    """
+    passed: dict[str, list[int]] = {occupation: [] for occupation in OCCUPATIONS}
+    drawn = dict.fromkeys(OCCUPATIONS, 0)
+    for key, text in texts.items():
+        drawn[key.occupation] += 1
+        if passes(text, event):
+            passed[key.occupation].append(key.run_id)
+    first = min(drawn.values())
+    balanced = share(sum(run <= first for runs in passed.values() for run in runs), first * len(OCCUPATIONS))
+    p0 = {
+        "value": balanced["value"],
+        "low": balanced["low"],
+        "high": balanced["high"],
+        "n": balanced["drawn"],
+        "event": EVENTS[event],
+        "how": f"share of the first {first:,} draws of each of {len(OCCUPATIONS)} occupations, 95 % Wilson interval",
+    }
+    return {
+        "p0": p0 if first else None,
+        "yield": share(sum(map(len, passed.values())), sum(drawn.values())),
+        "yields": {occupation: share(len(passed[occupation]), drawn[occupation]) for occupation in OCCUPATIONS},
+    }
