@@ -1,23 +1,20 @@
-"""Shares of draws with their intervals."""
+"""Shares of draws with their intervals, and a first look beside the public study's."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any
 
 from equipoise.methods.completions import Key
 from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
-from equipoise.protocol.reward import strict_success
+from equipoise.protocol.reward import Event, complies
 
 Z_95 = NormalDist().inv_cdf(0.975)
 
-Event = Literal["both", "strict"]
-EVENTS = {"both": "both classes", "strict": "strict success"}
+STUDY = "99.87 ± 0.15 % both classes, entropy 3.284 bits, 100 pairs, perplexity 67.8, n 15,000"
+"""What the public study (arXiv 2510.22084) reports of its own: LoRA on 750 template sentences."""
 
-
-def passes(text: str, event: Event) -> bool:
-    """`both`: terms of both classes; `strict`: that, and 8 to 15 words, and one complete sentence."""
-    return LEXICON.match(text).both if event == "both" else strict_success(text)
+EVENTS: dict[Event, str] = {"both": "both classes", "strict": "strict success"}
 
 
 def wilson(successes: int, draws: int, z: float = Z_95) -> tuple[float, float]:
@@ -51,7 +48,7 @@ def yields(texts: Mapping[Key, str], event: Event) -> dict[str, Any]:
     drawn = dict.fromkeys(OCCUPATIONS, 0)
     for key, text in texts.items():
         drawn[key.occupation] += 1
-        if passes(text, event):
+        if complies(text, event):
             passed[key.occupation].append(key.run_id)
     first = min(drawn.values())
     balanced = share(sum(run <= first for runs in passed.values() for run in runs), first * len(OCCUPATIONS))
@@ -68,3 +65,28 @@ def yields(texts: Mapping[Key, str], event: Event) -> dict[str, Any]:
         "yield": share(sum(map(len, passed.values())), sum(drawn.values())),
         "yields": {occupation: share(len(passed[occupation]), drawn[occupation]) for occupation in OCCUPATIONS},
     }
+
+
+def beside_the_study(texts: Sequence[str]) -> str:
+    """Two lines: the public study's result for supervised fine-tuning, and the same numbers of `texts`.
+
+    Entropy is that of the terms' occurrences in bits, the mean of both lists; pairs are of a sentence's first terms.
+    """
+    matches = [LEXICON.match(text) for text in texts]
+    both = [match for match in matches if match.both]
+    pairs = {(match.agentic[0], match.communal[0]) for match in both}
+    entropy = sum(
+        _entropy([sum(match.counts.get(term, 0) for match in matches) for term in terms])
+        for terms in (LEXICON.agentic, LEXICON.communal)
+    )
+    share = 100 * len(both) / len(texts) if texts else 0.0
+    return (
+        f"the study's SFT  {STUDY}\n"
+        f"this model       {share:.2f} % both classes, entropy {entropy / 2:.3f} bits, {len(pairs)} pairs, perplexity: "
+        f"equipoise evaluate, n {len(texts):,}"
+    )
+
+
+def _entropy(counts: Sequence[int]) -> float:
+    total = sum(counts)
+    return -sum(count / total * math.log2(count / total) for count in counts if count) if total else 0.0

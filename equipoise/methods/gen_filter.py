@@ -13,10 +13,11 @@ from typing import Any
 
 from equipoise.methods.completions import COMPARED, Completions, Key
 from equipoise.methods.costs import Costs
-from equipoise.methods.estimates import Z_95, Event, passes, yields
+from equipoise.methods.estimates import Z_95, yields
 from equipoise.methods.generate import NONFINITE_EXIT, Outcome, Writer, write_rows
 from equipoise.ppo.signals import StopSignals
 from equipoise.protocol.lexicon import OCCUPATIONS
+from equipoise.protocol.reward import Event, complies
 
 DRAWS_PER_ROW = 20
 """The default budget, per sentence that is wanted."""
@@ -47,7 +48,7 @@ class Draws:
         while batch := self._next():
             yield batch
             for key in batch:
-                self._passed[key.occupation] += passes(self._texts[key], self._event)
+                self._passed[key.occupation] += complies(self._texts[key], self._event)
 
     def _next(self) -> list[Key]:
         short = [occupation for occupation in OCCUPATIONS if self._passed[occupation] < self._n]
@@ -117,7 +118,7 @@ def select(texts: Mapping[Key, str], n: int, event: Event) -> dict[Key, str]:
     kept: dict[Key, str] = {}
     counts = dict.fromkeys(OCCUPATIONS, 0)
     for key in sorted(texts):
-        if counts[key.occupation] < n and passes(texts[key], event):
+        if counts[key.occupation] < n and complies(texts[key], event):
             counts[key.occupation] += 1
             kept[Key(key.occupation, counts[key.occupation])] = texts[key]
     return kept

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from equipoise.errors import UserError
 from equipoise.methods.completions import COMPARED, Completions, all_keys
 from equipoise.methods.costs import Costs
-from equipoise.methods.estimates import Event, passes
 from equipoise.methods.gen_filter import DRAWS_PER_ROW, gen_filter
 from equipoise.methods.generate import TRAINED, GenerateConfig, Outcome, check_trained, tell_of_batch, write_all
 from equipoise.ppo.signals import StopSignals
 from equipoise.protocol.lexicon import OCCUPATIONS
+from equipoise.protocol.reward import Event, complies
 
 if TYPE_CHECKING:
     from equipoise.methods.prompted import Prompted
@@ -89,7 +89,7 @@ def sample(
             costs = Costs(config.output, config.method, file.texts)
             outcome = write_all(writer, file, all_keys(config.n), stop, say, progress, costs)
             if outcome.status == "done":
-                accepted = sum(passes(text, "both") for text in outcome.texts.values())
+                accepted = sum(complies(text, "both") for text in outcome.texts.values())
                 costs.close(rows=len(outcome.texts), accepted=accepted)
             return outcome
 

@@ -3,6 +3,7 @@
 import sys
 
 from equipoise.methods.command import Progress, summary
+from equipoise.methods.estimates import beside_the_study
 from equipoise.methods.sample import SampleConfig, sample
 from equipoise.options import parse
 
@@ -21,5 +22,7 @@ def main(argv: list[str]) -> int:
     if outcome.texts:
         print(summary(outcome.texts))
     if outcome.status == "done":
+        if config.method == "sft":
+            print(beside_the_study(list(outcome.texts.values())))
         print(f"{config.output} is complete: {len(outcome.texts)} rows")
     return outcome.exit_code

@@ -30,7 +30,7 @@ from equipoise.ppo.optimizer import MasterAdam
 from equipoise.ppo.run import Run, RunConfig, flatten
 from equipoise.ppo.signals import StopSignals
 from equipoise.ppo.update import Experience, PPOConfig, RowLimit, mini_batches, update
-from equipoise.ppo.warm_start import WarmStartConfig, collect, supervise
+from equipoise.ppo.warm_start import WarmStartConfig, warm_start
 from equipoise.protocol import reward as protocol
 from equipoise.protocol.lexicon import HOLDOUT, OCCUPATIONS
 from equipoise.protocol.prompts import get_prompt
@@ -142,11 +142,11 @@ def train(config: TrainConfig, reward_fn: RewardFunction | None = None, *, overw
         optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=config.ppo.adam_eps)
         if run.resumed is not None:
             run.restore(run.resumed, optimizer, state)
-        elif config.warm_start.warm_start != "off":
-            examples = collect(policy, config.warm_start, prompts, config.sampling, generator, config.ppo.batch_size)
-            supervise(
-                policy, examples, config.warm_start, generator, packed=config.scoring == "packed", say=run.log.say
-            )
+        elif config.warm_start.wanted:
+            warm_start(
+                policy, config.warm_start, prompts, config.sampling, generator, config.ppo.batch_size,
+                packed=config.scoring == "packed", say=run.log.say,
+            )  # fmt: skip
             optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=config.ppo.adam_eps)
             # Every new optimizer moves the weights: what was recorded before reads them where they no longer are.
             policy.graphs.clear()
