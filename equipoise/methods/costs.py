@@ -6,7 +6,8 @@ filter asks, for gen-filter); `generations_per_accepted`, null where none was; `
 
 - `kl`: KL from the method's distribution to the base model's under the base prompt, nats per sentence, as
   {value, low, high, how}, the bounds being a 95 % interval's;
-- `p0`: the probability that the base model's sentence complies, as {value, low, high, n, event, how};
+- `p0`: the probability that the base model's sentence complies, as {value, low, high, n, event, how},
+  the event being `both` classes or `strict` success;
 - `ess`: effective sample size of the importance weights of a method that weights its sentences, and `log_weights`,
   those weights in nats, by occupation in the order of RunID.
 

@@ -14,8 +14,6 @@ Z_95 = NormalDist().inv_cdf(0.975)
 STUDY = "99.87 ± 0.15 % both classes, entropy 3.284 bits, 100 pairs, perplexity 67.8, n 15,000"
 """What the public study (arXiv 2510.22084) reports of its own: LoRA on 750 template sentences."""
 
-EVENTS: dict[Event, str] = {"both": "both classes", "strict": "strict success"}
-
 
 def wilson(successes: int, draws: int, z: float = Z_95) -> tuple[float, float]:
     """Wilson's score interval for a probability (E. B. Wilson 1927, JASA 22), by default of 95 %.
@@ -57,7 +55,7 @@ def yields(texts: Mapping[Key, str], event: Event) -> dict[str, Any]:
         "low": balanced["low"],
         "high": balanced["high"],
         "n": balanced["drawn"],
-        "event": EVENTS[event],
+        "event": event,
         "how": f"share of the first {first:,} draws of each of {len(OCCUPATIONS)} occupations, 95 % Wilson interval",
     }
     return {

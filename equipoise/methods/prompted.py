@@ -1,10 +1,11 @@
 """Sentences that a model writes under a prompt: the trained policy's, or as a baseline an untrained model's."""
 
+import gc
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -19,6 +20,8 @@ from equipoise.policy.sample import SamplingConfig, sample
 from equipoise.policy.source import Source, load_tokenizer, resolve
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import get_prompt
+
+Result = TypeVar("Result")
 
 
 class Written(NamedTuple):
@@ -54,7 +57,11 @@ class Prompted:
         self.source = resolve(model)
         self._config = PolicyConfig(model, dtype=dtype, device=device, use_8bit=use_8bit)
         training = _training(self.source)
-        self.prompt = get_prompt(prompt or training.get("prompt", "describe"))
+        self.base_model: str | None = training.get("model")
+        """The model that this one was trained from here, if it was."""
+        self.prompt_spec = prompt or training.get("prompt", "describe")
+        """As an option names it, an instruction of one's own included."""
+        self.prompt = get_prompt(self.prompt_spec)
         self.sampling, self.seed = sampling, seed
         self.notices = self.source.notices
         self.device = pick_device(device)
@@ -63,8 +70,8 @@ class Prompted:
         self.label = "RLHF" if training else "Prompt-Only"
         system = training.get("system", "")
         tokenizer = load_tokenizer(self.source)
-        self._prompts = {o: prompt_ids(tokenizer, self.prompt, o, system) for o in OCCUPATIONS}
-        self._policy: Policy | None = None
+        self.prompts = {o: prompt_ids(tokenizer, self.prompt, o, system) for o in OCCUPATIONS}
+        self.policy: Policy | None = None
         self.settings = {
             "weights": fingerprint(self.source),
             "prompt": self.prompt.name,
@@ -88,23 +95,36 @@ class Prompted:
 
     def load(self) -> None:
         """Bring the weights into memory. Raises UserError."""
-        self._policy = load_for_generation(self._config, self.prompt)
+        self.policy = load_for_generation(self._config, self.prompt)
+
+    def unload(self) -> None:
+        """Give the memory back."""
+        self.policy = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def __call__(self, keys: Sequence[Key], say: Callable[[str], None] = print) -> dict[Key, Written]:
-        """The sentences of `keys`, in batches of `batch_size`, which is halved for good where memory does not suffice.
+        """The sentences of `keys`. Raises NonFiniteLogits; UserError if not even one fits into memory."""
+        return dict(zip(keys, self.in_parts(keys, self._write, say), strict=True))
 
-        Raises NonFiniteLogits; UserError if not even one sentence fits into memory.
-        """
-        written: dict[Key, Written] = {}
-        while len(written) < len(keys):
-            part = keys[len(written) : len(written) + self.batch_size]
+    def in_parts(
+        self, keys: Sequence[Key], work: Callable[[Sequence[Key]], Sequence[Result]], say: Callable[[str], None]
+    ) -> list[Result]:
+        """What `work` makes of the keys, `batch_size` at a time, which is halved for good where memory does not
+        suffice. Raises what `work` raises; UserError if not even one key fits into memory."""
+        results: list[Result] = []
+        done = 0
+        while done < len(keys):
+            part = keys[done : done + self.batch_size]
             try:
-                written |= zip(part, self._write(part), strict=True)
+                results += work(part)
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
                 self.batch_size = len(part) // 2
             else:
+                done += len(part)
                 continue
             # Outside the except block: the error keeps the failed batch's tensors alive.
             if self.batch_size == 0:
@@ -114,17 +134,17 @@ class Prompted:
             say(f"not enough memory for {len(part)} sentences at a time: going on with {self.batch_size}")
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-        return written
+        return results
 
     def _write(self, keys: Sequence[Key]) -> list[Written]:
-        assert self._policy is not None
+        assert self.policy is not None
         rollout = sample(
-            self._policy,
-            [self._prompts[key.occupation] for key in keys],
+            self.policy,
+            [self.prompts[key.occupation] for key in keys],
             self.sampling,
             uniform_BT=uniforms(self.seed, keys, self.sampling.max_new_tokens),
         )
-        texts = sentences_of(self._policy.tokenizer, rollout, [key.occupation for key in keys])
+        texts = sentences_of(self.policy.tokenizer, rollout, [key.occupation for key in keys])
         return [Written(text, tokens) for text, tokens in zip(texts, rollout.lengths_B.tolist(), strict=True)]
 
 
@@ -176,7 +196,8 @@ def _training(source: Source) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))["config"]
         prompt, system = config["prompt"], config.get("system", "")
         if isinstance(prompt, str) and isinstance(system, str):
-            return {"prompt": prompt, "system": system}
+            model = config.get("policy", {}).get("model")
+            return {"prompt": prompt, "system": system, "model": model if isinstance(model, str) else None}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     raise UserError(

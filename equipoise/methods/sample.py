@@ -1,5 +1,6 @@
 """The sentences of one method, beside other methods' in a comparison: `equipoise sample`."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from equipoise.errors import UserError
 from equipoise.methods.completions import COMPARED, Completions, all_keys
 from equipoise.methods.costs import Costs
+from equipoise.methods.estimates import yields
 from equipoise.methods.gen_filter import DRAWS_PER_ROW, gen_filter
 from equipoise.methods.generate import TRAINED, GenerateConfig, Outcome, check_trained, tell_of_batch, write_all
 from equipoise.ppo.signals import StopSignals
@@ -54,11 +56,25 @@ class SampleConfig(GenerateConfig):
     and are one complete sentence."""
     budget: int | None = None
     """The most that gen-filter draws, all occupations together. Default: 20 for each sentence that is wanted."""
+    base_model: str | None = None
+    """The model that the KL is measured to. Default: the one that a trained model was trained from, else the model."""
+    base_prompt: str | None = None
+    """The prompt of the base model. Default: --prompt, or the one that the model was trained with."""
+    kl_sentences: int | None = None
+    """Sentences from which the KL to the base model is estimated. Default: 25 of each occupation, or n where that is
+    less; 0 leaves it out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.kl_sentences is not None and self.kl_sentences < 0:
+            raise UserError(f"--kl-sentences {self.kl_sentences} must be 0 or more; 500 is usual")
         if self.budget is not None and self.budget < 1:
             raise UserError(f"--budget {self.budget} must be at least 1: it counts draws, 20 x 20 x n by default")
+
+    @property
+    def kl_runs(self) -> int:
+        """Sentences of each occupation for the estimate of the KL."""
+        return min(25, self.n) if self.kl_sentences is None else -(-self.kl_sentences // len(OCCUPATIONS))
 
     @property
     def draws(self) -> int:
@@ -90,8 +106,36 @@ def sample(
             outcome = write_all(writer, file, all_keys(config.n), stop, say, progress, costs)
             if outcome.status == "done":
                 accepted = sum(complies(text, "both") for text in outcome.texts.values())
-                costs.close(rows=len(outcome.texts), accepted=accepted)
+                known = _distance(config, writer, outcome, costs, say)
+                costs.close(rows=len(outcome.texts), accepted=accepted, **known)
             return outcome
+
+
+def _distance(
+    config: SampleConfig, writer: "Prompted", outcome: Outcome, costs: Costs, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What is known of the way to the base model: `kl`, and `p0` where the sentences are its own."""
+    runs = config.kl_runs
+    # A trained model belongs to the prompt it was trained with; whatever else prompt-best asks, its base is --prompt.
+    own = config.prompt if config.method == "prompt-best" else config.prompt or writer.prompt_spec
+    base = _prompted(config, config.base_model or writer.base_model or writer.source.given, config.base_prompt or own)
+    if base.settings == writer.settings:
+        known = {name: yields(outcome.texts, "both")[name] for name in ("p0", "yield")}
+        return known | {"kl": {"value": 0.0, "low": 0.0, "high": 0.0, "how": "it is the base model and its prompt"}}
+    if "kl" in costs.document or runs == 0:
+        return {}
+    from equipoise.methods.kl import kl_to_base
+    from equipoise.policy.sample import NonFiniteLogits
+
+    say(f"estimating the KL to {base.name} under the prompt {base.prompt.name}")
+    began = time.perf_counter()
+    try:
+        kl = kl_to_base(writer, base, runs, say)
+    except (UserError, NonFiniteLogits) as error:
+        say(f"the KL is left out: {error}")
+        return {}
+    say(f"KL {kl['value']:.2f} nats per sentence ({kl['low']:.2f} to {kl['high']:.2f})")
+    return {"kl": kl, "kl_seconds": round(time.perf_counter() - began, 3)}
 
 
 def _writer(config: SampleConfig) -> "Prompted":
@@ -102,12 +146,16 @@ def _writer(config: SampleConfig) -> "Prompted":
         check_trained(model)
         if model == SUPERVISED and not Path(model).exists():
             raise UserError(f"there is no model in {model} yet: make it with equipoise sft, or name one with --model")
+    return _prompted(config, model, config.best_prompt if config.method == "prompt-best" else config.prompt)
+
+
+def _prompted(config: SampleConfig, model: str, prompt: str | None) -> "Prompted":
     from equipoise.methods.prompted import Prompted
     from equipoise.policy.sample import SamplingConfig
 
     return Prompted(
         model,
-        prompt=config.best_prompt if config.method == "prompt-best" else config.prompt,
+        prompt=prompt,
         sampling=SamplingConfig(config.temperature, config.top_p, config.max_new_tokens),
         seed=config.seed,
         device=config.device,

@@ -145,7 +145,8 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     assert (folder / WEIGHTS).exists()
     say(f"the model is in {folder}: equipoise sample --method sft --model {folder} writes sentences with it")
     if config.check:
-        say(_check(policy, prompts, config))
+        for line in _check(policy, prompts, config).splitlines():
+            say(line)
     return folder
 
 
