@@ -18,7 +18,7 @@ from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 
 if TYPE_CHECKING:
-    from equipoise.policy.sample import SamplingConfig
+    from equipoise.policy.sample import Guide, SamplingConfig
 
 LOOK_EVERY = 4  # tokens between looks at who has finished
 NODES = 64  # prompt nodes are padded to multiples of this
@@ -30,7 +30,10 @@ class StaticDecoder:
     Cache per row: 2 × layers × key heads × (width + new tokens) × head size values in the compute dtype.
     """
 
-    def __init__(self, policy: Policy, rows: int, width: int, config: "SamplingConfig") -> None:
+    def __init__(
+        self, policy: Policy, rows: int, width: int, config: "SamplingConfig", guide: "Guide | None" = None
+    ) -> None:
+        self.guide = guide.open(rows) if guide is not None else None
         self.policy, self.config, self.width = policy, config, width
         device, steps = policy.device, config.max_new_tokens
         self.attention = [m for m in policy.model.modules() if hasattr(m, "layer_idx") and hasattr(m, "k_proj")]
@@ -73,12 +76,15 @@ class StaticDecoder:
         for buffer in (self.tokens_BT, self.lengths_B, self.finished_B, self.step):
             buffer.zero_()
         self.finite.fill_(True)
+        if self.guide is not None:
+            self.guide.start(prompts)
         for t in range(self.config.max_new_tokens):
             graphs((mine, "token"), self._token)
             if t % LOOK_EVERY == LOOK_EVERY - 1 and bool(self.finished_B.all()):
                 break
         tokens_BT, lengths_B, finished_B = self.tokens_BT.clone(), self.lengths_B.clone(), self.finished_B.clone()
-        return Rollout([list(p) for p in prompts], tokens_BT, lengths_B, finished_B), bool(self.finite)
+        report = self.guide.report() if self.guide is not None else {}
+        return Rollout([list(p) for p in prompts], tokens_BT, lengths_B, finished_B, report), bool(self.finite)
 
     def _prompts(
         self, tokens_M: Tensor, depths_M: Tensor, places_M: Tensor, fill_BP: Tensor, last_B: Tensor
@@ -100,7 +106,10 @@ class StaticDecoder:
 
         self.finite &= self.logits_BV.isfinite().all()
         uniform_B = self.uniform_BT.gather(1, self.step.expand(len(self.uniform_BT), 1)).squeeze(1)
-        token_B = draw(self.logits_BV, uniform_B, self.config)
+        if self.guide is None:
+            token_B = draw(self.logits_BV, uniform_B, self.config)
+        else:
+            token_B = self.guide.draw(self.logits_BV, uniform_B)
         live_B = ~self.finished_B
         token_B = torch.where(live_B, token_B, 0)
         self.tokens_BT.index_copy_(1, self.step, token_B[:, None])

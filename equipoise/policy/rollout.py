@@ -1,7 +1,7 @@
 """What was sampled: prompts and completions of one batch, with real lengths."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,12 +13,14 @@ class Rollout:
 
     prompts: B lists of token ids. tokens_BT: (B, T) sampled ids, 0 beyond the length. lengths_B: (B,) real tokens, the
     stop token counted. finished_B: (B,) True where the last real token is a stop token, False where the limit cut it.
+    report: what a guide has to say of each completion, by name: (B, …).
     """
 
     prompts: Sequence[Sequence[int]]
     tokens_BT: Tensor
     lengths_B: Tensor
     finished_B: Tensor
+    report: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def mask_BT(self) -> Tensor:
@@ -38,10 +40,12 @@ class Rollout:
     def select(self, rows: Tensor) -> "Rollout":
         """The given rows, in the given order."""
         prompts = [self.prompts[i] for i in rows.tolist()]
-        return Rollout(prompts, self.tokens_BT[rows], self.lengths_B[rows], self.finished_B[rows])
+        report = {name: x[rows] for name, x in self.report.items()}
+        return Rollout(prompts, self.tokens_BT[rows], self.lengths_B[rows], self.finished_B[rows], report)
 
     def cpu(self) -> "Rollout":
-        return Rollout(self.prompts, self.tokens_BT.cpu(), self.lengths_B.cpu(), self.finished_B.cpu())
+        report = {name: x.cpu() for name, x in self.report.items()}
+        return Rollout(self.prompts, self.tokens_BT.cpu(), self.lengths_B.cpu(), self.finished_B.cpu(), report)
 
     def __len__(self) -> int:
         return len(self.prompts)

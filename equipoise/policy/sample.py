@@ -5,8 +5,9 @@ came out negative. One uniform number per (completion, token), drawn in advance,
 depends neither on how rows are batched nor on which finished rows have been dropped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -57,12 +58,18 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, config: SamplingConfig) -> Tensor
     """
     if config.temperature == 0:
         return logits_BV.argmax(-1)
+    return invert(weights(logits_BV, config), uniform_B)
+
+
+def weights(logits_BV: Tensor, config: SamplingConfig) -> Tensor:
+    """(B, V) float32: each token's probability at a temperature above 0, 0 outside the nucleus; so with top_p below 1
+    the sum is less than 1."""
     probs_BV = torch.softmax(logits_BV.float() / config.temperature, dim=-1)
     if config.top_p < 1:
         find = _threshold_by_bisection if probs_BV.is_cuda else _threshold_by_sorting
         least_B = find(probs_BV, config.top_p)
         probs_BV = torch.where(probs_BV >= least_B[:, None], probs_BV, 0.0)
-    return _invert(probs_BV, uniform_B)
+    return probs_BV
 
 
 def _threshold_by_sorting(probs_BV: Tensor, top_p: float) -> Tensor:
@@ -96,7 +103,7 @@ def _threshold_by_bisection(probs_BV: Tensor, top_p: float) -> Tensor:
     return low_B.view(torch.float32)
 
 
-def _invert(weights_BK: Tensor, uniform_B: Tensor) -> Tensor:
+def invert(weights_BK: Tensor, uniform_B: Tensor) -> Tensor:
     """(B,) index k with probability weights[k] / sum(weights), never one of weight 0."""
     cumulative_BK = weights_BK.double().cumsum(-1)
     total_B = cumulative_BK[:, -1]
@@ -104,6 +111,30 @@ def _invert(weights_BK: Tensor, uniform_B: Tensor) -> Tensor:
     point_B = torch.minimum(uniform_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
     index_B = torch.searchsorted(cumulative_BK, point_B[:, None], right=True).squeeze(-1)
     return index_B.clamp(max=weights_BK.shape[-1] - 1)
+
+
+class GuideState(Protocol):
+    """A guide at work on B completions. Its tensors lie on the policy's device and keep their addresses."""
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Begin B new completions, one for each prompt."""
+
+    def draw(self, logits_BV: Tensor, uniform_B: Tensor, rows: Tensor | None = None) -> Tensor:
+        """(B,) the next token of each row, in place of `draw`. Called once a step. `rows` says which completions are
+        still written, None that all B are there; finished ones among them go on being asked, and are ignored.
+
+        Must be a function of tensors that never looks at a value, as it is recorded in a CUDA graph. That runs it
+        before `start`."""
+
+    def report(self) -> Mapping[str, Tensor]:
+        """What to put into `Rollout.report`: copies, (B, …)."""
+
+
+class Guide(Protocol):
+    """Draws the tokens in place of `draw`: to steer what is written, or to note what the model thinks on the way."""
+
+    def open(self, rows: int) -> GuideState:
+        """A state for so many completions; the same one when asked again."""
 
 
 class NonFiniteLogits(RuntimeError):
@@ -118,9 +149,11 @@ def sample(
     generator: torch.Generator | None = None,
     *,
     uniform_BT: Tensor | None = None,
+    guide: Guide | None = None,
 ) -> Rollout:
     """One completion per prompt (repeat a prompt for several). `generator` is a CPU generator: the same seed draws the
     same numbers on every device. Instead of it, `uniform_BT` gives the numbers: (B, max_new_tokens) float64 in [0, 1).
+    A `guide` draws in place of `draw`.
 
     Each distinct prompt is run once and its cache copied to its rows. Raises NonFiniteLogits. On a GPU `decode` does
     the same from CUDA graphs; what follows here is the plain twin.
@@ -131,7 +164,10 @@ def sample(
         uniform_BT = torch.rand(len(prompts), steps, generator=generator, dtype=torch.float64)
     uniform_BT = uniform_BT.to(device)
     if policy.graphs.enabled and policy.model.config._attn_implementation == TRIE_ATTENTION:
-        return sample_static(policy, prompts, config, uniform_BT)
+        return sample_static(policy, prompts, config, uniform_BT, guide)
+    state = guide.open(len(prompts)) if guide is not None else None
+    if state is not None:
+        state.start(prompts)
     distinct = sorted({tuple(p) for p in prompts})
     place = {p: i for i, p in enumerate(distinct)}
     prompt_of_B = torch.tensor([place[tuple(p)] for p in prompts], device=device)
@@ -161,7 +197,10 @@ def sample(
     for t in range(steps):
         if not bool(logits_BV.isfinite().all()):
             raise NonFiniteLogits(f"non-finite logits while sampling token {t + 1}")
-        token = draw(logits_BV, uniform_BT[rows, t], config)
+        if state is None:
+            token = draw(logits_BV, uniform_BT[rows, t], config)
+        else:
+            token = state.draw(logits_BV, uniform_BT[rows, t], rows)
         live = ~finished_B[rows]
         tokens_BT[rows, t] = torch.where(live, token, 0)
         taken_B[rows] += live
@@ -180,19 +219,24 @@ def sample(
             past_key_values=cache,
             use_cache=True,
         ).logits[:, -1]
-    return Rollout([list(p) for p in prompts], tokens_BT, taken_B, finished_B)
+    report = state.report() if state is not None else {}
+    return Rollout([list(p) for p in prompts], tokens_BT, taken_B, finished_B, report)
 
 
 def sample_static(
-    policy: Policy, prompts: Sequence[Sequence[int]], config: SamplingConfig, uniform_BT: Tensor
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    config: SamplingConfig,
+    uniform_BT: Tensor,
+    guide: Guide | None = None,
 ) -> Rollout:
     """`sample` through a `StaticDecoder`, kept for the next call of the same size. Raises NonFiniteLogits."""
     width = round_up(max(map(len, prompts)), 16)
     rows = len(prompts) if len(prompts) <= 64 else round_up(len(prompts), 64)
-    key = (rows, width, config)
+    key = (rows, width, config, guide)
     decoder = policy.decoders.get(key)
     if decoder is None:
-        decoder = policy.decoders[key] = StaticDecoder(policy, rows, width, config)
+        decoder = policy.decoders[key] = StaticDecoder(policy, rows, width, config, guide)
     spare = rows - len(prompts)
     filled = [*prompts, *[prompts[0]] * spare]
     rollout, finite = decoder(filled, torch.cat([uniform_BT, uniform_BT[:1].expand(spare, -1)]))

@@ -1,0 +1,46 @@
+"""What is demanded of a sentence, and how the hidden Markov model is made."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from equipoise.errors import UserError
+from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS
+
+
+@dataclass(frozen=True)
+class CtrlGConfig:
+    """The constraint, the guidance, and the distillation of the language model into a hidden Markov model (HMM)."""
+
+    terms: Literal["both", "any"] = "both"
+    """`both`: a term of each class; `any`: at least one term of either."""
+    shape: Literal["strict", "free"] = "strict"
+    """`strict`: one complete sentence of min-words to max-words words; `free`: only the terms are demanded."""
+    min_words: int = MIN_WORDS
+    """Fewest words, the prefix `The X was` counted."""
+    max_words: int = MAX_WORDS
+    """Most words, the prefix counted."""
+    guidance: float = 1.0
+    """Exponent of the look-ahead. 1 is Ctrl-G; 0 only forbids what can no longer become a valid sentence. Weights stay
+    correct for any value."""
+    hidden_states: int | None = None
+    """States of the HMM. Default: 1024 on a GPU, 256 on a CPU."""
+    distil_sentences: int | None = None
+    """Sentences that are sampled freely from the model to make the HMM. Default: 100,000 on a GPU, 3,000 on a CPU."""
+    em_passes: int = 20
+    """Passes of expectation maximisation over those sentences."""
+    distil_seed: int = 0
+    """Seed of the sentences and the first clusters of the distillation."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_words <= self.max_words:
+            raise UserError(
+                f"min-words {self.min_words} and max-words {self.max_words} leave no length: lower the first or raise "
+                "the second"
+            )
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise UserError(f"guidance {self.guidance} must be 0 or more; 1 is Ctrl-G")
+        for name in ("hidden_states", "distil_sentences", "em_passes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name.replace('_', '-')} {value} must be at least 1")

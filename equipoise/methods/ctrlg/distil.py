@@ -1,0 +1,223 @@
+"""Distillation: the HMM that guides is made from sentences that the language model itself writes, freely.
+
+1. Sample from the model at the temperature of use, the whole distribution. Next to each token a projection of the
+   distribution after it is kept, and the mean distribution over all places.
+2. Tokens that were never drawn are tied with others of their class into one symbol, so the HMM is over the few thousand
+   tokens that matter and still a distribution over all of them.
+3. Cluster the projections (k-means): a token's first state is the cluster of what the model expects after it. This is
+   the latent variable distillation of A. Liu, H. Zhang and G. Van den Broeck (2023), "Scaling up probabilistic circuits
+   by latent variable distillation", with predictions in place of hidden layers.
+4. Expectation maximisation in mini-batches, counts mixed with a share that falls linearly to 0.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from equipoise.methods.ctrlg import hmm
+from equipoise.methods.ctrlg.hmm import HMM, Counts, Sequences
+from equipoise.policy.load import Policy
+from equipoise.policy.sample import SamplingConfig, draw, sample
+
+FEATURES = 96
+HELD_OUT = 0.05
+"""Share of the sentences that no parameter is fitted to."""
+SMOOTHING = 0.5
+"""Expected observations added to each distribution in the M step, once the sentences are counted."""
+
+
+class Free(NamedTuple):
+    """Sentences that the model wrote freely. tokens_BT, lengths_B as in a Rollout; prompts_B which prompt each follows;
+    logprobs_BT of each token in nats; features_BTD projections of the distribution *before* each token; mean_V the mean
+    distribution over the places where a token was drawn."""
+
+    tokens_BT: Tensor
+    lengths_B: Tensor
+    finished_B: Tensor
+    prompts_B: Tensor
+    logprobs_BT: Tensor
+    features_BTD: Tensor
+    mean_V: Tensor
+
+
+class Recorder:
+    """A guide that does not steer: it draws as the sampler does, and keeps what the model expected."""
+
+    def __init__(self, vocabulary: int, sampling: SamplingConfig, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(0)
+        projection_VD = torch.randn(vocabulary, FEATURES, generator=generator) / FEATURES**0.5
+        self.projection_VD = projection_VD.to(device)
+        self.sampling = sampling
+        self._states: dict[int, _Recording] = {}
+
+    def open(self, rows: int) -> "_Recording":
+        if rows not in self._states:
+            self._states[rows] = _Recording(self, rows)
+        return self._states[rows]
+
+
+class _Recording:
+    def __init__(self, recorder: Recorder, rows: int) -> None:
+        device = recorder.projection_VD.device
+        steps, vocabulary = recorder.sampling.max_new_tokens, len(recorder.projection_VD)
+        self.recorder = recorder
+        self.features_TBD = torch.zeros(steps, rows, FEATURES, device=device)
+        self.logprobs_TB = torch.zeros(steps, rows, device=device)
+        self.total_V = torch.zeros(vocabulary, device=device)
+        self.step = torch.zeros(1, dtype=torch.long, device=device)
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> None:
+        for buffer in (self.features_TBD, self.logprobs_TB, self.total_V, self.step):
+            buffer.zero_()
+
+    def draw(self, logits_BV: Tensor, uniform_B: Tensor, rows: Tensor | None = None) -> Tensor:
+        token_B = draw(logits_BV, uniform_B, self.recorder.sampling)
+        probs_BV = torch.softmax(logits_BV.float() / self.recorder.sampling.temperature, dim=-1)
+        logprob_B = probs_BV.gather(1, token_B[:, None]).squeeze(1).log()
+        features_BD = probs_BV.sqrt() @ self.recorder.projection_VD
+        if rows is not None:
+            width = self.logprobs_TB.shape[1]
+            features_BD = torch.zeros(width, FEATURES, device=rows.device).index_copy(0, rows, features_BD)
+            logprob_B = torch.zeros(width, device=rows.device).index_copy(0, rows, logprob_B)
+        self.features_TBD.index_copy_(0, self.step, features_BD[None])
+        self.logprobs_TB.index_copy_(0, self.step, logprob_B[None])
+        self.total_V += probs_BV.sum(0)  # finished rows among them: harmless, they only blur the mean a little
+        self.step.add_(1).clamp_(max=len(self.logprobs_TB) - 1)
+        return token_B
+
+    def report(self) -> Mapping[str, Tensor]:
+        features, logprobs = self.features_TBD.transpose(0, 1), self.logprobs_TB.T
+        return {"features": features.half(), "logprobs": logprobs.clone()}
+
+
+def sample_freely(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingConfig,
+    count: int,
+    seed: int,
+    batch: int,
+    say: Callable[[str], None],
+) -> Free:
+    """About `count` sentences, equally many for each prompt. Raises NonFiniteLogits."""
+    plain = SamplingConfig(sampling.temperature, 1.0, sampling.max_new_tokens)
+    recorder = Recorder(policy.model.config.get_text_config().vocab_size, plain, policy.device)
+    generator = torch.Generator().manual_seed(seed)
+    each = -(-count // len(prompts))
+    which = [i for _ in range(each) for i in range(len(prompts))]
+    parts: list[tuple[Tensor, ...]] = []
+    mean_V = torch.zeros(len(recorder.projection_VD), dtype=torch.float64, device=policy.device)
+    started, told = time.monotonic(), time.monotonic()
+    for begin in range(0, len(which), batch):
+        chosen = which[begin : begin + batch]
+        filled = chosen + chosen[:1] * (min(batch, len(which)) - len(chosen))  # full batches, so one shape is recorded
+        rollout = sample(policy, [prompts[i] for i in filled], plain, generator, guide=recorder)
+        for state in recorder._states.values():
+            mean_V += state.total_V
+        parts.append(
+            tuple(
+                x[: len(chosen)]
+                for x in (
+                    rollout.tokens_BT,
+                    rollout.lengths_B,
+                    rollout.finished_B,
+                    torch.tensor(filled, device=policy.device),
+                    rollout.report["logprobs"],
+                    rollout.report["features"],
+                )
+            )
+        )
+        done, now = min(begin + batch, len(which)), time.monotonic()
+        if now - told > 20:
+            left = (now - started) / done * (len(which) - done)
+            say(f"distilling: {done:,} of {len(which):,} sentences, about {left:.0f} s left")
+            told = now
+    return Free(*(torch.cat(x) for x in zip(*parts, strict=True)), mean_V=mean_V / mean_V.sum())
+
+
+def symbols(free: Free, class_V: NDArray[np.int32]) -> Tensor:
+    """(V,) symbol of each token: one for each token that was drawn, one for all others of a class."""
+    steps = torch.arange(free.tokens_BT.shape[1], device=free.tokens_BT.device)
+    drawn = free.tokens_BT[steps < free.lengths_B[:, None]].unique().cpu().numpy()
+    key_V = class_V.astype(np.int64)
+    # Class 0 is never allowed: one symbol for all of it.
+    own = drawn[class_V[drawn] != 0]
+    key_V[own] = int(class_V.max()) + 1 + np.arange(len(own))
+    return torch.from_numpy(np.unique(key_V, return_inverse=True)[1])
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """held_out: mean log-likelihood of held-out sentences in nats per token, the language model's own beside it."""
+
+    model: HMM
+    symbol_V: Tensor
+    held_out: float
+    held_out_model: float
+    sentences: int
+    tokens: int
+
+
+def fit(
+    free: Free, symbol_V: Tensor, prompts: int, hidden: int, passes: int, seed: int, say: Callable[[str], None]
+) -> Distilled:
+    """Initialise and run EM on the free sentences."""
+    device = free.tokens_BT.device
+    symbol_V = symbol_V.to(device)
+    count_S = int(symbol_V.max()) + 1
+    data = Sequences(symbol_V[free.tokens_BT], free.lengths_B, free.prompts_B, torch.ones_like(free.lengths_B).float())
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(data), generator=generator).to(device)
+    held = max(1, int(len(data) * HELD_OUT))
+    test, train = order[:held], order[held:]
+    base_S = torch.zeros(count_S, device=device).index_add_(0, symbol_V, free.mean_V.float())
+    base_S = (base_S + 1e-9) / (base_S + 1e-9).sum()
+    fitted = data.select(train)
+    states_BT = _first_states(free, train, hidden, generator)
+    counts = hmm.from_states(fitted, states_BT, (prompts, hidden, count_S))
+    model = hmm.maximise(counts, base_S, SMOOTHING)
+    tokens = float(data.lengths_B[test].sum())
+    say(f"k-means: {hmm.log_likelihoods(model, data.select(test)).sum() / tokens:.3f} nats per held-out token")
+    model = _mini_batch_em(model, counts, fitted, base_S, passes, generator)
+    held_out = float(hmm.log_likelihoods(model, data.select(test)).sum()) / tokens
+    own = float(free.logprobs_BT[test].double().sum()) / tokens
+    return Distilled(model, symbol_V.cpu(), held_out, own, len(data), int(data.lengths_B.sum()))
+
+
+def _first_states(free: Free, rows: Tensor, hidden: int, generator: torch.Generator) -> Tensor:
+    """(B, T) the cluster of the distribution after each token; the last state is kept for the stop token; −1 after the
+    last token of a sentence that was cut off."""
+    features_BTD, lengths_B = free.features_BTD[rows], free.lengths_B[rows]
+    after = torch.arange(1, features_BTD.shape[1], device=lengths_B.device) < lengths_B[:, None]
+    points_ND = features_BTD[:, 1:][after]
+    few = torch.randperm(len(points_ND), generator=generator)[: hidden * 400].to(points_ND.device)
+    centres_KD = hmm.k_means(points_ND[few], hidden - 1, generator)
+    states_BT = torch.full(features_BTD.shape[:2], -1, dtype=torch.long, device=lengths_B.device)
+    states_BT[:, :-1][after] = hmm.nearest(points_ND, centres_KD)
+    finished = torch.nonzero(free.finished_B[rows]).squeeze(-1)
+    states_BT[finished, lengths_B[finished] - 1] = hidden - 1
+    return states_BT
+
+
+def _mini_batch_em(
+    model: HMM, counts: Counts, data: Sequences, base_S: Tensor, passes: int, generator: torch.Generator
+) -> HMM:
+    """Stepwise EM (O. Cappé and E. Moulines, 2009, JRSS B 71(3)): the counts of a part of the data, scaled to all of
+    it, are mixed into the counts so far."""
+    size = max(500, -(-len(data) // 10))
+    parts = max(1, round(len(data) / size))
+    total, n = passes * parts, 0
+    for _ in range(passes):
+        order = torch.randperm(len(data), generator=generator).to(data.lengths_B.device)
+        for rows in order.chunk(parts):
+            part = data.select(rows, scale=len(data) / len(rows))
+            counts = counts.mixed(hmm.expected_counts(model, part), share=1 - n / total)
+            model = hmm.maximise(counts, base_S, SMOOTHING)
+            n += 1
+    return model

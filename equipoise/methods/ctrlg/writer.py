@@ -1,0 +1,207 @@
+"""Ctrl-G as a writer: prepared once for a model and its prompts, then asked for the sentences of any keys."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from equipoise.errors import UserError
+from equipoise.methods.completions import Key
+from equipoise.methods.ctrlg.config import CtrlGConfig
+from equipoise.methods.ctrlg.distil import fit, sample_freely, symbols
+from equipoise.methods.ctrlg.guide import CtrlGuide
+from equipoise.methods.ctrlg.hmm import HMM
+from equipoise.methods.ctrlg.lift import lift
+from equipoise.policy.load import Policy
+from equipoise.policy.prompt import Tokenizer, sentences_of, stop_ids
+from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.protocol.lexicon import LEXICON, Lexicon
+from equipoise.protocol.prompts import Prompt
+
+VERSION = 1
+"""Raised when the distillation changes, so that an HMM made before is not used."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """Sentences in the order of their keys."""
+
+    texts: list[str]
+    log_weights: list[float]
+    """log(p/q) of each sentence: p its probability under the model at this temperature, q under Ctrl-G, in nats.
+    The mean of exp(log_weights) estimates without bias the share of the model's own sentences that comply."""
+    tokens: int
+    """Tokens drawn for them, the stop tokens counted."""
+
+
+def check_feasible(
+    tokenizer: Tokenizer, prompt: Prompt, sampling: SamplingConfig, config: CtrlGConfig, lexicon: Lexicon = LEXICON
+) -> None:
+    """Raises UserError, with the reason, if no sentence can meet the constraint within the bounds or the token limit,
+    or if the tokenizer's tokens have no known bytes, or for temperature 0. Needs no weights: call it before loading.
+    """
+    _check_temperature(sampling)
+    lift(tokenizer, stop_ids(tokenizer, None, prompt), config, lexicon, max_new_tokens=sampling.max_new_tokens)
+
+
+def _check_temperature(sampling: SamplingConfig) -> None:
+    if sampling.temperature == 0:
+        raise UserError("Ctrl-G samples: temperature 0 leaves it nothing to weigh; use 1.0, the model as it is")
+
+
+class CtrlG:
+    """Writes the sentence of any key; which one depends on nothing but key, weights and settings, to rounding."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        prompts: Mapping[str, Sequence[int]],
+        sampling: SamplingConfig,
+        config: CtrlGConfig,
+        cache: Path,
+        *,
+        weights: str,
+        lexicon: Lexicon = LEXICON,
+    ) -> None:
+        """`prompts` maps each occupation to its prompt's token ids, `weights` is `prompted.fingerprint` of the model;
+        both, and the settings, name the HMM's file in the folder `cache`.
+
+        `sampling.top_p` is applied to the guided distribution, after the constraint: the model's own nucleus can lack
+        every token that still allows a valid sentence. Give 1 for importance weights that cover all valid sentences.
+        Raises UserError as `check_feasible`.
+        """
+        _check_temperature(sampling)
+        self.policy, self.prompts, self.sampling = policy, {o: list(p) for o, p in prompts.items()}, sampling
+        self.config, self.cache, self.lexicon = config, cache, lexicon
+        on_gpu = policy.device.type == "cuda"
+        self.hidden = config.hidden_states or (1024 if on_gpu else 256)
+        self.sentences = config.distil_sentences or (100_000 if on_gpu else 3_000)
+        self.batch_size = 1024 if on_gpu else 100
+        """Sentences at a time while distilling."""
+        self.automaton = lift(
+            policy.tokenizer,
+            policy.stop_ids,
+            config,
+            lexicon,
+            max_new_tokens=sampling.max_new_tokens,
+            vocabulary=policy.model.config.get_text_config().vocab_size,
+        )
+        self._distillation = {
+            "version": VERSION,
+            "weights": weights,
+            "dtype": str(policy.dtype).removeprefix("torch."),
+            "prompts": hashlib.sha256(json.dumps(self.prompts, sort_keys=True).encode()).hexdigest(),
+            "temperature": sampling.temperature,
+            "max_new_tokens": sampling.max_new_tokens,
+            "classes": hashlib.sha256(self.automaton.class_V.tobytes()).hexdigest(),
+            "hidden_states": self.hidden,
+            "sentences": self.sentences,
+            "passes": config.em_passes,
+            "seed": config.distil_seed,
+        }
+        self._guide: CtrlGuide | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the sentences besides weights, prompts, sampling and seed: JSON values for a file's record."""
+        return asdict(self.config) | {
+            "hidden_states": self.hidden,
+            "distil_sentences": self.sentences,
+            "agentic": list(self.lexicon.agentic),
+            "communal": list(self.lexicon.communal),
+        }
+
+    @property
+    def path(self) -> Path:
+        """The HMM's file."""
+        text = json.dumps(self._distillation, sort_keys=True)
+        return self.cache / f"ctrlg-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+
+    def prepare(self, say: Callable[[str], None] = print) -> dict[str, Any]:
+        """Load the HMM from the cache or distil it, and compute the look-ahead tables. Raises NonFiniteLogits.
+
+        Returns facts for a record (JSON values): hidden_states, symbols, automaton_states, held_out_nats_per_token,
+        model_nats_per_token (the language model's own), sentences, generated_tokens (0 if the HMM came from the cache),
+        distil_s, tables_s, cached.
+        """
+        started = time.perf_counter()
+        loaded = self._load()
+        model, symbol_V, facts = loaded or self._distil(say)
+        distilled = time.perf_counter()
+        self._guide = CtrlGuide(
+            self.automaton,
+            model,
+            symbol_V,
+            list(self.prompts.values()),
+            self.sampling,
+            self.config.guidance,
+            self.policy.device,
+        )
+        if self.policy.device.type == "cuda":
+            torch.cuda.synchronize(self.policy.device)
+        return facts | {
+            "generated_tokens": 0 if loaded else facts["distilled_tokens"],
+            "hidden_states": self.hidden,
+            "symbols": len(model.emission_SH),
+            "automaton_states": self.automaton.done,
+            "cached": loaded is not None,
+            "distil_s": round(distilled - started, 2),
+            "tables_s": round(time.perf_counter() - distilled, 2),
+        }
+
+    def _load(self) -> tuple[HMM, Tensor, dict[str, Any]] | None:
+        try:
+            model, metadata, more = HMM.load(self.path)
+            if json.loads(metadata["distillation"]) == self._distillation:
+                return model, more["symbols"], json.loads(metadata["facts"])
+        except (OSError, SafetensorError, KeyError, ValueError):
+            pass  # absent, or cut short: made anew
+        return None
+
+    def _distil(self, say: Callable[[str], None]) -> tuple[HMM, Tensor, dict[str, Any]]:
+        say(f"distilling the model into an HMM of {self.hidden} states, from {self.sentences:,} of its own sentences")
+        prompts = list(self.prompts.values())
+        seed = self.config.distil_seed
+        free = sample_freely(self.policy, prompts, self.sampling, self.sentences, seed, self.batch_size, say)
+        # The recorder's buffers and graphs are not needed again.
+        self.policy.decoders.clear()
+        self.policy.graphs.clear()
+        symbol_V = symbols(free, self.automaton.class_V)
+        made = fit(free, symbol_V, len(prompts), self.hidden, self.config.em_passes, seed, say)
+        facts = {
+            "held_out_nats_per_token": round(made.held_out, 4),
+            "model_nats_per_token": round(made.held_out_model, 4),
+            "sentences": made.sentences,
+            "distilled_tokens": made.tokens,
+        }
+        say(f"the HMM gives held-out tokens {made.held_out:.3f} nats each, the model itself {made.held_out_model:.3f}")
+        metadata = {"distillation": json.dumps(self._distillation), "facts": json.dumps(facts)}
+        self.cache.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        made.model.save(part, metadata, symbols=made.symbol_V)
+        part.replace(self.path)
+        return made.model, made.symbol_V, facts
+
+    def __call__(self, keys: Sequence[Key], uniform_BT: Tensor) -> Written:
+        """The sentences of `keys` from `uniform_BT`, (B, max_new_tokens) float64 in [0, 1) as `prompted.uniforms`
+        draws them. One batch: the caller cuts. Every sentence meets the constraint. Raises NonFiniteLogits, and
+        RuntimeError where memory does not suffice."""
+        assert self._guide is not None, "prepare first"
+        rollout = sample(
+            self.policy,
+            [self.prompts[key.occupation] for key in keys],
+            self.sampling,
+            uniform_BT=uniform_BT,
+            guide=self._guide,
+        )
+        assert bool(rollout.report["valid"].all()), "a sentence that the automaton does not accept"
+        texts = sentences_of(self.policy.tokenizer, rollout, [key.occupation for key in keys])
+        log_weights = rollout.report["log_weight"].tolist()
+        return Written(texts, log_weights, int(rollout.lengths_B.sum()))
