@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("equipoise.methods.command", "write a trained model's completions to a CSV"),
     "sample": ("equipoise.methods.sample_command", "write the completions of any method, to compare"),
     "sft": ("equipoise.methods.sft_command", "fine-tune a model on compliant sentences, to compare"),
+    "study": ("equipoise.methods.study_command", "write the completions of all methods on one model"),
     "score": ("equipoise.protocol.command", "show the terms and the reward of sentences"),
     "doctor": ("equipoise.ppo.doctor", "say what this machine can run, and why"),
     "bench": ("equipoise.ppo.bench", "time PPO steps by phase"),

@@ -5,11 +5,11 @@ tokens counted; `generations`, the sentences drawn; `accepted`, those of them wi
 filter asks, for gen-filter); `generations_per_accepted`, null where none was; `rows` of the file. Where they are known:
 
 - `kl`: KL from the method's distribution to the base model's under the base prompt, nats per sentence, as
-  {value, low, high, how}, the bounds being a 95 % interval's;
+  {value, low, high, how}, the bounds being a 95 % interval's, with the `kl_sentences` it was estimated from;
 - `p0`: the probability that the base model's sentence complies, as {value, low, high, n, event, how},
   the event being `both` classes or `strict` success;
 - `ess`: effective sample size of the importance weights of a method that weights its sentences, and `log_weights`,
-  those weights in nats, by occupation in the order of RunID.
+  those weights in nats, by occupation in the order of RunID; `hmm`, what its hidden Markov model is.
 
 Everything but the seconds is what an uninterrupted run would have written.
 """
@@ -67,7 +67,8 @@ class Costs:
             return  # lost or damaged: the rows are computed again for their costs, and come out the same
         (self.seconds, self.load_seconds), (self.tokens, self.generations) = numbers, counts
         self.log_weights = weights
-        self.document = {k: v for k, v in found.items() if k == "kl"}
+        kept = ("kl", "kl_sentences", "kl_seconds", "p0", "ess", "hmm")
+        self.document = {name: found[name] for name in kept if name in found}
 
     def add(self, seconds: float, written: Mapping[Key, "Written"]) -> None:
         """One batch more, on the disk when this returns. Raises UserError."""

@@ -1,6 +1,7 @@
 """Shares of draws with their intervals, and a first look beside the public study's."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
@@ -63,6 +64,21 @@ def yields(texts: Mapping[Key, str], event: Event) -> dict[str, Any]:
         "yield": share(sum(map(len, passed.values())), sum(drawn.values())),
         "yields": {occupation: share(len(passed[occupation]), drawn[occupation]) for occupation in OCCUPATIONS},
     }
+
+
+def mean_over_occupations(values: Mapping[Key, float]) -> dict[str, float]:
+    """{value, low, high} of the mean, every occupation with equally many values; the interval is normal, with the
+    variance within occupations (the twenty are all there are, not a sample)."""
+    groups = [[v for key, v in values.items() if key.occupation == o] for o in OCCUPATIONS]
+    assert len({len(group) for group in groups}) == 1
+    value = statistics.fmean(values.values())
+    n = len(groups[0])
+    if n > 1:
+        variance = sum(statistics.variance(group) / n for group in groups) / len(groups) ** 2
+    else:
+        variance = statistics.variance(values.values()) / len(values)
+    half = Z_95 * math.sqrt(variance)
+    return {"value": value, "low": value - half, "high": value + half}
 
 
 def beside_the_study(texts: Sequence[str]) -> str:

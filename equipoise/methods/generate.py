@@ -127,7 +127,7 @@ class Writer(Protocol):
     def describe(self) -> str:
         """One line for the person who waits."""
 
-    def load(self) -> None:
+    def load(self, say: Callable[[str], None]) -> None:
         """Bring into memory, or make, whatever writing takes. Raises UserError."""
 
     def __call__(self, keys: Sequence[Key], say: Callable[[str], None]) -> Mapping[Key, "Written"]:
@@ -215,7 +215,7 @@ def _start(writer: Writer, file: Completions, say: Callable[[str], None], costs:
         say(line)
     say(writer.describe())
     began = time.perf_counter()
-    writer.load()
+    writer.load(say)
     if costs is not None:
         costs.load_seconds += time.perf_counter() - began
     if file.repaired:

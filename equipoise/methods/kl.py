@@ -6,22 +6,19 @@ would make p zero somewhere; the sum runs over the tokens of the completion, the
 new tokens where it was cut off.
 """
 
-import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from equipoise.errors import UserError
 from equipoise.methods.completions import Key, all_keys
-from equipoise.methods.estimates import Z_95
+from equipoise.methods.estimates import mean_over_occupations
 from equipoise.methods.prompted import Prompted, uniforms
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import SamplingConfig, sample
 from equipoise.policy.score import score
-from equipoise.protocol.lexicon import OCCUPATIONS
 
 ROWS = 16
 """Sentences that are scored at a time."""
@@ -58,21 +55,6 @@ def kl_to_base(writer: Prompted, base: Prompted, runs: int, say: Callable[[str],
         f"at temperature 1 and top-p 1; p is {base.name} under the prompt {base.prompt.name}; 95 % normal interval, "
         "stratified by occupation",
     }
-
-
-def mean_over_occupations(values: Mapping[Key, float]) -> dict[str, float]:
-    """{value, low, high} of the mean, every occupation with equally many values; the interval is normal, with the
-    variance within occupations (the twenty are all there are, not a sample)."""
-    groups = [[v for key, v in values.items() if key.occupation == o] for o in OCCUPATIONS]
-    assert len({len(group) for group in groups}) == 1
-    value = statistics.fmean(values.values())
-    n = len(groups[0])
-    if n > 1:
-        variance = sum(statistics.variance(group) / n for group in groups) / len(groups) ** 2
-    else:
-        variance = statistics.variance(values.values()) / len(values)
-    half = Z_95 * math.sqrt(variance)
-    return {"value": value, "low": value - half, "high": value + half}
 
 
 def _draw(writer: Prompted, keys: Sequence[Key], sampling: SamplingConfig) -> Rollout:

@@ -56,7 +56,7 @@ class Prompted:
         """`prompt` None means the one the model was trained with, `describe` where nothing says. Raises UserError."""
         self.source = resolve(model)
         self._config = PolicyConfig(model, dtype=dtype, device=device, use_8bit=use_8bit)
-        training = _training(self.source)
+        training = training_record(self.source)
         self.base_model: str | None = training.get("model")
         """The model that this one was trained from here, if it was."""
         self.prompt_spec = prompt or training.get("prompt", "describe")
@@ -93,7 +93,7 @@ class Prompted:
             f"{self.sampling.max_new_tokens} new tokens, {self.batch_size} sentences at a time"
         )
 
-    def load(self) -> None:
+    def load(self, say: Callable[[str], None] = print) -> None:
         """Bring the weights into memory. Raises UserError."""
         self.policy = load_for_generation(self._config, self.prompt)
 
@@ -187,8 +187,8 @@ def _name(source: Source) -> str:
     return Path(source.path_or_id).resolve().name if local else source.path_or_id
 
 
-def _training(source: Source) -> dict[str, Any]:
-    """The configuration that the model was trained with here, or nothing."""
+def training_record(source: Source) -> dict[str, Any]:
+    """`prompt`, `system` and `model` that the model was trained with here, or nothing. Raises UserError."""
     path = Path(source.path_or_id) / "run.json"
     if source.kind not in ("folder", "adapter") or not path.exists():
         return {}

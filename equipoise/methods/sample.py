@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from equipoise.errors import UserError
 from equipoise.methods.completions import COMPARED, Completions, all_keys
 from equipoise.methods.costs import Costs
+from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.estimates import yields
 from equipoise.methods.gen_filter import DRAWS_PER_ROW, gen_filter
 from equipoise.methods.generate import TRAINED, GenerateConfig, Outcome, check_trained, tell_of_batch, write_all
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
 SUPERVISED = "./sft_output"
 """Where supervised fine-tuning leaves its model."""
 
-Method = Literal["prompt-only", "prompt-best", "gen-filter", "sft", "ppo"]
+Method = Literal["prompt-only", "prompt-best", "gen-filter", "ctrlg", "sft", "ppo"]
 LABELS: dict[Method, str] = {
     "prompt-only": "Prompt-Only",
     "prompt-best": "Prompt-Best",
     "gen-filter": "Generate-and-Filter",
+    "ctrlg": "Ctrl-G",
     "sft": "SFT",
     "ppo": "RLHF",
 }
@@ -39,8 +41,8 @@ FOLDERS: dict[Method, str] = {"sft": SUPERVISED, "ppo": TRAINED}
 class SampleConfig(GenerateConfig):
     method: Method = "prompt-only"
     """`prompt-only`: the model under its prompt. `prompt-best`: under a prompt that names the requirement.
-    `gen-filter`: drawn until enough sentences comply. `sft`, `ppo`: a model that `equipoise sft` or `train` left in a
-    folder."""
+    `gen-filter`: drawn until enough sentences comply. `ctrlg`: each token drawn so that the sentence will comply.
+    `sft`, `ppo`: a model that `equipoise sft` or `equipoise train` left in a folder."""
     model: str = "auto"
     """A Hub id, a folder, or `bundled`. `auto`: the folder in which training leaves its model for `sft` and `ppo`,
     `bundled` for the others."""
@@ -63,6 +65,8 @@ class SampleConfig(GenerateConfig):
     kl_sentences: int | None = None
     """Sentences from which the KL to the base model is estimated. Default: 25 of each occupation, or n where that is
     less; 0 leaves it out."""
+
+    ctrlg: CtrlGConfig = field(default_factory=CtrlGConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,38 +108,48 @@ def sample(
         with Completions(config.output, settings, config.n, config.overwrite, COMPARED) as file:
             costs = Costs(config.output, config.method, file.texts)
             outcome = write_all(writer, file, all_keys(config.n), stop, say, progress, costs)
-            if outcome.status == "done":
-                accepted = sum(complies(text, "both") for text in outcome.texts.values())
-                known = _distance(config, writer, outcome, costs, say)
-                costs.close(rows=len(outcome.texts), accepted=accepted, **known)
+            if outcome.status != "done":
+                return outcome
+            known = _distance(config, writer, outcome, costs, say)
+            accepted = sum(complies(text, "both") for text in outcome.texts.values())
+            costs.close(rows=len(outcome.texts), accepted=accepted, **known)
+            if stop.received is not None:
+                say(f"stopped by {stop.received.name}; {config.output} is complete")
+                return Outcome("stopped", outcome.texts, stop.exit_code)
             return outcome
 
 
 def _distance(
     config: SampleConfig, writer: "Prompted", outcome: Outcome, costs: Costs, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """What is known of the way to the base model: `kl`, and `p0` where the sentences are its own."""
-    runs = config.kl_runs
-    # A trained model belongs to the prompt it was trained with; whatever else prompt-best asks, its base is --prompt.
-    own = config.prompt if config.method == "prompt-best" else config.prompt or writer.prompt_spec
-    base = _prompted(config, config.base_model or writer.base_model or writer.source.given, config.base_prompt or own)
-    if base.settings == writer.settings:
-        known = {name: yields(outcome.texts, "both")[name] for name in ("p0", "yield")}
-        return known | {"kl": {"value": 0.0, "low": 0.0, "high": 0.0, "how": "it is the base model and its prompt"}}
-    if "kl" in costs.document or runs == 0:
-        return {}
+    """What is known of the way to the base model: `kl`, and where the method tells it `p0` and `ess`."""
+    # Only here: they need torch.
+    from equipoise.methods.guided import Guided
     from equipoise.methods.kl import kl_to_base
     from equipoise.policy.sample import NonFiniteLogits
 
-    say(f"estimating the KL to {base.name} under the prompt {base.prompt.name}")
+    wanted = config.kl_runs * len(OCCUPATIONS)
+    if wanted == 0 or costs.document.get("kl_sentences") == wanted:
+        return {}
+    # A trained model belongs to the prompt it was trained with; whatever prompt-best asks, its base has --prompt.
+    own = config.prompt if config.method == "prompt-best" else config.prompt or writer.prompt_spec
+    base = _prompted(config, config.base_model or writer.base_model or writer.source.given, config.base_prompt or own)
+    if base.settings == writer.settings:
+        kl = {"value": 0.0, "low": 0.0, "high": 0.0, "how": "it is the base model under the base prompt"}
+        return {"kl": kl, **{name: yields(outcome.texts, "both")[name] for name in ("p0", "yield")}}
+    say(f"estimating the KL to {base.name} under the prompt {base.prompt.name} from {wanted} sentences")
     began = time.perf_counter()
     try:
-        kl = kl_to_base(writer, base, runs, say)
+        if isinstance(writer, Guided):
+            known = writer.distance(config.kl_runs, say)
+        else:
+            known = {"kl": kl_to_base(writer, base, config.kl_runs, say)}
     except (UserError, NonFiniteLogits) as error:
         say(f"the KL is left out: {error}")
         return {}
+    kl = known["kl"]
     say(f"KL {kl['value']:.2f} nats per sentence ({kl['low']:.2f} to {kl['high']:.2f})")
-    return {"kl": kl, "kl_seconds": round(time.perf_counter() - began, 3)}
+    return {**known, "kl_sentences": wanted, "kl_seconds": round(time.perf_counter() - began, 3)}
 
 
 def _writer(config: SampleConfig) -> "Prompted":
@@ -146,20 +160,26 @@ def _writer(config: SampleConfig) -> "Prompted":
         check_trained(model)
         if model == SUPERVISED and not Path(model).exists():
             raise UserError(f"there is no model in {model} yet: make it with equipoise sft, or name one with --model")
-    return _prompted(config, model, config.best_prompt if config.method == "prompt-best" else config.prompt)
+    return _prompted(
+        config,
+        model,
+        config.best_prompt if config.method == "prompt-best" else config.prompt,
+        config.ctrlg if config.method == "ctrlg" else None,
+    )
 
 
-def _prompted(config: SampleConfig, model: str, prompt: str | None) -> "Prompted":
+def _prompted(config: SampleConfig, model: str, prompt: str | None, guidance: CtrlGConfig | None = None) -> "Prompted":
+    from equipoise.methods.guided import Guided
     from equipoise.methods.prompted import Prompted
     from equipoise.policy.sample import SamplingConfig
 
-    return Prompted(
-        model,
-        prompt=prompt,
-        sampling=SamplingConfig(config.temperature, config.top_p, config.max_new_tokens),
-        seed=config.seed,
-        device=config.device,
-        dtype=config.dtype,
-        use_8bit=config.use_8bit,
-        batch_size=config.batch_size,
-    )
+    options: dict[str, Any] = {
+        "prompt": prompt,
+        "sampling": SamplingConfig(config.temperature, config.top_p, config.max_new_tokens),
+        "seed": config.seed,
+        "device": config.device,
+        "dtype": config.dtype,
+        "use_8bit": config.use_8bit,
+        "batch_size": config.batch_size,
+    }
+    return Prompted(model, **options) if guidance is None else Guided(model, guidance, **options)

@@ -5,8 +5,3 @@ Language Models", arXiv 2406.13892. Where this differs: sentences are sampled, n
 the tokens' bytes, so that every way to spell a word is covered; what may be written is decided by the automaton alone,
 so that compliance does not depend on the model; every sentence comes with its importance weight.
 """
-
-from equipoise.methods.ctrlg.config import CtrlGConfig
-from equipoise.methods.ctrlg.writer import CtrlG, Written
-
-__all__ = ["CtrlG", "CtrlGConfig", "Written"]
