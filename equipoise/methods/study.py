@@ -88,7 +88,7 @@ class StudyConfig:
         """How the method's file is made."""
         shared = {f.name for f in dataclasses.fields(SampleConfig)} & {f.name for f in dataclasses.fields(self)}
         config = SampleConfig(method=method, output=self.output_dir / f"{method}.csv")
-        return replace(config, **{name: getattr(self, name) for name in shared}, **changes)
+        return replace(config, **{name: getattr(self, name) for name in shared} | changes)
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,18 @@ def study(
     config: StudyConfig,
     say: Callable[[str], None] = print,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    begin: Callable[[], None] = lambda: None,
 ) -> StudyOutcome:
-    """Make what is missing of the study. Raises UserError for what concerns all methods."""
+    """Make what is missing of the study. Raises UserError for what concerns all methods.
+
+    `begin` is called before each method, whose `progress` counts from its own start.
+    """
     config = _resolved(config, say)
     record = _open(config)
     status: dict[str, str] = {}
     exit_code = 0
     for number, method in enumerate(config.selected, start=1):
+        begin()
         say(f"{method}  (method {number} of {len(config.selected)})")
         message, code, rows = _run(config, method, say, progress)
         _release()
@@ -147,12 +152,10 @@ def _run(
         if outcome.status == "done":
             return "done", 0, len(outcome.texts)
         return outcome.status, outcome.exit_code, len(outcome.texts)
-    except (UserError, NonFiniteError) as error:
-        return (
-            f"failed: {' '.join(str(error).split())}",
-            NONFINITE_EXIT if isinstance(error, NonFiniteError) else 2,
-            None,
-        )
+    except UserError as error:
+        return f"failed: {' '.join(str(error).split())}", 2, None
+    except NonFiniteError as error:
+        return f"failed: {error}", NONFINITE_EXIT, None
     except Exception as error:  # a defect in one method must not lose the hours of the others
         traceback.print_exc()
         return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}", FAILED_EXIT, None
@@ -205,9 +208,7 @@ def _resolved(config: StudyConfig, say: Callable[[str], None]) -> StudyConfig:
     found = config.trained or (TRAINED if any(Path(TRAINED).glob("*.safetensors")) else None)
     record = training_record(resolve(found)) if found else {}
     if config.trained and not record:
-        raise UserError(
-            f"{config.trained} does not say how it was trained (run.json): name a folder that training made"
-        )
+        raise UserError(f"{config.trained} does not say how it was trained: name a folder that training made")
     model = config.model if config.model != "auto" else record.get("model") or "bundled"
     prompt = config.prompt or record.get("prompt") or "describe"
     methods = config.methods or ",".join((*config.selected, *(["ppo"] if found else [])))
@@ -217,7 +218,8 @@ def _resolved(config: StudyConfig, say: Callable[[str], None]) -> StudyConfig:
         say(f"ppo is the model in {found}")
     elif not config.methods:
         say("no model trained with PPO was found, so ppo is left out: train one, or name it with --trained")
-    return replace(config, trained=found, model=model, prompt=prompt, methods=methods)
+    budget = config.sampling("gen-filter").draws
+    return replace(config, trained=found, model=model, prompt=prompt, methods=methods, budget=budget)
 
 
 FREE_TO_CHANGE = {"methods", "trained", "overwrite", "output_dir", "batch_size", "budget"}

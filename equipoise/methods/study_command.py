@@ -17,6 +17,6 @@ def main(argv: list[str]) -> int:
         description="Write the sentences of all methods, at equal numbers and settings. The same command continues.",
     )
     with Progress(sys.stdout) as progress:
-        outcome = study(config, progress.say, progress)
+        outcome = study(config, progress.say, progress, progress.begin)
     print(f"{config.output_dir}/study.json lists the files: equipoise evaluate {config.output_dir} compares them")
     return outcome.exit_code
