@@ -6,6 +6,7 @@ goes on to the very same files. The share that passes estimates p0, and the sent
 conditioned on the constraint: no distribution that always satisfies it is closer to the base model.
 """
 
+import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,14 +52,17 @@ class Draws:
                 self._passed[key.occupation] += complies(self._texts[key], self._event)
 
     def _next(self) -> list[Key]:
-        short = [occupation for occupation in OCCUPATIONS if self._passed[occupation] < self._n]
+        # The least drawn first, so that the budget is shared alike whatever the size of a batch.
+        short = [(self._drawn[o], i, o) for i, o in enumerate(OCCUPATIONS) if self._passed[o] < self._n]
+        heapq.heapify(short)
         size = min(self._size, self._left) if short else 0
         self._left -= size
         batch = []
-        for i in range(size):
-            occupation = short[i % len(short)]
-            self._drawn[occupation] += 1
-            batch.append(Key(occupation, self._drawn[occupation]))
+        for _ in range(size):
+            drawn, i, occupation = short[0]
+            heapq.heapreplace(short, (drawn + 1, i, occupation))
+            self._drawn[occupation] = drawn + 1
+            batch.append(Key(occupation, drawn + 1))
         return batch
 
 
