@@ -21,6 +21,7 @@ from equipoise.methods.gen_filter import raw_path
 from equipoise.methods.generate import NONFINITE_EXIT, TRAINED
 from equipoise.methods.sample import Method, SampleConfig, sample
 from equipoise.protocol.lexicon import OCCUPATIONS
+from equipoise.protocol.prompts import get_prompt
 from equipoise.protocol.reward import Event
 
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -211,6 +212,9 @@ def _resolved(config: StudyConfig, say: Callable[[str], None]) -> StudyConfig:
         raise UserError(f"{config.trained} does not say how it was trained: name a folder that training made")
     model = config.model if config.model != "auto" else record.get("model") or "bundled"
     prompt = config.prompt or record.get("prompt") or "describe"
+    resolve(model)
+    for spec in (prompt, config.best_prompt):
+        get_prompt(spec)
     methods = config.methods or ",".join((*config.selected, *(["ppo"] if found else [])))
     base = f"base model {model}, prompt {prompt.partition('=')[0]}"
     say(f"{base}, {config.n} sentences for each of {len(OCCUPATIONS)} occupations, in {config.output_dir}")
