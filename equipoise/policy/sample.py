@@ -64,7 +64,10 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, config: SamplingConfig) -> Tensor
 def weights(logits_BV: Tensor, config: SamplingConfig) -> Tensor:
     """(B, V) float32: each token's probability at a temperature above 0, 0 outside the nucleus; so with top_p below 1
     the sum is less than 1."""
-    probs_BV = torch.softmax(logits_BV.float() / config.temperature, dim=-1)
+    logits_BV = logits_BV.float()
+    if config.temperature != 1:
+        logits_BV = logits_BV / config.temperature
+    probs_BV = torch.softmax(logits_BV, dim=-1)
     if config.top_p < 1:
         find = _threshold_by_bisection if probs_BV.is_cuda else _threshold_by_sorting
         least_B = find(probs_BV, config.top_p)
@@ -105,12 +108,17 @@ def _threshold_by_bisection(probs_BV: Tensor, top_p: float) -> Tensor:
 
 def invert(weights_BK: Tensor, uniform_B: Tensor) -> Tensor:
     """(B,) index k with probability weights[k] / sum(weights), never one of weight 0."""
+    return invert_many(weights_BK, uniform_B[:, None]).squeeze(-1)
+
+
+def invert_many(weights_BK: Tensor, uniform_BM: Tensor) -> Tensor:
+    """(B, M) the same for several numbers a row."""
     cumulative_BK = weights_BK.double().cumsum(-1)
-    total_B = cumulative_BK[:, -1]
+    total_B1 = cumulative_BK[:, -1:]
     # u·total can round up to total itself, past the last index; the largest double below it selects the last real one.
-    point_B = torch.minimum(uniform_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
-    index_B = torch.searchsorted(cumulative_BK, point_B[:, None], right=True).squeeze(-1)
-    return index_B.clamp(max=weights_BK.shape[-1] - 1)
+    point_BM = torch.minimum(uniform_BM * total_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
+    index_BM = torch.searchsorted(cumulative_BK, point_BM, right=True)
+    return index_BM.clamp(max=weights_BK.shape[-1] - 1)
 
 
 class GuideState(Protocol):

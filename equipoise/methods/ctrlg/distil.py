@@ -13,7 +13,6 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,19 +22,24 @@ from torch import Tensor
 from equipoise.methods.ctrlg import hmm
 from equipoise.methods.ctrlg.hmm import HMM, Counts, Sequences
 from equipoise.policy.load import Policy
-from equipoise.policy.sample import SamplingConfig, draw, sample
+from equipoise.policy.sample import SamplingConfig, invert_many, sample, weights
 
 FEATURES = 96
+OTHERS = 32
+"""Draws of each next token, the one that is gone on with among them."""
 HELD_OUT = 0.05
 """Share of the sentences that no parameter is fitted to."""
+SOFT = 0.9
+"""Share of the counts that comes from all draws of a token, not from the one that was gone on with."""
 SMOOTHING = 0.5
 """Expected observations added to each distribution in the M step, once the sentences are counted."""
 
 
-class Free(NamedTuple):
+@dataclass(frozen=True)
+class Free:
     """Sentences that the model wrote freely. tokens_BT, lengths_B as in a Rollout; prompts_B which prompt each follows;
-    logprobs_BT of each token in nats; features_BTD projections of the distribution *before* each token; mean_V the mean
-    distribution over the places where a token was drawn."""
+    logprobs_BT of each token in nats; features_BTD projections of the distribution *before* each token; others_BTM
+    tokens that could have come instead, equally probable draws; mean_V the mean distribution over all places."""
 
     tokens_BT: Tensor
     lengths_B: Tensor
@@ -43,6 +47,7 @@ class Free(NamedTuple):
     prompts_B: Tensor
     logprobs_BT: Tensor
     features_BTD: Tensor
+    others_BTM: Tensor
     mean_V: Tensor
 
 
@@ -69,31 +74,41 @@ class _Recording:
         self.recorder = recorder
         self.features_TBD = torch.zeros(steps, rows, FEATURES, device=device)
         self.logprobs_TB = torch.zeros(steps, rows, device=device)
+        self.others_TBM = torch.zeros(steps, rows, OTHERS, dtype=torch.int32, device=device)
         self.total_V = torch.zeros(vocabulary, device=device)
         self.step = torch.zeros(1, dtype=torch.long, device=device)
 
     def start(self, prompts: Sequence[Sequence[int]]) -> None:
-        for buffer in (self.features_TBD, self.logprobs_TB, self.total_V, self.step):
+        for buffer in (self.features_TBD, self.logprobs_TB, self.others_TBM, self.total_V, self.step):
             buffer.zero_()
 
     def draw(self, logits_BV: Tensor, uniform_B: Tensor, rows: Tensor | None = None) -> Tensor:
-        token_B = draw(logits_BV, uniform_B, self.recorder.sampling)
-        probs_BV = torch.softmax(logits_BV.float() / self.recorder.sampling.temperature, dim=-1)
-        logprob_B = probs_BV.gather(1, token_B[:, None]).squeeze(1).log()
-        features_BD = probs_BV.sqrt() @ self.recorder.projection_VD
-        if rows is not None:
-            width = self.logprobs_TB.shape[1]
-            features_BD = torch.zeros(width, FEATURES, device=rows.device).index_copy(0, rows, features_BD)
-            logprob_B = torch.zeros(width, device=rows.device).index_copy(0, rows, logprob_B)
-        self.features_TBD.index_copy_(0, self.step, features_BD[None])
-        self.logprobs_TB.index_copy_(0, self.step, logprob_B[None])
+        probs_BV = weights(logits_BV, self.recorder.sampling)
+        # Systematic sampling: OTHERS equidistant points, of which the uniform number itself is one.
+        steps_M = torch.arange(OTHERS, device=uniform_B.device) / OTHERS
+        points_BM = torch.remainder(uniform_B[:, None] + steps_M, 1.0)
+        drawn_BM = invert_many(probs_BV, points_BM)
+        token_B = drawn_BM[:, 0]
+        columns = {
+            "features_TBD": probs_BV.sqrt() @ self.recorder.projection_VD,
+            "logprobs_TB": probs_BV.gather(1, token_B[:, None]).squeeze(1).log(),
+            "others_TBM": drawn_BM.int(),
+        }
+        for name, column in columns.items():
+            buffer = getattr(self, name)
+            if rows is not None:
+                column = torch.zeros_like(buffer[0]).index_copy(0, rows, column)
+            buffer.index_copy_(0, self.step, column[None])
         self.total_V += probs_BV.sum(0)  # finished rows among them: harmless, they only blur the mean a little
         self.step.add_(1).clamp_(max=len(self.logprobs_TB) - 1)
         return token_B
 
     def report(self) -> Mapping[str, Tensor]:
-        features, logprobs = self.features_TBD.transpose(0, 1), self.logprobs_TB.T
-        return {"features": features.half(), "logprobs": logprobs.clone()}
+        return {
+            "features": self.features_TBD.transpose(0, 1).half(),
+            "logprobs": self.logprobs_TB.T.clone(),
+            "others": self.others_TBM.transpose(0, 1).clone(),
+        }
 
 
 def sample_freely(
@@ -130,6 +145,7 @@ def sample_freely(
                     torch.tensor(filled, device=policy.device),
                     rollout.report["logprobs"],
                     rollout.report["features"],
+                    rollout.report["others"],
                 )
             )
         )
@@ -138,16 +154,18 @@ def sample_freely(
             left = (now - started) / done * (len(which) - done)
             say(f"distilling: {done:,} of {len(which):,} sentences, about {left:.0f} s left")
             told = now
-    return Free(*(torch.cat(x) for x in zip(*parts, strict=True)), mean_V=mean_V / mean_V.sum())
+    columns = [torch.cat(x) for x in zip(*parts, strict=True)]
+    return Free(*[*columns, mean_V / mean_V.sum()])
 
 
 def symbols(free: Free, class_V: NDArray[np.int32]) -> Tensor:
-    """(V,) symbol of each token: one for each token that was drawn, one for all others of a class."""
+    """(V,) symbol of each token: its own where it is expected once or more often, else one for all others of a class."""
     steps = torch.arange(free.tokens_BT.shape[1], device=free.tokens_BT.device)
-    drawn = free.tokens_BT[steps < free.lengths_B[:, None]].unique().cpu().numpy()
-    key_V = class_V.astype(np.int64)
+    drawn_N = free.tokens_BT[steps < free.lengths_B[:, None]]
+    expected_V = free.mean_V * len(drawn_N)
     # Class 0 is never allowed: one symbol for all of it.
-    own = drawn[class_V[drawn] != 0]
+    own = np.flatnonzero((expected_V.cpu().numpy() >= 1) & (class_V != 0))
+    key_V = class_V.astype(np.int64)
     key_V[own] = int(class_V.max()) + 1 + np.arange(len(own))
     return torch.from_numpy(np.unique(key_V, return_inverse=True)[1])
 
@@ -171,7 +189,9 @@ def fit(
     device = free.tokens_BT.device
     symbol_V = symbol_V.to(device)
     count_S = int(symbol_V.max()) + 1
-    data = Sequences(symbol_V[free.tokens_BT], free.lengths_B, free.prompts_B, torch.ones_like(free.lengths_B).float())
+    ones_B = torch.ones(len(free.lengths_B), device=device)
+    others_BTM = symbol_V[free.others_BTM].int()
+    data = Sequences(symbol_V[free.tokens_BT], free.lengths_B, free.prompts_B, ones_B, others_BTM)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data), generator=generator).to(device)
     held = max(1, int(len(data) * HELD_OUT))
@@ -217,7 +237,7 @@ def _mini_batch_em(
         order = torch.randperm(len(data), generator=generator).to(data.lengths_B.device)
         for rows in order.chunk(parts):
             part = data.select(rows, scale=len(data) / len(rows))
-            counts = counts.mixed(hmm.expected_counts(model, part), share=1 - n / total)
+            counts = counts.mixed(hmm.expected_counts(model, part, SOFT), share=1 - n / total)
             model = hmm.maximise(counts, base_S, SMOOTHING)
             n += 1
     return model

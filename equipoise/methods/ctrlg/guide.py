@@ -129,14 +129,17 @@ class _State:
         guide = self.guide
         belief_BH = self.belief_BH if rows is None else self.belief_BH[rows]
         state_B = self.state_B if rows is None else self.state_B[rows]
-        logprobs_BV = torch.log_softmax(logits_BV.float() / guide.sampling.temperature, dim=-1)
+        scores_BV = logits_BV.float() / guide.sampling.temperature
+        total_B = torch.logsumexp(scores_BV, dim=-1)
         bonus_BS = guide.bonus(belief_BH, state_B, self.left)
-        guided_BV = logprobs_BV + bonus_BS.index_select(1, guide.place_V)
+        guided_BV = scores_BV + bonus_BS.index_select(1, guide.place_V)
         weights_BV = weights(guided_BV, SamplingConfig(top_p=guide.sampling.top_p))
         token_B = invert(weights_BV, uniform_B)
-        at_B1 = token_B[:, None]
-        drawn_B = weights_BV.gather(1, at_B1).squeeze(1).double() / weights_BV.sum(-1, dtype=torch.float64)
-        gain_B = logprobs_BV.gather(1, at_B1).squeeze(1).double() - drawn_B.log()
+        model_B = scores_BV.gather(1, token_B[:, None]).squeeze(1) - total_B
+        guided_B = weights_BV.gather(1, token_B[:, None]).squeeze(1).log()
+        if guide.sampling.top_p < 1:
+            guided_B = guided_B - weights_BV.sum(-1).log()
+        gain_B = (model_B - guided_B).double()
         live_B = state_B != guide.automaton.done
         place_B, class_B = guide.place_V[token_B], guide.class_V[token_B]
         joint_BH = belief_BH * guide.emission_S1H[place_B]

@@ -8,6 +8,7 @@ float32 on probabilities and not on logarithms, as plain matrix products.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -17,8 +18,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class HMM:
-    """Probabilities in float32: initial_PH[p, j] of the first state, transition_HH[i, j] of j after i, emission_SH[s, j]
-    of symbol s in state j."""
+    """Probabilities in float32: initial_PH[p, j] that the first state is j, transition_HH[i, j] that j follows i,
+    emission_SH[s, j] that j emits symbol s."""
 
     initial_PH: Tensor
     transition_HH: Tensor
@@ -45,17 +46,23 @@ class HMM:
 @dataclass(frozen=True)
 class Sequences:
     """symbols_BT: (B, T) symbols, anything beyond lengths_B: (B,), all at least 1. prompts_B: (B,) which prompt each
-    follows. weights_B: (B,) how much each counts."""
+    follows. weights_B: (B,) how much each counts. others_BTM: (B, T, M), where known, M symbols that could have come in
+    each place instead, drawn from the distribution that the symbol itself was drawn from."""
 
     symbols_BT: Tensor
     lengths_B: Tensor
     prompts_B: Tensor
     weights_B: Tensor
+    others_BTM: Tensor | None = None
 
     def select(self, rows: Tensor, scale: float = 1.0) -> "Sequences":
         """The given rows, with weights `scale` times theirs."""
         return Sequences(
-            self.symbols_BT[rows], self.lengths_B[rows], self.prompts_B[rows], self.weights_B[rows] * scale
+            self.symbols_BT[rows],
+            self.lengths_B[rows],
+            self.prompts_B[rows],
+            self.weights_B[rows] * scale,
+            None if self.others_BTM is None else self.others_BTM[rows],
         )
 
     def __len__(self) -> int:
@@ -84,60 +91,97 @@ class Counts:
 
 def log_likelihoods(hmm: HMM, data: Sequences, batch: int = 1024) -> Tensor:
     """(B,) log-likelihood of each sequence in nats, in float64."""
-    parts = [_forward(hmm, data.select(rows))[1] for rows in torch.arange(len(data)).split(batch)]
+    parts = [_forward(hmm, data.select(rows)).log_likelihood_B for rows in torch.arange(len(data)).split(batch)]
     return torch.cat(parts)
 
 
-def _forward(hmm: HMM, data: Sequences) -> tuple[Tensor, Tensor, Tensor]:
-    """(T, B, H) state given the symbols up to its own, (B,) log-likelihood, (T, B) each symbol's probability given
-    those before (1 beyond the end)."""
+class _Forward(NamedTuple):
+    predicted_TBH: Tensor
+    """State given the symbols before its own."""
+    filtered_TBH: Tensor
+    """State given those and its own symbol."""
+    scale_TB: Tensor
+    """Each symbol's probability given those before; 1 beyond the end."""
+    log_likelihood_B: Tensor
+
+
+def _forward(hmm: HMM, data: Sequences) -> _Forward:
     steps = int(data.lengths_B.max())
     predicted_BH = hmm.initial_PH[data.prompts_B]
-    filtered, scales = [], []
+    predicted, filtered, scales = [], [], []
     for t in range(steps):
         joint_BH = predicted_BH * hmm.emission_SH[data.symbols_BT[:, t]]
         scale_B = joint_BH.sum(-1)
         live_B = t < data.lengths_B
+        predicted.append(predicted_BH)
         # Beyond the end nothing is read again; any finite number will do.
-        filtered_BH = torch.where(live_B[:, None], joint_BH / scale_B[:, None], predicted_BH)
-        filtered.append(filtered_BH)
+        filtered.append(torch.where(live_B[:, None], joint_BH / scale_B[:, None], predicted_BH))
         scales.append(torch.where(live_B, scale_B, 1.0))
-        if t + 1 < steps:
-            predicted_BH = filtered_BH @ hmm.transition_HH
+        predicted_BH = filtered[-1] @ hmm.transition_HH
     scale_TB = torch.stack(scales)
-    return torch.stack(filtered), scale_TB.double().log().sum(0), scale_TB
+    return _Forward(torch.stack(predicted), torch.stack(filtered), scale_TB, scale_TB.double().log().sum(0))
 
 
-def expected_counts(hmm: HMM, data: Sequences, batch: int = 1024) -> Counts:
-    """The E step over all sequences, `batch` at a time. Summed over batches in float64."""
+def expected_counts(hmm: HMM, data: Sequences, soft: float = 0.0, batch: int = 1024) -> Counts:
+    """The E step over all sequences, `batch` at a time; sums over batches are in float64.
+
+    With `soft` 0 these are the counts of expectation maximisation. Else that share of them comes from `others_BTM`:
+    at each place every other symbol counts 1/M, with the posterior of its state and of the one before given the
+    symbols before it. What follows says nothing of those, but there are M times as many.
+    """
     total = [torch.zeros_like(x, dtype=torch.float64) for x in (hmm.initial_PH, hmm.transition_HH, hmm.emission_SH)]
     log_likelihood = torch.zeros((), dtype=torch.float64, device=hmm.initial_PH.device)
     for rows in torch.arange(len(data)).split(batch):
-        log_likelihood += _add_counts(hmm, data.select(rows), total)
+        log_likelihood += _add_counts(hmm, data.select(rows), soft, total)
     initial, transition, emission = (x.float() for x in total)
     return Counts(initial, transition, emission, float(log_likelihood))
 
 
-def _add_counts(hmm: HMM, data: Sequences, total: list[Tensor]) -> Tensor:
-    filtered_TBH, log_likelihood_B, scale_TB = _forward(hmm, data)
-    weights_B = data.weights_B.float()
-    steps = len(filtered_TBH)
-    after_BH = torch.ones_like(filtered_TBH[0])  # likelihood of what follows given the state, over its prediction
+def _add_counts(hmm: HMM, data: Sequences, soft: float, total: list[Tensor]) -> Tensor:
+    run = _forward(hmm, data)
+    after_BH = torch.ones_like(run.filtered_TBH[0])  # likelihood of what follows given the state, over its prediction
     pairs_HH = torch.zeros_like(hmm.transition_HH)
-    emitted_SH = torch.zeros_like(hmm.emission_SH)
-    for t in range(steps - 1, -1, -1):
-        live_B = t < data.lengths_B
-        posterior_BH = filtered_TBH[t] * after_BH * (live_B * weights_B)[:, None]
-        emitted_SH.index_put_((data.symbols_BT[:, t],), posterior_BH, accumulate=True)
+    emitted_SH, ratio_SH = torch.zeros_like(hmm.emission_SH), torch.zeros_like(hmm.emission_SH)
+    for t in range(len(run.filtered_TBH) - 1, -1, -1):
+        live_B1 = (t < data.lengths_B)[:, None]
+        weight_B1 = live_B1 * data.weights_B[:, None]
+        emitted_BH = (1 - soft) * weight_B1 * run.filtered_TBH[t] * after_BH
+        _add_rows(emitted_SH, data.symbols_BT[:, t], emitted_BH)
+        ahead_BH = hmm.emission_SH[data.symbols_BT[:, t]] * after_BH / run.scale_TB[t][:, None]
+        pull_BH = (1 - soft) * weight_B1 * ahead_BH  # what each state of this place is multiplied with
+        if soft and data.others_BTM is not None:
+            others_BM = data.others_BTM[:, t]
+            emission_BMH = hmm.emission_SH[others_BM]
+            probability_BM = torch.bmm(emission_BMH, run.predicted_TBH[t].unsqueeze(-1)).squeeze(-1)
+            ratio_BM = soft / others_BM.shape[1] * weight_B1 / probability_BM
+            pull_BH += torch.bmm(ratio_BM.unsqueeze(1), emission_BMH).squeeze(1)
+            _add_products(ratio_SH, others_BM, ratio_BM, run.predicted_TBH[t])
         if t == 0:
-            total[0].index_put_((data.prompts_B,), posterior_BH.double(), accumulate=True)
+            total[0].index_put_((data.prompts_B,), (run.predicted_TBH[0] * pull_BH).double(), accumulate=True)
             break
-        ahead_BH = hmm.emission_SH[data.symbols_BT[:, t]] * after_BH / scale_TB[t][:, None]
-        pairs_HH += filtered_TBH[t - 1].T @ (ahead_BH * (live_B * weights_B)[:, None])
-        after_BH = torch.where(live_B[:, None], ahead_BH @ hmm.transition_HH.T, 1.0)
+        pairs_HH += run.filtered_TBH[t - 1].T @ pull_BH
+        after_BH = torch.where(live_B1, ahead_BH @ hmm.transition_HH.T, 1.0)
     total[1] += pairs_HH * hmm.transition_HH
     total[2] += emitted_SH
-    return (log_likelihood_B * weights_B).sum()
+    total[2] += ratio_SH * hmm.emission_SH
+    return (run.log_likelihood_B * data.weights_B).sum()
+
+
+def _add_rows(into_SH: Tensor, symbols_B: Tensor, rows_BH: Tensor) -> None:
+    """into_SH[symbols_B[b]] += rows_BH[b], in an order that does not change from run to run."""
+    if into_SH.is_cuda:
+        into_SH.index_put_((symbols_B,), rows_BH, accumulate=True)
+    else:
+        into_SH.index_add_(0, symbols_B, rows_BH)
+
+
+def _add_products(into_SH: Tensor, symbols_BM: Tensor, factor_BM: Tensor, rows_BH: Tensor) -> None:
+    """into_SH[symbols_BM[b, m]] += factor_BM[b, m] · rows_BH[b]: a sparse matrix times a dense one."""
+    batch, count = symbols_BM.shape
+    row_N = torch.arange(batch, device=symbols_BM.device).repeat_interleave(count)
+    where_2N = torch.stack([symbols_BM.flatten().long(), row_N])
+    sparse_SB = torch.sparse_coo_tensor(where_2N, factor_BM.flatten(), (len(into_SH), batch), check_invariants=False)
+    into_SH += torch.sparse.mm(sparse_SB, rows_BH)
 
 
 def maximise(counts: Counts, base_S: Tensor, smoothing: float = 0.0) -> HMM:
