@@ -4,6 +4,7 @@ Members: `method`; `seconds` of writing and `load_seconds` of loading, added up 
 tokens counted; `generations`, the sentences drawn; `accepted`, those of them with terms of both classes (of what the
 filter asks, for gen-filter); `generations_per_accepted`, null where none was; `rows` of the file. Where they are known:
 
+- `training_seconds` of supervised fine-tuning, the making of its sentences not counted;
 - `kl`: KL from the method's distribution to the base model's under the base prompt, nats per sentence, as
   {value, low, high, how}, the bounds being a 95 % interval's, with the `kl_sentences` it was estimated from;
 - `p0`: the probability that the base model's sentence complies, as {value, low, high, n, event, how},

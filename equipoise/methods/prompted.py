@@ -57,6 +57,7 @@ class Prompted:
         self.source = resolve(model)
         self._config = PolicyConfig(model, dtype=dtype, device=device, use_8bit=use_8bit)
         training = training_record(self.source)
+        self.training_seconds: float | None = training.get("seconds")
         self.base_model: str | None = training.get("model")
         """The model that this one was trained from here, if it was."""
         self.prompt_spec = prompt or training.get("prompt", "describe")
@@ -188,16 +189,19 @@ def _name(source: Source) -> str:
 
 
 def training_record(source: Source) -> dict[str, Any]:
-    """`prompt`, `system` and `model` that the model was trained with here, or nothing. Raises UserError."""
+    """`prompt`, `system` and `model` that the model was trained with here, and the `seconds` that took where they are
+    on record; nothing for a model that was not. Raises UserError."""
     path = Path(source.path_or_id) / "run.json"
     if source.kind not in ("folder", "adapter") or not path.exists():
         return {}
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))["config"]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        config, seconds = record["config"], record.get("training", {}).get("seconds")
         prompt, system = config["prompt"], config.get("system", "")
         if isinstance(prompt, str) and isinstance(system, str):
             model = config.get("policy", {}).get("model")
-            return {"prompt": prompt, "system": system, "model": model if isinstance(model, str) else None}
+            known = {"prompt": prompt, "system": system, "model": model, "seconds": seconds}
+            return {name: value for name, value in known.items() if isinstance(value, str | float)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     raise UserError(

@@ -112,6 +112,7 @@ def sample(
                 return outcome
             known = _distance(config, writer, outcome, costs, say)
             accepted = sum(complies(text, "both") for text in outcome.texts.values())
+            known["training_seconds"] = writer.training_seconds
             costs.close(rows=len(outcome.texts), accepted=accepted, **known)
             if stop.received is not None:
                 say(f"stopped by {stop.received.name}; {config.output} is complete")

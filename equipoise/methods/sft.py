@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,6 +113,7 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
         f"learning {len(learnt):,} sentences with {len(held):,} held out, {config.epochs} epochs, learning rate "
         f"{config.rate:g}, {config.policy.tuning}"
     )
+    began = time.perf_counter()
     losses = supervise(
         policy, learnt, generator, epochs=config.epochs, learning_rate=config.rate, warmup=config.warmup, decay=True,
         packed=True, say=say, held_out=held,
@@ -121,6 +123,7 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     record = {
         "config": settings,
         "training": {
+            "seconds": round(time.perf_counter() - began, 3),
             "rows": found.rows,
             "failing": found.failing,
             "foreign": found.foreign,
