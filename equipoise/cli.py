@@ -18,6 +18,9 @@ from equipoise.errors import UserError
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("equipoise.ppo.command", "fine-tune a model with PPO; rerun to resume"),
     "generate": ("equipoise.methods.command", "write a trained model's completions to a CSV"),
+    "sample": ("equipoise.methods.sample_command", "write the completions of any method, to compare"),
+    "sft": ("equipoise.methods.sft_command", "fine-tune a model on compliant sentences, to compare"),
+    "study": ("equipoise.methods.study_command", "write the completions of all methods on one model"),
     "score": ("equipoise.protocol.command", "show the terms and the reward of sentences"),
     "doctor": ("equipoise.ppo.doctor", "say what this machine can run, and why"),
     "sweep": ("equipoise.ppo.sweep", "train seeds × settings and compare them in one table"),

@@ -85,6 +85,9 @@ def test_the_readme_tree_lists_every_module_and_no_other() -> None:
 
 def test_every_command_of_the_readme_is_understood(tmp_path: Path) -> None:
     from equipoise.methods.generate import GenerateConfig
+    from equipoise.methods.sample import SampleConfig
+    from equipoise.methods.sft import SftConfig
+    from equipoise.methods.study import StudyConfig
     from equipoise.options import parse
     from equipoise.ppo.presets import configure
 
@@ -102,6 +105,12 @@ def test_every_command_of_the_readme_is_understood(tmp_path: Path) -> None:
         configure(["--preset", "bundled-cpu", *shlex.split(line)])
     for line in generating:
         parse(GenerateConfig, shlex.split(line), GenerateConfig(), prog="generate", description="")
+    for kind in (SampleConfig, SftConfig, StudyConfig):
+        name = kind.__name__.removesuffix("Config").lower()
+        lines = re.findall(rf"^equipoise {name} (.*?)(?: +#.*)?$", readme, re.M)
+        assert lines, name
+        for line in lines:
+            parse(kind, shlex.split(line), kind(), prog=name, description="")
 
 
 @pytest.mark.skipif(MAKE is None, reason="needs make")

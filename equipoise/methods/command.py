@@ -55,6 +55,12 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def begin(self) -> None:
+        """What follows is another file."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar, self._first, self._due = None, None, 0.0
+
     def say(self, line: str) -> None:
         """A notice, above the bar if there is one."""
         if self._bar is not None:

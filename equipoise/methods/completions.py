@@ -1,6 +1,6 @@
 """The completions file: one CSV row per (occupation, run), safe against being killed at any byte.
 
-Columns `Model,Occupation,RunID,Text,WordCount,Label`, RFC 4180, UTF-8:
+Columns `Model,Occupation,RunID,Text,WordCount,Label`, RFC 4180, UTF-8; in a comparison of methods also `Method,Seed`:
 
 - Model: which model wrote the sentence (its folder's name, or its Hub id).
 - RunID: 1 to n within each occupation.
@@ -8,6 +8,7 @@ Columns `Model,Occupation,RunID,Text,WordCount,Label`, RFC 4180, UTF-8:
   would run; a copy meant for one has to be made safe first.
 - WordCount: words between white space, the prefix included.
 - Label: the method (`RLHF`, `Prompt-Only`, …), as in the public study's files; what a sentence holds follows from Text.
+- Method, Seed: the method by its name on the command line, and the seed of its random numbers.
 
 Beside `NAME.csv` lies `NAME.csv.json`, the record: the settings every row was made with, and on what machine.
 """
@@ -27,6 +28,8 @@ from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import word_count
 
 COLUMNS = ("Model", "Occupation", "RunID", "Text", "WordCount", "Label")
+COMPARED = (*COLUMNS, "Method", "Seed")
+"""The columns of a file that stands beside other methods' in a comparison."""
 
 
 class Key(NamedTuple):
@@ -48,7 +51,18 @@ def serialise(rows: Iterable[Sequence[object]]) -> bytes:
     return text.getvalue().encode()
 
 
-HEADER = serialise([COLUMNS])
+def replace_file(path: Path, data: bytes) -> None:
+    """Write `path` as a whole or not at all. Raises OSError, with nothing left behind."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 class Parsed(NamedTuple):
@@ -88,8 +102,15 @@ class Completions:
     While it is open no other process can write the file. Use as a context manager.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], n: int, overwrite: bool = False) -> None:
-        """`settings` decide the rows (JSON values); `Model` and `Label` among them fill those columns.
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        n: int,
+        overwrite: bool = False,
+        columns: Sequence[str] = COLUMNS,
+    ) -> None:
+        """`settings` decide the rows (JSON values); those named as a column fill it: `Model`, `Label` and so on.
 
         Raises UserError for a file that cannot be written, that this program did not write, whose rows were made with
         other settings or changed by hand, or that holds runs beyond `n`. `overwrite` gives up rows that this program
@@ -97,6 +118,9 @@ class Completions:
         """
         self.path = path
         self.settings = dict(settings)
+        self.columns = tuple(columns)
+        self._constant = {name: str(settings[name]) for name in columns if name in settings}
+        self._header = serialise([self.columns])
         self.texts: dict[Key, str] = {}
         self.repaired = 0
         """Bytes of a half-written row at the end, which `start` removes."""
@@ -143,10 +167,10 @@ class Completions:
         except ValueError as error:
             raise self._foreign(f"it is not a CSV in UTF-8 ({error})") from None
         if not parsed.rows:  # at most a part of the header
-            if data and not (recorded and HEADER.startswith(data)):
+            if data and not (recorded and self._header.startswith(data)):
                 raise self._foreign("it has no complete line")
             return
-        if tuple(parsed.rows[0]) != COLUMNS:
+        if tuple(parsed.rows[0]) != self.columns:
             raise self._foreign(f"its columns are {','.join(parsed.rows[0])[:80]!r}")
         if overwrite or (recorded and len(parsed.rows) == 1):  # nothing to continue
             return
@@ -215,18 +239,19 @@ class Completions:
                     f"{self.path} has runs beyond --n {n} (line {line}: {key.occupation} {key.run_id}): ask for at "
                     "least as many, or choose another --output"
                 )
-            texts[key], line_of[key] = row[3], line
+            texts[key], line_of[key] = row[self.columns.index("Text")], line
         return texts
 
     def _key(self, row: Sequence[str]) -> tuple[Key | None, str]:
         """The row's key, and what is wrong with the row if anything is."""
-        if len(row) != len(COLUMNS):
-            return None, f"it has {len(row)} fields, not {len(COLUMNS)}"
-        model, occupation, run_id, text, words, label = row
+        if len(row) != len(self.columns):
+            return None, f"it has {len(row)} fields, not {len(self.columns)}"
+        fields = dict(zip(self.columns, row, strict=True))
+        occupation, run_id, text, words = (fields[name] for name in ("Occupation", "RunID", "Text", "WordCount"))
         if occupation not in OCCUPATIONS or not re.fullmatch("[1-9][0-9]{0,8}", run_id):
             return None, f"{occupation[:20]!r} {run_id[:20]!r} is no occupation with a number"
-        if (model, label) != (self.settings["Model"], self.settings["Label"]):
-            return None, "another Model or Label"
+        if any(fields[name] != value for name, value in self._constant.items()):
+            return None, f"another {' or '.join(self._constant)}"
         if words != str(word_count(text)):
             return None, f"its WordCount is {words[:20]}, but the text has {word_count(text)} words"
         return Key(occupation, int(run_id)), ""
@@ -247,10 +272,10 @@ class Completions:
             if made_with not in self._record["made_with"][-1:]:
                 self._record["made_with"].append(dict(made_with))
             document = json.dumps(self._record, indent=1, ensure_ascii=False) + "\n"
-            self._replace(self._record_path, document.encode())
+            replace_file(self._record_path, document.encode())
             self._file.seek(0, os.SEEK_END)
             if self._kept == 0:
-                self._write(HEADER)
+                self._write(self._header)
         except OSError as error:
             raise self._cannot_write(error) from None
 
@@ -270,17 +295,23 @@ class Completions:
         """Put the rows in the protocol's order of occupations, then by RunID, by replacing the file as a whole."""
         assert self._file is not None
         order = sorted(self.texts, key=lambda key: (OCCUPATIONS.index(key.occupation), key.run_id))
-        data = HEADER + serialise(self._row(key, self.texts[key]) for key in order)
+        data = self._header + serialise(self._row(key, self.texts[key]) for key in order)
         self._file.seek(0)
         if self._file.readall() == data:
             return
         try:
-            self._replace(self._real, data)
+            replace_file(self._real, data)
         except OSError as error:
             raise self._cannot_write(error) from None
 
     def _row(self, key: Key, text: str) -> tuple[object, ...]:
-        return (self.settings["Model"], *key, text, word_count(text), self.settings["Label"])
+        fields = self._constant | {
+            "Occupation": key.occupation,
+            "RunID": str(key.run_id),
+            "Text": text,
+            "WordCount": str(word_count(text)),
+        }
+        return tuple(fields[name] for name in self.columns)
 
     def _open(self, mode: str) -> None:
         try:
@@ -299,18 +330,6 @@ class Completions:
         while view:
             view = view[self._file.write(view) :]
         os.fsync(self._file.fileno())
-
-    def _replace(self, path: Path, data: bytes) -> None:
-        partial = path.with_name(f"{path.name}.partial")
-        try:
-            with partial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
 
     def _cannot_write(self, error: OSError) -> UserError:
         kept = f"; the {len(self.texts)} rows in it are safe, and the same command continues" if self.texts else ""

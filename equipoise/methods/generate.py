@@ -9,14 +9,19 @@ On the same machine with the same batch size the finished file then equals an un
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from equipoise.errors import UserError
 from equipoise.methods.completions import Completions, Key, all_keys
+from equipoise.methods.costs import Costs
 from equipoise.ppo.signals import StopSignals
+
+if TYPE_CHECKING:
+    from equipoise.methods.prompted import Written
 
 TRAINED = "./rlhf_llama3_7b_output"
 """Where training leaves the final model."""
@@ -34,8 +39,8 @@ class GenerateConfig:
     n: int = 250
     """Sentences per occupation. A finished file can be extended by asking for more."""
     prompt: str | None = None
-    """`study`, `describe`, `raw`, or your own as NAME=INSTRUCTION with {occupation} in it. Default: the prompt that the
-    model was trained with, or `describe` where nothing says."""
+    """`study`, `describe`, `require`, `raw`, or your own as NAME=INSTRUCTION with {occupation} in it. Default: the
+    prompt that the model was trained with, or `describe` where nothing says."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the likeliest token."""
     top_p: float = 0.95
@@ -85,11 +90,10 @@ def generate(
 
     `say` gets notices of one line; `progress` the rows in the file and the rows wanted, first and after each batch.
     """
-    _check_trained(config.model)
+    check_trained(config.model)
     # Only here: `--help` and a mistyped option need not wait for torch.
     from equipoise.methods.prompted import Prompted
-    from equipoise.policy.sample import NonFiniteLogits, SamplingConfig
-    from equipoise.ppo.run import provenance
+    from equipoise.policy.sample import SamplingConfig
 
     writer = Prompted(
         config.model,
@@ -102,47 +106,121 @@ def generate(
         batch_size=config.batch_size,
     )
     columns = {"Model": config.model_name or writer.name, "Label": config.label or writer.label}
-    keys = all_keys(config.n)
     settings = columns | writer.settings
-    with StopSignals(_tell) as stop, Completions(config.output, settings, config.n, config.overwrite) as file:
-        if file.texts:
-            say(f"{config.output} holds {len(file.texts)} of {len(keys)} rows")
-        if len(file.texts) == len(keys):
-            file.finish()
-            return Outcome("done", file.texts, 0)
-        for line in writer.source.notices:
-            say(line)
-        say(writer.describe())
-        writer.load()
-        if file.repaired:
-            say(f"removing half a row ({file.repaired} bytes) from the end of {config.output}")
-        file.start(provenance())
-        progress(len(file.texts), len(keys))
-        for batch in batches(keys, writer.batch_size):
-            if stop.received is not None:
-                break
-            missing = [key for key in batch if key not in file.texts]
-            if not missing:
-                continue
-            try:
-                texts = writer(batch, say)
-            except NonFiniteLogits as error:
-                say(
-                    f"stopped: {error}. The {len(file.texts)} rows written so far are kept. Try --dtype float32 with "
-                    "another --output; if that fails too, the weights are damaged: go back to an earlier checkpoint."
-                )
-                return Outcome("nonfinite", file.texts, NONFINITE_EXIT)
-            file.append({key: texts[key] for key in missing})
-            progress(len(file.texts), len(keys))
-        if len(file.texts) < len(keys):
-            assert stop.received is not None
+    keys = all_keys(config.n)
+    with (
+        StopSignals(tell_of_batch) as stop,
+        Completions(config.output, settings, config.n, config.overwrite) as file,
+    ):
+        return write_all(writer, file, keys, stop, say, progress)
+
+
+class Writer(Protocol):
+    """Writes the sentences of keys, the same for the same key however they are batched, to rounding."""
+
+    batch_size: int
+
+    @property
+    def notices(self) -> Sequence[str]:
+        """Lines the user should see."""
+
+    def describe(self) -> str:
+        """One line for the person who waits."""
+
+    def load(self, say: Callable[[str], None]) -> None:
+        """Bring into memory, or make, whatever writing takes. Raises UserError."""
+
+    def __call__(self, keys: Sequence[Key], say: Callable[[str], None]) -> Mapping[Key, "Written"]:
+        """Raises NonFiniteLogits; UserError."""
+
+
+def write_all(
+    writer: Writer,
+    file: Completions,
+    keys: Sequence[Key],
+    stop: StopSignals,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None],
+    costs: Costs | None = None,
+) -> Outcome:
+    """Write those of `keys` that the file lacks, and put its rows in order."""
+    if file.texts:
+        say(f"{file.path} holds {len(file.texts)} of {len(keys)} rows")
+    status = write_rows(writer, file, batches(keys, writer.batch_size), len(keys), stop, say, progress, costs)
+    if status == "stopped":
+        assert stop.received is not None
+        say(
+            f"stopped by {stop.received.name} with {len(file.texts)} of {len(keys)} rows in {file.path}. "
+            "The same command continues."
+        )
+        return Outcome("stopped", file.texts, stop.exit_code)
+    if status == "nonfinite":
+        return Outcome("nonfinite", file.texts, NONFINITE_EXIT)
+    file.finish()
+    return Outcome("done", file.texts, 0)
+
+
+def write_rows(
+    writer: Writer,
+    file: Completions,
+    schedule: Iterable[Sequence[Key]],
+    total: int,
+    stop: StopSignals,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None],
+    costs: Costs | None = None,
+) -> Literal["done", "stopped", "nonfinite"]:
+    """Write what the file lacks of each batch in `schedule`, computing the whole batch; load the model when first
+    needed.
+
+    The schedule may depend on what is in the file, batch after batch. A batch is computed anew as well where its costs
+    are not on record, which is the case if the process was killed just after writing its rows.
+    """
+    from equipoise.policy.sample import NonFiniteLogits
+
+    started = False
+    for batch in schedule:
+        missing = [key for key in batch if key not in file.texts]
+        unpriced = costs.unpriced.intersection(batch) if costs else set()
+        if not missing and not unpriced:
+            continue
+        if not started:
+            _start(writer, file, say, costs)
+            progress(len(file.texts), total)
+            started = True
+        if stop.received is not None:
+            return "stopped"
+        began = time.perf_counter()
+        try:
+            written = writer(batch, say)
+        except NonFiniteLogits as error:
             say(
-                f"stopped by {stop.received.name} with {len(file.texts)} of {len(keys)} rows in {config.output}. "
-                "The same command continues."
+                f"stopped: {error}. The {len(file.texts)} rows written so far are kept. Try --dtype float32 with "
+                "another --output; if that fails too, the weights are damaged: go back to an earlier checkpoint."
             )
-            return Outcome("stopped", file.texts, stop.exit_code)
-        file.finish()
-        return Outcome("done", file.texts, 0)
+            return "nonfinite"
+        seconds = time.perf_counter() - began
+        file.append({key: written[key].text for key in missing})
+        if costs is not None:
+            priced = [*missing, *unpriced]
+            costs.add(seconds, {key: written[key] for key in priced})
+        progress(len(file.texts), total)
+    return "done"
+
+
+def _start(writer: Writer, file: Completions, say: Callable[[str], None], costs: Costs | None) -> None:
+    from equipoise.ppo.run import provenance
+
+    for line in writer.notices:
+        say(line)
+    say(writer.describe())
+    began = time.perf_counter()
+    writer.load(say)
+    if costs is not None:
+        costs.load_seconds += time.perf_counter() - began
+    if file.repaired:
+        say(f"removing half a row ({file.repaired} bytes) from the end of {file.path}")
+    file.start(provenance())
 
 
 def batches(keys: Sequence[Key], size: int) -> Iterator[Sequence[Key]]:
@@ -150,7 +228,7 @@ def batches(keys: Sequence[Key], size: int) -> Iterator[Sequence[Key]]:
         yield keys[first : first + size]
 
 
-def _check_trained(model: str) -> None:
+def check_trained(model: str) -> None:
     """Raises UserError, with the command that mends it, where training left no model or an unfinished one."""
     folder = Path(model).expanduser()
     if any(folder.glob("*.safetensors")):
@@ -163,7 +241,7 @@ def _check_trained(model: str) -> None:
         )
 
 
-def _tell(received: signal.Signals) -> None:
+def tell_of_batch(received: signal.Signals) -> None:
     # As the signal module's own notice, a bare write: `print` may not be re-entered.
     with contextlib.suppress(OSError):
         os.write(

@@ -1,10 +1,11 @@
 """Sentences that a model writes under a prompt: the trained policy's, or as a baseline an untrained model's."""
 
+import gc
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -19,6 +20,19 @@ from equipoise.policy.sample import SamplingConfig, sample
 from equipoise.policy.source import Source, load_tokenizer, resolve
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import get_prompt
+
+Result = TypeVar("Result")
+
+
+class Written(NamedTuple):
+    """A sentence, and how many tokens its completion took, the stop token counted.
+
+    `log_weight`, of a method that knows it: log-probability under the base model minus that under the method, in nats.
+    """
+
+    text: str
+    tokens: int
+    log_weight: float | None = None
 
 
 class Prompted:
@@ -42,17 +56,23 @@ class Prompted:
         """`prompt` None means the one the model was trained with, `describe` where nothing says. Raises UserError."""
         self.source = resolve(model)
         self._config = PolicyConfig(model, dtype=dtype, device=device, use_8bit=use_8bit)
-        training = _training(self.source)
-        self.prompt = get_prompt(prompt or training.get("prompt", "describe"))
+        training = training_record(self.source)
+        self.training_seconds: float | None = training.get("seconds")
+        self.base_model: str | None = training.get("model")
+        """The model that this one was trained from here, if it was."""
+        self.prompt_spec = prompt or training.get("prompt", "describe")
+        """As an option names it, an instruction of one's own included."""
+        self.prompt = get_prompt(self.prompt_spec)
         self.sampling, self.seed = sampling, seed
+        self.notices = self.source.notices
         self.device = pick_device(device)
         self.batch_size = batch_size or (1000 if self.device.type == "cuda" else 128)
         self.name = _name(self.source)
         self.label = "RLHF" if training else "Prompt-Only"
         system = training.get("system", "")
         tokenizer = load_tokenizer(self.source)
-        self._prompts = {o: prompt_ids(tokenizer, self.prompt, o, system) for o in OCCUPATIONS}
-        self._policy: Policy | None = None
+        self.prompts = {o: prompt_ids(tokenizer, self.prompt, o, system) for o in OCCUPATIONS}
+        self.policy: Policy | None = None
         self.settings = {
             "weights": fingerprint(self.source),
             "prompt": self.prompt.name,
@@ -74,25 +94,38 @@ class Prompted:
             f"{self.sampling.max_new_tokens} new tokens, {self.batch_size} sentences at a time"
         )
 
-    def load(self) -> None:
+    def load(self, say: Callable[[str], None] = print) -> None:
         """Bring the weights into memory. Raises UserError."""
-        self._policy = load_for_generation(self._config, self.prompt)
+        self.policy = load_for_generation(self._config, self.prompt)
 
-    def __call__(self, keys: Sequence[Key], say: Callable[[str], None] = print) -> dict[Key, str]:
-        """The sentences of `keys`, in batches of `batch_size`, which is halved for good where memory does not suffice.
+    def unload(self) -> None:
+        """Give the memory back."""
+        self.policy = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
-        Raises NonFiniteLogits; UserError if not even one sentence fits into memory.
-        """
-        texts: dict[Key, str] = {}
-        while len(texts) < len(keys):
-            part = keys[len(texts) : len(texts) + self.batch_size]
+    def __call__(self, keys: Sequence[Key], say: Callable[[str], None] = print) -> dict[Key, Written]:
+        """The sentences of `keys`. Raises NonFiniteLogits; UserError if not even one fits into memory."""
+        return dict(zip(keys, self.in_parts(keys, self._write, say), strict=True))
+
+    def in_parts(
+        self, keys: Sequence[Key], work: Callable[[Sequence[Key]], Sequence[Result]], say: Callable[[str], None]
+    ) -> list[Result]:
+        """What `work` makes of the keys, `batch_size` at a time, which is halved for good where memory does not
+        suffice. Raises what `work` raises; UserError if not even one key fits into memory."""
+        results: list[Result] = []
+        done = 0
+        while done < len(keys):
+            part = keys[done : done + self.batch_size]
             try:
-                texts |= zip(part, self._write(part), strict=True)
+                results += work(part)
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
                 self.batch_size = len(part) // 2
             else:
+                done += len(part)
                 continue
             # Outside the except block: the error keeps the failed batch's tensors alive.
             if self.batch_size == 0:
@@ -102,20 +135,21 @@ class Prompted:
             say(f"not enough memory for {len(part)} sentences at a time: going on with {self.batch_size}")
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-        return texts
+        return results
 
-    def _write(self, keys: Sequence[Key]) -> list[str]:
-        assert self._policy is not None
+    def _write(self, keys: Sequence[Key]) -> list[Written]:
+        assert self.policy is not None
         rollout = sample(
-            self._policy,
-            [self._prompts[key.occupation] for key in keys],
+            self.policy,
+            [self.prompts[key.occupation] for key in keys],
             self.sampling,
             uniform_BT=uniforms(self.seed, keys, self.sampling.max_new_tokens),
         )
-        return sentences_of(self._policy.tokenizer, rollout, [key.occupation for key in keys])
+        texts = sentences_of(self.policy.tokenizer, rollout, [key.occupation for key in keys])
+        return [Written(text, tokens) for text, tokens in zip(texts, rollout.lengths_B.tolist(), strict=True)]
 
 
-def uniforms(seed: int, keys: Sequence[Key], steps: int) -> Tensor:
+def uniforms(seed: int | str, keys: Sequence[Key], steps: int) -> Tensor:
     """(B, steps) float64 in [0, 1): the random numbers of each key, from the seed and the key alone.
 
     53 bits of SHAKE-256 each, so no version of any library changes them; asking for more steps keeps the first ones.
@@ -154,16 +188,20 @@ def _name(source: Source) -> str:
     return Path(source.path_or_id).resolve().name if local else source.path_or_id
 
 
-def _training(source: Source) -> dict[str, Any]:
-    """The configuration that the model was trained with here, or nothing."""
+def training_record(source: Source) -> dict[str, Any]:
+    """`prompt`, `system` and `model` that the model was trained with here, and the `seconds` that took where they are
+    on record; nothing for a model that was not. Raises UserError."""
     path = Path(source.path_or_id) / "run.json"
     if source.kind not in ("folder", "adapter") or not path.exists():
         return {}
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))["config"]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        config, seconds = record["config"], record.get("training", {}).get("seconds")
         prompt, system = config["prompt"], config.get("system", "")
         if isinstance(prompt, str) and isinstance(system, str):
-            return {"prompt": prompt, "system": system}
+            model = config.get("policy", {}).get("model")
+            known = {"prompt": prompt, "system": system, "model": model, "seconds": seconds}
+            return {name: value for name, value in known.items() if isinstance(value, str | float)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     raise UserError(

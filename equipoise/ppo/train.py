@@ -33,7 +33,7 @@ from equipoise.ppo.run import Run, RunConfig, flatten
 from equipoise.ppo.signals import StopSignals
 from equipoise.ppo.state import State
 from equipoise.ppo.update import Experience, PPOConfig, RowLimit, mini_batches, update
-from equipoise.ppo.warm_start import WarmStartConfig, collect, supervise
+from equipoise.ppo.warm_start import WarmStartConfig, warm_start
 from equipoise.ppo.watch import Alert, WatchConfig, explain
 from equipoise.protocol import reward as protocol
 from equipoise.protocol.lexicon import HOLDOUT, OCCUPATIONS
@@ -50,7 +50,7 @@ class TrainConfig:
 
     preset: str = "bundled-cpu"
     prompt: str = "describe"
-    """`study`, `describe`, `raw`, or your own as NAME=INSTRUCTION with {occupation} in it."""
+    """`study`, `describe`, `require`, `raw`, or your own as NAME=INSTRUCTION with {occupation} in it."""
     system: str = ""
     """System message. Empty on purpose: some templates put one of their own that contains a term the reward pays
     for."""
@@ -145,7 +145,7 @@ def train(
             run.restore(run.resumed, optimizer, state)
         else:
             state.base = base or base_rates(config, policy, prompts, run.log.say)
-        if run.resumed is None and config.warm_start.warm_start != "off":
+        if run.resumed is None and config.warm_start.wanted:
             optimizer = _warm_start(config, policy, state, prompts, run)
 
         try:
@@ -204,9 +204,10 @@ def _warm_start(
     config: TrainConfig, policy: Policy, state: State, prompts: dict[str, list[int]], run: Run
 ) -> MasterAdam:
     """The supervised stage before PPO; returns a fresh optimizer."""
-    generator, settings = state.generator, config.warm_start
-    examples = collect(policy, settings, prompts, config.sampling, generator, config.ppo.batch_size)
-    supervise(policy, examples, settings, generator, packed=config.scoring == "packed", say=run.log.say)
+    warm_start(
+        policy, config.warm_start, prompts, config.sampling, state.generator, config.ppo.batch_size,
+        packed=config.scoring == "packed", say=run.log.say,
+    )  # fmt: skip
     optimizer = _optimizer(config, policy)
     # Every new optimizer moves the weights: what was recorded before reads them where they no longer are.
     policy.graphs.clear()

@@ -2,26 +2,23 @@
 
 Where compliance is rare PPO has next to nothing to learn from in its first steps. These sentences show the policy what
 is paid for without leaving the model's own language: samples that happen to comply, or continuations of forced terms.
+They may also come from a file, such as the sentences of another method.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Literal
 
 import torch
 
 from equipoise.errors import UserError
 from equipoise.policy.load import Policy
-from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import SamplingConfig, sample
-from equipoise.policy.score import score
-from equipoise.ppo.optimizer import MasterAdam
+from equipoise.ppo.supervised import BATCH, Example, examples_of, read_rows, supervise
 from equipoise.protocol.lexicon import LEXICON
 from equipoise.protocol.prompts import sentence
 from equipoise.protocol.reward import strict_success
-
-FEWEST = 16
-"""Sentences of one optimizer step, and so the fewest worth learning from."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +26,8 @@ class WarmStartConfig:
     warm_start: Literal["off", "forced", "samples"] = "off"
     """`forced` begins each sentence with one agentic and one communal term, every pair alike, and lets the model go on;
     `samples` keeps those of its free samples that comply, unchanged but rare."""
+    warm_start_file: str = ""
+    """Take the sentences from this completions file instead, of any method: those that succeed strictly."""
     warm_start_sentences: int = 256
     """Distinct sentences to learn from."""
     warm_start_epochs: int = 2
@@ -36,21 +35,23 @@ class WarmStartConfig:
     warm_start_budget: int = 20_000
     """Samples drawn at most in search of them."""
 
+    @property
+    def wanted(self) -> bool:
+        return self.warm_start != "off" or bool(self.warm_start_file)
+
     def __post_init__(self) -> None:
-        if self.warm_start_sentences < FEWEST:
-            raise UserError(f"warm-start-sentences {self.warm_start_sentences} must be at least {FEWEST}")
+        if self.warm_start != "off" and self.warm_start_file:
+            raise UserError(
+                f"--warm-start {self.warm_start} makes sentences and --warm-start-file {self.warm_start_file} has "
+                "them: give one of the two"
+            )
+        if self.warm_start_sentences < BATCH:
+            raise UserError(f"warm-start-sentences {self.warm_start_sentences} must be at least {BATCH}")
         if self.warm_start_epochs < 1 or self.warm_start_learning_rate <= 0:
             raise UserError(
                 f"warm-start-epochs {self.warm_start_epochs} must be at least 1 and warm-start-learning-rate "
                 f"{self.warm_start_learning_rate} above 0: --warm-start off leaves the stage out"
             )
-
-
-class Example(NamedTuple):
-    occupation: str
-    prompt: list[int]
-    completion: list[int]
-    text: str
 
 
 def collect(
@@ -63,7 +64,7 @@ def collect(
 ) -> list[Example]:
     """Strictly successful sentences, each once. `prompts` maps occupations to token ids.
 
-    Raises UserError when the budget ends with fewer than `FEWEST`.
+    Raises UserError when the budget ends with fewer than `BATCH`.
     """
     examples: dict[str, Example] = {}
     occupations = sorted(prompts)
@@ -88,39 +89,49 @@ def collect(
             text = sentence(occupation, policy.tokenizer.decode(completion, skip_special_tokens=True))
             if done and strict_success(text):
                 examples.setdefault(text, Example(occupation, prompts[occupation], completion, text))
-    if len(examples) < FEWEST:
+    if len(examples) < BATCH:
         raise UserError(
-            f"the warm start found {len(examples)} sentences in {drawn} samples and needs at least {FEWEST}: "
+            f"the warm start found {len(examples)} sentences in {drawn} samples and needs at least {BATCH}: "
             "use --warm-start forced, raise --warm-start-budget, or leave it off"
         )
     return list(examples.values())[: config.warm_start_sentences]
 
 
-def as_rollout(examples: Sequence[Example]) -> Rollout:
-    width = max(len(e.completion) for e in examples)
-    tokens = torch.tensor([e.completion + [0] * (width - len(e.completion)) for e in examples])
-    lengths = torch.tensor([len(e.completion) for e in examples])
-    return Rollout([e.prompt for e in examples], tokens, lengths, torch.ones(len(examples), dtype=torch.bool))
+def read(
+    path: Path, policy: Policy, config: WarmStartConfig, prompts: dict[str, list[int]], generator: torch.Generator
+) -> list[Example]:
+    """Strictly successful sentences of a completions file, each once, at most `config.warm_start_sentences`.
+
+    Raises UserError for a file that is none, and for fewer than `BATCH` sentences.
+    """
+    found = examples_of(read_rows(path), policy.tokenizer, prompts, policy.stop_ids, "strict")
+    examples = list({example.text: example for example in found.examples}.values())
+    if len(examples) < BATCH:
+        raise UserError(
+            f"the warm start can learn from {len(examples)} sentences of {path} and needs at least {BATCH} "
+            f"({found.describe()}): give another --warm-start-file"
+        )
+    chosen = torch.randperm(len(examples), generator=generator)[: config.warm_start_sentences]
+    return [examples[i] for i in chosen.tolist()]
 
 
-def supervise(
+def warm_start(
     policy: Policy,
-    examples: Sequence[Example],
     config: WarmStartConfig,
+    prompts: dict[str, list[int]],
+    sampling: SamplingConfig,
     generator: torch.Generator,
+    batch_size: int,
     *,
     packed: bool,
     say: Callable[[str], None],
 ) -> None:
-    """Minimise the token-mean cross-entropy of the completions, `FEWEST` at a time, with an optimizer of its own."""
-    optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-8)
-    optimizer.set_learning_rates(config.warm_start_learning_rate, 0.0)
-    for epoch in range(config.warm_start_epochs):
-        total, count = 0.0, 0
-        for rows in torch.randperm(len(examples), generator=generator).split(FEWEST):
-            part = as_rollout([examples[i] for i in rows.tolist()])
-            logprobs = score(policy, part, 1.0, packed=packed, entropy=False).logprobs
-            (-logprobs.mean()).backward()
-            optimizer.step(1.0)
-            total, count = total - float(logprobs.detach().sum()), count + len(logprobs)
-        say(f"warm start: epoch {epoch + 1} of {config.warm_start_epochs}, {total / count:.3f} nats per token")
+    """The whole stage: find the sentences, learn from them. Raises UserError; NonFiniteError."""
+    if config.warm_start_file:
+        examples = read(Path(config.warm_start_file), policy, config, prompts, generator)
+    else:
+        examples = collect(policy, config, prompts, sampling, generator, batch_size)
+    supervise(
+        policy, examples, generator, epochs=config.warm_start_epochs, learning_rate=config.warm_start_learning_rate,
+        packed=packed, say=lambda line: say(f"warm start: {line}"),
+    )  # fmt: skip

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from equipoise.errors import UserError
+from equipoise.protocol.lexicon import AGENTIC, COMMUNAL
 
 MIN_WORDS = 8
 MAX_WORDS = 15
@@ -54,6 +55,13 @@ PROMPTS: dict[str, Prompt] = {
             '"The {occupation} was"',
         ),
         Prompt("describe", "Describe the character of the {occupation} in one sentence of 8 to 15 words."),
+        # The best-effort baseline: everything that is asked for, said. The terms are `lexicon`'s, in its order.
+        Prompt(
+            "require",
+            "Describe the character of the {occupation} in one complete sentence of 8 to 15 words. Use at least one "
+            f"word from each list, exactly as written. First list: {', '.join(AGENTIC)}. "
+            f"Second list: {', '.join(COMMUNAL)}.",
+        ),
         # For models without a chat template.
         Prompt("raw", None),
     )

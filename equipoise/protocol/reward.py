@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from equipoise.errors import UserError
 from equipoise.protocol.lexicon import LEXICON, Lexicon
@@ -99,6 +100,15 @@ def score(text: str, weights: RewardWeights = PROTOCOL_WEIGHTS, lexicon: Lexicon
 def strict_success(text: str, lexicon: Lexicon = LEXICON) -> bool:
     """Both classes, 8 to 15 words, one complete sentence. The bounds are the protocol's, whatever the reward's are."""
     return lexicon.match(text).both and MIN_WORDS <= word_count(text) <= MAX_WORDS and is_complete_sentence(text)
+
+
+Event = Literal["both", "strict"]
+"""What a method may be asked for: terms of both classes, or strict success."""
+
+
+def complies(text: str, event: Event, lexicon: Lexicon = LEXICON) -> bool:
+    """`both`: terms of both classes; `strict`: that, and 8 to 15 words, and one complete sentence."""
+    return lexicon.match(text).both if event == "both" else strict_success(text, lexicon)
 
 
 def _tidy(value: float) -> float:

@@ -17,6 +17,7 @@ from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.score import score
 from equipoise.ppo import train as training
+from equipoise.ppo import warm_start
 from equipoise.ppo.diversity import DiversityConfig, TermWindow
 from equipoise.ppo.log import defined_keys, undefined_keys
 from equipoise.ppo.metrics import step_metrics
@@ -237,13 +238,13 @@ def test_occupations_held_out_are_never_sampled_not_even_by_the_warm_start(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collected = []
-    supervise = training.supervise
+    supervise = warm_start.supervise
 
     def look(policy: Policy, examples: Any, *args: Any, **named: Any) -> None:
         collected.extend(examples)
         supervise(policy, examples, *args, **named)
 
-    monkeypatch.setattr(training, "supervise", look)
+    monkeypatch.setattr(warm_start, "supervise", look)
     train(small_config(model, tmp_path, holdout=True, sample_every=1, warm_start="forced", warm_start_sentences=40))
     texts = [json.loads(line)["text"] for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
     assert len(texts) == 48
@@ -254,13 +255,13 @@ def test_what_was_recorded_before_the_warm_start_moved_the_weights_is_forgotten(
     model: Path, tmp_path: Path, policies: list[Policy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A CUDA graph holds addresses. On a CPU nothing is recorded, so a mark stands for it."""
-    collect = training.collect
+    collect = warm_start.collect
 
     def look(policy: Policy, *args: Any) -> Any:
         policy.decoders["recorded"] = "before"
         return collect(policy, *args)
 
-    monkeypatch.setattr(training, "collect", look)
+    monkeypatch.setattr(warm_start, "collect", look)
     train(small_config(model, tmp_path, steps=1, warm_start="forced", warm_start_sentences=16))
     assert policies[0].decoders == {}
 

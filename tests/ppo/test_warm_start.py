@@ -11,7 +11,8 @@ from equipoise.policy.load import Policy, PolicyConfig, load_policy
 from equipoise.policy.prompt import prompt_ids
 from equipoise.policy.sample import SamplingConfig
 from equipoise.policy.score import score
-from equipoise.ppo.warm_start import Example, WarmStartConfig, as_rollout, collect, supervise
+from equipoise.ppo.supervised import Example, as_rollout, supervise
+from equipoise.ppo.warm_start import WarmStartConfig, collect
 from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
 from equipoise.protocol.prompts import PROMPTS
 from equipoise.protocol.reward import score as reward
@@ -83,10 +84,10 @@ def test_learning_makes_the_sentences_likelier_and_moves_neither_reference_nor_v
     policy = load(model, tuning)
     examples = gather(policy, "forced")
     others = gather(policy, "samples", seed=5)
-    config = WarmStartConfig(warm_start_learning_rate=3e-3, warm_start_epochs=3)
     before = {r: (mean_logprob(policy, examples, r), mean_logprob(policy, others, r)) for r in (False, True)}
     lines: list[str] = []
-    supervise(policy, examples, config, torch.Generator().manual_seed(0), packed=True, say=lines.append)
+    generator = torch.Generator().manual_seed(0)
+    supervise(policy, examples, generator, epochs=3, learning_rate=3e-3, packed=True, say=lines.append)
     after = {r: (mean_logprob(policy, examples, r), mean_logprob(policy, others, r)) for r in (False, True)}
     assert after[False][0] > before[False][0] + 0.1
     assert after[False][0] - before[False][0] > after[False][1] - before[False][1]  # those it was shown, above all
@@ -104,9 +105,8 @@ def test_learning_is_deterministic(model: Path, packed: bool) -> None:
     for _ in range(2):
         policy = load(model)
         examples = gather(policy, "forced", sentences=32)
-        supervise(
-            policy, examples, WarmStartConfig(), torch.Generator().manual_seed(0), packed=packed, say=lambda _: None
-        )
+        generator = torch.Generator().manual_seed(0)
+        supervise(policy, examples, generator, epochs=2, learning_rate=1e-4, packed=packed, say=lambda _: None)
         ends.append({name: p.detach().clone() for name, p in policy.trained().items()})
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 

@@ -35,7 +35,8 @@ def test_the_raw_prompt_has_no_user_message():
 
 
 def test_prompts_know_their_own_names():
-    assert {name: prompt.name for name, prompt in PROMPTS.items()} == {n: n for n in ("study", "describe", "raw")}
+    names = ("study", "describe", "require", "raw")
+    assert {name: prompt.name for name, prompt in PROMPTS.items()} == {name: name for name in names}
 
 
 def test_a_prompt_of_ones_own_keeps_braces_and_may_repeat_the_occupation():
@@ -44,7 +45,7 @@ def test_a_prompt_of_ones_own_keeps_braces_and_may_repeat_the_occupation():
     assert mine.user_message("pilot") == "Write {json} on the pilot; a=b, pilot!"
 
 
-@pytest.mark.parametrize("name", ["study", "describe", "raw"])
+@pytest.mark.parametrize("name", ["study", "describe", "require", "raw"])
 def test_a_known_prompt_is_found_by_its_name(name):
     assert get_prompt(name) is PROMPTS[name]
 
@@ -52,8 +53,8 @@ def test_a_known_prompt_is_found_by_its_name(name):
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("studdy", "'studdy'; choose study, describe, raw"),
-        ("", "choose study, describe, raw"),
+        ("studdy", "'studdy'; choose study, describe, require, raw"),
+        ("", "choose study, describe, require, raw"),
         ("mine=Describe a nurse.", "{occupation}"),
         ("study=Describe the {occupation}.", "exists already"),
         ("my prompt=Describe the {occupation}.", "'my prompt'"),

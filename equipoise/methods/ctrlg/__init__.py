@@ -6,7 +6,20 @@ the tokens' bytes, so that every way to spell a word is covered; what may be wri
 so that compliance does not depend on the model; every sentence comes with its importance weight.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from equipoise.methods.ctrlg.config import CtrlGConfig
-from equipoise.methods.ctrlg.writer import CtrlG, Written, check_feasible
+
+if TYPE_CHECKING:
+    from equipoise.methods.ctrlg.writer import CtrlG, Written, check_feasible
 
 __all__ = ["CtrlG", "CtrlGConfig", "Written", "check_feasible"]
+
+
+def __getattr__(name: str) -> Any:
+    """The writer's names, imported when first asked for: options and their help need not wait for torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from equipoise.methods.ctrlg import writer
+
+    return getattr(writer, name)

@@ -1,0 +1,108 @@
+"""What a file of completions cost: `NAME.csv.costs.json`, kept up to date batch by batch.
+
+Members: `method`; `seconds` of writing and `load_seconds` of loading, added up over resumes; `tokens` drawn, stop
+tokens counted; `generations`, the sentences drawn; `accepted`, those of them with terms of both classes (of what the
+filter asks, for gen-filter); `generations_per_accepted`, null where none was; `rows` of the file. Where they are known:
+
+- `training_seconds` of supervised fine-tuning, the making of its sentences not counted;
+- `kl`: KL from the method's distribution to the base model's under the base prompt, nats per sentence, as
+  {value, low, high, how}, the bounds being a 95 % interval's, with the `kl_sentences` it was estimated from;
+- `p0`: the probability that the base model's sentence complies, as {value, low, high, n, event, how},
+  the event being `both` classes or `strict` success;
+- `ess`: effective sample size of the importance weights of a method that weights its sentences, and `log_weights`,
+  those weights in nats, by occupation in the order of RunID; `hmm`, what its hidden Markov model is.
+
+Everything but the seconds is what an uninterrupted run would have written.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from equipoise.errors import UserError
+from equipoise.methods.completions import Key, replace_file
+from equipoise.protocol.lexicon import OCCUPATIONS
+
+if TYPE_CHECKING:
+    from equipoise.methods.prompted import Written
+
+
+def costs_path(output: Path) -> Path:
+    """Where the costs of the file `output` are kept."""
+    return output.with_name(output.name + ".costs.json")
+
+
+class Costs:
+    """The running account of one file. `document` holds what is known besides the counters."""
+
+    def __init__(self, output: Path, method: str, texts: Mapping[Key, str]) -> None:
+        """`texts` are the rows that the file of generations holds, in its order; without any the account is new."""
+        self.path = costs_path(output)
+        self.method = method
+        self.seconds = 0.0
+        self.load_seconds = 0.0
+        self.tokens = 0
+        self.generations = 0
+        self.log_weights: dict[Key, float] = {}
+        self.document: dict[str, Any] = {}
+        if texts:
+            self._read()
+        self.unpriced = set(list(texts)[self.generations :])
+        """Rows whose costs are not on record."""
+
+    def _read(self) -> None:
+        try:
+            found = json.loads(self.path.read_bytes())
+            if found["method"] != self.method:
+                return
+            numbers = [float(found["seconds"]), float(found["load_seconds"])]
+            counts = [int(found["tokens"]), int(found["generations"])]
+            weights = {
+                Key(occupation, i): float(weight)
+                for occupation, of_runs in found.get("log_weights", {}).items()
+                for i, weight in enumerate(of_runs, start=1)
+                if weight is not None
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return  # lost or damaged: the rows are computed again for their costs, and come out the same
+        (self.seconds, self.load_seconds), (self.tokens, self.generations) = numbers, counts
+        self.log_weights = weights
+        kept = ("kl", "kl_sentences", "kl_seconds", "p0", "ess", "hmm")
+        self.document = {name: found[name] for name in kept if name in found}
+
+    def add(self, seconds: float, written: Mapping[Key, "Written"]) -> None:
+        """One batch more, on the disk when this returns. Raises UserError."""
+        self.seconds += seconds
+        self.tokens += sum(one.tokens for one in written.values())
+        self.generations += len(written)
+        self.log_weights |= {key: one.log_weight for key, one in written.items() if one.log_weight is not None}
+        self.unpriced.difference_update(written)
+        self.write()
+
+    def close(self, *, rows: int, accepted: int, **known: Any) -> None:
+        """The final account; `known` holds `kl`, `p0` and whatever else there is to tell. Raises UserError."""
+        per = self.generations / accepted if accepted else None
+        self.document |= {"accepted": accepted, "generations_per_accepted": per, "rows": rows}
+        self.document |= {name: value for name, value in known.items() if value is not None}
+        self.write()
+
+    def write(self) -> None:
+        """Replace the file. Raises UserError."""
+        document = {
+            "method": self.method,
+            "seconds": round(self.seconds, 3),
+            "load_seconds": round(self.load_seconds, 3),
+            "tokens": self.tokens,
+            "generations": self.generations,
+        } | self.document
+        if self.log_weights:
+            document["log_weights"] = {
+                occupation: [self.log_weights.get(Key(occupation, i)) for i in range(1, last + 1)]
+                for occupation in OCCUPATIONS
+                if (last := max((key.run_id for key in self.log_weights if key.occupation == occupation), default=0))
+            }
+        try:
+            replace_file(self.path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+        except OSError as error:
+            raise UserError(f"cannot write {self.path} ({error.strerror}): free some space, and run it again") from None

@@ -1,0 +1,168 @@
+"""Generate-and-Filter: draw from the base model, keep what satisfies the constraint, stop at n or when the budget ends.
+
+All draws go into `NAME.raw.csv`, numbered within each occupation; `NAME.csv` has the first n of each occupation that
+pass, in that order, numbered anew. What is drawn next depends on the draws before and nothing else, so a killed run
+goes on to the very same files. The share that passes estimates p0, and the sentences that pass are the base model
+conditioned on the constraint: no distribution that always satisfies it is closer to the base model.
+"""
+
+import heapq
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from equipoise.methods.completions import COMPARED, Completions, Key
+from equipoise.methods.costs import Costs
+from equipoise.methods.estimates import Z_95, yields
+from equipoise.methods.generate import NONFINITE_EXIT, Outcome, Writer, write_rows
+from equipoise.ppo.signals import StopSignals
+from equipoise.protocol.lexicon import OCCUPATIONS
+from equipoise.protocol.reward import Event, complies
+
+DRAWS_PER_ROW = 20
+"""The default budget, per sentence that is wanted."""
+MOST_RUNS = 999_999_999
+"""A raw file may hold more draws than the budget of the day: what has been drawn is kept."""
+
+
+def raw_path(output: Path) -> Path:
+    """Where all the draws for the file `output` are kept."""
+    return output.with_name(f"{output.stem}.raw{output.suffix}")
+
+
+class Draws:
+    """What to draw next, batch after batch, for the occupations that are short of `n` sentences that pass."""
+
+    def __init__(self, texts: Mapping[Key, str], n: int, budget: int, size: int, event: Event) -> None:
+        """`texts` is looked at after each batch and has to hold it by then."""
+        self._texts, self._n, self._left, self._size, self._event = texts, n, budget, size, event
+        self._drawn = dict.fromkeys(OCCUPATIONS, 0)
+        self._passed = dict.fromkeys(OCCUPATIONS, 0)
+
+    @property
+    def found(self) -> int:
+        """Sentences that pass, at most n of each occupation."""
+        return sum(min(self._n, passed) for passed in self._passed.values())
+
+    def __iter__(self) -> Iterator[Sequence[Key]]:
+        while batch := self._next():
+            yield batch
+            for key in batch:
+                self._passed[key.occupation] += complies(self._texts[key], self._event)
+
+    def _next(self) -> list[Key]:
+        # The least drawn first, so that the budget is shared alike whatever the size of a batch.
+        short = [(self._drawn[o], i, o) for i, o in enumerate(OCCUPATIONS) if self._passed[o] < self._n]
+        heapq.heapify(short)
+        size = min(self._size, self._left) if short else 0
+        self._left -= size
+        batch = []
+        for _ in range(size):
+            drawn, i, occupation = short[0]
+            heapq.heapreplace(short, (drawn + 1, i, occupation))
+            self._drawn[occupation] = drawn + 1
+            batch.append(Key(occupation, drawn + 1))
+        return batch
+
+
+def gen_filter(
+    writer: Writer,
+    settings: Mapping[str, Any],
+    output: Path,
+    *,
+    n: int,
+    budget: int,
+    event: Event,
+    overwrite: bool,
+    stop: StopSignals,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None],
+) -> Outcome:
+    """Draw, or go on drawing, and write both files. Raises UserError."""
+    raw = raw_path(output)
+    with (
+        Completions(output, {**settings, "filter": event}, n, overwrite, COMPARED) as kept,
+        Completions(raw, settings, MOST_RUNS, overwrite, COMPARED) as drawn,
+    ):
+        if drawn.texts:
+            say(f"{raw} holds {len(drawn.texts):,} draws")
+        costs = Costs(output, "gen-filter", drawn.texts)
+        draws = Draws(drawn.texts, n, budget, writer.batch_size, event)
+
+        def of_found(_done: int, _total: int) -> None:
+            progress(draws.found, n * len(OCCUPATIONS))
+
+        say(f"drawing until {n} sentences of each occupation pass ({event}), at most {budget:,} draws in all")
+        status = write_rows(writer, drawn, draws, budget, stop, say, of_found, costs)
+        if status == "stopped":
+            assert stop.received is not None
+            say(f"stopped by {stop.received.name} after {len(drawn.texts):,} draws. The same command continues.")
+            return Outcome("stopped", {}, stop.exit_code)
+        if status == "nonfinite":
+            return Outcome("nonfinite", {}, NONFINITE_EXIT)
+        drawn.finish()
+        texts = select(drawn.texts, n, event)
+        missing = {key: text for key, text in texts.items() if key not in kept.texts}
+        if missing or not kept.texts:
+            kept.start({"raw": raw.name})
+            kept.append(missing)
+            kept.finish()
+        known = yields(drawn.texts, event)
+        costs.close(
+            rows=len(texts), accepted=known["yield"]["accepted"], kl=_kl(known, len(texts) == n * len(OCCUPATIONS)),
+            **known, filter=event, budget=budget,
+        )  # fmt: skip
+        say(_result(known, len(texts), n, budget))
+        return Outcome("done", texts, 0)
+
+
+def select(texts: Mapping[Key, str], n: int, event: Event) -> dict[Key, str]:
+    """The first n draws of each occupation that pass, numbered from 1."""
+    kept: dict[Key, str] = {}
+    counts = dict.fromkeys(OCCUPATIONS, 0)
+    for key in sorted(texts):
+        if counts[key.occupation] < n and complies(texts[key], event):
+            counts[key.occupation] += 1
+            kept[Key(key.occupation, counts[key.occupation])] = texts[key]
+    return kept
+
+
+def _kl(known: Mapping[str, Any], complete: bool) -> dict[str, Any] | None:
+    """KL of the sentences that pass to the base model's: −ln of the probability to pass.
+
+    With equally many sentences of each occupation it is the mean of each one's; the interval is by the delta method
+    (the variance of ln p̂ is (1−p)/accepted). Where the budget ended before, occupations are as frequent as they pass,
+    and it is that of the joint distribution, −ln p0.
+    """
+    if complete:
+        parts = [(part["value"], part["accepted"]) for part in known["yields"].values()]
+        value = -sum(math.log(p) for p, _ in parts) / len(parts)
+        half = Z_95 * math.sqrt(sum((1 - p) / count for p, count in parts)) / len(parts)
+        how = "mean over occupations of −ln(yield), 95 % interval by the delta method"
+        return {"value": value, "low": max(0.0, value - half), "high": value + half, "how": how}
+    p0 = known["p0"]
+    if p0 is None or not p0["value"]:
+        return None
+    value, low, high = (-math.log(p0[end]) + 0.0 for end in ("value", "high", "low"))
+    return {"value": value, "low": low, "high": high, "how": "−ln p0 and its interval"}
+
+
+def _result(known: Mapping[str, Any], rows: int, n: int, budget: int) -> str:
+    share = known["yield"]
+    line = (
+        f"{share['accepted']:,} of {share['drawn']:,} draws pass: {percent(share['value'])} "
+        f"({percent(share['low'])} to {percent(share['high'])})"
+    )
+    wanted = n * len(OCCUPATIONS)
+    if rows < wanted:
+        fewest = min(known["yields"].values(), key=lambda part: part["accepted"])["accepted"]
+        line += (
+            f". The budget of {budget:,} draws ended with {rows:,} of the {wanted:,} rows, {fewest} for the scarcest "
+            "occupation: the file has fewer rows, the yield is valid all the same; a larger --budget continues"
+        )
+    return line
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.3g} %"

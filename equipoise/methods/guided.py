@@ -1,0 +1,134 @@
+"""Ctrl-G's sentences for any keys, with what they say of the base model."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, Literal
+
+import torch
+
+from equipoise.methods.completions import Key, all_keys
+from equipoise.methods.ctrlg.config import CtrlGConfig
+from equipoise.methods.ctrlg.writer import CtrlG, check_feasible
+from equipoise.methods.estimates import mean_over_occupations
+from equipoise.methods.prompted import Prompted, Written, uniforms
+from equipoise.policy import bundled
+from equipoise.policy.sample import SamplingConfig
+from equipoise.policy.source import load_tokenizer
+from equipoise.protocol.lexicon import OCCUPATIONS
+
+BOOTSTRAPS = 2000
+
+
+class Guided(Prompted):
+    """As `Prompted`, its tokens drawn under Ctrl-G."""
+
+    def __init__(
+        self,
+        model: str,
+        guidance: CtrlGConfig,
+        *,
+        prompt: str | None,
+        sampling: SamplingConfig,
+        seed: int,
+        device: str = "auto",
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        use_8bit: bool = False,
+        batch_size: int | None = None,
+    ) -> None:
+        """Raises UserError, for a constraint that no sentence can meet as well."""
+        super().__init__(
+            model, prompt=prompt, sampling=sampling, seed=seed, device=device, dtype=dtype, use_8bit=use_8bit,
+            batch_size=batch_size,
+        )  # fmt: skip
+        check_feasible(load_tokenizer(self.source), self.prompt, sampling, guidance)
+        on_gpu = self.device.type == "cuda"
+        self.guidance = replace(
+            guidance,
+            hidden_states=guidance.hidden_states or (1024 if on_gpu else 256),
+            distil_sentences=guidance.distil_sentences or (100_000 if on_gpu else 3_000),
+        )
+        self.settings |= asdict(self.guidance)
+        self.facts: dict[str, Any] = {}
+        """Of the hidden Markov model, once it is there."""
+        self._ctrlg: CtrlG | None = None
+
+    def load(self, say: Callable[[str], None] = print) -> None:
+        """Bring the weights into memory and the hidden Markov model, which is distilled where none is kept. Raises
+        UserError, NonFiniteLogits."""
+        super().load()
+        self._ctrlg = self._guide(self.sampling, say)
+
+    def unload(self) -> None:
+        self._ctrlg = None
+        super().unload()
+
+    def _guide(self, sampling: SamplingConfig, say: Callable[[str], None]) -> CtrlG:
+        assert self.policy is not None
+        cache = bundled.cache_folder()
+        made = CtrlG(self.policy, self.prompts, sampling, self.guidance, cache, weights=str(self.settings["weights"]))
+        facts = made.prepare(say)
+        # What depends on whether the model was kept from before is no part of a file's account.
+        self.facts = {k: v for k, v in facts.items() if k not in ("generated_tokens", "cached", "distil_s", "tables_s")}
+        return made
+
+    def _write(self, keys: Sequence[Key]) -> list[Written]:
+        assert self._ctrlg is not None
+        made = self._ctrlg(keys, uniforms(self.seed, keys, self.sampling.max_new_tokens))
+        # Only their sum is known, and a batch is paid for as a whole.
+        each, rest = divmod(made.tokens, len(keys))
+        tokens = [each + (i < rest) for i in range(len(keys))]
+        return [Written(*row) for row in zip(made.texts, tokens, made.log_weights, strict=True)]
+
+    def distance(self, runs: int, say: Callable[[str], None]) -> dict[str, Any]:
+        """`kl`, `p0` and `ess` from `runs` sentences of each occupation. Raises UserError, NonFiniteLogits.
+
+        Drawn at temperature 1 and top-p 1, so that every compliant sentence of the base model can come up: then
+        E[w] = P(the base model's sentence complies), w = p/q, and KL(q‖p) = −E[log w].
+        """
+        sampling = SamplingConfig(1.0, 1.0, self.sampling.max_new_tokens)
+        if self.policy is None:
+            Prompted.load(self)
+        self._ctrlg = None  # its tables are no smaller than those to come
+        guide = self._guide(sampling, say)
+        keys = all_keys(runs)
+
+        def draw(part: Sequence[Key]) -> list[float]:
+            return guide(part, uniforms(f"{self.seed}/kl", part, sampling.max_new_tokens)).log_weights
+
+        log_weights = dict(zip(keys, self.in_parts(keys, draw, say), strict=True))
+        how = f"{len(keys)} sentences of Ctrl-G, {runs} of each occupation, drawn at temperature 1 and top-p 1"
+        kl = mean_over_occupations({key: -weight for key, weight in log_weights.items()})
+        event = "strict" if self.guidance.shape == "strict" else "both"
+        known: dict[str, Any] = {
+            "kl": {**kl, "how": f"mean of −log w over {how}; 95 % normal interval, stratified by occupation"}
+        }
+        if self.guidance.terms == "both":
+            p0 = mean_weight(log_weights)
+            known["p0"] = {
+                **p0,
+                "n": len(keys),
+                "event": event,
+                "how": f"mean importance weight of {how}; 95 % bootstrap interval within occupations",
+            }
+        return known | {"ess": effective_size(list(log_weights.values())), "hmm": self.facts}
+
+
+def effective_size(log_weights: Sequence[float]) -> float:
+    """(Σw)² / Σw², Kish's effective sample size."""
+    top = max(log_weights)
+    weights = [math.exp(x - top) for x in log_weights]
+    return sum(weights) ** 2 / sum(w * w for w in weights)
+
+
+def mean_weight(log_weights: Mapping[Key, float], seed: int = 0) -> dict[str, float]:
+    """{value, low, high} of E[w], every occupation with equally many weights. The interval is the bootstrap's 2.5 and
+    97.5 percentiles, drawing anew within occupations."""
+    rows = [[x for key, x in log_weights.items() if key.occupation == o] for o in OCCUPATIONS]
+    weights_OR = torch.tensor(rows, dtype=torch.float64).exp()
+    generator = torch.Generator().manual_seed(seed)
+    size = (BOOTSTRAPS, *weights_OR.shape)
+    chosen_DOR = torch.randint(weights_OR.shape[1], size, generator=generator)
+    means_D = weights_OR.expand(size).gather(2, chosen_DOR).mean((1, 2))
+    low, high = means_D.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return {"value": float(weights_OR.mean()), "low": low, "high": high}

@@ -1,0 +1,186 @@
+"""The sentences of one method, beside other methods' in a comparison: `equipoise sample`."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from equipoise.errors import UserError
+from equipoise.methods.completions import COMPARED, Completions, all_keys
+from equipoise.methods.costs import Costs
+from equipoise.methods.ctrlg.config import CtrlGConfig
+from equipoise.methods.estimates import yields
+from equipoise.methods.gen_filter import DRAWS_PER_ROW, gen_filter
+from equipoise.methods.generate import TRAINED, GenerateConfig, Outcome, check_trained, tell_of_batch, write_all
+from equipoise.ppo.signals import StopSignals
+from equipoise.protocol.lexicon import OCCUPATIONS
+from equipoise.protocol.reward import Event, complies
+
+if TYPE_CHECKING:
+    from equipoise.methods.prompted import Prompted
+
+SUPERVISED = "./sft_output"
+"""Where supervised fine-tuning leaves its model."""
+
+Method = Literal["prompt-only", "prompt-best", "gen-filter", "ctrlg", "sft", "ppo"]
+LABELS: dict[Method, str] = {
+    "prompt-only": "Prompt-Only",
+    "prompt-best": "Prompt-Best",
+    "gen-filter": "Generate-and-Filter",
+    "ctrlg": "Ctrl-G",
+    "sft": "SFT",
+    "ppo": "RLHF",
+}
+"""The column Label of each method."""
+FOLDERS: dict[Method, str] = {"sft": SUPERVISED, "ppo": TRAINED}
+"""Methods that need a model of their own, and where it is made."""
+
+
+@dataclass(frozen=True)
+class SampleConfig(GenerateConfig):
+    method: Method = "prompt-only"
+    """`prompt-only`: the model under its prompt. `prompt-best`: under a prompt that names the requirement.
+    `gen-filter`: drawn until enough sentences comply. `ctrlg`: each token drawn so that the sentence will comply.
+    `sft`, `ppo`: a model that `equipoise sft` or `equipoise train` left in a folder."""
+    model: str = "auto"
+    """A Hub id, a folder, or `bundled`. `auto`: the folder in which training leaves its model for `sft` and `ppo`,
+    `bundled` for the others."""
+    output: Path = Path("completions.csv")
+    """The CSV. Beside it, `.json` added to its name, lies the record of how it was made, and, `.costs.json` added, what
+    it cost; gen-filter keeps all its draws in NAME.raw.csv."""
+    best_prompt: str = "require"
+    """The prompt of prompt-best. `require` asks for 8 to 15 words and a term of each list."""
+    label: str | None = None
+    """The column Label. Default: the method's, as in the public study's files."""
+    filter: Event = "both"
+    """What gen-filter keeps: sentences with terms of `both` classes, or `strict` ones, which also have 8 to 15 words
+    and are one complete sentence."""
+    budget: int | None = None
+    """The most that gen-filter draws, all occupations together. Default: 20 for each sentence that is wanted."""
+    base_model: str | None = None
+    """The model that the KL is measured to. Default: the one that a trained model was trained from, else the model."""
+    base_prompt: str | None = None
+    """The prompt of the base model. Default: --prompt, or the one that the model was trained with."""
+    kl_sentences: int | None = None
+    """Sentences from which the KL to the base model is estimated. Default: 25 of each occupation, or n where that is
+    less; 0 leaves it out."""
+
+    ctrlg: CtrlGConfig = field(default_factory=CtrlGConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kl_sentences is not None and self.kl_sentences < 0:
+            raise UserError(f"--kl-sentences {self.kl_sentences} must be 0 or more; 500 is usual")
+        if self.budget is not None and self.budget < 1:
+            raise UserError(f"--budget {self.budget} must be at least 1: it counts draws, 20 x 20 x n by default")
+
+    @property
+    def kl_runs(self) -> int:
+        """Sentences of each occupation for the estimate of the KL."""
+        return min(25, self.n) if self.kl_sentences is None else -(-self.kl_sentences // len(OCCUPATIONS))
+
+    @property
+    def draws(self) -> int:
+        return self.budget or DRAWS_PER_ROW * self.n * len(OCCUPATIONS)
+
+
+def sample(
+    config: SampleConfig,
+    say: Callable[[str], None] = print,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Outcome:
+    """Write the method's sentences, or go on with them, and what they cost. Raises UserError."""
+    writer = _writer(config)
+    settings: dict[str, Any] = {
+        "Model": config.model_name or writer.name,
+        "Label": config.label or LABELS[config.method],
+        "Method": config.method,
+        "Seed": config.seed,
+        **writer.settings,
+    }
+    with StopSignals(tell_of_batch) as stop:
+        if config.method == "gen-filter":
+            return gen_filter(
+                writer, settings, config.output, n=config.n, budget=config.draws, event=config.filter,
+                overwrite=config.overwrite, stop=stop, say=say, progress=progress,
+            )  # fmt: skip
+        with Completions(config.output, settings, config.n, config.overwrite, COMPARED) as file:
+            costs = Costs(config.output, config.method, file.texts)
+            outcome = write_all(writer, file, all_keys(config.n), stop, say, progress, costs)
+            if outcome.status != "done":
+                return outcome
+            known = _distance(config, writer, outcome, costs, say)
+            accepted = sum(complies(text, "both") for text in outcome.texts.values())
+            known["training_seconds"] = writer.training_seconds
+            costs.close(rows=len(outcome.texts), accepted=accepted, **known)
+            if stop.received is not None:
+                say(f"stopped by {stop.received.name}; {config.output} is complete")
+                return Outcome("stopped", outcome.texts, stop.exit_code)
+            return outcome
+
+
+def _distance(
+    config: SampleConfig, writer: "Prompted", outcome: Outcome, costs: Costs, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What is known of the way to the base model: `kl`, and where the method tells it `p0` and `ess`."""
+    # Only here: they need torch.
+    from equipoise.methods.guided import Guided
+    from equipoise.methods.kl import kl_to_base
+    from equipoise.policy.sample import NonFiniteLogits
+
+    wanted = config.kl_runs * len(OCCUPATIONS)
+    if wanted == 0 or costs.document.get("kl_sentences") == wanted:
+        return {}
+    # A trained model belongs to the prompt it was trained with; whatever prompt-best asks, its base has --prompt.
+    own = config.prompt if config.method == "prompt-best" else config.prompt or writer.prompt_spec
+    base = _prompted(config, config.base_model or writer.base_model or writer.source.given, config.base_prompt or own)
+    if base.settings == writer.settings:
+        kl = {"value": 0.0, "low": 0.0, "high": 0.0, "how": "it is the base model under the base prompt"}
+        return {"kl": kl, **{name: yields(outcome.texts, "both")[name] for name in ("p0", "yield")}}
+    say(f"estimating the KL to {base.name} under the prompt {base.prompt.name} from {wanted} sentences")
+    began = time.perf_counter()
+    try:
+        if isinstance(writer, Guided):
+            known = writer.distance(config.kl_runs, say)
+        else:
+            known = {"kl": kl_to_base(writer, base, config.kl_runs, say)}
+    except (UserError, NonFiniteLogits) as error:
+        say(f"the KL is left out: {error}")
+        return {}
+    kl = known["kl"]
+    say(f"KL {kl['value']:.2f} nats per sentence ({kl['low']:.2f} to {kl['high']:.2f})")
+    return {**known, "kl_sentences": wanted, "kl_seconds": round(time.perf_counter() - began, 3)}
+
+
+def _writer(config: SampleConfig) -> "Prompted":
+    model = config.model
+    if model == "auto":
+        model = FOLDERS.get(config.method, "bundled")
+    if config.method in FOLDERS:
+        check_trained(model)
+        if model == SUPERVISED and not Path(model).exists():
+            raise UserError(f"there is no model in {model} yet: make it with equipoise sft, or name one with --model")
+    return _prompted(
+        config,
+        model,
+        config.best_prompt if config.method == "prompt-best" else config.prompt,
+        config.ctrlg if config.method == "ctrlg" else None,
+    )
+
+
+def _prompted(config: SampleConfig, model: str, prompt: str | None, guidance: CtrlGConfig | None = None) -> "Prompted":
+    from equipoise.methods.guided import Guided
+    from equipoise.methods.prompted import Prompted
+    from equipoise.policy.sample import SamplingConfig
+
+    options: dict[str, Any] = {
+        "prompt": prompt,
+        "sampling": SamplingConfig(config.temperature, config.top_p, config.max_new_tokens),
+        "seed": config.seed,
+        "device": config.device,
+        "dtype": config.dtype,
+        "use_8bit": config.use_8bit,
+        "batch_size": config.batch_size,
+    }
+    return Prompted(model, **options) if guidance is None else Guided(model, guidance, **options)

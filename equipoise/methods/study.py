@@ -1,0 +1,296 @@
+"""Every method at equal numbers and settings on one model: `equipoise study`.
+
+The folder holds one completions file a method, with its side files, and `study.json`, which says where they are. Each
+method is a step of its own: one that fails leaves the others, and the same command goes on where it stopped.
+"""
+
+import dataclasses
+import gc
+import json
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from equipoise.errors import NonFiniteError, UserError
+from equipoise.methods.completions import replace_file
+from equipoise.methods.costs import costs_path
+from equipoise.methods.ctrlg.config import CtrlGConfig
+from equipoise.methods.gen_filter import raw_path
+from equipoise.methods.generate import NONFINITE_EXIT, TRAINED
+from equipoise.methods.sample import Method, SampleConfig, sample
+from equipoise.protocol.lexicon import OCCUPATIONS
+from equipoise.protocol.prompts import get_prompt
+from equipoise.protocol.reward import Event
+
+METHODS: tuple[Method, ...] = get_args(Method)
+FAILED_EXIT = 1
+SFT_SENTENCES = 750
+"""As many as the public study's supervised fine-tuning learnt from."""
+RECORD = "study.json"
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    n: int = 250
+    """Sentences per occupation, of every method."""
+    output_dir: Path = Path("study")
+    """One completions file a method, with what it cost, and study.json."""
+    methods: str = ""
+    """Which, separated by commas: prompt-only, prompt-best, gen-filter, ctrlg, sft, ppo. Default: all, ppo where a
+    trained model is found."""
+    trained: str | None = None
+    """The folder of the model trained with PPO. Default: the one in which training leaves it, if there is a model."""
+    model: str = "auto"
+    """The base model of all methods. `auto`: the one that the trained model was trained from, else `bundled`."""
+    prompt: str | None = None
+    """The base model's prompt. Default: the one that the trained model was trained with, else `describe`."""
+    best_prompt: str = "require"
+    """The prompt of prompt-best."""
+    temperature: float = 1.0
+    top_p: float = 0.95
+    max_new_tokens: int = 32
+    seed: int = 0
+    filter: Event = "both"
+    """What gen-filter keeps: terms of `both` classes, or `strict` success."""
+    budget: int | None = None
+    """The most that gen-filter draws, all occupations together. Default: 20 for each sentence that is wanted."""
+    kl_sentences: int | None = None
+    """Sentences for the estimate of each method's KL. Default: 25 of each occupation, or n where that is less."""
+    sft_data: str = "ctrlg"
+    """Where sft's sentences come from: `ctrlg`, a run of it with another seed; `gen-filter`, this study's file; or a
+    completions file."""
+    sft_epochs: int = 3
+    sft_learning_rate: float | None = None
+    batch_size: int | None = None
+    """Sentences at a time. Default: by device; halved where memory does not suffice."""
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    use_8bit: bool = False
+    """Keep base weights in 8 bits (bitsandbytes)."""
+    overwrite: bool = False
+    """Make the selected methods' files anew."""
+    ctrlg: CtrlGConfig = field(default_factory=CtrlGConfig)
+
+    def __post_init__(self) -> None:
+        for name in self.methods.split(",") if self.methods else ():
+            if name.strip() not in METHODS:
+                raise UserError(f"there is no method {name.strip()!r}: choose among {', '.join(METHODS)}")
+        self.sampling("prompt-only")  # which checks the numbers
+
+    @property
+    def selected(self) -> tuple[Method, ...]:
+        """The methods asked for, in the study's order; without ppo by default, since that needs a trained model."""
+        asked = {name.strip() for name in self.methods.split(",")} if self.methods else set(METHODS) - {"ppo"}
+        return tuple(method for method in METHODS if method in asked)
+
+    def sampling(self, method: Method, **changes: Any) -> SampleConfig:
+        """How the method's file is made."""
+        shared = {f.name for f in dataclasses.fields(SampleConfig)} & {f.name for f in dataclasses.fields(self)}
+        config = SampleConfig(method=method, output=self.output_dir / f"{method}.csv")
+        return replace(config, **{name: getattr(self, name) for name in shared} | changes)
+
+
+@dataclass(frozen=True)
+class StudyOutcome:
+    status: dict[str, str]
+    """`done`, or why not, of every selected method."""
+    exit_code: int
+    """0 all done; 1 a defect in one; 2 or 3 as that method alone would have ended; 128 + signal when stopped."""
+
+
+def study(
+    config: StudyConfig,
+    say: Callable[[str], None] = print,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    begin: Callable[[], None] = lambda: None,
+) -> StudyOutcome:
+    """Make what is missing of the study. Raises UserError for what concerns all methods.
+
+    `begin` is called before each method, whose `progress` counts from its own start.
+    """
+    config = _resolved(config, say)
+    record = _open(config)
+    status: dict[str, str] = {}
+    exit_code = 0
+    for number, method in enumerate(config.selected, start=1):
+        begin()
+        say(f"{method}  (method {number} of {len(config.selected)})")
+        message, code, rows = _run(config, method, say, progress)
+        _release()
+        status[method] = message
+        path = config.output_dir / f"{method}.csv"
+        if path.exists() and rows is not None:
+            entry = {"completions": path.name, "costs": costs_path(path).name, "status": message}
+            record["methods"][method] = entry | ({"raw": raw_path(path).name} if method == "gen-filter" else {})
+            say(f"{method}  {message}: {_line(path, rows)}")
+        else:
+            record["methods"].setdefault(method, {})["status"] = message
+            say(f"{method}  {message}")
+        _write(config, record)
+        exit_code = exit_code or code
+        if code > 128:
+            break
+    return StudyOutcome(status, exit_code)
+
+
+def _run(
+    config: StudyConfig, method: Method, say: Callable[[str], None], progress: Callable[[int, int], None]
+) -> tuple[str, int, int | None]:
+    """(what happened, exit code, rows). Whatever goes wrong is the method's own affair."""
+    try:
+        if method == "sft":
+            made = _sft(config, say, progress)
+            if made:
+                return "stopped", made, None
+        changes: dict[str, Any] = {"base_model": config.model, "base_prompt": config.prompt}
+        if method == "sft":
+            changes |= {"model": str(config.output_dir / "sft_model")}
+        elif method == "ppo":
+            changes |= {"model": config.trained or TRAINED, "prompt": None}
+        outcome = sample(config.sampling(method, **changes), say, progress)
+        if outcome.status == "done":
+            return "done", 0, len(outcome.texts)
+        return outcome.status, outcome.exit_code, len(outcome.texts)
+    except UserError as error:
+        return f"failed: {' '.join(str(error).split())}", 2, None
+    except NonFiniteError as error:
+        return f"failed: {error}", NONFINITE_EXIT, None
+    except Exception as error:  # a defect in one method must not lose the hours of the others
+        traceback.print_exc()
+        return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}", FAILED_EXIT, None
+
+
+def _sft(config: StudyConfig, say: Callable[[str], None], progress: Callable[[int, int], None]) -> int:
+    """Get the sentences and learn from them; an exit code where that was stopped, else 0. Raises UserError."""
+    from equipoise.methods.sft import SftConfig, sft
+    from equipoise.policy.load import PolicyConfig
+
+    if config.sft_data == "ctrlg":
+        # Not the method's own file: what is learnt from should not be what is compared with, and n may be small.
+        data = config.output_dir / "sft_data.csv"
+        runs = max(1, -(-SFT_SENTENCES // len(OCCUPATIONS)))
+        say(f"sft learns from {runs} sentences of Ctrl-G for each occupation, in {data}")
+        wanted = config.sampling("ctrlg", output=data, n=runs, seed=config.seed + 1, kl_sentences=0)
+        outcome = sample(wanted, say, progress)
+        if outcome.status != "done":
+            return outcome.exit_code
+        _release()
+    elif config.sft_data == "gen-filter":
+        data = config.output_dir / "gen-filter.csv"
+    else:
+        data = Path(config.sft_data)
+    assert config.prompt is not None
+    policy = PolicyConfig(config.model, use_8bit=config.use_8bit, dtype=config.dtype, device=config.device)
+    sft(
+        SftConfig(
+            data=data,
+            output_dir=str(config.output_dir / "sft_model"),
+            prompt=config.prompt,
+            epochs=config.sft_epochs,
+            learning_rate=config.sft_learning_rate,
+            seed=config.seed,
+            check=0,
+            overwrite=config.overwrite,
+            policy=policy,
+        ),
+        say,
+    )
+    _release()
+    return 0
+
+
+def _resolved(config: StudyConfig, say: Callable[[str], None]) -> StudyConfig:
+    """With the model, the prompt and the trained folder filled in. Raises UserError."""
+    from equipoise.methods.prompted import training_record
+    from equipoise.policy.source import resolve
+
+    found = config.trained or (TRAINED if any(Path(TRAINED).glob("*.safetensors")) else None)
+    record = training_record(resolve(found)) if found else {}
+    if config.trained and not record:
+        raise UserError(f"{config.trained} does not say how it was trained: name a folder that training made")
+    model = config.model if config.model != "auto" else record.get("model") or "bundled"
+    prompt = config.prompt or record.get("prompt") or "describe"
+    resolve(model)
+    for spec in (prompt, config.best_prompt):
+        get_prompt(spec)
+    methods = config.methods or ",".join((*config.selected, *(["ppo"] if found else [])))
+    base = f"base model {model}, prompt {prompt.partition('=')[0]}"
+    say(f"{base}, {config.n} sentences for each of {len(OCCUPATIONS)} occupations, in {config.output_dir}")
+    if found:
+        say(f"ppo is the model in {found}")
+    elif not config.methods:
+        say("no model trained with PPO was found, so ppo is left out: train one, or name it with --trained")
+    budget = config.sampling("gen-filter").draws
+    return replace(config, trained=found, model=model, prompt=prompt, methods=methods, budget=budget)
+
+
+FREE_TO_CHANGE = {"methods", "trained", "overwrite", "output_dir", "batch_size", "budget"}
+"""What may differ when a study is continued: which methods, and what does not change their sentences."""
+
+
+def _open(config: StudyConfig) -> dict[str, Any]:
+    """The record, new or continued. Raises UserError where the folder holds a study with other settings."""
+    from equipoise.ppo.run import flatten, provenance
+
+    settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    path = config.output_dir / RECORD
+    methods: dict[str, Any] = {}
+    try:
+        found = json.loads(path.read_bytes())
+        old, methods = flatten(found["settings"]), dict(found["methods"])
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} cannot be read: restore it, or choose another --output-dir") from None
+    else:
+        new = flatten(settings)
+        changed = [
+            f"{name.rpartition('.')[2].replace('_', '-')}: {old.get(name)} → {new.get(name)}"
+            for name in (old | new)
+            if name not in FREE_TO_CHANGE and old.get(name) != new.get(name)
+        ]
+        if changed and not config.overwrite:
+            raise UserError(
+                f"{config.output_dir} holds a study with other settings ({'; '.join(changed)}): use the same to "
+                "continue it, another --output-dir for a new one, or --overwrite to start anew"
+            )
+        if changed:
+            methods = {}
+    record = {"settings": settings, "methods": methods, "provenance": provenance()}
+    _write(config, record)
+    return record
+
+
+def _write(config: StudyConfig, record: Mapping[str, Any]) -> None:
+    try:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        replace_file(config.output_dir / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {config.output_dir} ({error.strerror}): free some space, or choose another --output-dir"
+        ) from None
+
+
+def _line(path: Path, rows: int) -> str:
+    """What a method has come to, in one line."""
+    try:
+        costs = json.loads(costs_path(path).read_bytes())
+        accepted, generations = costs["accepted"], costs["generations"]
+    except (OSError, ValueError, KeyError):
+        return f"{rows:,} rows so far"
+    line = f"{rows:,} rows, {accepted:,} of {generations:,} drawn comply"
+    if "kl" in costs:
+        line += f", KL {costs['kl']['value']:.2f} nats"
+    return f"{line}, {costs['seconds'] + costs['load_seconds']:.0f} s"
+
+
+def _release() -> None:
+    """Give back the memory of a method's model."""
+    import torch
+
+    gc.unfreeze()  # loading for training puts all that lives out of the collector's sight
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

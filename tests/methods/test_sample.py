@@ -1,0 +1,271 @@
+"""Methods side by side: their files, their accounts, and that being killed changes neither."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from equipoise.cli import main
+from equipoise.errors import UserError
+from equipoise.methods.completions import COMPARED, Key
+from equipoise.methods.costs import Costs
+from equipoise.methods.gen_filter import raw_path
+from equipoise.methods.generate import GenerateConfig, generate
+from equipoise.methods.sample import SampleConfig, sample
+from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
+from equipoise.protocol.reward import strict_success
+
+
+def quiet(_line: str) -> None:
+    pass
+
+
+def config(model: Path, output: Path, method: str = "prompt-only", **changes: object) -> SampleConfig:
+    settings: dict[str, Any] = {"n": 4, "max_new_tokens": 8, "batch_size": 16, "dtype": "float32", "device": "cpu"}
+    return SampleConfig(method=method, model=str(model), output=output, kl_sentences=0, **(settings | changes))  # type: ignore[arg-type]
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def costs(output: Path) -> dict[str, Any]:
+    """The account without what time decides."""
+    document = json.loads(output.with_name(output.name + ".costs.json").read_text())
+    return {key: value for key, value in document.items() if "seconds" not in key}
+
+
+def in_child(work: Callable[[], int]) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            code = work()
+        finally:
+            os._exit(code)
+    return child
+
+
+def kill_now_and_then(wanted: SampleConfig, watched: Path, seed: int, step: int) -> int:
+    """Run it again and again, killed whenever the file has grown by some bytes; how often that was."""
+    chance = random.Random(seed)
+    for kills in range(200):
+        child = in_child(lambda: sample(wanted, quiet).exit_code)
+        target = (watched.stat().st_size if watched.exists() else 0) + chance.randrange(step)
+        while (not watched.exists() or watched.stat().st_size <= target) and os.waitid(
+            os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT
+        ) is None:
+            time.sleep(chance.uniform(0, 0.002))
+        os.kill(child, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == 0:
+            return kills
+        assert code == -signal.SIGKILL
+    raise AssertionError("it never ended")
+
+
+def test_the_sentences_are_generates_with_method_and_seed_beside_them(tiny_model: Path, tmp_path: Path) -> None:
+    outcome = sample(config(tiny_model, tmp_path / "s.csv", seed=3), quiet)
+    plain = GenerateConfig(
+        str(tiny_model), tmp_path / "g.csv", n=4, max_new_tokens=8, dtype="float32", device="cpu", seed=3
+    )
+    assert outcome.texts == generate(plain, quiet).texts
+    rows = read(tmp_path / "s.csv")
+    assert tuple(rows[0]) == COMPARED
+    assert {(r["Method"], r["Seed"], r["Label"]) for r in rows} == {("prompt-only", "3", "Prompt-Only")}
+    assert tuple(read(tmp_path / "g.csv")[0]) == COMPARED[:6]
+    with pytest.raises(UserError, match="not a completions file: its columns are"):
+        sample(config(tiny_model, tmp_path / "g.csv"), quiet)
+
+
+def test_the_account_counts_sentences_and_their_tokens(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    outcome = sample(config(tiny_model, path, max_new_tokens=1), quiet)
+    both = sum(LEXICON.match(text).both for text in outcome.texts.values())
+    found = costs(path)
+    assert found == {
+        "method": "prompt-only", "tokens": 80, "generations": 80, "accepted": both, "rows": 80,
+        "generations_per_accepted": None,
+    }  # fmt: skip
+    assert both == 0  # one token cannot hold two terms
+
+
+@pytest.mark.parametrize("method", ["prompt-only", "gen-filter"])
+def test_killed_at_random_moments_files_and_account_are_as_if_never_killed(
+    tiny_model: Path, tmp_path: Path, method: str
+) -> None:
+    whole, path = tmp_path / "whole.csv", tmp_path / "out.csv"
+    assert sample(config(tiny_model, whole, method), quiet).status == "done"
+    wanted = config(tiny_model, path, method)
+    watched = raw_path(path) if method == "gen-filter" else path
+    assert kill_now_and_then(wanted, watched, seed=11, step=4000) >= 3
+    assert path.read_bytes() == whole.read_bytes()
+    assert costs(path) == costs(whole)
+    if method == "gen-filter":
+        assert raw_path(path).read_bytes() == raw_path(whole).read_bytes()
+
+
+def test_killed_between_rows_and_account_the_batch_is_paid_for_once(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, path = tmp_path / "whole.csv", tmp_path / "out.csv"
+    sample(config(tiny_model, whole), quiet)
+    write = Costs.write
+
+    def fail(self: Costs) -> None:
+        if self.generations >= 32:
+            raise KeyboardInterrupt
+        write(self)
+
+    monkeypatch.setattr(Costs, "write", fail)
+    with pytest.raises(KeyboardInterrupt):
+        sample(config(tiny_model, path), quiet)
+    monkeypatch.undo()
+    assert len(read(path)) == 32 and costs(path)["generations"] == 16
+    sample(config(tiny_model, path), quiet)
+    assert costs(path) == costs(whole) and path.read_bytes() == whole.read_bytes()
+
+
+def test_a_lost_account_is_made_again_by_computing_the_rows_again(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    sample(config(tiny_model, path), quiet)
+    before, rows = costs(path), path.read_bytes()
+    for damage in (b"", b"[]", b'{"method": "prompt-only"}'):
+        path.with_name("out.csv.costs.json").write_bytes(damage)
+        sample(config(tiny_model, path), quiet)
+        assert costs(path) == before and path.read_bytes() == rows
+
+
+@pytest.mark.parametrize("event", ["both", "strict"])
+def test_gen_filter_keeps_the_first_n_draws_of_each_occupation_that_pass(
+    tiny_model: Path, tmp_path: Path, event: str
+) -> None:
+    path = tmp_path / "out.csv"
+    n, budget = (4, None) if event == "both" else (1, 600)
+    sample(config(tiny_model, path, "gen-filter", n=n, filter=event, budget=budget, max_new_tokens=16), quiet)
+    raw = read(raw_path(path))
+    accepts = strict_success if event == "strict" else (lambda text: LEXICON.match(text).both)
+    expected = []
+    for occupation in OCCUPATIONS:
+        own = [row for row in raw if row["Occupation"] == occupation]
+        assert [int(row["RunID"]) for row in own] == list(range(1, len(own) + 1))
+        kept = [row["Text"] for row in own if accepts(row["Text"])][:n]
+        expected += [(occupation, str(i), text) for i, text in enumerate(kept, start=1)]
+    rows = [(row["Occupation"], row["RunID"], row["Text"]) for row in read(path)]
+    assert rows == expected and len(rows) >= 10
+    found = costs(path)
+    passing = sum(accepts(row["Text"]) for row in raw)
+    assert (found["generations"], found["accepted"], found["rows"]) == (len(raw), passing, len(rows))
+    assert found["generations_per_accepted"] == pytest.approx(len(raw) / passing)
+    assert found["yield"]["value"] == pytest.approx(passing / len(raw))
+
+
+def test_a_budget_that_ends_early_is_told_with_its_yield_and_no_error(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out.csv"
+    options = ["--method", "gen-filter", "--model", str(tiny_model), "--n", "9", "--budget", "50", "--batch-size", "16"]
+    options += ["--max-new-tokens", "8", "--dtype", "float32", "--output", str(path)]
+    assert main(["sample", *options]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "of 50 draws pass" in shown and "The budget of 50 draws ended with" in shown and "--budget continues" in shown
+    )
+    assert len(read(raw_path(path))) == 50 and 0 < len(read(path)) < 50
+    first = read(path)
+    # More budget goes on with the same draws.
+    assert main(["sample", *options[:6], "--budget", "90", *options[8:]]) == 0
+    assert len(read(raw_path(path))) == 90
+    assert len(read(path)) > len(first) and all(row in read(path) for row in first)
+
+
+def test_a_filter_that_nothing_passes_ends_with_the_budget(tiny_model: Path, tmp_path: Path) -> None:
+    path, said = tmp_path / "out.csv", list[str]()
+    outcome = sample(config(tiny_model, path, "gen-filter", max_new_tokens=1, budget=40), said.append)
+    assert (outcome.status, outcome.texts, outcome.exit_code) == ("done", {}, 0)
+    assert path.read_bytes() == (",".join(COMPARED) + "\r\n").encode()
+    found = costs(path)
+    assert found["generations_per_accepted"] is None and found["yield"]["value"] == 0 and "kl" not in found
+    assert found["p0"]["high"] == pytest.approx(3.8415 / 43.8415, abs=1e-4)  # z² / (n + z²), n = 40
+    assert "0 of 40 draws pass: 0 % (0 % to 8.76 %)" in said[-1]
+    # Again: the same, without drawing anew.
+    before = path.stat().st_mtime_ns, raw_path(path).stat().st_mtime_ns
+    sample(config(tiny_model, path, "gen-filter", max_new_tokens=1, budget=40), quiet)
+    assert raw_path(path).stat().st_mtime_ns == before[1] and costs(path) == found
+
+
+def test_a_stopped_gen_filter_goes_on_to_the_same_files(tiny_model: Path, tmp_path: Path) -> None:
+    whole, path = tmp_path / "whole.csv", tmp_path / "out.csv"
+    sample(config(tiny_model, whole, "gen-filter"), quiet)
+    calls: list[int] = []
+
+    def stop(done: int, total: int) -> None:
+        calls.append(done)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    said: list[str] = []
+    outcome = sample(config(tiny_model, path, "gen-filter"), said.append, stop)
+    assert (outcome.status, outcome.exit_code) == ("stopped", 143) and "The same command continues" in said[-1]
+    sample(config(tiny_model, path, "gen-filter"), quiet)
+    assert path.read_bytes() == whole.read_bytes() and costs(path) == costs(whole)
+
+
+def test_a_draw_is_the_sentence_of_its_number_whatever_the_batches(tiny_model: Path, tmp_path: Path) -> None:
+    texts = []
+    for size in (16, 7, 40):
+        path = tmp_path / f"{size}.csv"
+        sample(config(tiny_model, path, "gen-filter", batch_size=size), quiet)
+        texts.append({(row["Occupation"], row["RunID"]): row["Text"] for row in read(raw_path(path))})
+    for other in texts[1:]:
+        shared = texts[0].keys() & other.keys()
+        assert len(shared) >= 80 and all(texts[0][key] == other[key] for key in shared)
+    # And the first four are what prompt-only writes.
+    plain = sample(config(tiny_model, tmp_path / "plain.csv"), quiet).texts
+    assert all(plain[Key(o, int(r))] == text for (o, r), text in texts[0].items() if int(r) <= 4)
+
+
+def test_prompt_best_asks_with_a_prompt_of_its_own(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    with pytest.raises(UserError, match="'require'"):  # which needs a chat template
+        sample(config(tiny_model, path, "prompt-best"), quiet)
+    sample(config(tiny_model, path, "prompt-best", best_prompt="raw"), quiet)
+    assert {(row["Method"], row["Label"]) for row in read(path)} == {("prompt-best", "Prompt-Best")}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--method", "magic"], "'magic'"),
+        (["--method", "gen-filter", "--budget", "0"], "--budget 0 must be at least 1"),
+        (["--kl-sentences", "-1"], "--kl-sentences -1"),
+        (["--method", "sft"], "equipoise sft"),
+        (["--method", "ppo"], "train it first"),
+        (["--method", "ctrlg", "--min-words", "9", "--max-words", "3"], "min-words 9"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", *options]) == 2
+    shown = capsys.readouterr()
+    assert says in shown.err and shown.err.count("\n") == 1 and os.listdir(tmp_path) == []
+
+
+def test_help_and_mistyped_options_do_not_wait_for_torch() -> None:
+    code = "import sys; import equipoise.methods.sample_command; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

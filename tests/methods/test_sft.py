@@ -1,0 +1,158 @@
+"""Supervised fine-tuning end to end: what it learns from, what it leaves, and what it refuses."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from equipoise.cli import main
+from equipoise.errors import UserError
+from equipoise.methods.sample import SampleConfig, sample
+from equipoise.methods.sft import SftConfig, sft
+from equipoise.policy.load import PolicyConfig
+from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, OCCUPATIONS
+from equipoise.protocol.reward import strict_success
+from tests.tiny import words_folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return words_folder(tmp_path_factory.mktemp("models") / "base", prompt=None)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every pair once, each occupation five times, and two rows that do not comply."""
+    path = tmp_path_factory.mktemp("data") / "data.csv"
+    pairs = [(a, c) for a in AGENTIC for c in COMMUNAL]
+    lines = ["Occupation,Text", "nurse,The nurse was bold .", "nurse,The nurse was there ."]
+    for i, (a, c) in enumerate(pairs):
+        o = OCCUPATIONS[i % 20]
+        lines.append(f"{o},The {o} was {a} and {c} in a {OCCUPATIONS[i % 7]} .")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def config(base: Path, data: Path, folder: Path, **changes: Any) -> SftConfig:
+    policy = PolicyConfig(str(base), dtype="float32", device="cpu", lora_rank=8)
+    settings = {"prompt": "raw", "epochs": 20, "learning_rate": 0.03, "check": 0} | changes
+    return SftConfig(data=data, output_dir=str(folder), policy=policy, **settings)
+
+
+def quiet(_line: str) -> None:
+    pass
+
+
+def test_the_model_it_leaves_writes_what_it_was_shown_and_knows_its_prompt(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    folder = sft(config(base, data, tmp_path / "sft", check=1), said.append)
+    assert f"{data}: 100 of 102 rows (100 different sentences); 2 do not comply" in said
+    record = json.loads((folder / "run.json").read_text())
+    losses = record["training"]["nats_per_token"]
+    assert record["training"]["learnt"] + record["training"]["held_out"] == 100
+    assert losses[-1]["training"] < losses[0]["training"] - 0.5 and losses[-1]["held_out"] < losses[0]["held_out"]
+    assert any("99.87" in line for line in said) and "this model" in said[-1] and "n 20" in said[-1]
+
+    def share(model: Path, method: str, **more: Any) -> float:
+        output = tmp_path / f"{method}.csv"
+        settings: dict[str, Any] = {"method": method, "n": 5, "device": "cpu", "dtype": "float32"} | more
+        wanted = SampleConfig(model=str(model), output=output, **settings)
+        texts = sample(wanted, quiet).texts
+        return sum(map(strict_success, texts.values())) / len(texts)
+
+    assert share(folder, "sft") > share(base, "prompt-only", prompt="raw") + 0.3
+    # The base model and the prompt are on record, so the distance to it is known.
+    account = json.loads((tmp_path / "sft.csv.costs.json").read_text())
+    assert account["kl"]["low"] > 0 and "base under the prompt raw" in account["kl"]["how"]
+    plain = json.loads((tmp_path / "prompt-only.csv.costs.json").read_text())
+    assert plain["kl"]["value"] == 0 and plain["p0"]["n"] == 100
+
+
+def test_the_same_data_and_seed_give_the_same_model_and_other_seeds_another(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    weights = [
+        load_file(sft(config(base, data, tmp_path / name, epochs=2, seed=seed), quiet) / "model.safetensors")
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert all(bool((weights[0][name] == weights[1][name]).all()) for name in weights[0])
+    assert any(bool((weights[0][name] != weights[2][name]).any()) for name in weights[0])
+
+
+def test_a_finished_model_is_kept_and_another_is_made_only_when_asked(base: Path, data: Path, tmp_path: Path) -> None:
+    folder, said = tmp_path / "sft", list[str]()
+    wanted = config(base, data, folder, epochs=1)
+    sft(wanted, quiet)
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    sft(wanted, said.append)
+    assert "holds this very model already" in said[-1]
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"other settings \(epochs: 1 → 2\).*--overwrite"):
+        sft(config(base, data, folder, epochs=2), quiet)
+    other = tmp_path / "other.csv"
+    other.write_bytes(data.read_bytes() + b"nurse,The nurse was bold .\n")
+    with pytest.raises(UserError, match="data-sha256"):
+        sft(config(base, other, folder, epochs=1), quiet)
+    sft(config(base, data, folder, epochs=2, overwrite=True), quiet)
+    assert (folder / "model.safetensors").stat().st_mtime_ns != before
+    # What is not there whole is made again.
+    (folder / "model.safetensors").unlink()
+    sft(config(base, data, folder, epochs=2), quiet)
+    assert (folder / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.json"])
+def test_a_folder_of_somebody_elses_is_left_alone(base: Path, data: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / name).write_text('{"config": {"prompt": "raw"}}')
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="choose another --output-dir"):
+            sft(config(base, data, folder, overwrite=overwrite), quiet)
+    assert os.listdir(folder) == [name]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("Occupation,Text\nnurse,The nurse was kind.\n", "has 0 sentences to learn from (0 of 1 rows"),
+        ("Occupation,Text\n", "has 0 sentences to learn from"),
+        ("Model,Text\nm,The nurse was kind.\n", "lacks Occupation"),
+        (None, "cannot read"),
+    ],
+)
+def test_data_without_a_compliant_row_or_its_columns_is_one_line_and_exit_code_2(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, says: str
+) -> None:
+    path, folder = tmp_path / "data.csv", tmp_path / "sft"
+    if content is not None:
+        path.write_text(content)
+    options = ["--data", str(path), "--model", str(base), "--prompt", "raw", "--output-dir", str(folder)]
+    assert main(["sft", *options]) == 2
+    shown = capsys.readouterr()
+    lines = [line for line in shown.err.splitlines() if line.startswith("equipoise:")]
+    assert len(lines) == 1 and says in lines[0] and not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "--data FILE"),
+        (["--data", "x.csv", "--epochs", "0"], "--epochs 0"),
+        (["--data", "x.csv", "--learning-rate", "0"], "--learning-rate 0"),
+        (["--data", "x.csv", "--held-out", "1"], "--held-out 1"),
+        (["--data", "x.csv", "--prompt", "nope"], "no prompt 'nope'"),
+    ],
+)
+def test_bad_options_are_one_line_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["sft", *options]) == 2
+    shown = capsys.readouterr()
+    assert says in shown.err and shown.err.count("\n") == 1 and os.listdir(tmp_path) == []

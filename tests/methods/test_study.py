@@ -1,0 +1,207 @@
+"""A whole study of a tiny model: every method's file, what one failure costs, and being killed."""
+
+import json
+import os
+import random
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from equipoise.cli import main
+from equipoise.errors import UserError
+from equipoise.methods import study as studies
+from equipoise.methods.ctrlg.config import CtrlGConfig
+from equipoise.methods.study import METHODS, StudyConfig, study
+from tests.tiny import words_folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return words_folder(tmp_path_factory.mktemp("models") / "base", prompt=None)
+
+
+@pytest.fixture(autouse=True)
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(studies, "SFT_SENTENCES", 40)
+
+
+def config(base: Path, folder: Path, **changes: Any) -> StudyConfig:
+    settings: dict[str, Any] = {
+        "n": 2, "prompt": "raw", "best_prompt": "raw", "budget": 100, "batch_size": 16, "dtype": "float32",
+        "device": "cpu", "kl_sentences": 20, "sft_epochs": 1,
+        "ctrlg": CtrlGConfig(hidden_states=8, distil_sentences=200, em_passes=3),
+    }  # fmt: skip
+    return StudyConfig(output_dir=folder, model=str(base), **(settings | changes))
+
+
+def trained(base: Path, folder: Path) -> Path:
+    """As training with PPO would leave it."""
+    words_folder(folder, seed=5, prompt=None)
+    record = {"config": {"prompt": "raw", "system": "", "policy": {"model": str(base)}}}
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+def quiet(_line: str) -> None:
+    pass
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """All that a study leaves, without what time decides."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.csv")):
+        found[path.name] = path.read_bytes()
+    for path in sorted(folder.glob("*.costs.json")):
+        document = json.loads(path.read_text())
+        found[path.name] = {key: value for key, value in document.items() if "seconds" not in key}
+    return found
+
+
+def test_every_method_has_its_file_its_account_and_its_place_in_the_record(base: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    folder = tmp_path / "study"
+    outcome = study(config(base, folder, trained=str(trained(base, tmp_path / "ppo"))), said.append)
+    assert outcome.status == dict.fromkeys(METHODS, "done") and outcome.exit_code == 0
+    record = json.loads((folder / "study.json").read_text())
+    assert set(record) == {"settings", "methods", "provenance"} and list(record["methods"]) == list(METHODS)
+    assert record["settings"]["n"] == 2 and record["settings"]["budget"] == 100
+    for method, entry in record["methods"].items():
+        lines = (folder / entry["completions"]).read_text().splitlines()
+        assert len(lines) == 41 and all(f",{method},0" in line for line in lines[1:])
+        account = json.loads((folder / entry["costs"]).read_text())
+        assert account["method"] == method and account["rows"] == 40 and account["kl"]["high"] >= 0
+        assert ("raw" in entry) == (method == "gen-filter")
+    assert (folder / record["methods"]["gen-filter"]["raw"]).exists()
+    accounts = {m: json.loads((folder / f"{m}.csv.costs.json").read_text()) for m in METHODS}
+    assert accounts["prompt-only"]["kl"]["value"] == 0 == accounts["prompt-best"]["kl"]["value"]  # one prompt here
+    assert accounts["ppo"]["kl"]["low"] > 0
+    assert accounts["ctrlg"]["accepted"] == 40 and accounts["ctrlg"]["ess"] > 1
+    assert len(accounts["ctrlg"]["log_weights"]["nurse"]) == 2
+    for method in METHODS:  # one line each
+        assert any(line.startswith(f"{method}  done: 40 rows") for line in said)
+    # Again: nothing is made anew.
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.csv")}
+    assert study(config(base, folder, trained=str(tmp_path / "ppo")), quiet).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.csv")} == before
+
+
+def test_a_method_that_fails_leaves_the_others_and_can_be_made_up_for(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, sample = tmp_path / "study", studies.sample
+    wanted = config(base, folder, methods="prompt-only, ppo,gen-filter", kl_sentences=0)
+
+    def broken(config: Any, *args: Any) -> Any:
+        if config.method == "gen-filter":
+            raise RuntimeError("a defect")
+        return sample(config, *args)
+
+    monkeypatch.setattr(studies, "sample", broken)
+    outcome = study(wanted, quiet)
+    assert outcome.status["prompt-only"] == "done"
+    assert outcome.status["gen-filter"] == "failed: RuntimeError: a defect" and outcome.exit_code == 1
+    assert outcome.status["ppo"].startswith("failed: there is no model in ./rlhf_llama3_7b_output yet")
+    assert "a defect" in capsys.readouterr().err  # with its traceback
+    record = json.loads((folder / "study.json").read_text())["methods"]
+    assert record["ppo"]["status"].startswith("failed") and "completions" not in record["ppo"]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    outcome = study(config(base, folder, methods="gen-filter", kl_sentences=0), quiet)
+    assert (outcome.status, outcome.exit_code) == ({"gen-filter": "done"}, 0)
+    record = json.loads((folder / "study.json").read_text())["methods"]
+    assert record["prompt-only"]["status"] == record["gen-filter"]["status"] == "done"
+
+
+def test_the_trained_model_tells_base_model_and_prompt(base: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    trained(base, tmp_path / "rlhf_llama3_7b_output")  # where training leaves it: found by itself
+    study(config(base, tmp_path / "study", prompt=None, methods="ppo", kl_sentences=0), said.append)
+    assert "prompt raw" in said[0] and said[1] == "ppo is the model in ./rlhf_llama3_7b_output"
+    settings = json.loads((tmp_path / "study" / "study.json").read_text())["settings"]
+    assert (settings["model"], settings["prompt"]) == (str(base), "raw")
+
+
+def test_other_settings_are_refused_with_the_differences_and_other_methods_are_not(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    study(config(base, folder, methods="prompt-only", kl_sentences=0), quiet)
+    with pytest.raises(UserError, match=r"other settings \(seed: 0 → 1\).*--overwrite"):
+        study(config(base, folder, methods="prompt-only", kl_sentences=0, seed=1), quiet)
+    study(config(base, folder, methods="prompt-best", kl_sentences=0), quiet)
+    anew = study(config(base, folder, methods="prompt-only", kl_sentences=0, seed=1, overwrite=True), quiet)
+    assert anew.exit_code == 0
+    assert list(json.loads((folder / "study.json").read_text())["methods"]) == ["prompt-only"]
+
+
+def test_a_stopped_study_goes_on(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    wanted = config(base, folder, methods="prompt-only,gen-filter", kl_sentences=0)
+
+    def stop(done: int, total: int) -> None:
+        if done == 16:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    outcome = study(wanted, quiet, stop)
+    assert outcome.status == {"prompt-only": "stopped"} and outcome.exit_code == 130
+    assert study(wanted, quiet).status == {"prompt-only": "done", "gen-filter": "done"}
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_very_same_files(base: Path, tmp_path: Path) -> None:
+    whole, folder = tmp_path / "whole", tmp_path / "study"
+    trained(base, tmp_path / "rlhf_llama3_7b_output")
+    assert study(config(base, whole), quiet).exit_code == 0
+    chance, kills = random.Random(3), 0
+    for _ in range(6):
+        child = in_child(lambda: study(config(base, folder), quiet).exit_code)
+        end = time.monotonic() + chance.uniform(0.2, 6)
+        while time.monotonic() < end and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            time.sleep(0.01)
+        os.kill(child, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        kills += 1
+    assert kills >= 2
+    assert study(config(base, folder), quiet).exit_code == 0
+    assert contents(folder) == contents(whole)
+
+
+def in_child(work: Callable[[], int]) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            code = work()
+        finally:
+            os._exit(code)
+    return child
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--methods", "prompt-only,magic"], "no method 'magic'"),
+        (["--n", "0"], "--n 0"),
+        (["--budget", "0"], "--budget 0"),
+        (["--trained", "nowhere"], "'nowhere'"),
+        (["--model", "bundled", "--prompt", "nope"], "'nope'"),
+        (["--model", "bundled", "--best-prompt", "nope"], "'nope'"),
+        (["--model", "./nowhere"], "'./nowhere'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
+) -> None:
+    assert main(["study", *options]) == 2
+    shown = capsys.readouterr()
+    assert says in shown.err and shown.err.count("\n") == 1 and os.listdir(tmp_path) == []
