@@ -1,8 +1,8 @@
 """Attention with rotary embedding: over a packed trie, forward and backward, and for one token over a static cache.
 
 Queries, keys and values come as one projection's output qkv (M, (heads + 2·key heads) · D) before rotary embedding,
-which is applied as they are loaded; nothing is gathered, transposed or padded in memory. Flash attention (Dao et al. 2022,
-arXiv 2205.14135): online softmax forward, scores recomputed backward.
+which is applied as they are loaded; nothing is gathered, transposed or padded in memory. Flash attention (Dao et al.
+2022, arXiv 2205.14135): online softmax forward, scores recomputed backward.
 
 Trie: M nodes, R rows of at most L nodes, paths_RL the nodes of each row, places_M one place in the flattened paths for
 each node, which says which row computes it (`trie.Trie`). A node's key and value serve every row through it, so their
