@@ -1,8 +1,8 @@
 """The file contract of `equipoise evaluate`: what `evaluation.json` and `rows.csv` hold, read and written here alone.
 
-`evaluation.json` is UTF-8 JSON of one `Evaluation`, field by field: a dataclass is an object, a tuple a list, None null.
-There is no NaN and no infinity in it: a number that does not exist is null, and the note beside it says why. Texts,
-names and notes come from users and models: whoever shows them escapes them.
+`evaluation.json` is JSON of one `Evaluation`, a dataclass is an object, a tuple a list, None null. There
+is no NaN and no infinity in it: a number that does not exist is null, and the note beside it says why. Texts, names
+and notes come from users and models: whoever shows them escapes them.
 
 `rows.csv` has one row per input row, in the order of the files and of the rows in them (`ROW_COLUMNS`).
 """
@@ -162,15 +162,15 @@ class Method:
     files: tuple[str, ...]
     """Paths of the files its rows came from, as in `Evaluation.files`."""
     metrics: dict[str, Estimate]
-    """By the keys of `Evaluation.metrics`. Every method has the same keys, except those of judges that were left out."""
+    """By the keys of `Evaluation.metrics`. Every method has the same keys."""
     occupations: dict[str, dict[str, Estimate]]
     """The same per occupation, for the metrics that make sense there (shares, means, pairs, NLL); Wilson intervals for
     shares. In the protocol's order, others behind."""
     equal_n: dict[str, Estimate]
     """Metrics that grow or shrink with n, at `Evaluation.equal_n` rows. Empty where all methods have equally many."""
     pairs: tuple[tuple[int, ...], ...]
-    """Rows per (agentic, communal) pair of first terms: a row for each agentic term in the lexicon's order, a column for
-    each communal one. They sum to the rows that hold both classes."""
+    """Sentences per (agentic, communal) pair of their first terms: one list for each agentic term in the lexicon's
+    order, one number in it for each communal term. They sum to the rows that hold both classes."""
     terms: dict[str, int]
     """Rows that hold each of the lexicon's terms, zeros included, the agentic ones first."""
     lengths: tuple[tuple[int, int], ...]
@@ -378,7 +378,7 @@ def _build(kind: Any, value: Any) -> Any:
             raise TypeError(f"expected a list, not {value!r:.40}")
         inner_kinds = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
         return tuple(_build(inner, item) for inner, item in zip(inner_kinds, value, strict=True))
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
         return kind(**{name: _build(hints[name], item) for name, item in value.items()})
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
