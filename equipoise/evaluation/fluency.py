@@ -137,14 +137,15 @@ class Scorer:
         previous: Sequence[int] = ()
         size = width = 0
         for i in order:
+            width = max(width, len(rows[i]))
             if self.packed:
                 shared = next((k for k, (a, b) in enumerate(zip(rows[i], previous, strict=False)) if a != b), 0)
                 size += len(rows[i]) - (shared if batch else 0)
             else:
-                width = max(width, len(rows[i]))
                 size = width * (len(batch) + 1)
-            # Rows also bound what attention gathers.
-            if batch and (size > self.budget or len(batch) == self.budget // 2):
+            # Attention gathers a path for each row, however much of it is shared.
+            gathered = width * (len(batch) + 1)
+            if batch and (size > self.budget or gathered > 16 * self.budget):
                 yield batch
                 batch, size, width = [], len(rows[i]), len(rows[i])
             batch.append(i)
