@@ -18,8 +18,8 @@ from equipoise.ppo.window import Window
 if TYPE_CHECKING:
     from equipoise.ppo.train import TrainConfig
 
-RECENT = 512
-"""Sentences over which running measures are taken: eight batches of the guide's size."""
+RECENT = 8
+"""Steps over whose sentences running measures are taken: 512 sentences at the guide's batch size."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class State:
     diversity: DiversityConfig
     """As configured, without remedies."""
     watch: Watch
+    recent: Window
     skipped: int = 0
     bad_in_a_row: int = 0
     rollbacks: int = 0
-    recent: Window = field(default_factory=lambda: Window(RECENT))
     base: BaseRates | None = None
     choice: Choice = field(default_factory=Choice)
     remedies: Remedies = field(default_factory=Remedies)
@@ -61,7 +61,8 @@ class State:
     def begin(cls, config: "TrainConfig", limit: RowLimit) -> "State":
         generator = torch.Generator().manual_seed(config.seed)
         window, watch = TermWindow(config.diversity), Watch(config.watch)
-        return cls(0, config.ppo.kl_coef, window, generator, limit, config.diversity, watch)
+        recent = Window(RECENT * config.ppo.batch_size)
+        return cls(0, config.ppo.kl_coef, window, generator, limit, config.diversity, watch, recent)
 
     def apply_remedies(self) -> None:
         """Have the diversity bonus pay what the remedies add to its weights."""

@@ -19,7 +19,8 @@ from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS
 
 @dataclass(frozen=True)
 class WatchConfig:
-    """Thresholds apply to the last 512 sentences; benchmarks/calibrate_watch.py tries others on finished runs."""
+    """Thresholds apply to the sentences of the last eight steps. benchmarks/calibrate_watch.py tries others on finished
+    runs."""
 
     on_alert: Literal["warn", "stop", "rollback"] = "warn"
     """`warn` goes on; `stop` saves and ends the run; `rollback` goes back to the last checkpoint at which nothing was
