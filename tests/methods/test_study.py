@@ -81,7 +81,7 @@ def test_every_method_has_its_file_its_account_and_its_place_in_the_record(base:
         assert ("raw" in entry) == (method == "gen-filter")
     assert (folder / record["methods"]["gen-filter"]["raw"]).exists()
     assert (folder / record["methods"]["sft"]["model"] / "model.safetensors").exists()
-    assert {path.stem for path in folder.glob("*.csv")} == {*METHODS, "gen-filter.raw"}  # and nothing to mistake for one
+    assert {path.stem for path in folder.glob("*.csv")} == {*METHODS, "gen-filter.raw"}  # nothing to be mistaken
     accounts = {m: json.loads((folder / f"{m}.csv.costs.json").read_text()) for m in METHODS}
     assert accounts["prompt-only"]["kl"]["value"] == 0 == accounts["prompt-best"]["kl"]["value"]  # one prompt here
     assert accounts["ppo"]["kl"]["low"] > 0

@@ -23,11 +23,14 @@ class CtrlGConfig:
     guidance: float = 1.0
     """Exponent of the look-ahead. 1 is Ctrl-G; 0 only forbids what can no longer become a valid sentence. Weights stay
     correct for any value."""
+    candidates: int = 1
+    """Sentences drawn for each one that is kept, with a probability in proportion to its importance weight. More of
+    them come closer to the model's own sentences that comply, and cost as many times the tokens."""
     hidden_states: int | None = None
     """States of the HMM. Default: 1024 on a GPU, 256 on a CPU."""
     distil_sentences: int | None = None
     """Sentences that are sampled freely from the model to make the HMM. Default: 100,000 on a GPU, 3,000 on a CPU."""
-    em_passes: int = 20
+    em_passes: int = 10
     """Passes of expectation maximisation over those sentences."""
     distil_seed: int = 0
     """Seed of the sentences and the first clusters of the distillation."""
@@ -40,7 +43,7 @@ class CtrlGConfig:
             )
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise UserError(f"guidance {self.guidance} must be 0 or more; 1 is Ctrl-G")
-        for name in ("hidden_states", "distil_sentences", "em_passes"):
+        for name in ("candidates", "hidden_states", "distil_sentences", "em_passes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name.replace('_', '-')} {value} must be at least 1")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -36,7 +37,8 @@ class Written:
     texts: list[str]
     log_weights: list[float]
     """log(p/q) of each sentence: p its probability under the model at this temperature, q under Ctrl-G, in nats.
-    The mean of exp(log_weights) estimates without bias the share of the model's own sentences that comply."""
+    The mean of exp(log_weights) estimates without bias the share of the model's own sentences that comply. With several
+    candidates, the log of their mean p/q, of which the same is true."""
     tokens: int
     """Tokens drawn for them, the stop tokens counted."""
 
@@ -106,7 +108,7 @@ class CtrlG:
             "passes": config.em_passes,
             "seed": config.distil_seed,
         }
-        self._guide: CtrlGuide | None = None
+        self.guide: CtrlGuide | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -131,11 +133,14 @@ class CtrlG:
         model_nats_per_token (the language model's own), sentences, generated_tokens (0 if the HMM came from the cache),
         distil_s, tables_s, cached.
         """
+        # Decoders keep their guide, and with it the tables of a writer that was here before.
+        self.policy.decoders.clear()
+        self.policy.graphs.clear()
         started = time.perf_counter()
         loaded = self._load()
         model, symbol_V, facts = loaded or self._distil(say)
         distilled = time.perf_counter()
-        self._guide = CtrlGuide(
+        self.guide = CtrlGuide(
             self.automaton,
             model,
             symbol_V,
@@ -193,15 +198,38 @@ class CtrlG:
         """The sentences of `keys` from `uniform_BT`, (B, max_new_tokens) float64 in [0, 1) as `prompted.uniforms`
         draws them. One batch: the caller cuts. Every sentence meets the constraint. Raises NonFiniteLogits, and
         RuntimeError where memory does not suffice."""
-        assert self._guide is not None, "prepare first"
+        assert self.guide is not None, "prepare first"
+        count = self.config.candidates
+        occupations = [key.occupation for key in keys for _ in range(count)]
         rollout = sample(
             self.policy,
-            [self.prompts[key.occupation] for key in keys],
+            [self.prompts[occupation] for occupation in occupations],
             self.sampling,
-            uniform_BT=uniform_BT,
-            guide=self._guide,
+            uniform_BT=_shifted(uniform_BT, count),
+            guide=self.guide,
         )
         assert bool(rollout.report["valid"].all()), "a sentence that the automaton does not accept"
+        tokens = int(rollout.lengths_B.sum())
+        chosen_B, log_weight_B = _choose(rollout.report["log_weight"].cpu().view(-1, count), uniform_BT)
+        rollout = rollout.select(chosen_B.to(rollout.lengths_B.device))
         texts = sentences_of(self.policy.tokenizer, rollout, [key.occupation for key in keys])
-        log_weights = rollout.report["log_weight"].tolist()
-        return Written(texts, log_weights, int(rollout.lengths_B.sum()))
+        return Written(texts, log_weight_B.tolist(), tokens)
+
+
+def _shifted(uniform_BT: Tensor, count: int) -> Tensor:
+    """(B · count, T): each row's numbers, shifted modulo 1 by equal steps. Each by itself is as random as the first."""
+    shift_C = torch.arange(count, dtype=torch.float64) / count
+    return torch.remainder(uniform_BT[:, None].cpu() + shift_C[:, None], 1.0).flatten(0, 1)
+
+
+def _choose(log_weight_BC: Tensor, uniform_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) a row of the flattened candidates, drawn in proportion to its weight, and (B,) the log of the candidates'
+    mean weight, which is an unbiased estimate of the same probability as a single one's (C. Andrieu, A. Doucet and
+    R. Holenstein, 2010, JRSS B 72(3), on importance sampling with resampling)."""
+    batch, count = log_weight_BC.shape
+    mean_B = torch.logsumexp(log_weight_BC, dim=1) - math.log(count)
+    # The number's trailing bits, which decided no token.
+    point_B1 = torch.remainder(uniform_BT[:, :1].cpu() * 2.0**26, 1.0)
+    share_BC = torch.softmax(log_weight_BC, dim=1).cumsum(dim=1)
+    chosen_B = torch.searchsorted(share_BC, point_B1, right=True).squeeze(1).clamp(max=count - 1)
+    return torch.arange(batch) * count + chosen_B, mean_B
