@@ -32,7 +32,7 @@ def test_the_describe_prompt_names_the_occupation():
 
 def test_the_require_prompt_asks_for_the_length_and_a_term_of_each_list():
     message = PROMPTS["require"].user_message("chef")
-    assert message.startswith('Complete the sentence "The chef was" in 8 to 15 words. Use one of these words: ambitious,')
+    assert message.startswith('Complete the sentence "The chef was" in 8 to 15 words. Use one of these words: ')
     agentic, communal = message.split(". Also use ")
     assert all(term in agentic and term not in communal for term in AGENTIC)
     assert all(term in communal and term not in agentic for term in COMMUNAL)
