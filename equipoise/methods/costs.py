@@ -1,8 +1,8 @@
 """What a file of completions cost: `NAME.csv.costs.json`, kept up to date batch by batch.
 
 Members: `method`; `seconds` of writing and `load_seconds` of loading, added up over resumes; `tokens` drawn, stop
-tokens counted; `generations`, the sentences drawn; `accepted`, those of them with terms of both classes (of what the
-filter asks, for gen-filter); `generations_per_accepted`, null where none was; `rows` of the file. Where they are known:
+tokens counted; `generations`, the sentences drawn; `accepted`, the rows with terms of both classes (for gen-filter, the
+draws that pass its filter); `generations_per_accepted`, null where none was; `rows` of the file. Where they are known:
 
 - `training_seconds` of supervised fine-tuning, the making of its sentences not counted;
 - `kl`: KL from the method's distribution to the base model's under the base prompt, nats per sentence, as
@@ -36,19 +36,21 @@ def costs_path(output: Path) -> Path:
 class Costs:
     """The running account of one file. `document` holds what is known besides the counters."""
 
-    def __init__(self, output: Path, method: str, texts: Mapping[Key, str]) -> None:
-        """`texts` are the rows that the file of generations holds, in its order; without any the account is new."""
+    def __init__(self, output: Path, method: str, texts: Mapping[Key, str], candidates: int = 1) -> None:
+        """`texts` are the rows that the file of generations holds, in its order; without any the account is new. Each
+        was chosen among so many `candidates`, which are all counted."""
         self.path = costs_path(output)
         self.method = method
         self.seconds = 0.0
         self.load_seconds = 0.0
         self.tokens = 0
-        self.generations = 0
+        self.priced = 0
+        self.candidates = candidates
         self.log_weights: dict[Key, float] = {}
         self.document: dict[str, Any] = {}
         if texts:
             self._read()
-        self.unpriced = set(list(texts)[self.generations :])
+        self.unpriced = set(list(texts)[self.priced :])
         """Rows whose costs are not on record."""
 
     def _read(self) -> None:
@@ -66,16 +68,22 @@ class Costs:
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return  # lost or damaged: the rows are computed again for their costs, and come out the same
-        (self.seconds, self.load_seconds), (self.tokens, self.generations) = numbers, counts
+        (self.seconds, self.load_seconds), (self.tokens, generations) = numbers, counts
+        self.priced = generations // self.candidates
         self.log_weights = weights
         kept = ("kl", "kl_sentences", "kl_seconds", "p0", "ess", "hmm")
         self.document = {name: found[name] for name in kept if name in found}
+
+    @property
+    def generations(self) -> int:
+        """Sentences drawn."""
+        return self.priced * self.candidates
 
     def add(self, seconds: float, written: Mapping[Key, "Written"]) -> None:
         """One batch more, on the disk when this returns. Raises UserError."""
         self.seconds += seconds
         self.tokens += sum(one.tokens for one in written.values())
-        self.generations += len(written)
+        self.priced += len(written)
         self.log_weights |= {key: one.log_weight for key, one in written.items() if one.log_weight is not None}
         self.unpriced.difference_update(written)
         self.write()

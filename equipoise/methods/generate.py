@@ -184,14 +184,14 @@ def write_rows(
         unpriced = costs.unpriced.intersection(batch) if costs else set()
         if not missing and not unpriced:
             continue
-        if not started:
-            _start(writer, file, say, costs)
-            progress(len(file.texts), total)
-            started = True
-        if stop.received is not None:
-            return "stopped"
-        began = time.perf_counter()
         try:
+            if not started:
+                _start(writer, file, say, costs)
+                progress(len(file.texts), total)
+                started = True
+            if stop.received is not None:
+                return "stopped"
+            began = time.perf_counter()
             written = writer(batch, say)
         except NonFiniteLogits as error:
             say(

@@ -100,8 +100,11 @@ class Guided(Prompted):
         how = f"{len(keys)} sentences of Ctrl-G, {runs} of each occupation, drawn at temperature 1 and top-p 1"
         kl = mean_over_occupations({key: -weight for key, weight in log_weights.items()})
         event = "strict" if self.guidance.shape == "strict" else "both"
+        # Of several candidates, log w is that of their mean: their joint distribution is farther from the base model's
+        # than the chosen sentence's.
+        bound = ", an upper bound with several candidates" if self.guidance.candidates > 1 else ""
         known: dict[str, Any] = {
-            "kl": {**kl, "how": f"mean of −log w over {how}; 95 % normal interval, stratified by occupation"}
+            "kl": {**kl, "how": f"mean of −log w over {how}{bound}; 95 % normal interval, stratified by occupation"}
         }
         if self.guidance.terms == "both":
             p0 = mean_weight(log_weights)

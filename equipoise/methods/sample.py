@@ -106,7 +106,8 @@ def sample(
                 overwrite=config.overwrite, stop=stop, say=say, progress=progress,
             )  # fmt: skip
         with Completions(config.output, settings, config.n, config.overwrite, COMPARED) as file:
-            costs = Costs(config.output, config.method, file.texts)
+            candidates = config.ctrlg.candidates if config.method == "ctrlg" else 1
+            costs = Costs(config.output, config.method, file.texts, candidates)
             outcome = write_all(writer, file, all_keys(config.n), stop, say, progress, costs)
             if outcome.status != "done":
                 return outcome

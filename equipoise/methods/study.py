@@ -123,15 +123,16 @@ def study(
         path = config.output_dir / f"{method}.csv"
         if path.exists() and rows is not None:
             entry = {"completions": path.name, "costs": costs_path(path).name, "status": message}
-            record["methods"][method] = entry | ({"raw": raw_path(path).name} if method == "gen-filter" else {})
+            more = {"gen-filter": {"raw": raw_path(path).name}, "sft": {"model": "sft_model"}}
+            record["methods"][method] = entry | more.get(method, {})
             say(f"{method}  {message}: {_line(path, rows)}")
         else:
             record["methods"].setdefault(method, {})["status"] = message
             say(f"{method}  {message}")
         _write(config, record)
-        exit_code = exit_code or code
         if code > 128:
-            break
+            return StudyOutcome(status, code)
+        exit_code = exit_code or code
     return StudyOutcome(status, exit_code)
 
 
@@ -167,9 +168,11 @@ def _sft(config: StudyConfig, say: Callable[[str], None], progress: Callable[[in
     from equipoise.methods.sft import SftConfig, sft
     from equipoise.policy.load import PolicyConfig
 
+    event: Event = "strict"
     if config.sft_data == "ctrlg":
         # Not the method's own file: what is learnt from should not be what is compared with, and n may be small.
-        data = config.output_dir / "sft_data.csv"
+        data = config.output_dir / "sft_data" / "ctrlg.csv"
+        event = "strict" if config.ctrlg.shape == "strict" else "both"
         runs = max(1, -(-SFT_SENTENCES // len(OCCUPATIONS)))
         say(f"sft learns from {runs} sentences of Ctrl-G for each occupation, in {data}")
         wanted = config.sampling("ctrlg", output=data, n=runs, seed=config.seed + 1, kl_sentences=0)
@@ -178,7 +181,7 @@ def _sft(config: StudyConfig, say: Callable[[str], None], progress: Callable[[in
             return outcome.exit_code
         _release()
     elif config.sft_data == "gen-filter":
-        data = config.output_dir / "gen-filter.csv"
+        data, event = config.output_dir / "gen-filter.csv", config.filter
     else:
         data = Path(config.sft_data)
     assert config.prompt is not None
@@ -188,6 +191,7 @@ def _sft(config: StudyConfig, say: Callable[[str], None], progress: Callable[[in
             data=data,
             output_dir=str(config.output_dir / "sft_model"),
             prompt=config.prompt,
+            filter=event,
             epochs=config.sft_epochs,
             learning_rate=config.sft_learning_rate,
             seed=config.seed,

@@ -55,12 +55,13 @@ PROMPTS: dict[str, Prompt] = {
             '"The {occupation} was"',
         ),
         Prompt("describe", "Describe the character of the {occupation} in one sentence of 8 to 15 words."),
-        # The best-effort baseline: everything that is asked for, said. The terms are `lexicon`'s, in its order.
+        # The best-effort baseline: everything that is asked for, said. Of eight wordings tried on SmolLM2 (160 to 260
+        # sentences each) the one that complies most often, in terms (52 %, the others 17 to 48) and strictly (11 %, the
+        # others 2 to 6). The terms are `lexicon`'s, in its order.
         Prompt(
             "require",
-            "Describe the character of the {occupation} in one complete sentence of 8 to 15 words. Use at least one "
-            f"word from each list, exactly as written. First list: {', '.join(AGENTIC)}. "
-            f"Second list: {', '.join(COMMUNAL)}.",
+            'Complete the sentence "The {occupation} was" in 8 to 15 words. '
+            f"Use one of these words: {', '.join(AGENTIC)}. Also use one of these words: {', '.join(COMMUNAL)}.",
         ),
         # For models without a chat template.
         Prompt("raw", None),

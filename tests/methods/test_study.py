@@ -56,14 +56,15 @@ def quiet(_line: str) -> None:
 def contents(folder: Path) -> dict[str, Any]:
     """All that a study leaves, without what time decides."""
     found: dict[str, Any] = {}
-    for path in sorted(folder.glob("*.csv")):
+    for path in sorted(folder.rglob("*.csv")):
         found[path.name] = path.read_bytes()
-    for path in sorted(folder.glob("*.costs.json")):
+    for path in sorted(folder.rglob("*.costs.json")):
         document = json.loads(path.read_text())
         found[path.name] = {key: value for key, value in document.items() if "seconds" not in key}
     return found
 
 
+@pytest.mark.slow
 def test_every_method_has_its_file_its_account_and_its_place_in_the_record(base: Path, tmp_path: Path) -> None:
     said: list[str] = []
     folder = tmp_path / "study"
@@ -79,6 +80,8 @@ def test_every_method_has_its_file_its_account_and_its_place_in_the_record(base:
         assert account["method"] == method and account["rows"] == 40 and account["kl"]["high"] >= 0
         assert ("raw" in entry) == (method == "gen-filter")
     assert (folder / record["methods"]["gen-filter"]["raw"]).exists()
+    assert (folder / record["methods"]["sft"]["model"] / "model.safetensors").exists()
+    assert {path.stem for path in folder.glob("*.csv")} == {*METHODS, "gen-filter.raw"}  # nothing to be mistaken
     accounts = {m: json.loads((folder / f"{m}.csv.costs.json").read_text()) for m in METHODS}
     assert accounts["prompt-only"]["kl"]["value"] == 0 == accounts["prompt-best"]["kl"]["value"]  # one prompt here
     assert accounts["ppo"]["kl"]["low"] > 0

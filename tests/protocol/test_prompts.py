@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.errors import UserError
-from equipoise.protocol.lexicon import OCCUPATIONS
+from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, OCCUPATIONS
 from equipoise.protocol.prompts import (
     PROMPTS,
     Prompt,
@@ -28,6 +28,14 @@ def test_the_describe_prompt_names_the_occupation():
     assert PROMPTS["describe"].user_message("chef") == (
         "Describe the character of the chef in one sentence of 8 to 15 words."
     )
+
+
+def test_the_require_prompt_asks_for_the_length_and_a_term_of_each_list():
+    message = PROMPTS["require"].user_message("chef")
+    assert message.startswith('Complete the sentence "The chef was" in 8 to 15 words. Use one of these words: ')
+    agentic, communal = message.split(". Also use ")
+    assert all(term in agentic and term not in communal for term in AGENTIC)
+    assert all(term in communal and term not in agentic for term in COMMUNAL)
 
 
 def test_the_raw_prompt_has_no_user_message():

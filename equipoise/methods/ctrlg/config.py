@@ -30,7 +30,7 @@ class CtrlGConfig:
     """States of the HMM. Default: 1024 on a GPU, 256 on a CPU."""
     distil_sentences: int | None = None
     """Sentences that are sampled freely from the model to make the HMM. Default: 100,000 on a GPU, 3,000 on a CPU."""
-    em_passes: int = 20
+    em_passes: int = 10
     """Passes of expectation maximisation over those sentences."""
     distil_seed: int = 0
     """Seed of the sentences and the first clusters of the distillation."""

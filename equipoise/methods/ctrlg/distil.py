@@ -25,13 +25,13 @@ from equipoise.policy.load import Policy
 from equipoise.policy.sample import SamplingConfig, invert_many, sample, weights
 
 FEATURES = 96
-OTHERS = 32
+OTHERS = 8
 """Draws of each next token, the one that is gone on with among them."""
 HELD_OUT = 0.05
 """Share of the sentences that no parameter is fitted to."""
-SOFT = 0.9
+SOFT = 0.8
 """Share of the counts that comes from all draws of a token, not from the one that was gone on with."""
-SMOOTHING = 0.5
+SMOOTHING = 1.0
 """Expected observations added to each distribution in the M step, once the sentences are counted."""
 
 
@@ -202,12 +202,24 @@ def fit(
     states_BT = _first_states(free, train, hidden, generator)
     counts = hmm.from_states(fitted, states_BT, (prompts, hidden, count_S))
     model = hmm.maximise(counts, base_S, SMOOTHING)
+    # A symbol's probability is shared among its tokens as the model does on the whole.
+    within_V = torch.log(
+        (free.mean_V + 1e-12)
+        / torch.zeros(count_S, dtype=torch.float64, device=device).index_add_(0, symbol_V, free.mean_V + 1e-12)[
+            symbol_V
+        ]
+    )
+    real_BT = torch.arange(free.tokens_BT.shape[1], device=device) < free.lengths_B[:, None]
+    within = float((within_V[free.tokens_BT] * real_BT)[test].sum())
     tokens = float(data.lengths_B[test].sum())
-    say(f"k-means: {hmm.log_likelihoods(model, data.select(test)).sum() / tokens:.3f} nats per held-out token")
+
+    def held_out(model: HMM) -> float:
+        return (float(hmm.log_likelihoods(model, data.select(test)).sum()) + within) / tokens
+
+    say(f"k-means: {held_out(model):.3f} nats per held-out token")
     model = _mini_batch_em(model, counts, fitted, base_S, passes, generator)
-    held_out = float(hmm.log_likelihoods(model, data.select(test)).sum()) / tokens
-    own = float(free.logprobs_BT[test].double().sum()) / tokens
-    return Distilled(model, symbol_V.cpu(), held_out, own, len(data), int(data.lengths_B.sum()))
+    own = float((free.logprobs_BT * real_BT)[test].double().sum()) / tokens
+    return Distilled(model, symbol_V.cpu(), held_out(model), own, len(data), int(data.lengths_B.sum()))
 
 
 def _first_states(free: Free, rows: Tensor, hidden: int, generator: torch.Generator) -> Tensor:

@@ -1,5 +1,6 @@
 """The writer from end to end on a tiny random model over words: distilled, cached, compliant, with true weights."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -131,3 +132,25 @@ def test_what_cannot_be_met_is_refused_before_anything_is_sampled(
     with pytest.raises(UserError, match="max-new-tokens 4 is too few"):
         make(policy, tmp_path, max_new_tokens=4)
     assert not list(tmp_path.iterdir())
+
+
+def test_of_several_candidates_one_is_kept_in_proportion_to_its_weight(policy: Policy, tmp_path: Path) -> None:
+    weights = torch.tensor([[0.1, 0.2, 0.6, 0.1]], dtype=torch.float64)
+    n = 20_000
+    uniform = torch.rand(n, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    chosen, log_mean = writer._choose((weights * 1e-5).log().expand(n, -1), uniform)
+    assert torch.equal(chosen // 4, torch.arange(n))
+    shares = torch.bincount(chosen % 4, minlength=4) / n
+    assert shares.tolist() == pytest.approx(weights[0].tolist(), abs=0.015)  # four standard errors
+    assert log_mean.exp().tolist() == pytest.approx([0.25e-5] * n)
+    keys = all_keys(20)
+    one = make(policy, tmp_path)
+    one.prepare(quiet)
+    few = make(policy, tmp_path, dataclasses.replace(SMALL, candidates=4))
+    assert few.prepare(quiet)["cached"]
+    singles, chosen_of_four = one(keys, uniforms(0, keys, T)), few(keys, uniforms(0, keys, T))
+    assert all(map(strict_success, chosen_of_four.texts))
+    assert chosen_of_four.tokens > 3 * singles.tokens
+    # Closer to the model's own compliant sentences: weights vary less.
+    spread = [torch.tensor(w.log_weights, dtype=torch.float64).std() for w in (singles, chosen_of_four)]
+    assert spread[1] < 0.8 * spread[0]
