@@ -30,9 +30,6 @@ class CtrlGConfig:
     """States of the HMM. Default: 1024 on a GPU, 256 on a CPU."""
     distil_sentences: int | None = None
     """Sentences that are sampled freely from the model to make the HMM. Default: 100,000 on a GPU, 3,000 on a CPU."""
-    guided_sentences: int | None = None
-    """Guided sentences in the course of which it is then noted what the model expects, so that the HMM is good where it
-    is used. Default: a fifth of distil-sentences; 0 for none, an HMM that does not depend on the constraint."""
     em_passes: int = 10
     """Passes of expectation maximisation over those sentences."""
     distil_seed: int = 0
@@ -50,5 +47,3 @@ class CtrlGConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name.replace('_', '-')} {value} must be at least 1")
-        if self.guided_sentences is not None and self.guided_sentences < 0:
-            raise UserError(f"guided-sentences {self.guided_sentences} must be 0 or more")

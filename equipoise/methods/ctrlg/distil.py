@@ -8,9 +8,6 @@
    the latent variable distillation of A. Liu, H. Zhang and G. Van den Broeck (2023), "Scaling up probabilistic circuits
    by latent variable distillation", with predictions in place of hidden layers.
 4. Expectation maximisation in mini-batches, counts mixed with a share that falls linearly to 0.
-5. Sample again, now guided by that HMM, and note what the model itself expects on the way: so the HMM learns of terms,
-   of what follows them, and of the last words before the limit, all rare in free sentences. This is the idea of
-   S. Ross, G. Gordon and D. Bagnell (2011), "A reduction of imitation learning … to no-regret online learning".
 """
 
 import time
@@ -25,7 +22,7 @@ from torch import Tensor
 from equipoise.methods.ctrlg import hmm
 from equipoise.methods.ctrlg.hmm import HMM, Counts, Sequences
 from equipoise.policy.load import Policy
-from equipoise.policy.sample import Guide, SamplingConfig, invert_many, sample, weights
+from equipoise.policy.sample import SamplingConfig, invert_many, sample, weights
 
 FEATURES = 96
 OTHERS = 8
@@ -39,10 +36,10 @@ SMOOTHING = 1.0
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """Sentences that the model wrote, freely or guided. tokens_BT, lengths_B, finished_B as in a Rollout; prompts_B the
-    prompt that each follows; logprobs_BT of each token in nats; features_BTD projections of the distribution *before*
-    each token; others_BTM draws from that distribution; mean_V the mean distribution over all places."""
+class Free:
+    """Sentences that the model wrote freely. tokens_BT, lengths_B as in a Rollout; prompts_B which prompt each follows;
+    logprobs_BT of each token in nats; features_BTD projections of the distribution *before* each token; others_BTM
+    tokens that could have come instead, equally probable draws; mean_V the mean distribution over all places."""
 
     tokens_BT: Tensor
     lengths_B: Tensor
@@ -55,15 +52,13 @@ class Recorded:
 
 
 class Recorder:
-    """Keeps what the model expected in each place. It draws as the sampler does, or as another guide does."""
+    """A guide that does not steer: it draws as the sampler does, and keeps what the model expected."""
 
-    def __init__(
-        self, vocabulary: int, sampling: SamplingConfig, device: torch.device, steering: Guide | None = None
-    ) -> None:
+    def __init__(self, vocabulary: int, sampling: SamplingConfig, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
         projection_VD = torch.randn(vocabulary, FEATURES, generator=generator) / FEATURES**0.5
         self.projection_VD = projection_VD.to(device)
-        self.sampling, self.steering = sampling, steering
+        self.sampling = sampling
         self._states: dict[int, _Recording] = {}
 
     def open(self, rows: int) -> "_Recording":
@@ -77,7 +72,6 @@ class _Recording:
         device = recorder.projection_VD.device
         steps, vocabulary = recorder.sampling.max_new_tokens, len(recorder.projection_VD)
         self.recorder = recorder
-        self.steered = recorder.steering.open(rows) if recorder.steering is not None else None
         self.features_TBD = torch.zeros(steps, rows, FEATURES, device=device)
         self.logprobs_TB = torch.zeros(steps, rows, device=device)
         self.others_TBM = torch.zeros(steps, rows, OTHERS, dtype=torch.int32, device=device)
@@ -87,8 +81,6 @@ class _Recording:
     def start(self, prompts: Sequence[Sequence[int]]) -> None:
         for buffer in (self.features_TBD, self.logprobs_TB, self.others_TBM, self.total_V, self.step):
             buffer.zero_()
-        if self.steered is not None:
-            self.steered.start(prompts)
 
     def draw(self, logits_BV: Tensor, uniform_B: Tensor, rows: Tensor | None = None) -> Tensor:
         probs_BV = weights(logits_BV, self.recorder.sampling)
@@ -96,7 +88,7 @@ class _Recording:
         steps_M = torch.arange(OTHERS, device=uniform_B.device) / OTHERS
         points_BM = torch.remainder(uniform_B[:, None] + steps_M, 1.0)
         drawn_BM = invert_many(probs_BV, points_BM)
-        token_B = drawn_BM[:, 0] if self.steered is None else self.steered.draw(logits_BV, uniform_B, rows)
+        token_B = drawn_BM[:, 0]
         columns = {
             "features_TBD": probs_BV.sqrt() @ self.recorder.projection_VD,
             "logprobs_TB": probs_BV.gather(1, token_B[:, None]).squeeze(1).log(),
@@ -119,7 +111,7 @@ class _Recording:
         }
 
 
-def record(
+def sample_freely(
     policy: Policy,
     prompts: Sequence[Sequence[int]],
     sampling: SamplingConfig,
@@ -127,11 +119,10 @@ def record(
     seed: int,
     batch: int,
     say: Callable[[str], None],
-    steering: Guide | None = None,
-) -> Recorded:
+) -> Free:
     """About `count` sentences, equally many for each prompt. Raises NonFiniteLogits."""
     plain = SamplingConfig(sampling.temperature, 1.0, sampling.max_new_tokens)
-    recorder = Recorder(policy.model.config.get_text_config().vocab_size, plain, policy.device, steering)
+    recorder = Recorder(policy.model.config.get_text_config().vocab_size, plain, policy.device)
     generator = torch.Generator().manual_seed(seed)
     each = -(-count // len(prompts))
     which = [i for _ in range(each) for i in range(len(prompts))]
@@ -164,10 +155,10 @@ def record(
             say(f"distilling: {done:,} of {len(which):,} sentences, about {left:.0f} s left")
             told = now
     columns = [torch.cat(x) for x in zip(*parts, strict=True)]
-    return Recorded(*[*columns, mean_V / mean_V.sum()])
+    return Free(*[*columns, mean_V / mean_V.sum()])
 
 
-def symbols(free: Recorded, class_V: NDArray[np.int32]) -> Tensor:
+def symbols(free: Free, class_V: NDArray[np.int32]) -> Tensor:
     """(V,) symbol of each token: its own where it is expected once or more, else one for all others of a class."""
     steps = torch.arange(free.tokens_BT.shape[1], device=free.tokens_BT.device)
     drawn_N = free.tokens_BT[steps < free.lengths_B[:, None]]
@@ -181,80 +172,57 @@ def symbols(free: Recorded, class_V: NDArray[np.int32]) -> Tensor:
 
 @dataclass(frozen=True)
 class Distilled:
-    """held_out: mean log-likelihood of held-out free sentences in nats per token; held_out_model: the language
-    model's own. counts: from which EM can go on."""
+    """held_out: mean log-likelihood of held-out sentences in nats per token, the language model's own beside it."""
 
     model: HMM
-    counts: Counts
+    symbol_V: Tensor
     held_out: float
     held_out_model: float
+    sentences: int
+    tokens: int
 
 
-class Distillation:
-    """Fits the HMM to free sentences, then, where there are any, also to guided ones."""
+def fit(
+    free: Free, symbol_V: Tensor, prompts: int, hidden: int, passes: int, seed: int, say: Callable[[str], None]
+) -> Distilled:
+    """Initialise and run EM on the free sentences."""
+    device = free.tokens_BT.device
+    symbol_V = symbol_V.to(device)
+    count_S = int(symbol_V.max()) + 1
+    ones_B = torch.ones(len(free.lengths_B), device=device)
+    others_BTM = symbol_V[free.others_BTM].int()
+    data = Sequences(symbol_V[free.tokens_BT], free.lengths_B, free.prompts_B, ones_B, others_BTM)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(data), generator=generator).to(device)
+    held = max(1, int(len(data) * HELD_OUT))
+    test, train = order[:held], order[held:]
+    base_S = torch.zeros(count_S, device=device).index_add_(0, symbol_V, free.mean_V.float())
+    base_S = (base_S + 1e-9) / (base_S + 1e-9).sum()
+    fitted = data.select(train)
+    states_BT = _first_states(free, train, hidden, generator)
+    counts = hmm.from_states(fitted, states_BT, (prompts, hidden, count_S))
+    model = hmm.maximise(counts, base_S, SMOOTHING)
+    # A symbol's probability is shared among its tokens as the model does on the whole.
+    within_V = torch.log(
+        (free.mean_V + 1e-12)
+        / torch.zeros(count_S, dtype=torch.float64, device=device).index_add_(0, symbol_V, free.mean_V + 1e-12)[
+            symbol_V
+        ]
+    )
+    real_BT = torch.arange(free.tokens_BT.shape[1], device=device) < free.lengths_B[:, None]
+    within = float((within_V[free.tokens_BT] * real_BT)[test].sum())
+    tokens = float(data.lengths_B[test].sum())
 
-    def __init__(self, free: Recorded, symbol_V: Tensor, prompts: int, hidden: int, seed: int) -> None:
-        device = free.tokens_BT.device
-        self.free, self.symbol_V = free, symbol_V.to(device)
-        self.shape = (prompts, hidden, int(symbol_V.max()) + 1)
-        self.generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(free.lengths_B), generator=self.generator).to(device)
-        held = max(1, int(len(order) * HELD_OUT))
-        self.test, self.train = order[:held], order[held:]
-        share_V = (free.mean_V + 1e-12).double()
-        share_S = torch.zeros(self.shape[2], dtype=torch.float64, device=device).index_add_(0, self.symbol_V, share_V)
-        self.base_S = (share_S / share_S.sum()).float()
-        # A symbol's probability is shared among its tokens as the model does on the whole.
-        self.within_V = (share_V / share_S[self.symbol_V]).log()
+    def held_out(model: HMM) -> float:
+        return (float(hmm.log_likelihoods(model, data.select(test)).sum()) + within) / tokens
 
-    def fit(self, passes: int) -> Distilled:
-        """Clusters first, then EM on the free sentences."""
-        data = self._sequences(self.free, hard=1 - SOFT, soft=SOFT).select(self.train)
-        states_BT = _first_states(self.free, self.train, self.shape[1], self.generator)
-        counts = hmm.from_states(data, states_BT, self.shape)
-        model = hmm.maximise(counts, self.base_S, SMOOTHING)
-        return self._em(model, counts, data, passes, 1.0)
-
-    def refit(self, before: Distilled, guided: Recorded, passes: int) -> Distilled:
-        """EM goes on with what the model expected in the course of guided sentences, beside the free ones."""
-        free = self._sequences(self.free, hard=1 - SOFT, soft=SOFT).select(self.train)
-        data = free.joined(self._sequences(guided, hard=0.0, soft=1.0))
-        return self._em(before.model, before.counts, data, passes, 0.5)
-
-    def _sequences(self, recorded: Recorded, hard: float, soft: float) -> Sequences:
-        ones_B = torch.ones(len(recorded.lengths_B), device=self.symbol_V.device)
-        tokens_BT, others_BTM = self.symbol_V[recorded.tokens_BT], self.symbol_V[recorded.others_BTM].int()
-        return Sequences(
-            tokens_BT, recorded.lengths_B, recorded.prompts_B, hard * ones_B, others_BTM, soft * ones_B
-        )  # fmt: skip
-
-    def _em(self, model: HMM, counts: Counts, data: Sequences, passes: int, share: float) -> Distilled:
-        """Stepwise EM (O. Cappé and E. Moulines, 2009, JRSS B 71(3)): the counts of a part of the data, scaled to all
-        of it, are mixed into the counts so far, with a share that falls from `share` to 0."""
-        parts = max(1, min(10, len(data) // 500))
-        total, n = passes * parts, 0
-        for _ in range(passes):
-            order = torch.randperm(len(data), generator=self.generator).to(self.symbol_V.device)
-            for rows in order.chunk(parts):
-                part = data.select(rows, scale=len(data) / len(rows))
-                counts = counts.mixed(hmm.expected_counts(model, part), share * (1 - n / total))
-                model = hmm.maximise(counts, self.base_S, SMOOTHING)
-                n += 1
-        return self._measured(model, counts)
-
-    def _measured(self, model: HMM, counts: Counts) -> Distilled:
-        free = self.free
-        real_BT = torch.arange(free.tokens_BT.shape[1], device=free.lengths_B.device) < free.lengths_B[:, None]
-        tokens = float(free.lengths_B[self.test].sum())
-        data = self._sequences(free, hard=1.0, soft=0.0).select(self.test)
-        within = float((self.within_V[free.tokens_BT] * real_BT)[self.test].sum())
-        own = float((free.logprobs_BT.double() * real_BT)[self.test].sum())
-        return Distilled(
-            model, counts, (float(hmm.log_likelihoods(model, data).sum()) + within) / tokens, own / tokens
-        )  # fmt: skip
+    say(f"k-means: {held_out(model):.3f} nats per held-out token")
+    model = _mini_batch_em(model, counts, fitted, base_S, passes, generator)
+    own = float((free.logprobs_BT * real_BT)[test].double().sum()) / tokens
+    return Distilled(model, symbol_V.cpu(), held_out(model), own, len(data), int(data.lengths_B.sum()))
 
 
-def _first_states(free: Recorded, rows: Tensor, hidden: int, generator: torch.Generator) -> Tensor:
+def _first_states(free: Free, rows: Tensor, hidden: int, generator: torch.Generator) -> Tensor:
     """(B, T) the cluster of the distribution after each token; the last state is kept for the stop token; −1 after the
     last token of a sentence that was cut off."""
     features_BTD, lengths_B = free.features_BTD[rows], free.lengths_B[rows]
@@ -267,3 +235,21 @@ def _first_states(free: Recorded, rows: Tensor, hidden: int, generator: torch.Ge
     finished = torch.nonzero(free.finished_B[rows]).squeeze(-1)
     states_BT[finished, lengths_B[finished] - 1] = hidden - 1
     return states_BT
+
+
+def _mini_batch_em(
+    model: HMM, counts: Counts, data: Sequences, base_S: Tensor, passes: int, generator: torch.Generator
+) -> HMM:
+    """Stepwise EM (O. Cappé and E. Moulines, 2009, JRSS B 71(3)): the counts of a part of the data, scaled to all of
+    it, are mixed into the counts so far."""
+    size = max(500, -(-len(data) // 10))
+    parts = max(1, round(len(data) / size))
+    total, n = passes * parts, 0
+    for _ in range(passes):
+        order = torch.randperm(len(data), generator=generator).to(data.lengths_B.device)
+        for rows in order.chunk(parts):
+            part = data.select(rows, scale=len(data) / len(rows))
+            counts = counts.mixed(hmm.expected_counts(model, part, SOFT), share=1 - n / total)
+            model = hmm.maximise(counts, base_S, SMOOTHING)
+            n += 1
+    return model

@@ -46,15 +46,14 @@ class HMM:
 @dataclass(frozen=True)
 class Sequences:
     """symbols_BT: (B, T) symbols, anything beyond lengths_B: (B,), all at least 1. prompts_B: (B,) which prompt each
-    follows. weights_B: (B,) how much each counts. others_BTM: (B, T, M), where known, M draws of what the language
-    model expected in each place; soft_B: (B,) how much these count."""
+    follows. weights_B: (B,) how much each counts. others_BTM: (B, T, M), where known, M symbols that could have come in
+    each place instead, drawn from the distribution that the symbol itself was drawn from."""
 
     symbols_BT: Tensor
     lengths_B: Tensor
     prompts_B: Tensor
     weights_B: Tensor
     others_BTM: Tensor | None = None
-    soft_B: Tensor | None = None
 
     def select(self, rows: Tensor, scale: float = 1.0) -> "Sequences":
         """The given rows, with weights `scale` times theirs."""
@@ -64,13 +63,7 @@ class Sequences:
             self.prompts_B[rows],
             self.weights_B[rows] * scale,
             None if self.others_BTM is None else self.others_BTM[rows],
-            None if self.soft_B is None else self.soft_B[rows] * scale,
         )
-
-    def joined(self, other: "Sequences") -> "Sequences":
-        """These and then the others, both with draws of what was expected."""
-        pairs = [(getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__]
-        return Sequences(*(torch.cat(pair) for pair in pairs))
 
     def __len__(self) -> int:
         return len(self.lengths_B)
@@ -129,23 +122,22 @@ def _forward(hmm: HMM, data: Sequences) -> _Forward:
     return _Forward(torch.stack(predicted), torch.stack(filtered), scale_TB, scale_TB.double().log().sum(0))
 
 
-def expected_counts(hmm: HMM, data: Sequences, batch: int = 1024) -> Counts:
+def expected_counts(hmm: HMM, data: Sequences, soft: float = 0.0, batch: int = 1024) -> Counts:
     """The E step over all sequences, `batch` at a time; sums over batches are in float64.
 
-    The sequences themselves give the counts of expectation maximisation. Draws of what was expected instead give *soft*
-    counts: each of a place's M draws counts 1/M, with the posterior of its state and of the one before given the
-    symbols before it. Nothing that follows says more of those states, but there are M times as many symbols, and they
-    are right whichever way the place was reached.
+    With `soft` 0 these are the counts of expectation maximisation. Else that share of them comes from `others_BTM`:
+    at each place every other symbol counts 1/M, with the posterior of its state and of the one before given the
+    symbols before it. What follows says nothing of those, but there are M times as many.
     """
     total = [torch.zeros_like(x, dtype=torch.float64) for x in (hmm.initial_PH, hmm.transition_HH, hmm.emission_SH)]
     log_likelihood = torch.zeros((), dtype=torch.float64, device=hmm.initial_PH.device)
     for rows in torch.arange(len(data)).split(batch):
-        log_likelihood += _add_counts(hmm, data.select(rows), total)
+        log_likelihood += _add_counts(hmm, data.select(rows), soft, total)
     initial, transition, emission = (x.float() for x in total)
     return Counts(initial, transition, emission, float(log_likelihood))
 
 
-def _add_counts(hmm: HMM, data: Sequences, total: list[Tensor]) -> Tensor:
+def _add_counts(hmm: HMM, data: Sequences, soft: float, total: list[Tensor]) -> Tensor:
     run = _forward(hmm, data)
     after_BH = torch.ones_like(run.filtered_TBH[0])  # likelihood of what follows given the state, over its prediction
     pairs_HH = torch.zeros_like(hmm.transition_HH)
@@ -153,15 +145,15 @@ def _add_counts(hmm: HMM, data: Sequences, total: list[Tensor]) -> Tensor:
     for t in range(len(run.filtered_TBH) - 1, -1, -1):
         live_B1 = (t < data.lengths_B)[:, None]
         weight_B1 = live_B1 * data.weights_B[:, None]
-        emitted_BH = weight_B1 * run.filtered_TBH[t] * after_BH
+        emitted_BH = (1 - soft) * weight_B1 * run.filtered_TBH[t] * after_BH
         _add_rows(emitted_SH, data.symbols_BT[:, t], emitted_BH)
         ahead_BH = hmm.emission_SH[data.symbols_BT[:, t]] * after_BH / run.scale_TB[t][:, None]
-        pull_BH = weight_B1 * ahead_BH  # what each state of this place is multiplied with
-        if data.others_BTM is not None and data.soft_B is not None:
+        pull_BH = (1 - soft) * weight_B1 * ahead_BH  # what each state of this place is multiplied with
+        if soft and data.others_BTM is not None:
             others_BM = data.others_BTM[:, t]
             emission_BMH = hmm.emission_SH[others_BM]
             probability_BM = torch.bmm(emission_BMH, run.predicted_TBH[t].unsqueeze(-1)).squeeze(-1)
-            ratio_BM = live_B1 * data.soft_B[:, None] / others_BM.shape[1] / probability_BM
+            ratio_BM = soft / others_BM.shape[1] * weight_B1 / probability_BM
             pull_BH += torch.bmm(ratio_BM.unsqueeze(1), emission_BMH).squeeze(1)
             _add_products(ratio_SH, others_BM, ratio_BM, run.predicted_TBH[t])
         if t == 0:

@@ -16,7 +16,7 @@ from torch import Tensor
 from equipoise.errors import UserError
 from equipoise.methods.completions import Key
 from equipoise.methods.ctrlg.config import CtrlGConfig
-from equipoise.methods.ctrlg.distil import Distillation, record, symbols
+from equipoise.methods.ctrlg.distil import fit, sample_freely, symbols
 from equipoise.methods.ctrlg.guide import CtrlGuide
 from equipoise.methods.ctrlg.hmm import HMM
 from equipoise.methods.ctrlg.lift import lift
@@ -85,7 +85,6 @@ class CtrlG:
         on_gpu = policy.device.type == "cuda"
         self.hidden = config.hidden_states or (1024 if on_gpu else 256)
         self.sentences = config.distil_sentences or (100_000 if on_gpu else 3_000)
-        self.guided = config.guided_sentences if config.guided_sentences is not None else self.sentences // 5
         self.batch_size = 1024 if on_gpu else 100
         """Sentences at a time while distilling."""
         self.automaton = lift(
@@ -106,12 +105,6 @@ class CtrlG:
             "classes": hashlib.sha256(self.automaton.class_V.tobytes()).hexdigest(),
             "hidden_states": self.hidden,
             "sentences": self.sentences,
-            "guided": self.guided
-            and {
-                "sentences": self.guided,
-                "guidance": config.guidance,
-                "automaton": hashlib.sha256(self.automaton.next_FC.tobytes()).hexdigest(),
-            },
             "passes": config.em_passes,
             "seed": config.distil_seed,
         }
@@ -123,7 +116,6 @@ class CtrlG:
         return asdict(self.config) | {
             "hidden_states": self.hidden,
             "distil_sentences": self.sentences,
-            "guided_sentences": self.guided,
             "agentic": list(self.lexicon.agentic),
             "communal": list(self.lexicon.communal),
         }
@@ -141,12 +133,22 @@ class CtrlG:
         model_nats_per_token (the language model's own), sentences, generated_tokens (0 if the HMM came from the cache),
         distil_s, tables_s, cached.
         """
-        self._forget_decoders()  # of a writer that was here before
+        # Decoders keep their guide, and with it the tables of a writer that was here before.
+        self.policy.decoders.clear()
+        self.policy.graphs.clear()
         started = time.perf_counter()
         loaded = self._load()
         model, symbol_V, facts = loaded or self._distil(say)
         distilled = time.perf_counter()
-        self.guide = self._make_guide(model, symbol_V, self.sampling)
+        self.guide = CtrlGuide(
+            self.automaton,
+            model,
+            symbol_V,
+            list(self.prompts.values()),
+            self.sampling,
+            self.config.guidance,
+            self.policy.device,
+        )
         if self.policy.device.type == "cuda":
             torch.cuda.synchronize(self.policy.device)
         return facts | {
@@ -159,15 +161,6 @@ class CtrlG:
             "tables_s": round(time.perf_counter() - distilled, 2),
         }
 
-    def _make_guide(self, model: HMM, symbol_V: Tensor, sampling: SamplingConfig) -> CtrlGuide:
-        prompts, device = list(self.prompts.values()), self.policy.device
-        return CtrlGuide(self.automaton, model, symbol_V, prompts, sampling, self.config.guidance, device)
-
-    def _forget_decoders(self) -> None:
-        """Decoders keep their guide, and with it its tables; graphs keep their decoder's buffers."""
-        self.policy.decoders.clear()
-        self.policy.graphs.clear()
-
     def _load(self) -> tuple[HMM, Tensor, dict[str, Any]] | None:
         try:
             model, metadata, more = HMM.load(self.path)
@@ -179,36 +172,27 @@ class CtrlG:
 
     def _distil(self, say: Callable[[str], None]) -> tuple[HMM, Tensor, dict[str, Any]]:
         say(f"distilling the model into an HMM of {self.hidden} states, from {self.sentences:,} of its own sentences")
-        prompts, seed, passes = list(self.prompts.values()), self.config.distil_seed, self.config.em_passes
-        options = (self.policy, prompts, self.sampling)
-        free = record(*options, self.sentences, seed, self.batch_size, say)
+        prompts = list(self.prompts.values())
+        seed = self.config.distil_seed
+        free = sample_freely(self.policy, prompts, self.sampling, self.sentences, seed, self.batch_size, say)
+        # The recorder's buffers and graphs are not needed again.
+        self.policy.decoders.clear()
+        self.policy.graphs.clear()
         symbol_V = symbols(free, self.automaton.class_V)
-        distillation = Distillation(free, symbol_V, len(prompts), self.hidden, seed)
-        made = distillation.fit(passes)
-        sentences, tokens = len(free.lengths_B), int(free.lengths_B.sum())
-        if self.guided:
-            self._forget_decoders()
-            say(f"then from what it expects in the course of {self.guided:,} guided ones")
-            guide = self._make_guide(
-                made.model, symbol_V, SamplingConfig(self.sampling.temperature, 1.0, self.sampling.max_new_tokens)
-            )
-            guided = record(*options, self.guided, seed + 1, self.batch_size, say, guide)
-            made = distillation.refit(made, guided, max(1, passes // 2))
-            sentences, tokens = sentences + len(guided.lengths_B), tokens + int(guided.lengths_B.sum())
-        self._forget_decoders()
+        made = fit(free, symbol_V, len(prompts), self.hidden, self.config.em_passes, seed, say)
         facts = {
             "held_out_nats_per_token": round(made.held_out, 4),
             "model_nats_per_token": round(made.held_out_model, 4),
-            "sentences": sentences,
-            "distilled_tokens": tokens,
+            "sentences": made.sentences,
+            "distilled_tokens": made.tokens,
         }
         say(f"the HMM gives held-out tokens {made.held_out:.3f} nats each, the model itself {made.held_out_model:.3f}")
         metadata = {"distillation": json.dumps(self._distillation), "facts": json.dumps(facts)}
         self.cache.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
-        made.model.save(part, metadata, symbols=symbol_V)
+        made.model.save(part, metadata, symbols=made.symbol_V)
         part.replace(self.path)
-        return made.model, symbol_V, facts
+        return made.model, made.symbol_V, facts
 
     def __call__(self, keys: Sequence[Key], uniform_BT: Tensor) -> Written:
         """The sentences of `keys` from `uniform_BT`, (B, max_new_tokens) float64 in [0, 1) as `prompted.uniforms`

@@ -91,8 +91,7 @@ def test_soft_counts_are_posteriors_given_what_came_before_each_place() -> None:
     model = random_hmm(2)
     others = torch.tensor([[[0, 1], [2, 2], [4, 3], [1, 0]], [[4, 2], [3, 4], [0, 0], [0, 0]]])
     rows = [([0, 1, 2, 3], 0, 1.0), ([4, 4], 1, 0.5)]
-    hard = data(*rows)
-    sequences = dataclasses.replace(hard, others_BTM=others, soft_B=hard.weights_B)
+    sequences = dataclasses.replace(data(*rows), others_BTM=others)
     initial, transition, emission = torch.zeros(P, H), torch.zeros(H, H), torch.zeros(S, H)
     for row, (symbols, prompt, weight) in enumerate(rows):
         for t in range(len(symbols)):
@@ -105,13 +104,14 @@ def test_soft_counts_are_posteriors_given_what_came_before_each_place() -> None:
                     else:
                         transition[path[-2], path[-1]] += share
                     emission[other, path[-1]] += share
-    counts = expected_counts(model, dataclasses.replace(sequences, weights_B=torch.zeros(2)))
+    counts = expected_counts(model, sequences, soft=1.0)
     torch.testing.assert_close(counts.initial_PH, initial, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(counts.transition_HH, transition, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(counts.emission_SH, emission, rtol=1e-5, atol=1e-6)
-    both, plain = expected_counts(model, sequences), expected_counts(model, hard)
-    torch.testing.assert_close(both.emission_SH, plain.emission_SH + counts.emission_SH)
-    torch.testing.assert_close(both.transition_HH, plain.transition_HH + counts.transition_HH)
+    hard = expected_counts(model, sequences)
+    mixed = expected_counts(model, sequences, soft=0.25)
+    torch.testing.assert_close(mixed.emission_SH, 0.75 * hard.emission_SH + 0.25 * counts.emission_SH)
+    torch.testing.assert_close(mixed.transition_HH, 0.75 * hard.transition_HH + 0.25 * counts.transition_HH)
 
 
 def test_each_full_step_raises_the_likelihood_and_recovers_the_symbols_frequencies() -> None:
