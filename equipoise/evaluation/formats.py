@@ -1,0 +1,82 @@
+"""A table as Markdown and as LaTeX. Whatever a name or a note holds is shown as it is, never read as markup."""
+
+import re
+from collections.abc import Iterable
+
+from equipoise.evaluation.samples import visible
+from equipoise.evaluation.tables import Cell, Table, whole
+
+
+def markdown(table: Table) -> str:
+    """A GitHub table. Whatever Markdown or HTML would read in a text is escaped."""
+    rows = [[markdown_text(whole(cell)) for cell in row] for row in table.rows]
+    for row in table.published:
+        rows.append([f"{markdown_text(row[0].text)} †", *(markdown_text(whole(cell)) for cell in row[1:])])
+    lines = [_pipes(map(markdown_text, table.heads)), _pipes(["---", *["---:"] * (len(table.heads) - 1)])]
+    lines += [_pipes(row) for row in rows]
+    notes = [markdown_text(note) for note in table.notes]
+    notes += [
+        f"† {markdown_text(row[0].text)}: {markdown_text(reason)}"
+        for row, reason in zip(table.published, table.reasons, strict=True)
+    ]
+    return "\n".join([markdown_text(table.caption), "", *lines, "", *(f"- {note}" for note in notes)]).rstrip() + "\n"
+
+
+def _pipes(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def markdown_text(text: str) -> str:
+    """`text` so that Markdown shows it as it is, on one line."""
+    text = " ".join(visible(text).split())
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", text)
+
+
+def latex(table: Table) -> str:
+    """A booktabs table, ready for `\\input`; needs the packages booktabs and graphicx, and UTF-8 input."""
+    lines = [
+        "% \\usepackage{booktabs,graphicx} in the preamble",
+        "\\begin{table}",
+        "\\centering",
+        f"\\caption{{{latex_text(table.caption)}}}",
+        "\\resizebox{\\linewidth}{!}{%",
+        f"\\begin{{tabular}}{{l{'r' * (len(table.heads) - 1)}}}",
+        "\\toprule",
+        " & ".join(map(latex_text, table.heads)) + " \\\\",
+        "\\midrule",
+    ]
+    lines += [" & ".join(_latex_cell(cell) for cell in row) + " \\\\" for row in table.rows]
+    if table.published:
+        lines.append("\\midrule")
+        for row in table.published:
+            cells = [f"{latex_text(row[0].text)}\\textsuperscript{{\\dag}}", *map(_latex_cell, row[1:])]
+            lines.append(" & ".join(cells) + " \\\\")
+    lines += ["\\bottomrule", "\\end{tabular}}"]
+    notes = [latex_text(note) for note in table.notes]
+    notes += [
+        f"\\textsuperscript{{\\dag}}{latex_text(row[0].text)}: {latex_text(reason)}"
+        for row, reason in zip(table.published, table.reasons, strict=True)
+    ]
+    lines += [f"\\par\\footnotesize {note}" for note in notes]
+    return "\n".join([*lines, "\\end{table}"]) + "\n"
+
+
+def _latex_cell(cell: Cell) -> str:
+    # Braces, because "[" right after a row's end would be read as its optional argument.
+    interval = f" {{\\scriptsize {latex_text(cell.interval)}}}" if cell.interval else ""
+    return f"{latex_text(cell.text)}{interval}" if cell.text else ""
+
+
+_LATEX = {
+    "\\": "\\textbackslash{}", "{": "\\{", "}": "\\}", "$": "\\$", "&": "\\&", "#": "\\#", "%": "\\%", "_": "\\_",
+    "^": "\\textasciicircum{}", "~": "\\textasciitilde{}", "<": "\\textless{}", ">": "\\textgreater{}",
+    "|": "\\textbar{}", "[": "{[}", "]": "{]}", '"': "''", "–": "--", "−": "$-$", "↑": "$\\uparrow$",
+    "↓": "$\\downarrow$", "‖": "$\\Vert$", "δ": "$\\delta$", "’": "'", "…": "\\ldots{}",
+}  # fmt: skip
+
+
+def latex_text(text: str) -> str:
+    """`text` so that LaTeX prints it as it is, on one line; emoji and the like, which its fonts lack, as "?"."""
+    text = " ".join(visible(text).split())
+    return "".join(_LATEX.get(c) or (c if c < "\u0250" else "?") for c in text)
