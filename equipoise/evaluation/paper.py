@@ -36,9 +36,9 @@ def methods_text(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> list[st
         f"A term counts as a whole word, whatever its case, after normalising Unicode hyphens. There are "
         f"{len(agentic)} agentic terms ({', '.join(agentic)}) and {len(communal)} communal ones "
         f"({', '.join(communal)}), after Gaucher et al. (2011). The primary measure, strict success, was fixed "
-        f"beforehand: at least one term of each class, {low} to {high} words, and one complete sentence. Variety is the number of different (agentic, communal) "
-        "pairs of a sentence's first terms, and their effective number 2^H, with H the Shannon entropy of the pairs "
-        "in bits.",
+        f"beforehand: at least one term of each class, {low} to {high} words, and one complete "
+        "sentence. Variety is the number of different (agentic, communal) pairs of a sentence's first terms, and their "
+        "effective number 2^H, with H the Shannon entropy of the pairs in bits.",
     ]
     if evaluation.judges:
         judges = "; ".join(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from equipoise.errors import UserError
-from equipoise.evaluation import formats, results, tables
+from equipoise.evaluation import formats, modelcard, results, tables
 from equipoise.evaluation.curves import frontier_plot, training_plots
 from equipoise.evaluation.figures import ends, figures
 from equipoise.evaluation.page import Content, render
@@ -62,6 +62,7 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
         )
     runs = [read_run(folder) for folder in config.run]
     evaluation, rows, study = _measured(config.paths, say)
+    carded = [(card, modelcard.method_of(card, evaluation, config.card_method)) for card in config.card]
     samples = read_samples(rows, evaluation)
     folder = config.output.with_name(config.output.stem + "_files")
     plots = [*figures(evaluation), frontier_plot(evaluation, runs), *training_plots(runs)]
@@ -75,9 +76,11 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
         raise UserError(
             f"cannot write {error.filename or config.output} ({error.strerror}): make room, or choose another --output"
         ) from None
+    cards = [modelcard.update(folder, evaluation, name) for folder, name in carded]
     return [
         f"{config.output}: {len(evaluation.methods)} methods, {len(samples):,} sentences",
         f"{folder}: {len(drawn)} figures as PNG, SVG and CSV, the headline table as Markdown, LaTeX and CSV",
+        *(f"{path}: results of {name}" for path, (_, name) in zip(cards, carded, strict=True)),
     ]
 
 
