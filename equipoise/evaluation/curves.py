@@ -97,7 +97,7 @@ def _draw_frontier(
 ) -> Figure:
     if not points and not any(paths.values()):
         return empty("No method has a KL to the base model, and no training run was given.")
-    figure = new_figure(6.4, 4.4)
+    figure = new_figure(5.2, 4.3)
     axes = figure.add_subplot()
     farthest = [p.kl.high or p.kl.value or 0.0 for p in points if p.kl] + [k for q in paths.values() for _, k, _ in q]
     finite = [kl for row in bound for kl in row[1:] if math.isfinite(kl)]
@@ -131,7 +131,7 @@ def _draw_frontier(
     axes.set_ylim(-4, 106)
     axes.set_xlabel("KL to the base model, nats per sentence")
     axes.set_ylabel(f"{'both classes' if frontier.event == 'both' else 'strict success'}, %")
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -155,6 +155,7 @@ def _training(run: TrainingRun, slug: str) -> Plot:
         columns=("step", *keys),
         rows=[(step, *(run.curves[key][i] for key in keys)) for i, step in enumerate(run.steps)],
         draw=partial(_draw_training, run, [(title, own) for title, own in panels if own]),
+        dense=True,
     )
 
 

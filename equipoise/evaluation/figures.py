@@ -73,7 +73,7 @@ def _adherence_fluency(evaluation: Evaluation, look: Mapping[str, Look]) -> Iter
 def _draw_adherence_fluency(points: Sequence[ParetoPoint], look: Mapping[str, Look]) -> Figure:
     if not points:
         return empty("No method has a fluency under this judge.")
-    figure = new_figure(6.4, 4.2)
+    figure = new_figure(5.2, 3.9)
     axes = figure.add_subplot()
     front = sorted((p.fluency.value or 0.0, 100 * (p.adherence.value or 0.0)) for p in points if p.member)
     if len(front) > 1:
@@ -89,7 +89,7 @@ def _draw_adherence_fluency(points: Sequence[ParetoPoint], look: Mapping[str, Lo
     axes.set_xlabel("median negative log-likelihood, nats per token  (← more fluent)")
     axes.set_ylabel("strict success, %")
     handles = [handle(name, look[name]) for name in dict.fromkeys(p.method for p in points)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(2, len(handles)))
     return figure
 
 
@@ -111,6 +111,7 @@ def _occupations(evaluation: Evaluation) -> Plot:
             if (e := metrics.get(STRICT)) is not None
         ],
         draw=partial(_draw_heat, table, names, methods, top=1.0),
+        dense=True,
     )  # fmt: skip
 
 
@@ -172,7 +173,7 @@ def _parts(evaluation: Evaluation) -> Plot:
 
 
 def _draw_parts(methods: Sequence[str], rows: Sequence[Sequence[float]], totals: Sequence[float]) -> Figure:
-    figure = new_figure(6.4, 1.2 + 0.36 * len(methods))
+    figure = new_figure(5.2, 1.3 + 0.36 * len(methods))
     axes = figure.add_subplot()
     for y, row in enumerate(rows):
         ends = {True: 0.0, False: 0.0}
@@ -190,7 +191,7 @@ def _draw_parts(methods: Sequence[str], rows: Sequence[Sequence[float]], totals:
     named = zip(PARTS, _PART_LOOKS, strict=True)
     handles = [Patch(facecolor=c, hatch=h, edgecolor="white", label=p.replace("_", " ")) for p, (c, h) in named]
     sums = Line2D([], [], linestyle="none", marker="D", color="black", label="sum")
-    figure.legend(handles=[*handles, sums], loc="outside lower center", ncols=5)
+    figure.legend(handles=[*handles, sums], loc="outside lower center", ncols=3)
     return figure
 
 
@@ -222,7 +223,7 @@ def _draw_lengths(
 ) -> Figure:
     if not any(shares.values()):
         return empty("There are no rows to show.")
-    figure = new_figure(6.4, 3.4)
+    figure = new_figure(5.2, 3.3)
     axes = figure.add_subplot()
     axes.axvspan(wanted[0] - 0.5, wanted[1] + 0.5, color="#eeeeee", linewidth=0)
     for name, own in shares.items():
@@ -234,7 +235,7 @@ def _draw_lengths(
     axes.set_ylabel("share of sentences, %")
     axes.set_ylim(bottom=0)
     handles = [handle(name, look[name]) for name in shares]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(2, len(handles)))
     return figure
 
 
@@ -252,6 +253,7 @@ def _differences(evaluation: Evaluation) -> Plot:
         columns=columns,
         rows=[tuple(getattr(c, column) for column in columns) for c in evaluation.comparisons],
         draw=partial(_draw_differences, shown, {key: (m.title, m.unit) for key, m in evaluation.metrics.items()}),
+        dense=True,
     )
 
 

@@ -53,8 +53,8 @@ def update(folder: Path, evaluation: Evaluation, name: str) -> Path:
             partial.replace(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"cannot put results into {path} ({getattr(error, 'strerror', None) or error}): name a folder that training "
-            "exported a model to"
+            f"cannot put results into {path} ({getattr(error, 'strerror', None) or error}): name a folder that "
+            "training exported a model to"
         ) from None
     return path
 

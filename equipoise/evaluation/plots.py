@@ -80,6 +80,8 @@ class Plot:
     columns: tuple[str, ...]
     rows: Sequence[Sequence[object]]
     draw: Callable[[], Figure]
+    dense: bool = False
+    """Whether it is too full for a phone's width, and scrolls there."""
 
 
 class Drawn(NamedTuple):
@@ -168,7 +170,7 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def empty(message: str, width: float = 6.4, height: float = 1.2) -> Figure:
+def empty(message: str, width: float = 5.2, height: float = 1.0) -> Figure:
     """A figure that says why there is nothing to see."""
     figure = new_figure(width, height)
     axes = figure.add_subplot()

@@ -93,7 +93,7 @@ def training_run(folder: Path) -> Path:
         '{"step": 9, "kind": "alert", "name": "one-class plateau", "evidence": {"compliance/one": 0.61},'
         ' "remedy": "warm start <b>now</b>"}\n'
         '{"step": 20, "kind": "resume", "checkpoint": "checkpoint-20"}\n'
-        '{"step": 30, "kind": "alert", "name": "term collapse", "evidence": "4 pairs", "remedy": "--diversity-weight"}\n'
+        '{"step": 30, "kind": "alert", "name": "term collapse", "evidence": "4 pairs", "remedy": "a bonus"}\n'
         '{"step": 31, "kind"'
     )
     (folder / "run.json").write_text('{"config": {"prompt": "describe", "seed": 3, "ppo": {"learning_rate": 1e-05}}}')
