@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from equipoise.evaluation import paper, summary, tables
+from equipoise.evaluation import findings, paper, tables
 from equipoise.evaluation.plots import Drawn
 from equipoise.evaluation.results import Evaluation
 from equipoise.evaluation.runs import TrainingRun
@@ -76,8 +76,8 @@ def render(content: Content) -> str:
         fronts=[name for name in names if name.startswith("adherence-fluency-")],
         pairs=[name for name in names if name.startswith("pairs-")],
         trainings=list(zip(trainings, content.runs, strict=True)),
-        findings=summary.findings(evaluation),
-        gaps=summary.gaps(evaluation, content.runs),
+        findings=findings.findings(evaluation),
+        gaps=findings.gaps(evaluation, content.runs),
         notices=evaluation.notices,
         problems=[(name, m.problems) for name, m in evaluation.methods.items() if m.problems],
         headline=tables.headline(evaluation),

@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from equipoise.evaluation import summary
+from equipoise.evaluation import findings as words
 from equipoise.evaluation.results import Estimate, Evaluation
-from equipoise.evaluation.summary import findings, gaps
+from equipoise.evaluation.findings import findings, gaps
 from tests.evaluation.hostile import example
 
 
@@ -84,7 +84,7 @@ def test_everything_that_is_missing_is_named_with_an_option_or_a_command() -> No
 
 def test_the_base_model_is_recognised_by_the_usual_names() -> None:
     evaluation = example()
-    assert summary.baseline(evaluation, "PPO") == "Prompt-Only"
+    assert words.baseline(evaluation, "PPO") == "Prompt-Only"
     renamed = {("prompt-only (study)" if n == "Prompt-Only" else n): m for n, m in evaluation.methods.items()}
-    assert summary.baseline(dataclasses.replace(evaluation, methods=renamed), "PPO") == "prompt-only (study)"
-    assert summary.baseline(evaluation, "Prompt-Only") is None
+    assert words.baseline(dataclasses.replace(evaluation, methods=renamed), "PPO") == "prompt-only (study)"
+    assert words.baseline(evaluation, "Prompt-Only") is None
