@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from equipoise.evaluation.figures import dot, ends, handle, slugs
+from equipoise.evaluation.figures import EVENTS, dot, ends, handle, slugs
 from equipoise.evaluation.plots import GREY, OKABE_ITO, Look, Plot, empty, looks, new_figure, shortened
 from equipoise.evaluation.results import Evaluation, Frontier, FrontierPoint
 from equipoise.evaluation.runs import TrainingRun, smoothed
 
-EVENTS = {"both": "compliance/both", "strict": "compliance/strict"}
+CURVES = {"both": "compliance/both", "strict": "compliance/strict"}
 """Which curve of a run is the compliance that a frontier is about."""
 PANELS = (
     ("reward", ("reward/mean", "reward/training")),
@@ -49,15 +49,14 @@ def frontier_plot(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> Plot:
     frontier = evaluation.frontier
     look = looks(list(evaluation.methods))
     points = [p for p in frontier.points if p.kl is not None and p.kl.value is not None]
-    paths = {run.name: run.path(EVENTS[frontier.event]) for run in runs}
+    paths = {run.name: run.path(CURVES[frontier.event]) for run in runs}
     bound = _bound_rows(frontier)
     excess = ", ".join(f"{p.method} {p.excess:.2f}" for p in points if p.excess is not None)
     return Plot(
         name="compliance-kl",
         title="Compliance and distance from the base model",
-        caption="Share of sentences with "
-        + ("both classes of terms" if frontier.event == "both" else "strict success")
-        + " against KL to the base model. No method can be left of the curve kl(c‖p₀), the least KL that compliance c "
+        caption=f"Share of sentences with {EVENTS[frontier.event]}"
+        " against KL to the base model. No method can be left of the curve kl(c‖p₀), the least KL that compliance c "
         "needs; its band is the interval of p₀. "
         + (f"p₀ is from {frontier.p0_source}. " if frontier.p0 else f"No curve: {frontier.p0_source}. ")
         + ("Lines with small dots are training runs, smoothed, a dot at every tenth of the way." if any(paths.values())
@@ -68,7 +67,7 @@ def frontier_plot(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> Plot:
                  "bound", "bound_low", "bound_high", "excess"),
         rows=[
             *((p.method, "", *ends(p.compliance), *ends(p.kl), *ends(p.bound), p.excess) for p in frontier.points),
-            *(("bound", "", c, "", "", *kls) for c, *kls in bound),
+            *(("bound", "", c, "", "", *map(_finite, kls)) for c, *kls in bound),
             *((f"run {name}", step, c, "", "", kl) for name, path in paths.items() for step, kl, c in path),
         ],
         draw=partial(_draw_frontier, frontier, points, paths, look, bound),
@@ -86,6 +85,10 @@ def _bound_rows(frontier: Frontier) -> list[tuple[float, float, float, float]]:
         kls = [least_kl(c, p) if p is not None and c >= p else 0.0 for p in (middle, high, low)]
         rows.append((c, kls[0], kls[1], kls[2]))
     return rows
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _draw_frontier(
@@ -111,7 +114,7 @@ def _draw_frontier(
         )  # fmt: skip
         if math.isfinite(bound[-1][1]):
             axes.plot([kl for _, kl, *_ in bound], y, color="black", linewidth=1.3)
-        handles.append(Line2D([], [], color="black", label="least KL, kl(c‖p₀)"))
+            handles.append(Line2D([], [], color="black", label="least KL, kl(c‖p₀)"))
         handles.append(Patch(facecolor="#cccccc", label="… for p₀ in its interval"))
     for i, (name, path) in enumerate(paths.items()):
         if path:
@@ -130,7 +133,7 @@ def _draw_frontier(
     axes.set_xlim(min(-0.02 * right, *(1.1 * (p.kl.low or 0.0) for p in points if p.kl), 0.0), right)
     axes.set_ylim(-4, 106)
     axes.set_xlabel("KL to the base model, nats per sentence")
-    axes.set_ylabel(f"{'both classes' if frontier.event == 'both' else 'strict success'}, %")
+    axes.set_ylabel(f"{EVENTS[frontier.event]}, %")
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 

@@ -19,6 +19,8 @@ _PART_LOOKS = (("#0072B2", ""), ("#56B4E9", "//"), ("#E69F00", "\\\\"), ("#D55E0
 
 STRICT = "strict"
 """The key of the metric of strict success."""
+EVENTS = {"both": "both classes of terms", "strict": "strict success"}
+"""What compliance is the share of, in words."""
 
 
 def figures(evaluation: Evaluation) -> list[Plot]:
@@ -49,28 +51,29 @@ def slugs(names: Sequence[str]) -> dict[str, str]:
 
 def _adherence_fluency(evaluation: Evaluation, look: Mapping[str, Look]) -> Iterator[Plot]:
     judges = list(dict.fromkeys(point.judge for point in evaluation.frontier.pareto))
+    event = EVENTS[evaluation.frontier.event]
     for judge, slug in slugs(judges).items():
         points = [p for p in evaluation.frontier.pareto if p.judge == judge and p.fluency.value is not None]
         members = [p.method for p in points if p.member]
         yield Plot(
             name=f"adherence-fluency-{slug}",
             title=f"Adherence and fluency under the judge {judge}",
-            caption="Share of strict successes against the median negative log-likelihood of the sentences (lower is "
-            "more fluent), with 95 % intervals. Filled markers are on the Pareto front: no other method is at least as "
-            "good in both and better in one. The number beside a marker is the share of bootstrap draws in which "
-            "its method is on the front. The best corner is the upper left one.",
-            alt=f"Scatter of strict success over negative log-likelihood under {judge}. On the front: "
+            caption=f"Share of sentences with {event} against the median negative log-likelihood of the sentences "
+            "(lower is more fluent), with 95 % intervals. Filled markers are on the Pareto front: no other method is "
+            "at least as good in both and better in one. The number beside a marker is the share of bootstrap draws "
+            "in which its method is on the front. The best corner is the upper left one.",
+            alt=f"Scatter of {event} over negative log-likelihood under {judge}. On the front: "
             + (", ".join(members) or "none"),
             columns=("method", "adherence", "adherence_low", "adherence_high", "nll", "nll_low", "nll_high", "member",
                      "support"),
             rows=[
                 (p.method, *ends(p.adherence), *ends(p.fluency), int(p.member), p.support) for p in points
             ],
-            draw=partial(_draw_adherence_fluency, points, look),
+            draw=partial(_draw_adherence_fluency, points, look, event),
         )  # fmt: skip
 
 
-def _draw_adherence_fluency(points: Sequence[ParetoPoint], look: Mapping[str, Look]) -> Figure:
+def _draw_adherence_fluency(points: Sequence[ParetoPoint], look: Mapping[str, Look], event: str) -> Figure:
     if not points:
         return empty("No method has a fluency under this judge.")
     figure = new_figure(5.2, 3.9)
@@ -87,7 +90,7 @@ def _draw_adherence_fluency(points: Sequence[ParetoPoint], look: Mapping[str, Lo
     axes.set_ylim(-4, 106)
     axes.margins(x=0.12)
     axes.set_xlabel("median negative log-likelihood, nats per token  (← more fluent)")
-    axes.set_ylabel("strict success, %")
+    axes.set_ylabel(f"{event}, %")
     handles = [handle(name, look[name]) for name in dict.fromkeys(p.method for p in points)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(2, len(handles)))
     return figure

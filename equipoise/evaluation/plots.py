@@ -97,9 +97,11 @@ def write(plot: Plot, folder: Path) -> Drawn:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a name may hold any character
         figure = plot.draw()
         svg, png = io.StringIO(), io.BytesIO()
-        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
         FigureCanvasAgg(figure)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, for both formats
         figure.savefig(png, format="png", dpi=DPI)
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
     (folder / f"{plot.name}.svg").write_text(svg.getvalue(), encoding="utf-8")
     (folder / f"{plot.name}.png").write_bytes(png.getvalue())
     (folder / f"{plot.name}.csv").write_text(as_csv(plot.columns, plot.rows), encoding="utf-8", newline="")

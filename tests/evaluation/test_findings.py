@@ -3,8 +3,8 @@
 import dataclasses
 
 from equipoise.evaluation import findings as words
-from equipoise.evaluation.results import Estimate, Evaluation
 from equipoise.evaluation.findings import findings, gaps
+from equipoise.evaluation.results import Estimate, Evaluation
 from tests.evaluation.hostile import example
 
 

@@ -1,0 +1,186 @@
+"""`equipoise report` from the command line, and on evaluations that lack nearly everything."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from equipoise.cli import main
+from equipoise.errors import UserError
+from equipoise.evaluation import results
+from equipoise.evaluation.report import ReportConfig, report
+from equipoise.evaluation.results import Estimate, Evaluation, Method, Parts
+from tests.evaluation.hostile import EXAMPLE, example, training_run, written
+
+ROWS: list[dict[str, Any]] = [dict(row) for row in results.read_rows(EXAMPLE / "rows.csv")]
+
+
+def test_the_command_writes_page_figures_tables_and_card_and_says_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, model, output = training_run(tmp_path / "run"), tmp_path / "model", tmp_path / "out" / "page.html"
+    model.mkdir()
+    (model / "README.md").write_text("# A model\n")
+    arguments = ["report", str(EXAMPLE), "--run", str(run), "--card", str(model), "--output", str(output)]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert f"{output}: 3 methods, 120 sentences" in said and f"{model / 'README.md'}: results of PPO" in said
+    files = {path.name for path in (tmp_path / "out" / "page_files").iterdir()}
+    stems = {"adherence-fluency-bundled", "compliance-kl", "occupations", "pairs-ppo", "pairs-prompt-only",
+             "pairs-generate-and-filter", "reward-parts", "lengths", "differences", "training-run"}  # fmt: skip
+    tables = {"headline.md", "headline.tex", "headline.csv"}
+    assert files == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "csv")} | tables
+    assert "## Results" in (model / "README.md").read_text()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["page.html", "page_files"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "nothing to report on"),
+        (["nowhere"], "nowhere does not exist"),
+        ([str(EXAMPLE), "nowhere"], "nowhere does not exist"),
+        ([str(EXAMPLE), str(EXAMPLE / "rows.csv")], "is a finished evaluation: give it alone"),
+        ([str(EXAMPLE), "--run", "nowhere"], "is no run folder"),
+        ([str(EXAMPLE), "--card", "nowhere", "--card-method", "SFT"], "there is no method 'SFT'"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .* choose another --output"):
+        report(ReportConfig((EXAMPLE,), tmp_path / "file" / "report.html"))
+
+
+def only(name: str, evaluation: Evaluation) -> Evaluation:
+    frontier = evaluation.frontier
+    return dataclasses.replace(
+        evaluation,
+        methods={name: evaluation.methods[name]},
+        comparisons=(),
+        frontier=dataclasses.replace(
+            frontier,
+            points=tuple(p for p in frontier.points if p.method == name),
+            pareto=tuple(p for p in frontier.pareto if p.method == name),
+        ),
+    )
+
+
+def without_judge(evaluation: Evaluation) -> Evaluation:
+    def known(metrics: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in metrics.items() if not key.startswith("nll")}
+
+    return dataclasses.replace(
+        evaluation,
+        judges=(),
+        metrics=known(evaluation.metrics),
+        methods={
+            name: dataclasses.replace(
+                m, metrics=known(m.metrics), occupations={o: known(v) for o, v in m.occupations.items()}
+            )
+            for name, m in evaluation.methods.items()
+        },
+        comparisons=tuple(c for c in evaluation.comparisons if not c.metric.startswith("nll")),
+        frontier=dataclasses.replace(evaluation.frontier, pareto=()),
+    )
+
+
+def without_base(evaluation: Evaluation) -> Evaluation:
+    points = tuple(dataclasses.replace(p, kl=None, bound=None, excess=None) for p in evaluation.frontier.points)
+    return dataclasses.replace(
+        evaluation,
+        methods={name: dataclasses.replace(m, kl=None, cost=None) for name, m in evaluation.methods.items()},
+        frontier=dataclasses.replace(evaluation.frontier, p0=None, p0_source="nothing gives p0", points=points),
+        reference=(),
+    )
+
+
+def nothing_compliant(evaluation: Evaluation) -> Evaluation:
+    none = Estimate(0.0, 0.0, 0.09, 40, "two-level", (0.0, 0.09))
+    no_pairs = Estimate(None, note="no row holds both classes")
+
+    def poor(m: Method) -> Method:
+        metrics = m.metrics | {"strict": none, "both": none, "pairs/unique": no_pairs, "pairs/effective": no_pairs}
+        return dataclasses.replace(m, metrics=metrics, pairs=((0,) * 10,) * 10)
+
+    frontier = evaluation.frontier
+    points = tuple(
+        dataclasses.replace(p, compliance=none, bound=Estimate(None, 0.0, None), excess=None) for p in frontier.points
+    )
+    return dataclasses.replace(
+        evaluation,
+        methods={name: poor(m) for name, m in evaluation.methods.items()},
+        frontier=dataclasses.replace(frontier, p0=Estimate(0.0, 0.0, 0.001, 2560, "wilson"), points=points),
+    )
+
+
+def one_method_empty(evaluation: Evaluation) -> Evaluation:
+    """The last method has a file without rows."""
+    missing = Estimate(None, note="no rows")
+    name, last = list(evaluation.methods.items())[-1]
+    empty = dataclasses.replace(
+        last, n=0, metrics=dict.fromkeys(last.metrics, missing), occupations={}, lengths=(), pairs=((0,) * 10,) * 10,
+        parts=Parts(0.0, 0.0, 0.0, 0.0, 0.0), kl=None, seeds=(),
+    )  # fmt: skip
+    frontier = evaluation.frontier
+    return dataclasses.replace(
+        evaluation,
+        methods=evaluation.methods | {name: empty},
+        comparisons=tuple(
+            dataclasses.replace(
+                c, difference=None, low=None, high=None, p_sign_flip=None, p_wilcoxon=None, p_holm=None, cohens_h=None,
+                cliffs_delta=None, tost=None, n_occupations=0, note="no common occupation",
+            )
+            if name in (c.a, c.b) else c
+            for c in evaluation.comparisons
+        ),
+        frontier=dataclasses.replace(
+            frontier,
+            points=tuple(
+                dataclasses.replace(p, compliance=missing, kl=None, bound=None, excess=None) if p.method == name else p
+                for p in frontier.points
+            ),
+            pareto=tuple(p for p in frontier.pareto if p.method != name),
+        ),
+    )  # fmt: skip
+
+
+def everything_missing(evaluation: Evaluation) -> Evaluation:
+    return without_judge(without_base(one_method_empty(only("PPO", evaluation))))
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (lambda e: only("PPO", e), ["There is one method only", "Comparisons and the front: give completions"]),
+        (without_judge, ["There is no front: no judge measured fluency", "Fluency: evaluate with a judge"]),
+        (without_base, ["Not known: no method has both a KL", "The bound on KL: nothing gives p0", "No completions"]),
+        (nothing_compliant, ["None: of 120 sentences not one", "No sentence of this method holds terms of both"]),
+        (one_method_empty, ["Sentences of PPO: the file has no rows", "not tested"]),
+        (everything_missing, ["No method has a sentence, so nothing can be said", "There is nothing to compare"]),
+    ],
+    ids=["one method", "no judge", "no base", "nothing compliant", "a method without rows", "everything missing"],
+)
+def test_a_degenerate_evaluation_gives_a_report_that_says_what_is_missing(
+    changed: Callable[[Evaluation], Evaluation], told: list[str], tmp_path: Path
+) -> None:
+    evaluation = changed(example())
+    rows = [row for row in ROWS if row["Method"] in evaluation.methods and evaluation.methods[row["Method"]].n]
+    report(ReportConfig((written(tmp_path / "in", evaluation, rows),), tmp_path / "report.html"))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    words = " ".join(re.sub(r"<[^>]+>", "", page).split())
+    for text in told:
+        assert text in words, text
+    assert not re.search(r"\bnan\b|\binf\b|\bNone\b(?! of|: of)", re.sub(r"(?s)<script.*?</script>", "", words))
