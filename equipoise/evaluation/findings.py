@@ -118,7 +118,7 @@ def _fluency(evaluation: Evaluation, ranked: Sequence[str]) -> str:
         base = baseline(evaluation, "")
         against = [_less_fluent(evaluation, key, name, base) for name in values if base is not None and name != base]
         if known := [one for one in against if one]:
-            text += f" Against {visible(base or '')}, {_and(known)}."
+            text += f" Difference to {visible(base or '')} (above 0 is less fluent): {_and(known)}."
         told.append(text + (f" Mind that this judge is {visible(judge.caveat)}." if judge.caveat else ""))
     return " ".join(told) or "Not known: no judge measured fluency."
 
@@ -127,10 +127,9 @@ def _less_fluent(evaluation: Evaluation, key: str, name: str, base: str | None) 
     c = _comparison(evaluation, key, name, base) if base is not None else None
     if c is None or c.difference is None:
         return ""
-    text = f"{visible(name)} is {fixed(abs(c.difference), 2)} {'less' if c.difference > 0 else 'more'} fluent"
+    text = f"{visible(name)} {fixed(c.difference, 2, True)}"
     if c.tost is not None and c.tost.noninferior is not None:
-        shown = "is" if c.tost.noninferior else "could not be shown to be"
-        text += f" and {shown} non-inferior at the margin of {c.tost.margin:g}"
+        text += f" ({'' if c.tost.noninferior else 'not shown to be '}non-inferior at the margin of {c.tost.margin:g})"
     return text
 
 
@@ -141,12 +140,12 @@ def _variety(known: dict[str, Method], ranked: Sequence[str]) -> str:
         effective, unique = (method.metrics.get(key) for key in (EFFECTIVE, UNIQUE))
         if effective is None or effective.value is None or not sum(map(sum, method.pairs)):
             continue
-        text = f"{visible(name)} uses {_with_interval(effective, 'count')} effective term pairs"
+        text = f"{visible(name)} {_with_interval(effective, 'count')}"
         if unique is not None and unique.value is not None:
-            text += f" ({unique.value:.0f} different ones)"
+            text += f" ({unique.value:.0f} different)"
         told.append(text)
     repeated = [f"{visible(name)} {m.duplicates.rows:,} of {m.n:,}" for name, m in known.items() if m.duplicates.rows]
-    text = f"{_and(told)}, of 100 possible pairs." if told else "No sentence holds terms of both classes."
+    text = f"Effective term pairs, of 100: {_and(told)}." if told else "No sentence holds terms of both classes."
     return text + (f" Rows that repeat an earlier text: {_and(repeated)}." if repeated else " No text occurs twice.")
 
 
@@ -155,17 +154,15 @@ def _optimum(evaluation: Evaluation) -> str:
     points = sorted((p for p in frontier.points if p.excess is not None), key=lambda p: p.excess or 0.0)
     if not points:
         return f"Not known: no method has both a KL to the base model and a bound ({visible(frontier.p0_source)})."
-    told = []
-    for p in points:
-        assert p.excess is not None
-        kl, bound = _value(p.kl), _value(p.bound)
-        told.append(
-            f"{visible(p.method)} is {fixed(kl or 0.0, 1)} nats per sentence from the base model where its compliance "
-            f"needs at least {fixed(bound or 0.0, 1)}, an excess of {fixed(p.excess, 1)}"
-        )
+    told = [
+        f"{visible(p.method)} {fixed(p.excess or 0.0, 1)} ({fixed(_value(p.kl) or 0.0, 1)} where its compliance needs "
+        f"{fixed(_value(p.bound) or 0.0, 1)})"
+        for p in points
+    ]
     return (
-        f"{'; '.join(told)}. The bound kl(c‖p₀) follows from the base model's own compliance, "
-        f"{share(frontier.p0) if frontier.p0 else 'unknown'} ({visible(frontier.p0_source)})."
+        f"Nats per sentence above the least KL to the base model that its compliance needs: {_and(told)}. That bound, "
+        f"kl(c‖p₀), follows from the base model's own compliance, {share(frontier.p0) if frontier.p0 else 'unknown'} "
+        f"({visible(frontier.p0_source)})."
     )
 
 

@@ -36,15 +36,15 @@ def test_a_corrected_p_value_below_five_percent_is_called_significant() -> None:
 def test_fluency_is_told_for_every_method_and_against_the_prompted_model() -> None:
     told = answers(example())["At what cost in fluency?"]
     assert "PPO 2.88 [2.78, 2.98]" in told
-    assert "PPO is 0.05 more fluent and is non-inferior at the margin of 0.3" in told
-    assert "Generate-and-Filter is 0.06 less fluent" in told
+    assert "PPO −0.05 (non-inferior at the margin of 0.3)" in told
+    assert "above 0 is less fluent): Generate-and-Filter +0.06" in told
 
 
 def test_the_distance_above_the_bound_is_told_from_the_nearest_on() -> None:
     told = answers(example())["How far from the optimum?"]
-    nearest, far = told.index("Generate-and-Filter is 5.7"), told.index("PPO is 11.8")
+    nearest, far = told.index("Generate-and-Filter 0.0 (5.7"), told.index("PPO 7.0")
     assert nearest < far
-    assert "its compliance needs at least 4.8, an excess of 7.0" in told
+    assert "PPO 7.0 (11.8 where its compliance needs 4.8)" in told
 
 
 def test_where_nothing_complies_the_report_says_so() -> None:
