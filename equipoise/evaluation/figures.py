@@ -249,8 +249,8 @@ def _differences(evaluation: Evaluation) -> Plot:
     return Plot(
         name="differences",
         title="Paired differences between methods",
-        caption="Mean over occupations of the first method's value minus the second's, with its 95 % two-level "
-        "bootstrap interval. Filled: p < 0.05 in the sign-flip test after Holm's correction; hollow: not so, or not "
+        caption="Mean over occupations of the first method's value minus the second's, with its 95 % "
+        "interval. Filled: p < 0.05 in the sign-flip test after Holm's correction; hollow: not so, or not "
         "tested. The line at 0 is no difference.",
         alt="Forest plot of the paired differences; the table below it has the same numbers.",
         columns=columns,

@@ -183,7 +183,7 @@ def _measured(evaluation: Evaluation) -> str:
     return (
         f"{n} sentences of each of {len(evaluation.methods)} method{'s' * (len(evaluation.methods) != 1)} about "
         f"{occupations} occupation{'s' * (occupations != 1)}"
-        f"{f', judged by {judges}' if judges else ', without a fluency judge'}; intervals by a two-level bootstrap of "
+        f"{f', judged by {judges}' if judges else ', without a fluency judge'}; intervals over occupations, bootstraps of "
         f"{evaluation.settings.get('bootstrap_draws', 'several thousand')} draws, seed "
         f"{evaluation.settings.get('seed', 'not recorded')}."
     )
@@ -193,7 +193,7 @@ def gaps(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> list[Gap]:
     """What a full report would have besides, with the command or option that adds it."""
     out = []
     if not evaluation.judges:
-        out.append(Gap("Fluency", "evaluate with a judge: `equipoise evaluate FILES --judges bundled --output FOLDER`"))
+        out.append(Gap("Fluency", "evaluate with a judge: `equipoise evaluate FILES --judge bundled --output FOLDER`"))
     if len(evaluation.methods) < 2:
         out.append(Gap("Comparisons and the front", "give completions of a second method, for instance the untrained "
                        "model: `python generate_rlhf.py --model bundled --output baseline.csv`"))  # fmt: skip

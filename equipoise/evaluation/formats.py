@@ -11,7 +11,8 @@ def markdown(table: Table) -> str:
     """A GitHub table. Whatever Markdown or HTML would read in a text is escaped."""
     rows = [[markdown_text(whole(cell)) for cell in row] for row in table.rows]
     for row in table.published:
-        rows.append([f"{markdown_text(row[0].text)} †", *(markdown_text(whole(cell)) for cell in row[1:])])
+        cells = [*(markdown_text(whole(cell)) for cell in row[1:]), *[""] * (len(table.heads) - len(row))]
+        rows.append([f"{markdown_text(row[0].text)} †", *cells])
     lines = [_pipes(map(markdown_text, table.heads)), _pipes(["---", *["---:"] * (len(table.heads) - 1)])]
     lines += [_pipes(row) for row in rows]
     notes = [markdown_text(note) for note in table.notes]
@@ -51,6 +52,7 @@ def latex(table: Table) -> str:
         lines.append("\\midrule")
         for row in table.published:
             cells = [f"{latex_text(row[0].text)}\\textsuperscript{{\\dag}}", *map(_latex_cell, row[1:])]
+            cells += [""] * (len(table.heads) - len(row))
             lines.append(" & ".join(cells) + " \\\\")
     lines += ["\\bottomrule", "\\end{tabular}}"]
     notes = [latex_text(note) for note in table.notes]

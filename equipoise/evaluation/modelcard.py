@@ -114,7 +114,7 @@ def _section(evaluation: Evaluation, name: str) -> str:
     lines.append(
         f"{method.n:,} sentences about {len(method.occupations)} occupations, measured with equipoise "
         f"{markdown_text(str(evaluation.provenance.get('equipoise', '')))} as the method {markdown_text(name)}. 95 % "
-        "intervals by a two-level bootstrap with occupations as the unit."
+        "intervals over occupations."
     )
     lines += ["", "| metric | value | 95 % interval |", "|---|---:|---:|"]
     for key, metric in evaluation.metrics.items():

@@ -16,6 +16,15 @@ CITATION = Path(__file__).parents[2] / "CITATION.cff"
 """In a checkout. Where only the package is installed, its metadata has the title and version."""
 
 
+_INTERVALS = {
+    "clustered-wilson": "for shares Wilson’s, with n divided by the design effect of occupations and Student’s t",
+    "two-level": "for means a two-level bootstrap, which draws occupations and sentences within them",
+    "woodruff": "for medians Woodruff’s, from the interval of the share of sentences at or below it",
+    "jackknife": "for effective numbers a jackknife over occupations",
+}
+"""Each kind of interval in words; docs/EVALUATION.md has the formulas."""
+
+
 def methods_text(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> list[str]:
     """Paragraphs that say what was measured and how, each claim from the evaluation's own settings."""
     settings = evaluation.settings
@@ -61,10 +70,12 @@ def methods_text(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> list[st
             " Fluency is tested for non-inferiority with two one-sided paired t-tests at a margin of "
             f"{' and '.join(f'{m:g}' for m in margins)} nats per token, set beforehand."
         )
+    kinds = {e.interval for m in methods.values() for e in m.metrics.values()}
+    used = [text for kind, text in _INTERVALS.items() if kind in kinds]
     out.append(
-        "Occupations are the unit of analysis: 95 % intervals are from a two-level bootstrap that draws occupations "
-        f"and sentences within them ({f'{draws:,} draws' if isinstance(draws, int) else 'see settings'}"
-        f"{f', seed {seed}' if seed is not None else ''}); intervals of single occupations are Wilson’s. "
+        "Occupations are the unit of analysis. "
+        + (f"95 % intervals: {'; '.join(used)}. " if used else "")
+        + (f"Bootstraps have {draws:,} draws and the seed {seed}. " if isinstance(draws, int) else "")
         + (tests if evaluation.comparisons else "")
     )
     frontier = evaluation.frontier

@@ -3,18 +3,20 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import tyro
 
 from equipoise.errors import UserError
 from equipoise.evaluation import formats, modelcard, results, tables
 from equipoise.evaluation.curves import frontier_plot, training_plots
+from equipoise.evaluation.evaluate import EvaluateConfig
 from equipoise.evaluation.figures import ends, figures
 from equipoise.evaluation.page import Content, render
 from equipoise.evaluation.plots import as_csv, write
 from equipoise.evaluation.runs import read_run
 from equipoise.evaluation.samples import Sample, sample
+from equipoise.evaluation.sources import measured, recognise
 from equipoise.options import parse
 from equipoise.ppo.console import printable
 from equipoise.protocol.lexicon import Lexicon
@@ -24,17 +26,29 @@ from equipoise.protocol.lexicon import Lexicon
 class ReportConfig:
     """What to report on, and where to write it."""
 
-    paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    paths: tyro.conf.Positional[tuple[str, ...]] = ()
     """An evaluation folder (of `equipoise evaluate`), a study folder (of `equipoise study`), or completions files; the
-    last two are evaluated first."""
+    last two are evaluated first, into `report_files/evaluation`. NAME=FILE names a file's method."""
     output: Path = Path("report.html")
     """The page. Figures and tables go into a folder beside it, named after it: `report_files`."""
-    run: tuple[Path, ...] = ()
-    """Folders of training runs, as training was told with --output-dir: their curves and alerts are shown."""
-    card: tuple[Path, ...] = ()
-    """Folders of exported models whose model card gets the results."""
+    run: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """Folders of training runs, as training was told with --output-dir: their curves and alerts are shown. May be
+    repeated."""
+    card: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """Folders of exported models whose model card gets the results. May be repeated."""
     card_method: str | None = None
     """The method of the report that `--card` is about, where the model's name does not tell."""
+    judge: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Where files are evaluated first: a model that measures fluency; may be repeated. Default: bundled. For further
+    choices run `equipoise evaluate` and give its folder."""
+    fluency: bool = True
+    """Where files are evaluated first: measure fluency; without it no model is loaded."""
+    base: str | None = None
+    """Where files are evaluated first: the method that is the untrained model under the training prompt."""
+    event: Literal["strict", "both"] = "both"
+    """Where files are evaluated first: what the trade-off calls compliance."""
+    device: str = "auto"
+    """Where files are evaluated first: `auto`, `cpu`, `cuda` or `cuda:1`."""
 
 
 def main(argv: list[str]) -> int:
@@ -56,15 +70,16 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
 
     `say` gets a line before anything that takes long. Raises UserError.
     """
-    if not config.paths:
-        raise UserError(
-            "nothing to report on: give the folder of `equipoise evaluate` or `equipoise study`, or completions files"
-        )
+    given = recognise(config.paths)
     runs = [read_run(folder) for folder in config.run]
-    evaluation, rows, study = _measured(config.paths, say)
+    folder = config.output.with_name(config.output.stem + "_files")
+    choices = EvaluateConfig(
+        given.files, folder / "evaluation", judge=config.judge, fluency=config.fluency, base=config.base,
+        event=config.event, device=config.device,
+    )  # fmt: skip
+    evaluation, rows, study = measured(given, choices, say)
     carded = [(card, modelcard.method_of(card, evaluation, config.card_method)) for card in config.card]
     samples = read_samples(rows, evaluation)
-    folder = config.output.with_name(config.output.stem + "_files")
     plots = [*figures(evaluation), frontier_plot(evaluation, runs), *training_plots(runs)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,19 +124,6 @@ def _write_tables(evaluation: results.Evaluation, folder: Path) -> None:
         ]
     ]
     (folder / "headline.csv").write_text(as_csv(columns, rows), encoding="utf-8", newline="")
-
-
-def _measured(paths: Sequence[Path], say: Callable[[str], None]) -> tuple[results.Evaluation, Path, dict[str, Any]]:
-    """The evaluation, its rows.csv, and study.json (empty where there is none). Raises UserError."""
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"{path} does not exist: give an evaluation folder, a study folder or completions files")
-    folder = paths[0]
-    if (folder / "evaluation.json").exists():
-        if len(paths) > 1:
-            raise UserError(f"{folder} is a finished evaluation: give it alone, or give the completions files")
-        return results.read(folder), folder / "rows.csv", {}
-    raise UserError("not yet")
 
 
 def _replace(path: Path, text: str) -> None:

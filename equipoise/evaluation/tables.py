@@ -26,7 +26,7 @@ class Table:
     heads: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     published: tuple[tuple[Cell, ...], ...] = ()
-    """Rows of numbers that others published. Its cells are fewer by one than the heads where the last is the reason."""
+    """Rows of numbers that others published, shorter than `heads`: the rest of a row's width is for its reason."""
     reasons: tuple[str, ...] = ()
     """Why each published row cannot be compared, or under which conditions."""
     notes: tuple[str, ...] = ()
@@ -54,10 +54,9 @@ def headline(evaluation: Evaluation) -> Table:
         rows.append(tuple(cells))
     heads = ("method", "sentences", *(head(evaluation.metrics[key]) for key in keys), "KL to base, nats per sentence",
              "KL above the bound, nats", "generations per accepted sentence")  # fmt: skip
-    published, reasons = _published(evaluation.reference, keys, len(heads))
-    unit = "occupations are the unit of the two-level bootstrap"
+    published, reasons = _published(evaluation.reference, keys)
     return Table(
-        caption=f"Headline results with 95 % intervals ({unit}).",
+        caption="Headline results with 95 % intervals over occupations.",
         heads=heads,
         rows=tuple(rows),
         published=published,
@@ -67,25 +66,31 @@ def headline(evaluation: Evaluation) -> Table:
 
 
 def _published(
-    reference: Sequence[Reference], keys: Sequence[str], columns: int
+    reference: Sequence[Reference], keys: Sequence[str]
 ) -> tuple[tuple[tuple[Cell, ...], ...], tuple[str, ...]]:
     rows, reasons = [], []
+    width = 2 + max((keys.index(key) + 1 for key in _NEAREST.values() if key in keys), default=0)
     for source, method in dict.fromkeys((r.source, r.method) for r in reference):
         own = [r for r in reference if (r.source, r.method) == (source, method)]
-        cells = [Cell("")] * columns
+        cells = [Cell("")] * width
         cells[0] = _name(f"{method} ({source})")
         sizes = list(dict.fromkeys(r.n for r in own if r.n is not None))
         cells[1] = Cell(f"{sizes[0]:,}", sort=sizes[0]) if len(sizes) == 1 else Cell("")
-        for r in own:
-            key = r.metric if r.metric in keys else _NEAREST.get(r.metric)
-            if key in keys:
-                unit = "share" if key in _MORE else "count"
-                cells[2 + keys.index(key)] = _range_cell(r, unit)
+        shown = [r for r in own if _NEAREST.get(r.metric) in keys]
+        for r in shown:
+            key = _NEAREST[r.metric]
+            cells[2 + keys.index(key)] = _range_cell(r, "share" if key in _MORE else "count")
         if any(cell.text for cell in cells[2:]):
             rows.append(tuple(cells))
-            why = "; ".join(dict.fromkeys(r.why for r in own if r.why))
-            reasons.append(("" if all(r.comparable for r in own) else "not comparable: ") + why)
+            reasons.append(_reason(shown))
     return tuple(rows), tuple(reasons)
+
+
+def _reason(references: Sequence[Reference]) -> str:
+    why = "; ".join(dict.fromkeys(visible(r.why) for r in references if r.why))
+    if all(r.comparable for r in references):
+        return f"comparable with our study-compatible numbers only: {why}"
+    return f"{'partly ' if any(r.comparable for r in references) else ''}not comparable: {why}"
 
 
 def _range_cell(reference: Reference, unit: str) -> Cell:
@@ -125,8 +130,7 @@ def study_table(evaluation: Evaluation) -> Table:
         cells = [_name(f"{method_name} ({source})"), Cell("" if n is None else f"{n:,}")]
         cells += [_range_cell(own[key], _unit(evaluation, key)) if key in own else Cell("") for key in keys]
         published.append(tuple(cells))
-        why = "; ".join(dict.fromkeys(r.why for r in own.values() if r.why))
-        reasons.append(("" if all(r.comparable for r in own.values()) else "not comparable: ") + why)
+        reasons.append(_reason(list(own.values())))
     titles = [head(m) if (m := evaluation.metrics.get(key)) else key for key in keys]
     return Table(
         caption="The public study's own formulas on our sentences, and what it and others published.",

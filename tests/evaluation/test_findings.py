@@ -77,7 +77,7 @@ def test_everything_that_is_missing_is_named_with_an_option_or_a_command() -> No
     )
     told = {gap.what: gap.remedy for gap in gaps(bare, [])}
     assert len(told) == 7
-    assert "--judges" in told["Fluency"]
+    assert "--judge" in told["Fluency"]
     assert "--run" in told["Training curves and the path of training"]
     assert told["The bound on KL"].startswith("no base model's file was given")
 
