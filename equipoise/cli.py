@@ -18,6 +18,7 @@ from equipoise.errors import UserError
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("equipoise.ppo.command", "fine-tune a model with PPO; rerun to resume"),
     "generate": ("equipoise.methods.command", "write a trained model's completions to a CSV"),
+    "evaluate": ("equipoise.evaluation.command", "measure completion files: compliance, diversity, fluency, trade-off"),
     "report": ("equipoise.evaluation.report", "write what was measured as one HTML file with figures"),
     "score": ("equipoise.protocol.command", "show the terms and the reward of sentences"),
     "doctor": ("equipoise.ppo.doctor", "say what this machine can run, and why"),

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from equipoise.evaluation.figures import EVENTS, dot, ends, handle, slugs
+from equipoise.evaluation.frontier import bernoulli_kl
 from equipoise.evaluation.plots import GREY, OKABE_ITO, Look, Plot, empty, looks, new_figure, shortened
 from equipoise.evaluation.results import Evaluation, Frontier, FrontierPoint
 from equipoise.evaluation.runs import TrainingRun, smoothed
@@ -28,20 +29,6 @@ PANELS = (
     ("parts of the reward", ("reward/bonus", "reward/length_penalty", "reward/repetition_penalty")),
     ("different texts in a batch", ("text/unique",)),
 )
-
-
-def least_kl(compliance: float, p0: float) -> float:
-    """kl(c‖p₀) in nats: the least KL to the base model that compliance c needs where the base has p₀.
-
-    Data-processing inequality; attained by the base model conditioned on the constraint. Infinite for p₀ = 0 < c.
-    """
-    total = 0.0
-    for c, p in ((compliance, p0), (1 - compliance, 1 - p0)):
-        if c > 0:
-            if p <= 0:
-                return math.inf
-            total += c * math.log(c / p)
-    return total
 
 
 def frontier_plot(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> Plot:
@@ -82,7 +69,7 @@ def _bound_rows(frontier: Frontier) -> list[tuple[float, float, float, float]]:
     rows = []
     for i in range(201):
         c = i / 200
-        kls = [least_kl(c, p) if p is not None and c >= p else 0.0 for p in (middle, high, low)]
+        kls = [bernoulli_kl(c, p) if p is not None and c >= p else 0.0 for p in (middle, high, low)]
         rows.append((c, kls[0], kls[1], kls[2]))
     return rows
 

@@ -34,6 +34,7 @@ STYLE: dict[Any, Any] = {  # matplotlib's own type for it spells out every key
     "svg.hashsalt": "equipoise",
     "font.family": "DejaVu Sans",  # matplotlib's own, so that every machine lays out alike
     "font.size": 9.0,
+    "text.hinting": "none",  # else a text's width, and with it the layout, depends on the resolution
     "text.parse_math": False,  # a name with two dollar signs is no formula
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -16,14 +16,15 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from equipoise.errors import UserError
 
 VERSION = 1
 """Raised when a reader of the file would have to change."""
 
-Kind = TypeVar("Kind")
+LONGEST_FIELD = 1 << 28
+"""Characters of one CSV field: a degenerate model's text may be long."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Metric:
     title: str
     """For a table's head or an axis: "strict success"."""
     unit: str
-    """`share` (0 to 1), `count`, `bits`, `nats/token`, `words`, `terms`, `ratio`, `points` (0 to 100) or `ppl`."""
+    """`share` (0 to 1), `count`, `bits`, `nats/token`, `words`, `terms`, `reward`, `ratio`,
+    `points` (0 to 100) or `ppl`."""
     tier: Literal["headline", "diagnostic", "study"]
     better: Literal["higher", "lower", "neither"]
     """Which direction is wanted, where one is."""
@@ -55,9 +57,10 @@ class Estimate:
     """Ends of the interval; None where there is none."""
     n: int = 0
     """Rows that the value is computed from."""
-    interval: Literal["two-level", "wilson", "given", "none"] = "none"
-    """`two-level`: occupations are the unit, and sentences are drawn within them. `wilson`: rows as if independent.
-    `given`: read from a side file."""
+    interval: Literal["clustered-wilson", "two-level", "woodruff", "jackknife", "wilson", "given", "none"] = "none"
+    """How it was made; docs/EVALUATION.md explains each. Occupations are the unit in the first four: `clustered-wilson`
+    for shares, `two-level` (bootstrap) for means, `woodruff` for medians, `jackknife` for effective numbers. `wilson`:
+    rows as if independent. `given`: read from a side file."""
     wilson: tuple[float, float] | None = None
     """For a share: the row-level Wilson interval, whatever `interval` is."""
     note: str = ""
@@ -410,5 +413,5 @@ def read_rows(path: Path) -> Iterator[Mapping[str, str]]:
         text = path.read_bytes().decode("utf-8", "surrogatepass")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path} ({error}): run `equipoise evaluate` again") from None
-    csv.field_size_limit(max(csv.field_size_limit(), 1 << 28))  # a degenerate model's text may be long
+    csv.field_size_limit(LONGEST_FIELD)
     yield from csv.DictReader(io.StringIO(text, newline=""))
