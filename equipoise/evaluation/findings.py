@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from equipoise.evaluation.figures import STRICT
-from equipoise.evaluation.results import Comparison, Estimate, Evaluation, Method
+from equipoise.evaluation.results import Comparison, Equivalence, Estimate, Evaluation, Method
 from equipoise.evaluation.runs import TrainingRun
 from equipoise.evaluation.samples import visible
 from equipoise.evaluation.tables import fixed, formatted
@@ -183,8 +183,8 @@ def _measured(evaluation: Evaluation) -> str:
     return (
         f"{n} sentences of each of {len(evaluation.methods)} method{'s' * (len(evaluation.methods) != 1)} about "
         f"{occupations} occupation{'s' * (occupations != 1)}"
-        f"{f', judged by {judges}' if judges else ', without a fluency judge'}; intervals over occupations, bootstraps of "
-        f"{evaluation.settings.get('bootstrap_draws', 'several thousand')} draws, seed "
+        f"{f', judged by {judges}' if judges else ', without a fluency judge'}; intervals over occupations, bootstraps "
+        f"of {evaluation.settings.get('bootstrap_draws', 'several thousand')} draws, seed "
         f"{evaluation.settings.get('seed', 'not recorded')}."
     )
 
@@ -233,7 +233,7 @@ def _with_interval(estimate: Estimate, unit: str) -> str:
 
 
 def _comparison(evaluation: Evaluation, metric: str, a: str, b: str) -> Comparison | None:
-    """a − b, turned round where the evaluation holds b − a; a test of non-inferiority cannot be turned."""
+    """a − b, turned round where the evaluation holds b − a."""
     for c in evaluation.comparisons:
         if c.metric == metric and (c.a, c.b) == (a, b):
             return c
@@ -241,10 +241,21 @@ def _comparison(evaluation: Evaluation, metric: str, a: str, b: str) -> Comparis
             minus = (None if v is None else -v for v in (c.difference, c.high, c.low, c.cohens_h, c.cliffs_delta))
             difference, low, high, h, delta = minus
             return Comparison(
-                metric, c.family, a, b, difference, low, high, c.p_sign_flip, c.p_wilcoxon, c.p_holm, h, delta, None,
-                c.n_occupations, c.note,
+                metric, c.family, a, b, difference, low, high, c.p_sign_flip, c.p_wilcoxon, c.p_holm, h, delta,
+                None if c.tost is None else _turned(c.tost), c.n_occupations, c.note,
             )  # fmt: skip
     return None
+
+
+def _turned(tost: Equivalence) -> Equivalence:
+    """The test the other way round. The larger of its two p-values is known, and which of them is the given one."""
+    noninferior: bool | None = None  # the other p-value is the smaller and not on record
+    if tost.equivalent:
+        noninferior = True
+    elif None not in (tost.p_equivalent, tost.p_noninferior) and tost.p_equivalent != tost.p_noninferior:
+        noninferior = False
+    p = tost.p_equivalent if noninferior is not None else None
+    return Equivalence(tost.margin, p, tost.p_equivalent, noninferior, tost.equivalent, tost.note)
 
 
 def _value(estimate: Estimate | None) -> float | None:

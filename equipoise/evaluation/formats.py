@@ -16,11 +16,16 @@ def markdown(table: Table) -> str:
     lines = [_pipes(map(markdown_text, table.heads)), _pipes(["---", *["---:"] * (len(table.heads) - 1)])]
     lines += [_pipes(row) for row in rows]
     notes = [markdown_text(note) for note in table.notes]
-    notes += [
-        f"† {markdown_text(row[0].text)}: {markdown_text(reason)}"
-        for row, reason in zip(table.published, table.reasons, strict=True)
-    ]
+    notes += [f"† {markdown_text(text)}" for text in _remarks(table)]
     return "\n".join([markdown_text(table.caption), "", *lines, "", *(f"- {note}" for note in notes)]).rstrip() + "\n"
+
+
+def _remarks(table: Table) -> list[str]:
+    """Where published rows are from and why they cannot be compared: rows with the same reason together."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for row, source, reason in zip(table.published, table.sources, table.reasons, strict=True):
+        rows.setdefault((source, reason), []).append(row[0].text)
+    return [f"{'; '.join(names)} ({source}): {reason}" for (source, reason), names in rows.items()]
 
 
 def _pipes(cells: Iterable[str]) -> str:
@@ -56,10 +61,7 @@ def latex(table: Table) -> str:
             lines.append(" & ".join(cells) + " \\\\")
     lines += ["\\bottomrule", "\\end{tabular}}"]
     notes = [latex_text(note) for note in table.notes]
-    notes += [
-        f"\\textsuperscript{{\\dag}}{latex_text(row[0].text)}: {latex_text(reason)}"
-        for row, reason in zip(table.published, table.reasons, strict=True)
-    ]
+    notes += [f"\\textsuperscript{{\\dag}}{latex_text(text)}" for text in _remarks(table)]
     lines += [f"\\par\\footnotesize {note}" for note in notes]
     return "\n".join([*lines, "\\end{table}"]) + "\n"
 

@@ -27,6 +27,8 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     published: tuple[tuple[Cell, ...], ...] = ()
     """Rows of numbers that others published, shorter than `heads`: the rest of a row's width is for its reason."""
+    sources: tuple[str, ...] = ()
+    """Where each published row is from."""
     reasons: tuple[str, ...] = ()
     """Why each published row cannot be compared, or under which conditions."""
     notes: tuple[str, ...] = ()
@@ -54,26 +56,33 @@ def headline(evaluation: Evaluation) -> Table:
         rows.append(tuple(cells))
     heads = ("method", "sentences", *(head(evaluation.metrics[key]) for key in keys), "KL to base, nats per sentence",
              "KL above the bound, nats", "generations per accepted sentence")  # fmt: skip
-    published, reasons = _published(evaluation.reference, keys)
+    published, sources, reasons = _published(evaluation.reference, keys)
     return Table(
         caption="Headline results with 95 % intervals over occupations.",
         heads=heads,
         rows=tuple(rows),
         published=published,
+        sources=sources,
         reasons=reasons,
-        notes=tuple(f"{m.title}: {m.note}" for key in keys if (m := evaluation.metrics[key]).note),
+        notes=_notes([evaluation.metrics[key] for key in keys]),
     )
+
+
+def _notes(metrics: Sequence[Metric]) -> tuple[str, ...]:
+    """Each caveat once, behind the metrics that it belongs to."""
+    notes = dict.fromkeys(metric.note for metric in metrics if metric.note)
+    return tuple(f"{', '.join(visible(m.title) for m in metrics if m.note == n)}: {visible(n)}" for n in notes)
 
 
 def _published(
     reference: Sequence[Reference], keys: Sequence[str]
-) -> tuple[tuple[tuple[Cell, ...], ...], tuple[str, ...]]:
-    rows, reasons = [], []
+) -> tuple[tuple[tuple[Cell, ...], ...], tuple[str, ...], tuple[str, ...]]:
+    rows, sources, reasons = [], [], []
     width = 2 + max((keys.index(key) + 1 for key in _NEAREST.values() if key in keys), default=0)
     for source, method in dict.fromkeys((r.source, r.method) for r in reference):
         own = [r for r in reference if (r.source, r.method) == (source, method)]
         cells = [Cell("")] * width
-        cells[0] = _name(f"{method} ({source})")
+        cells[0] = _name(method)
         sizes = list(dict.fromkeys(r.n for r in own if r.n is not None))
         cells[1] = Cell(f"{sizes[0]:,}", sort=sizes[0]) if len(sizes) == 1 else Cell("")
         shown = [r for r in own if _NEAREST.get(r.metric) in keys]
@@ -82,12 +91,13 @@ def _published(
             cells[2 + keys.index(key)] = _range_cell(r, "share" if key in _MORE else "count")
         if any(cell.text for cell in cells[2:]):
             rows.append(tuple(cells))
+            sources.append(visible(source))
             reasons.append(_reason(shown))
-    return tuple(rows), tuple(reasons)
+    return tuple(rows), tuple(sources), tuple(reasons)
 
 
 def _reason(references: Sequence[Reference]) -> str:
-    why = "; ".join(dict.fromkeys(visible(r.why) for r in references if r.why))
+    why = "; ".join(dict.fromkeys(clause for r in references for clause in visible(r.why).split("; ") if clause))
     if all(r.comparable for r in references):
         return f"comparable with our study-compatible numbers only: {why}"
     return f"{'partly ' if any(r.comparable for r in references) else ''}not comparable: {why}"
@@ -123,13 +133,14 @@ def study_table(evaluation: Evaluation) -> Table:
         cells = [_name(name), Cell(f"{method.n:,}", sort=method.n)]
         cells += [estimate_cell(method.metrics.get(key), _unit(evaluation, key)) for key in keys]
         rows.append((*cells, Cell("")))
-    published, reasons = [], []
+    published, sources, reasons = [], [], []
     for source, method_name in dict.fromkeys((r.source, r.method) for r in evaluation.reference):
         own = {r.metric: r for r in evaluation.reference if (r.source, r.method) == (source, method_name)}
         n = next((r.n for r in own.values() if r.n is not None), None)
-        cells = [_name(f"{method_name} ({source})"), Cell("" if n is None else f"{n:,}")]
+        cells = [_name(method_name), Cell("" if n is None else f"{n:,}")]
         cells += [_range_cell(own[key], _unit(evaluation, key)) if key in own else Cell("") for key in keys]
         published.append(tuple(cells))
+        sources.append(visible(source))
         reasons.append(_reason(list(own.values())))
     titles = [head(m) if (m := evaluation.metrics.get(key)) else key for key in keys]
     return Table(
@@ -137,8 +148,9 @@ def study_table(evaluation: Evaluation) -> Table:
         heads=("method", "sentences", *titles, "remark"),
         rows=tuple(rows),
         published=tuple(published),
+        sources=tuple(sources),
         reasons=tuple(reasons),
-        notes=tuple(f"{m.title}: {m.note}" for key in keys if (m := evaluation.metrics.get(key)) and m.note),
+        notes=_notes([evaluation.metrics[key] for key in keys if key in evaluation.metrics]),
     )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 from equipoise.evaluation import findings as words
 from equipoise.evaluation.findings import findings, gaps
-from equipoise.evaluation.results import Estimate, Evaluation
+from equipoise.evaluation.results import Equivalence, Estimate, Evaluation
 from tests.evaluation.hostile import example
 
 
@@ -38,6 +38,26 @@ def test_fluency_is_told_for_every_method_and_against_the_prompted_model() -> No
     assert "PPO 2.88 [2.78, 2.98]" in told
     assert "PPO −0.05 (non-inferior at the margin of 0.3)" in told
     assert "above 0 is less fluent): Generate-and-Filter +0.06" in told
+
+
+def turned(p_noninferior: float, p_equivalent: float) -> str:
+    """What is told of fluency where the evaluation tested the prompted model against the other."""
+    evaluation = example()
+    comparisons = tuple(
+        dataclasses.replace(
+            c, a=c.b, b=c.a,
+            tost=Equivalence(0.3, p_noninferior, p_equivalent, p_noninferior < 0.05, p_equivalent < 0.05, ""),
+        )
+        for c in evaluation.comparisons if c.metric.startswith("nll")
+    )  # fmt: skip
+    return answers(dataclasses.replace(evaluation, comparisons=comparisons))["At what cost in fluency?"]
+
+
+def test_non_inferiority_is_read_from_the_test_of_the_opposite_difference_only_where_it_follows() -> None:
+    # With margin m the opposite test has H0: difference ≤ −m; the larger of both p-values is p_equivalent.
+    assert "PPO +0.05 (non-inferior at" in turned(0.01, 0.03)  # both below 0.05
+    assert "PPO +0.05 (not shown to be non-inferior at" in turned(0.01, 0.2)  # this one is the larger: 0.2
+    assert "inferior" not in turned(0.2, 0.2)  # this one is some p below 0.2
 
 
 def test_the_distance_above_the_bound_is_told_from_the_nearest_on() -> None:

@@ -43,8 +43,21 @@ def test_the_headline_table_has_a_row_a_method_and_says_why_published_rows_canno
     strict = table.heads.index("strict success, % ↑")
     assert [(row[strict].text, row[strict].interval) for row in table.rows][2] == ("90.0", "[74.9, 98.0]")
     ((name, *_),) = table.published
-    assert name.text == "Ctrl-G (AND), gpt2-large (arXiv 2510.22084)"
+    assert name.text == "Ctrl-G (AND), gpt2-large"
+    assert table.sources == ("arXiv 2510.22084",)
     assert table.reasons == ("not comparable: its matcher is a substring search",)
+
+
+def test_published_rows_with_the_same_reason_share_a_note_and_fill_the_width_of_the_table() -> None:
+    rows = ((Cell("A"), Cell("1")), (Cell("B"), Cell("2")))
+    table = Table("", ("method", "x", "y"), (), rows, ("paper", "paper"), ("not comparable: why",) * 2)
+    assert markdown(table).splitlines()[4:] == [
+        "| A † | 1 |  |",
+        "| B † | 2 |  |",
+        "",
+        "- † A; B (paper): not comparable: why",
+    ]
+    assert latex(table).count("&") == 3 * 2
 
 
 def test_a_number_that_is_missing_is_a_dash_with_its_reason() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from equipoise.evaluation.assemble import report
 from equipoise.evaluation.page import json_block
-from equipoise.evaluation.report import ReportConfig, report
+from equipoise.evaluation.report import ReportConfig
 from tests.evaluation import hostile
 
 Attributes = list[tuple[str, str | None]]
@@ -62,7 +63,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
     run = hostile.training_run(folder / "run")
     output = folder / "out" / "report.html"
-    report(ReportConfig((hostile.hostile(folder / "in"),), output, (run,)))
+    report(ReportConfig((str(hostile.hostile(folder / "in")),), output, (run,)))
     return output
 
 
@@ -174,7 +175,7 @@ def test_alerts_of_a_run_are_listed_with_evidence_and_remedy_as_text(parsed: Pag
 
 def test_the_same_evaluation_gives_the_same_bytes(page: Path, html: str, tmp_path: Path) -> None:
     source = page.parent.parent
-    report(ReportConfig((source / "in",), tmp_path / "report.html", (source / "run",)))
+    report(ReportConfig((str(source / "in"),), tmp_path / "report.html", (source / "run",)))
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == html
     for path in sorted((page.parent / "report_files").iterdir()):
         assert (tmp_path / "report_files" / path.name).read_bytes() == path.read_bytes(), path.name

@@ -1,6 +1,7 @@
 """`equipoise report` from the command line, and on evaluations that lack nearly everything."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 from equipoise.cli import main
 from equipoise.errors import UserError
 from equipoise.evaluation import results
-from equipoise.evaluation.report import ReportConfig, report
+from equipoise.evaluation.assemble import report
+from equipoise.evaluation.report import ReportConfig
 from equipoise.evaluation.results import Estimate, Evaluation, Method, Parts
 from tests.evaluation.hostile import EXAMPLE, example, training_run, written
 
@@ -42,8 +44,9 @@ def test_the_command_writes_page_figures_tables_and_card_and_says_where(
     [
         ([], "nothing to report on"),
         (["nowhere"], "nowhere does not exist"),
-        ([str(EXAMPLE), "nowhere"], "nowhere does not exist"),
-        ([str(EXAMPLE), str(EXAMPLE / "rows.csv")], "is a finished evaluation: give it alone"),
+        ([str(EXAMPLE / "rows.csv"), "PPO=nowhere"], "PPO=nowhere does not exist"),
+        ([str(EXAMPLE), str(EXAMPLE / "rows.csv")], "is a folder: give it alone"),
+        ([str(EXAMPLE.parent)], "holds neither evaluation.json nor study.json"),
         ([str(EXAMPLE), "--run", "nowhere"], "is no run folder"),
         ([str(EXAMPLE), "--card", "nowhere", "--card-method", "SFT"], "there is no method 'SFT'"),
     ],
@@ -58,10 +61,46 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def completions(path: Path, sentence: str, label: str) -> Path:
+    lines = [f'M,{o},{i},"The {o} was {sentence}",10,{label}' for o in ("nurse", "pilot") for i in range(1, 5)]
+    path.write_text("\n".join(["Model,Occupation,RunID,Text,WordCount,Label", *lines]) + "\n")
+    return path
+
+
+def test_a_study_folder_becomes_an_evaluation_and_a_report_in_one_command(tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    (study / "runs").mkdir(parents=True)
+    base = completions(study / "base.csv", "proud of the work that was done every day.", "Prompt-Only")
+    ours = completions(study / "runs" / "ppo.csv", "bold and caring in the work done every day.", "RLHF")
+    Path(f"{ours}.costs.json").write_text('{"method": "PPO", "seconds": 12.5, "kl": {"value": 6.1}}')
+    entries = {"Prompt-Only": {"completions": base.name, "seed": 0}, "PPO": {"completions": ["runs/ppo.csv"]}}
+    (study / "study.json").write_text(json.dumps({"model": "M", "methods": entries}))
+    report(ReportConfig((str(study),), tmp_path / "report.html", fluency=False), lambda line: None)
+    evaluation = results.read(tmp_path / "report_files" / "evaluation")
+    assert {name: m.metrics["strict"].value for name, m in evaluation.methods.items()} == {"Prompt-Only": 0, "PPO": 1}
+    cost = evaluation.methods["PPO"].cost
+    assert cost is not None and cost.seconds == 12.5
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "PPO complies most: 100 %" in page and "The study: methods, commands, models" in page
+
+
+def test_completions_files_are_evaluated_first(tmp_path: Path) -> None:
+    first = completions(tmp_path / "a.csv", "proud of the work that was done every day.", "Prompt-Only")
+    second = completions(tmp_path / "b.csv", "bold and caring in the work done every day.", "RLHF")
+    report(ReportConfig((str(first), f"mine={second}"), tmp_path / "report.html", fluency=False), lambda line: None)
+    assert list(results.read(tmp_path / "report_files" / "evaluation").methods) == ["Prompt-Only", "mine"]
+
+
+def test_a_study_without_completions_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text('{"methods": {"PPO": {"completions": "ppo.csv"}}}')
+    with pytest.raises(UserError, match="names no completions file that exists"):
+        report(ReportConfig((str(tmp_path),), tmp_path / "report.html"))
+
+
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .* choose another --output"):
-        report(ReportConfig((EXAMPLE,), tmp_path / "file" / "report.html"))
+        report(ReportConfig((str(EXAMPLE),), tmp_path / "file" / "report.html"))
 
 
 def only(name: str, evaluation: Evaluation) -> Evaluation:
@@ -178,7 +217,7 @@ def test_a_degenerate_evaluation_gives_a_report_that_says_what_is_missing(
 ) -> None:
     evaluation = changed(example())
     rows = [row for row in ROWS if row["Method"] in evaluation.methods and evaluation.methods[row["Method"]].n]
-    report(ReportConfig((written(tmp_path / "in", evaluation, rows),), tmp_path / "report.html"))
+    report(ReportConfig((str(written(tmp_path / "in", evaluation, rows)),), tmp_path / "report.html"))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     words = " ".join(re.sub(r"<[^>]+>", "", page).split())
     for text in told:

@@ -1,0 +1,85 @@
+"""A report put together: the evaluation, its figures and tables, the page, the model cards."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from equipoise.errors import UserError
+from equipoise.evaluation import formats, modelcard, results, tables
+from equipoise.evaluation.curves import frontier_plot, training_plots
+from equipoise.evaluation.evaluate import EvaluateConfig
+from equipoise.evaluation.figures import ends, figures
+from equipoise.evaluation.page import Content, render
+from equipoise.evaluation.plots import as_csv, write
+from equipoise.evaluation.report import ReportConfig
+from equipoise.evaluation.runs import read_run
+from equipoise.evaluation.samples import Sample, sample
+from equipoise.evaluation.sources import measured, recognise
+from equipoise.protocol.lexicon import Lexicon
+
+
+def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str]:
+    """Write the page, the figures, the tables, and the model cards. Returns lines that say what was written.
+
+    `say` gets a line before anything that takes long. Raises UserError.
+    """
+    given = recognise(config.paths)
+    runs = [read_run(folder) for folder in config.run]
+    folder = config.output.with_name(config.output.stem + "_files")
+    choices = EvaluateConfig(
+        given.files, folder / "evaluation", judge=config.judge, fluency=config.fluency, base=config.base,
+        event=config.event, device=config.device,
+    )  # fmt: skip
+    evaluation, rows, study = measured(given, choices, say)
+    carded = [(card, modelcard.method_of(card, evaluation, config.card_method)) for card in config.card]
+    samples = read_samples(rows, evaluation)
+    plots = [*figures(evaluation), frontier_plot(evaluation, runs), *training_plots(runs)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        drawn = {plot.name: write(plot, folder) for plot in plots}
+        _write_tables(evaluation, folder)
+        page = render(Content(evaluation, samples, runs, drawn, folder.name, study))
+        _replace(config.output, page)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {error.filename or config.output} ({error.strerror}): make room, or choose another --output"
+        ) from None
+    cards = [modelcard.update(folder, evaluation, name) for folder, name in carded]
+    return [
+        f"{config.output}: {len(evaluation.methods)} methods, {len(samples):,} sentences",
+        f"{folder}: {len(drawn)} figures as PNG, SVG and CSV, the headline table as Markdown, LaTeX and CSV",
+        *(f"{path}: results of {name}" for path, (_, name) in zip(cards, carded, strict=True)),
+    ]
+
+
+def read_samples(rows: Path, evaluation: results.Evaluation) -> list[Sample]:
+    """The sentences of rows.csv, in its order. Raises UserError."""
+    lexicon = Lexicon(evaluation.lexicon["agentic"], evaluation.lexicon["communal"])
+    column = f"NLL@{evaluation.judges[0].name}" if evaluation.judges else None
+    several = {name for name, method in evaluation.methods.items() if len(method.seeds) > 1}
+    try:
+        return [sample(row, lexicon, column, row["Method"] in several) for row in results.read_rows(rows)]
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{rows} is not as `equipoise evaluate` writes it ({error!r}): run it again") from None
+
+
+def _write_tables(evaluation: results.Evaluation, folder: Path) -> None:
+    table = tables.headline(evaluation)
+    (folder / "headline.md").write_text(formats.markdown(table), encoding="utf-8")
+    (folder / "headline.tex").write_text(formats.latex(table), encoding="utf-8")
+    columns = ("method", "n", "metric", "value", "low", "high")
+    rows = [
+        (name, method.n, key, *estimate)
+        for name, method in evaluation.methods.items()
+        for key, estimate in [
+            *((key, ends(method.metrics[key])) for key in evaluation.metrics if key in method.metrics),
+            ("kl", ends(method.kl)),
+        ]
+    ]
+    (folder / "headline.csv").write_text(as_csv(columns, rows), encoding="utf-8", newline="")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write aside, then rename: a reader never sees half a page."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
