@@ -23,7 +23,7 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
     `say` gets a line before anything that takes long. Raises UserError.
     """
     given = recognise(config.paths)
-    runs = [read_run(folder) for folder in config.run]
+    runs = [read_run(folder) for folder in config.run or given.runs]
     folder = config.output.with_name(config.output.stem + "_files")
     choices = EvaluateConfig(
         given.files, folder / "evaluation", judge=config.judge, fluency=config.fluency, base=config.base,

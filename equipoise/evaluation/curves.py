@@ -20,7 +20,7 @@ CURVES = {"both": "compliance/both", "strict": "compliance/strict"}
 PANELS = (
     ("reward", ("reward/mean", "reward/training")),
     ("compliance", ("compliance/both", "compliance/strict", "compliance/one")),
-    ("KL to the base model, nats per sentence", ("kl/ref",)),
+    ("KL to the base model, nats per sentence", ("kl/ref", "kl/bound")),
     ("KL of one update, nats per token", ("ppo/update_kl",)),
     ("entropy, nats per token", ("ppo/entropy",)),
     ("clip fraction", ("ppo/clip_fraction",)),

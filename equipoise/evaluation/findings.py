@@ -153,7 +153,9 @@ def _optimum(evaluation: Evaluation) -> str:
     frontier = evaluation.frontier
     points = sorted((p for p in frontier.points if p.excess is not None), key=lambda p: p.excess or 0.0)
     if not points:
-        return f"Not known: no method has both a KL to the base model and a bound ({visible(frontier.p0_source)})."
+        if frontier.p0 is None:
+            return f"Not known: nothing tells how often the base model complies ({visible(frontier.p0_source)})."
+        return "Not known: no method with a finite bound has a KL to the base model on record."
     told = [
         f"{visible(p.method)} {fixed(p.excess or 0.0, 1)} ({fixed(_value(p.kl) or 0.0, 1)} where its compliance needs "
         f"{fixed(_value(p.bound) or 0.0, 1)})"
@@ -189,9 +191,16 @@ def _measured(evaluation: Evaluation) -> str:
     )
 
 
-def gaps(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> list[Gap]:
-    """What a full report would have besides, with the command or option that adds it."""
-    out = []
+def gaps(evaluation: Evaluation, runs: Sequence[TrainingRun], unfinished: Sequence[tuple[str, str]] = ()) -> list[Gap]:
+    """What a full report would have besides, with the command or option that adds it.
+
+    `unfinished`: methods of a study that are not done, with what happened.
+    """
+    out = [
+        Gap(f"The study's method {visible(name)} ({visible(status)})", "run `equipoise study` again: it goes on where "
+            "it stopped")
+        for name, status in unfinished
+    ]  # fmt: skip
     if not evaluation.judges:
         out.append(Gap("Fluency", "evaluate with a judge: `equipoise evaluate FILES --judge bundled --output FOLDER`"))
     if len(evaluation.methods) < 2:

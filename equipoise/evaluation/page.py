@@ -15,6 +15,7 @@ from equipoise.evaluation.plots import Drawn
 from equipoise.evaluation.results import Evaluation
 from equipoise.evaluation.runs import TrainingRun
 from equipoise.evaluation.samples import OUTCOMES, Sample, embedded, visible
+from equipoise.evaluation.sources import unfinished
 from equipoise.evaluation.tables import Cell, Table
 
 CONTENTS = (
@@ -77,7 +78,7 @@ def render(content: Content) -> str:
         pairs=[name for name in names if name.startswith("pairs-")],
         trainings=list(zip(trainings, content.runs, strict=True)),
         findings=findings.findings(evaluation),
-        gaps=findings.gaps(evaluation, content.runs),
+        gaps=findings.gaps(evaluation, content.runs, unfinished(content.study)),
         notices=evaluation.notices,
         problems=[(name, m.problems) for name, m in evaluation.methods.items() if m.problems],
         headline=tables.headline(evaluation),

@@ -21,7 +21,7 @@ class ReportConfig:
     """The page. Figures and tables go into a folder beside it, named after it: `report_files`."""
     run: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
     """Folders of training runs, as training was told with --output-dir: their curves and alerts are shown. May be
-    repeated."""
+    repeated. Default: the run that a study names."""
     card: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
     """Folders of exported models whose model card gets the results. May be repeated."""
     card_method: str | None = None

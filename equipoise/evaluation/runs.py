@@ -20,6 +20,8 @@ class Alert(NamedTuple):
     name: str
     evidence: str
     remedy: str
+    sentences: tuple[str, ...] = ()
+    """Of the batch, as examples."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,11 @@ def _events(path: Path) -> list[dict[str, Any]]:
 
 
 def _alert(event: Mapping[str, Any]) -> Alert:
-    return Alert(_step(event), *(_words(event.get(key)) for key in ("name", "evidence", "remedy")))
+    evidence, sentences = event.get("evidence"), ()
+    if isinstance(evidence, Mapping) and isinstance(evidence.get("sentences"), list):
+        sentences = tuple(map(str, evidence["sentences"]))
+        evidence = {key: value for key, value in evidence.items() if key != "sentences"}
+    return Alert(_step(event), _words(event.get("name")), _words(evidence), _words(event.get("remedy")), sentences)
 
 
 def _step(event: Mapping[str, Any]) -> int:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from equipoise.evaluation import results
 from equipoise.evaluation.command import Progress, write
 from equipoise.evaluation.evaluate import EvaluateConfig, evaluate
 from equipoise.evaluation.results import Evaluation
+from equipoise.evaluation.runs import CURVES
 
 STUDY = "study.json"
 
@@ -31,7 +32,9 @@ class Given:
     """A finished evaluation."""
     files: tuple[str, ...]
     """Completions files otherwise, as NAME=FILE where the name is known."""
-    study: Mapping[str, Any]
+    study: Mapping[str, Any] = field(default_factory=dict)
+    runs: Sequence[Path] = ()
+    """Folders of training runs that the study names."""
 
 
 def recognise(paths: Sequence[str]) -> Given:
@@ -47,16 +50,16 @@ def recognise(paths: Sequence[str]) -> Given:
         if not Path(path).exists() and not ("=" in path and Path(path.partition("=")[2]).is_file()):
             raise UserError(f"{path} does not exist: give an evaluation folder, a study folder or completions files")
     if not folders:
-        return Given(None, tuple(paths), {})
+        return Given(None, tuple(paths))
     folder = Path(folders[0])
     if (folder / "evaluation.json").exists():
-        return Given(folder, (), {})
+        return Given(folder, ())
     if (folder / STUDY).exists():
         study = _read_study(folder / STUDY)
-        files = tuple(f"{name}={path}" for name, path in _completions(study, folder))
+        files = tuple(str(path) for path in _completions(study, folder))
         if not files:
             raise UserError(f"{folder / STUDY} names no completions file that exists: run the study to its end")
-        return Given(None, files, study)
+        return Given(None, files, study, _trained(study))
     raise UserError(
         f"{folder} holds neither evaluation.json nor {STUDY}: give the --output of `equipoise evaluate` or "
         "`equipoise study`, or completions files"
@@ -86,26 +89,25 @@ def _read_study(path: Path) -> dict[str, Any]:
     return document
 
 
-def _completions(study: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Path]]:
-    """(method, file) of every completions file that the study's methods name and that exists."""
-    methods = study.get("methods", {})
-    entries = methods.items() if isinstance(methods, Mapping) else ((_name(entry), entry) for entry in methods)
-    for name, entry in entries:
-        for text in dict.fromkeys(_texts(entry)):
-            if text.endswith(".csv") and (folder / text).is_file():
-                yield name, folder / text
+def _completions(study: Mapping[str, Any], folder: Path) -> Iterator[Path]:
+    """Every completions file that the study's methods name and that exists."""
+    methods = study.get("methods")
+    for entry in methods.values() if isinstance(methods, Mapping) else ():
+        name = entry.get("completions") if isinstance(entry, Mapping) else None
+        if isinstance(name, str) and (folder / name).is_file():
+            yield folder / name
 
 
-def _name(entry: Any) -> str:
-    return str(next((entry[key] for key in ("name", "method", "label") if key in entry), "method"))
+def _trained(study: Mapping[str, Any]) -> list[Path]:
+    """The folder of the model trained with PPO, where the study had one and its curves are still there."""
+    settings = study.get("settings")
+    folder = settings.get("trained") if isinstance(settings, Mapping) else None
+    return [Path(folder)] if isinstance(folder, str) and (Path(folder) / CURVES).is_file() else []
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _texts(item)
+def unfinished(study: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(method, what happened) of the study's methods that are not done."""
+    methods = study.get("methods")
+    entries = methods.items() if isinstance(methods, Mapping) else ()
+    told = [(str(name), str(entry.get("status"))) for name, entry in entries if isinstance(entry, Mapping)]
+    return [(name, status) for name, status in told if status != "done"]

@@ -90,8 +90,8 @@ def training_run(folder: Path) -> Path:
         lines.append(",".join([str(step), *map(repr, values)]))
     (folder / "training_metrics.csv").write_text("\n".join([*lines, "41,0.5"]))
     (folder / "events.jsonl").write_text(
-        '{"step": 9, "kind": "alert", "name": "one-class plateau", "evidence": {"compliance/one": 0.61},'
-        ' "remedy": "warm start <b>now</b>"}\n'
+        '{"step": 9, "kind": "alert", "name": "one-class plateau", "evidence": {"compliance/one": 0.61,'
+        ' "sentences": ["<i>x</i>"]}, "remedy": "warm start <b>now</b>"}\n'
         '{"step": 20, "kind": "resume", "checkpoint": "checkpoint-20"}\n'
         '{"step": 30, "kind": "alert", "name": "term collapse", "evidence": "4 pairs", "remedy": "a bonus"}\n'
         '{"step": 31, "kind"'

@@ -170,6 +170,7 @@ def test_every_figure_says_in_words_what_it_shows(parsed: Page) -> None:
 def test_alerts_of_a_run_are_listed_with_evidence_and_remedy_as_text(parsed: Page) -> None:
     assert "one-class plateau, step 9: compliance/one 0.61" in " ".join(parsed.text.split())
     assert "warm start <b>now</b>" in parsed.text
+    assert "<i>x</i>" in parsed.text
     assert "resume at step 20" in parsed.text
 
 

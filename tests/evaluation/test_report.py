@@ -68,20 +68,30 @@ def completions(path: Path, sentence: str, label: str) -> Path:
 
 
 def test_a_study_folder_becomes_an_evaluation_and_a_report_in_one_command(tmp_path: Path) -> None:
-    study = tmp_path / "study"
-    (study / "runs").mkdir(parents=True)
-    base = completions(study / "base.csv", "proud of the work that was done every day.", "Prompt-Only")
-    ours = completions(study / "runs" / "ppo.csv", "bold and caring in the work done every day.", "RLHF")
+    study, run = tmp_path / "study", training_run(tmp_path / "trained")
+    study.mkdir()
+    completions(study / "prompt-only.csv", "proud of the work that was done every day.", "Prompt-Only")
+    ours = completions(study / "ppo.csv", "bold and caring in the work done every day.", "RLHF")
+    completions(study / "gen-filter.raw.csv", "tired of the work done every day.", "Generate-and-Filter")
     Path(f"{ours}.costs.json").write_text('{"method": "PPO", "seconds": 12.5, "kl": {"value": 6.1}}')
-    entries = {"Prompt-Only": {"completions": base.name, "seed": 0}, "PPO": {"completions": ["runs/ppo.csv"]}}
-    (study / "study.json").write_text(json.dumps({"model": "M", "methods": entries}))
+    entries = {
+        "prompt-only": {"completions": "prompt-only.csv", "status": "done"},
+        "gen-filter": {"completions": "gen-filter.csv", "raw": "gen-filter.raw.csv", "status": "stopped"},
+        "ppo": {"completions": "ppo.csv", "status": "done"},
+        "sft": {"status": "failed: no memory"},
+    }
+    record = {"settings": {"trained": str(run), "seed": 7}, "methods": entries}
+    (study / "study.json").write_text(json.dumps(record))
     report(ReportConfig((str(study),), tmp_path / "report.html", fluency=False), lambda line: None)
     evaluation = results.read(tmp_path / "report_files" / "evaluation")
-    assert {name: m.metrics["strict"].value for name, m in evaluation.methods.items()} == {"Prompt-Only": 0, "PPO": 1}
-    cost = evaluation.methods["PPO"].cost
+    strict = {name: m.metrics["strict"].value for name, m in evaluation.methods.items()}
+    assert strict == {"Prompt-Only": 0, "RLHF": 1}  # what the filter has not passed is no method's
+    cost = evaluation.methods["RLHF"].cost
     assert cost is not None and cost.seconds == 12.5
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "PPO complies most: 100 %" in page and "The study: methods, commands, models" in page
+    assert "RLHF complies most: 100 %" in page and "The study: methods, commands, models" in page
+    assert "Training run trained" in page
+    assert "method gen-filter (stopped): run" in page and "method sft (failed: no memory): run" in page
 
 
 def test_completions_files_are_evaluated_first(tmp_path: Path) -> None:
@@ -205,7 +215,14 @@ def everything_missing(evaluation: Evaluation) -> Evaluation:
     [
         (lambda e: only("PPO", e), ["There is one method only", "Comparisons and the front: give completions"]),
         (without_judge, ["There is no front: no judge measured fluency", "Fluency: evaluate with a judge"]),
-        (without_base, ["Not known: no method has both a KL", "The bound on KL: nothing gives p0", "No completions"]),
+        (
+            without_base,
+            [
+                "Not known: nothing tells how often the base model complies",
+                "The bound on KL: nothing gives p0",
+                "No completions",
+            ],
+        ),
         (nothing_compliant, ["None: of 120 sentences not one", "No sentence of this method holds terms of both"]),
         (one_method_empty, ["Sentences of PPO: the file has no rows", "not tested"]),
         (everything_missing, ["No method has a sentence, so nothing can be said", "There is nothing to compare"]),
