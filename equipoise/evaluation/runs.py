@@ -105,7 +105,8 @@ def _events(path: Path) -> list[dict[str, Any]]:
 
 
 def _alert(event: Mapping[str, Any]) -> Alert:
-    evidence, sentences = event.get("evidence"), ()
+    evidence = event.get("evidence")
+    sentences: tuple[str, ...] = ()
     if isinstance(evidence, Mapping) and isinstance(evidence.get("sentences"), list):
         sentences = tuple(map(str, evidence["sentences"]))
         evidence = {key: value for key, value in evidence.items() if key != "sentences"}
