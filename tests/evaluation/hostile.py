@@ -48,7 +48,7 @@ def renamed(evaluation: Evaluation, name: Callable[[str], str]) -> Evaluation:
 def hostile(folder: Path) -> Path:
     """An evaluation folder whose names, notes and sentences are all of `TEXTS`."""
     evaluation = example()
-    names = dict(zip(evaluation.methods, TEXTS, strict=False))
+    names = dict(zip(evaluation.methods, TEXTS[1:], strict=False))
     bad = "</style></script><script>alert(4)</script>\x00\ud800 $a$ \\b & % _ |"
     evaluation = renamed(evaluation, lambda old: names[old])
     evaluation = dataclasses.replace(
