@@ -4,6 +4,8 @@ import base64
 import hashlib
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from equipoise.evaluation.report import ReportConfig
 from tests.evaluation import hostile
 
 Attributes = list[tuple[str, str | None]]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 VOID = {"meta", "link", "img", "input", "br"}
 
 
@@ -186,3 +189,16 @@ def test_no_cell_of_the_figures_files_is_a_formula(page: Path) -> None:
     for path in (page.parent / "report_files").glob("*.csv"):
         for line in path.read_text(encoding="utf-8").splitlines():
             assert not line.startswith(("=", "+", "@", '"=', '"@')), (path.name, line)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_browser_fills_the_sample_table_and_blocks_nothing(page: Path, tmp_path: Path) -> None:
+    assert CHROMIUM
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --enable-logging=stderr --virtual-time-budget=5000"
+    command = [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path}", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    shown = Page(done.stdout)
+    assert "120 of 120 sentences (100.0 %), page 1 of 5" in shown.text
+    assert sum(tag == "option" for tag, _ in shown.elements) == 3 + 3 + 4 + 5  # "all", methods, occupations, outcomes
+    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
