@@ -10,6 +10,7 @@ from equipoise.evaluation.evaluate import EvaluateConfig, Judged, evaluate
 from equipoise.evaluation.measure import Measured
 from equipoise.evaluation.results import ROW_COLUMNS, Estimate, Evaluation, to_json, write_csv
 from equipoise.options import parse
+from equipoise.ppo.console import printable
 
 
 def main(argv: list[str]) -> int:
@@ -35,11 +36,6 @@ def main(argv: list[str]) -> int:
 def say(line: str) -> None:
     """A line that is not a result: to standard error, so that the table can be piped."""
     print(printable(line), file=sys.stderr, flush=True)
-
-
-def printable(line: str) -> str:
-    """`line` without control characters, which a hostile name could hold, and without lone surrogates."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 class Progress:

@@ -5,6 +5,7 @@ tokenizer puts there. The first token is scored only where one of those stands b
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from equipoise.evaluation.results import Judge
 from equipoise.evaluation.summary import Fluency
 from equipoise.policy import trie
 from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
-from equipoise.policy.hub import explain, hub_access
+from equipoise.policy.hub import explain, hub_access, quiet_progress
 from equipoise.policy.load import pick_device, pick_dtype
 from equipoise.policy.score import token_logprobs
 from equipoise.policy.source import Source, load_config, load_model, load_tokenizer, resolve
@@ -195,12 +196,13 @@ def _accept(source: Source, config: EvaluateConfig, texts: Sequence[str], progre
     device = pick_device(config.device)
     tokenizer = load_tokenizer(source)
     try:
-        model: Any = AutoModelForSequenceClassification.from_pretrained(
-            source.path_or_id,
-            dtype=pick_dtype(config.dtype, device),
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        with quiet_progress() if source.kind == "folder" else nullcontext():
+            model: Any = AutoModelForSequenceClassification.from_pretrained(
+                source.path_or_id,
+                dtype=pick_dtype(config.dtype, device),
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
     except (OSError, ValueError, KeyError) as error:
         reason = explain(source.path_or_id, error) if source.kind == "hub" else None
         first = (str(error).strip() or type(error).__name__).splitlines()[0]

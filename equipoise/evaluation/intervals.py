@@ -181,8 +181,8 @@ def jackknife(statistic: Callable[[Array], Array], sums_OM: Array, most: float) 
     corrected = count * theta - (count - 1) * float(left_out.mean())
     error = float(np.sqrt((count - 1) / count * ((left_out - left_out.mean()) ** 2).sum()))
     reach = float(student.ppf(0.975, count - 1)) * error
-    low, high = min(corrected - reach, theta), max(corrected + reach, theta)
-    return Interval(max(float(np.exp(low)), 1.0), max(float(np.exp(min(high, np.log(most)))), float(np.exp(theta))))
+    low, high = np.exp(min(corrected - reach, theta)), np.exp(max(corrected + reach, theta))
+    return Interval(max(float(low), 1.0), min(float(high), most))
 
 
 def mean_with_t(values: Sequence[float]) -> Interval | None:

@@ -30,7 +30,9 @@ from equipoise.protocol.lexicon import HOLDOUT, OCCUPATIONS, Lexicon
 
 SUBSAMPLES = 10
 """Draws that a metric at equal n is averaged over."""
-SELF_BLEU_TEXTS = 100
+SELF_BLEU_TEXTS = 50
+SELF_BLEU_DRAWS = 3
+"""Its cost grows with the square of the texts, so it is the mean over small subsamples."""
 
 
 class Fluency(NamedTuple):
@@ -172,10 +174,7 @@ def estimates(sample: Sample, self_bleu_texts: int) -> dict[str, Estimate]:
         out[key] = Estimate(value, n=n, note="" if value is not None else "nothing to count")
     out["pairs/effective"] = _effective_pairs(sample, numbers["pairs/effective"])
     out["pairs/unique"] = Estimate(numbers["pairs/unique"], n=int((sample.pair_of >= 0).sum()))
-    chosen = subsample(sample, self_bleu_texts, sample.seed)
-    score = diversity.self_bleu([sample.rows[i].row.measured for i in chosen])
-    note = "fewer than two texts" if score is None else f"of {len(chosen)} texts"
-    out["self_bleu"] = Estimate(score, n=len(chosen), note=note)
+    out["self_bleu"] = _self_bleu(sample, self_bleu_texts)
     hits = sample.substrings_NT
     cut = len(sample.lexicon.agentic)
     a, c = hits[:, :cut].any(1), hits[:, cut:].any(1)
@@ -360,6 +359,16 @@ def _balance(sample: Sample) -> dict[str, Estimate]:
         odds = Interval(interval.low / (1 - interval.low), interval.high / (1 - interval.high), interval.note)
         out["agentic_per_communal"] = _with(share / (1 - share), odds, "two-level", mentions)
     return out
+
+
+def _self_bleu(sample: Sample, texts: int) -> Estimate:
+    draws = 1 if texts >= len(sample.rows) else SELF_BLEU_DRAWS
+    chosen = [subsample(sample, texts, sample.seed + i) for i in range(draws)]
+    scores = [diversity.self_bleu([sample.rows[i].row.measured for i in rows]) for rows in chosen]
+    known = [score for score in scores if score is not None]
+    if not known:
+        return Estimate(None, note="fewer than two texts")
+    return Estimate(float(np.mean(known)), n=texts, note=f"mean of {len(known)} subsamples of {texts} texts")
 
 
 def _effective_pairs(sample: Sample, value: float | None) -> Estimate:
