@@ -1,7 +1,9 @@
 """A report put together: the evaluation, its figures and tables, the page, the model cards."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from equipoise.errors import UserError
 from equipoise.evaluation import formats, modelcard, results, tables
@@ -11,7 +13,7 @@ from equipoise.evaluation.figures import ends, figures
 from equipoise.evaluation.page import Content, render
 from equipoise.evaluation.plots import as_csv, write
 from equipoise.evaluation.report import ReportConfig
-from equipoise.evaluation.runs import read_run
+from equipoise.evaluation.runs import read_runs
 from equipoise.evaluation.samples import Sample, sample
 from equipoise.evaluation.sources import measured, recognise
 from equipoise.protocol.lexicon import Lexicon
@@ -23,7 +25,7 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
     `say` gets a line before anything that takes long. Raises UserError.
     """
     given = recognise(config.paths)
-    runs = [read_run(folder) for folder in config.run or given.runs]
+    runs = read_runs(config.run or given.runs)
     folder = config.output.with_name(config.output.stem + "_files")
     choices = EvaluateConfig(
         given.files, folder / "evaluation", judge=config.judge, fluency=config.fluency, base=config.base,
@@ -37,7 +39,7 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
         folder.mkdir(parents=True, exist_ok=True)
         drawn = {plot.name: write(plot, folder) for plot in plots}
         _write_tables(evaluation, folder)
-        page = render(Content(evaluation, samples, runs, drawn, folder.name, study))
+        page = render(Content(evaluation, samples, runs, drawn, folder.name, study, file_records(evaluation)))
         _replace(config.output, page)
     except OSError as error:
         raise UserError(
@@ -60,6 +62,17 @@ def read_samples(rows: Path, evaluation: results.Evaluation) -> list[Sample]:
         return [sample(row, lexicon, column, row["Method"] in several) for row in results.read_rows(rows)]
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{rows} is not as `equipoise evaluate` writes it ({error!r}): run it again") from None
+
+
+def file_records(evaluation: results.Evaluation) -> dict[str, Any]:
+    """What `equipoise generate` and its kin recorded beside each completions file, where it still lies there."""
+    out = {}
+    for file in evaluation.files:
+        try:
+            out[file.path] = json.loads(Path(f"{file.path}.json").read_bytes())
+        except (OSError, ValueError):
+            continue  # made by another program, or moved since
+    return out
 
 
 def _write_tables(evaluation: results.Evaluation, folder: Path) -> None:

@@ -23,6 +23,10 @@ EVENTS = {"both": "both classes of terms", "strict": "strict success"}
 """What compliance is the share of, in words."""
 
 
+MOST_PAIRS = 45
+"""Rows of the forest: every pair of ten methods."""
+
+
 def figures(evaluation: Evaluation) -> list[Plot]:
     """Every figure that the evaluation by itself has numbers for."""
     look = looks(list(evaluation.methods))
@@ -251,7 +255,8 @@ def _differences(evaluation: Evaluation) -> Plot:
         title="Paired differences between methods",
         caption="Mean over occupations of the first method's value minus the second's, with its 95 % "
         "interval. Filled: p < 0.05 in the sign-flip test after Holm's correction; hollow: not so, or not "
-        "tested. The line at 0 is no difference.",
+        f"tested. The line at 0 is no difference. Of more than {MOST_PAIRS} pairs of methods the first are drawn; the "
+        "table below has all.",
         alt="Forest plot of the paired differences; the table below it has the same numbers.",
         columns=columns,
         rows=[tuple(getattr(c, column) for column in columns) for c in evaluation.comparisons],
@@ -265,7 +270,7 @@ def _draw_differences(comparisons: Sequence[Comparison], metrics: Mapping[str, t
     if not known:
         return empty("No difference could be computed.")
     keys = list(dict.fromkeys(c.metric for c in known))
-    pairs = list(dict.fromkeys((c.a, c.b) for c in known))
+    pairs = list(dict.fromkeys((c.a, c.b) for c in known))[:MOST_PAIRS]
     columns = min(3, len(keys))
     lines = math.ceil(len(keys) / columns)
     figure = new_figure(2.2 + 2.0 * columns, lines * (0.9 + 0.2 * len(pairs)))
@@ -275,7 +280,7 @@ def _draw_differences(comparisons: Sequence[Comparison], metrics: Mapping[str, t
         scale = 100 if unit == "share" else 1
         axes.axvline(0, color="black", linewidth=0.8)
         for c in known:
-            if c.metric == key:
+            if c.metric == key and (c.a, c.b) in pairs:
                 y, x = pairs.index((c.a, c.b)), scale * (c.difference or 0.0)
                 if c.low is not None and c.high is not None:
                     axes.plot([scale * c.low, scale * c.high], [y, y], color=OKABE_ITO[0])

@@ -50,6 +50,8 @@ class Content:
     """The name of the folder beside the page with the figures' files."""
     study: Mapping[str, Any]
     """study.json, or nothing."""
+    file_records: Mapping[str, Any]
+    """By the path of a completions file: how it was made, by its own record."""
 
 
 def render(content: Content) -> str:
@@ -171,6 +173,7 @@ def _records(content: Content) -> list[tuple[str, str]]:
     ]
     if content.study:
         documents.append(("The study: methods, commands, models", content.study))
+    documents += [(f"How {path} was made", record) for path, record in content.file_records.items()]
     documents += [
         (f"Training run {run.name}: configuration, command, versions", run.record) for run in content.runs if run.record
     ]

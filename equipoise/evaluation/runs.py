@@ -4,7 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +68,20 @@ def read_run(folder: Path) -> TrainingRun:
         events=tuple((_step(e), str(e.get("kind"))) for e in events if e.get("kind") != "alert"),
         record=_object(folder / "run.json"),
     )
+
+
+def read_runs(folders: Sequence[Path]) -> list[TrainingRun]:
+    """The runs of several folders, each once, with names that differ. Raises UserError."""
+    places = list(dict.fromkeys(folder.resolve() for folder in folders))
+    names = [place.name for place in places]
+    runs: list[TrainingRun] = []
+    for place in places:
+        alone = names.count(place.name) == 1
+        name = place.name if alone else str(Path(place.parent.name) / place.name)
+        while name in {run.name for run in runs}:
+            name += "′"
+        runs.append(replace(read_run(place), name=name))
+    return runs
 
 
 def smoothed(values: Sequence[float | None], window: int) -> list[float | None]:

@@ -80,6 +80,7 @@ def test_a_study_folder_becomes_an_evaluation_and_a_report_in_one_command(tmp_pa
         "ppo": {"completions": "ppo.csv", "status": "done"},
         "sft": {"status": "failed: no memory"},
     }
+    Path(f"{ours}.json").write_text('{"settings": {"seed": 0}, "made_with": [{"command": "generate_rlhf.py --n 4"}]}')
     record = {"settings": {"trained": str(run), "seed": 7}, "methods": entries}
     (study / "study.json").write_text(json.dumps(record))
     report(ReportConfig((str(study),), tmp_path / "report.html", fluency=False), lambda line: None)
@@ -90,7 +91,7 @@ def test_a_study_folder_becomes_an_evaluation_and_a_report_in_one_command(tmp_pa
     assert cost is not None and cost.seconds == 12.5
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "RLHF complies most: 100 %" in page and "The study: methods, commands, models" in page
-    assert "Training run trained" in page
+    assert "Training run trained" in page and "generate_rlhf.py --n 4" in page
     assert "method gen-filter (stopped): run" in page and "method sft (failed: no memory): run" in page
 
 

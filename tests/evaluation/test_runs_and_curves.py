@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from equipoise.errors import UserError
-from equipoise.evaluation.curves import frontier_plot
+from equipoise.evaluation.curves import frontier_plot, training_plots
 from equipoise.evaluation.frontier import bernoulli_kl
-from equipoise.evaluation.runs import read_run, smoothed
+from equipoise.evaluation.runs import read_run, read_runs, smoothed
 from tests.evaluation.hostile import example, training_run
 
 
@@ -40,6 +40,16 @@ def test_a_run_that_has_just_begun_has_no_steps(tmp_path: Path) -> None:
         read_run(tmp_path)
     (tmp_path / "training_metrics.csv").write_text("step,kl/ref\n")
     assert read_run(tmp_path).steps == ()
+
+
+def test_runs_of_the_same_name_are_told_apart_and_a_run_named_twice_is_read_once(tmp_path: Path) -> None:
+    folders = [training_run(tmp_path / parent / "run") for parent in ("a", "b")]
+    (tmp_path / "c" / "b").mkdir(parents=True)
+    folders.append(training_run(tmp_path / "c" / "b" / "run"))
+    assert [run.name for run in read_runs([*folders, folders[0]])] == ["a/run", "b/run", "b/run′"]
+    assert [plot.name for plot in training_plots(read_runs(folders))] == [
+        "training-a-run", "training-b-run", "training-b-run-2"
+    ]  # fmt: skip
 
 
 def test_smoothing_is_a_centred_mean_that_skips_gaps() -> None:
