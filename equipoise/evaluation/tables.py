@@ -1,5 +1,6 @@
 """The tables of a report, worked out once; `formats` writes them as Markdown and LaTeX, the page as HTML."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -131,18 +132,18 @@ def study_table(evaluation: Evaluation) -> Table:
     rows = []
     for name, method in evaluation.methods.items():
         cells = [_name(name), Cell(f"{method.n:,}", sort=method.n)]
-        cells += [estimate_cell(method.metrics.get(key), _unit(evaluation, key)) for key in keys]
+        cells += [estimate_cell(method.metrics.get(key), _metric(evaluation, key).unit) for key in keys]
         rows.append((*cells, Cell("")))
     published, sources, reasons = [], [], []
     for source, method_name in dict.fromkeys((r.source, r.method) for r in evaluation.reference):
         own = {r.metric: r for r in evaluation.reference if (r.source, r.method) == (source, method_name)}
         n = next((r.n for r in own.values() if r.n is not None), None)
         cells = [_name(method_name), Cell("" if n is None else f"{n:,}")]
-        cells += [_range_cell(own[key], _unit(evaluation, key)) if key in own else Cell("") for key in keys]
+        cells += [_range_cell(own[key], _metric(evaluation, key).unit) if key in own else Cell("") for key in keys]
         published.append(tuple(cells))
         sources.append(visible(source))
         reasons.append(_reason(list(own.values())))
-    titles = [head(m) if (m := evaluation.metrics.get(key)) else key for key in keys]
+    titles = [head(_metric(evaluation, key)) for key in keys]
     return Table(
         caption="The public study's own formulas on our sentences, and what it and others published.",
         heads=("method", "sentences", *titles, "remark"),
@@ -154,11 +155,17 @@ def study_table(evaluation: Evaluation) -> Table:
     )
 
 
-def _unit(evaluation: Evaluation, key: str) -> str:
-    metric = evaluation.metrics.get(key)
-    if metric is not None:
-        return metric.unit
-    return "share" if key.rpartition("/")[2] in {"both", "either", "and", "or"} else "ratio"
+def _metric(evaluation: Evaluation, key: str) -> Metric:
+    """What a key stands for. A published number of a judge that was not asked here is of the same metric."""
+    own = evaluation.metrics.get(key)
+    if own is not None:
+        return own
+    stem, _, judge = key.partition("@")
+    alike = next((m for k, m in evaluation.metrics.items() if judge and k.partition("@")[0] == stem), None)
+    if alike is not None:
+        return dataclasses.replace(alike, title=f"{alike.title.rpartition(',')[0] or alike.title}, {judge}")
+    shares = {"both", "either", "and", "or"}
+    return Metric(key, "share" if key.rpartition("/")[2] in shares else "ratio", "study", "neither")
 
 
 def costs(evaluation: Evaluation) -> Table:
@@ -205,9 +212,9 @@ def differences(evaluation: Evaluation) -> Table:
         tost = "" if c.tost is None else _tost(c.tost.noninferior, c.tost.equivalent, c.tost.margin)
         rows.append(
             (
-                Cell(visible(metric.title)),
                 Cell(visible(f"{c.a} − {c.b}")),
-                Cell("–" if value is None else f"{fixed(value, digits, True)}{unit}", interval, value, visible(c.note)),
+                Cell(visible(metric.title)),
+                Cell("–" if value is None else f"{fixed(value, digits, True)}{unit}", interval, value),
                 p_cell(c.p_sign_flip),
                 p_cell(c.p_holm),
                 p_cell(c.p_wilcoxon),
@@ -215,14 +222,14 @@ def differences(evaluation: Evaluation) -> Table:
                 number_cell(c.cliffs_delta, 2),
                 Cell(tost, note="" if c.tost is None else c.tost.note),
                 Cell(str(c.n_occupations), sort=c.n_occupations),
+                Cell(visible(c.note)),
             )
         )
     return Table(
         caption="Paired differences over occupations; p by exact or sampled sign-flips, Holm within each metric.",
-        heads=("metric", "difference of", "mean and 95 % interval", "p, sign-flip", "p, Holm", "p, Wilcoxon",
-               "Cohen’s h", "Cliff’s δ", "non-inferiority of the first", "occupations"),
+        heads=("difference of", "metric", "mean and 95 % interval", "p, sign-flip", "p, Holm", "p, Wilcoxon",
+               "Cohen’s h", "Cliff’s δ", "non-inferiority of the first", "occupations", "remark"),
         rows=tuple(rows),
-        notes=tuple(dict.fromkeys(visible(c.note) for c in evaluation.comparisons if c.note)),
     )  # fmt: skip
 
 
@@ -265,7 +272,7 @@ def fixed(value: float, digits: int, sign: bool = False) -> str:
 
 def p_cell(p: float | None) -> Cell:
     """A p-value with three digits, small ones as "< 0.001"."""
-    return Cell("–") if p is None else Cell("< 0.001" if p < 0.001 else f"{p:.3f}", sort=p)
+    return Cell("–") if p is None else Cell("<\u00a00.001" if p < 0.001 else f"{p:.3f}", sort=p)
 
 
 def formatted(value: float, unit: str) -> str:
