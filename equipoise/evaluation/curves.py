@@ -134,13 +134,17 @@ def training_plots(runs: Sequence[TrainingRun]) -> list[Plot]:
 def _training(run: TrainingRun, slug: str) -> Plot:
     panels = [(title, [key for key in keys if key in run.curves]) for title, keys in PANELS]
     keys = [key for _, own in panels for key in own]
-    alerts = ", ".join(f"{i + 1} {alert.name} at step {alert.step}" for i, alert in enumerate(run.alerts))
+    alerts = ", ".join(f"{i + 1} {alert.name} from step {alert.step}" for i, (alert, _, _) in enumerate(run.signs))
     return Plot(
         name=f"training-{slug}",
         title=f"Training run {run.name}",
         caption="Each value is of one batch (pale) with a running mean over "
         f"{_window(run.steps)} steps. docs/METRICS.md defines every key. "
-        + ("Numbered lines are alerts, explained below." if alerts else "The run recorded no alert."),
+        + (
+            "Numbered lines are where alerts were first raised; they are explained below."
+            if alerts
+            else "The run recorded no alert."
+        ),
         alt=f"Training curves over {len(run.steps)} steps. Alerts: {alerts or 'none'}.",
         columns=("step", *keys),
         rows=[(step, *(run.curves[key][i] for key in keys)) for i, step in enumerate(run.steps)],
@@ -175,7 +179,7 @@ def _draw_training(run: TrainingRun, panels: Sequence[tuple[str, Sequence[str]]]
 
 
 def _mark_alerts(axes: Axes, run: TrainingRun) -> None:
-    for i, alert in enumerate(run.alerts[:20]):
+    for i, (alert, _, _) in enumerate(run.signs):
         axes.axvline(alert.step, color=OKABE_ITO[1], linewidth=0.9, linestyle=(0, (2, 1.5)))
         axes.annotate(
             str(i + 1), (alert.step, 1), xycoords=("data", "axes fraction"), xytext=(1.5, -1),

@@ -38,6 +38,14 @@ class TrainingRun:
     record: Mapping[str, Any]
     """run.json: the whole configuration, the command, versions, machine, commit. Empty where there is none."""
 
+    @property
+    def signs(self) -> list[tuple[Alert, int, int]]:
+        """Of the alerts of one name the first, how many there are, and the step of the last; in order of the first."""
+        named: dict[str, list[Alert]] = {}
+        for alert in sorted(self.alerts, key=lambda alert: alert.step):
+            named.setdefault(alert.name, []).append(alert)
+        return [(own[0], len(own), own[-1].step) for own in named.values()]
+
     def path(self, compliance: str) -> list[tuple[int, float, float]]:
         """(step, KL to the reference in nats, the curve `compliance`) of every step that has both."""
         nothing = (None,) * len(self.steps)

@@ -1,5 +1,6 @@
 """A training run's records are read as they lie on disk, and the curve of least KL is the inequality's."""
 
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from equipoise.errors import UserError
 from equipoise.evaluation.curves import frontier_plot, training_plots
 from equipoise.evaluation.frontier import bernoulli_kl
-from equipoise.evaluation.runs import read_run, read_runs, smoothed
+from equipoise.evaluation.runs import Alert, read_run, read_runs, smoothed
 from tests.evaluation.hostile import example, training_run
 
 
@@ -24,6 +25,13 @@ def test_a_run_is_read_with_its_gaps_alerts_and_events(tmp_path: Path) -> None:
     assert run.events == ((20, "resume"),)
     assert run.path("compliance/both")[-1] == (40, 10.0, 0.9)
     assert run.record["config"]["seed"] == 3
+
+
+def test_alerts_of_one_name_are_one_sign_from_its_first_step_to_its_last(tmp_path: Path) -> None:
+    run = read_run(training_run(tmp_path / "run"))
+    alerts = tuple(Alert(step, name, "", "") for step, name in ((9, "b"), (2, "a"), (5, "a"), (7, "a")))
+    signs = dataclasses.replace(run, alerts=alerts).signs
+    assert [(alert.step, alert.name, times, last) for alert, times, last in signs] == [(2, "a", 3, 7), (9, "b", 1, 9)]
 
 
 def test_a_folder_without_a_run_is_refused_in_one_line(tmp_path: Path) -> None:
