@@ -1,7 +1,8 @@
 """A table as Markdown and as LaTeX. Whatever a name or a note holds is shown as it is, never read as markup."""
 
 import re
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Sequence
 
 from equipoise.evaluation.samples import visible
 from equipoise.evaluation.tables import Cell, Table, whole
@@ -40,19 +41,23 @@ def markdown_text(text: str) -> str:
 
 
 def latex(table: Table) -> str:
-    """A booktabs table, ready for `\\input`; needs the packages booktabs and graphicx, and UTF-8 input."""
+    """A booktabs table, ready for `\\input`; needs the packages booktabs and graphicx, and UTF-8 input.
+
+    Heads are broken over lines and intervals stand below their values; what is still too wide is made smaller.
+    """
+    columns = "l" + "c" * (len(table.heads) - 1)
     lines = [
         "% \\usepackage{booktabs,graphicx} in the preamble",
         "\\begin{table}",
-        "\\centering",
+        "\\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}",
         f"\\caption{{{latex_text(table.caption)}}}",
-        "\\resizebox{\\linewidth}{!}{%",
-        f"\\begin{{tabular}}{{l{'r' * (len(table.heads) - 1)}}}",
+        "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
+        f"\\begin{{tabular}}{{{columns}}}",
         "\\toprule",
-        " & ".join(map(latex_text, table.heads)) + " \\\\",
+        " & ".join(map(_latex_head, table.heads)) + " \\\\",
         "\\midrule",
     ]
-    lines += [" & ".join(_latex_cell(cell) for cell in row) + " \\\\" for row in table.rows]
+    lines += [" & ".join(map(_latex_cell, row)) + " \\\\" for row in table.rows]
     if table.published:
         lines.append("\\midrule")
         for row in table.published:
@@ -62,14 +67,28 @@ def latex(table: Table) -> str:
     lines += ["\\bottomrule", "\\end{tabular}}"]
     notes = [latex_text(note) for note in table.notes]
     notes += [f"\\textsuperscript{{\\dag}}{latex_text(text)}" for text in _remarks(table)]
-    lines += [f"\\par\\footnotesize {note}" for note in notes]
+    if notes:
+        lines += [
+            "\\par\\smallskip",
+            "\\begin{minipage}{\\linewidth}\\raggedright\\scriptsize",
+            *(f"{n}\\par" for n in notes),
+        ]
+        lines.append("\\end{minipage}")
     return "\n".join([*lines, "\\end{table}"]) + "\n"
 
 
+def _latex_head(text: str) -> str:
+    lines = textwrap.wrap(" ".join(visible(text).split()), 13, break_long_words=False, break_on_hyphens=False)
+    return _stacked([latex_text(line) for line in lines])
+
+
 def _latex_cell(cell: Cell) -> str:
-    # Braces, because "[" right after a row's end would be read as its optional argument.
-    interval = f" {{\\scriptsize {latex_text(cell.interval)}}}" if cell.interval else ""
-    return f"{latex_text(cell.text)}{interval}" if cell.text else ""
+    interval = [f"{{\\scriptsize {latex_text(cell.interval)}}}"] if cell.interval else []
+    return _stacked([latex_text(cell.text), *interval])
+
+
+def _stacked(lines: Sequence[str]) -> str:
+    return "\\shortstack{" + "\\\\".join(lines) + "}" if len(lines) > 1 else "".join(lines)
 
 
 _LATEX = {

@@ -42,26 +42,34 @@ _MORE = ("both", "either")
 """Diagnostics that stand in the headline table too: what earlier work reports."""
 
 
+_FURTHER = ("KL to base, nats per sentence", "KL above the bound, nats", "generations per accepted sentence")
+
+
 def headline(evaluation: Evaluation) -> Table:
     """One row a method: the headline metrics, both classes, KL with its excess, cost; published rows below."""
     keys = [key for key, metric in evaluation.metrics.items() if metric.tier == "headline"]
     keys[1:1] = [key for key in _MORE if key in evaluation.metrics and key not in keys]
     excess = {point.method: point.excess for point in evaluation.frontier.points}
-    rows = []
+    rows, further = [], []
     for name, method in evaluation.methods.items():
         cells = [_name(name), Cell(f"{method.n:,}", sort=method.n)]
-        cells += [estimate_cell(method.metrics.get(key), evaluation.metrics[key].unit) for key in keys]
-        cells.append(estimate_cell(method.kl, "nats"))
-        cells.append(number_cell(excess.get(name), 2))
-        cells.append(number_cell(method.cost.generations_per_accepted if method.cost else None, 1))
-        rows.append(tuple(cells))
-    heads = ("method", "sentences", *(head(evaluation.metrics[key]) for key in keys), "KL to base, nats per sentence",
-             "KL above the bound, nats", "generations per accepted sentence")  # fmt: skip
+        rows.append(cells + [estimate_cell(method.metrics.get(key), evaluation.metrics[key].unit) for key in keys])
+        cost = method.cost.generations_per_accepted if method.cost else None
+        further.append((estimate_cell(method.kl, "nats"), number_cell(excess.get(name), 2), number_cell(cost, 1)))
+    heads = ["method", "sentences", *(head(evaluation.metrics[key]) for key in keys)]
+    for i, title in enumerate(_FURTHER):
+        if any(own[i].sort is not None for own in further):  # what no method has is named among the gaps
+            heads.append(title)
+            for row, own in zip(rows, further, strict=True):
+                row.append(own[i])
     published, sources, reasons = _published(evaluation.reference, keys)
+    if published and len(published[0]) == len(heads):  # the reason needs a place
+        heads.append("remark")
+        rows = [[*row, Cell("")] for row in rows]
     return Table(
         caption="Headline results with 95 % intervals over occupations.",
-        heads=heads,
-        rows=tuple(rows),
+        heads=tuple(heads),
+        rows=tuple(map(tuple, rows)),
         published=published,
         sources=sources,
         reasons=reasons,

@@ -76,10 +76,15 @@ def test_latex_of_a_small_table() -> None:
     table = Table("100 %", ("method", "x"), ((Cell("a_b"), Cell("1.0", "[0.5, 1.5]")),))
     body = latex(table).split("\\toprule\n")[1]
     assert body == (
-        "method & x \\\\\n\\midrule\na\\_b & 1.0 {\\scriptsize {[}0.5, 1.5{]}} \\\\\n\\bottomrule\n\\end{tabular}}\n"
-        "\\end{table}\n"
+        "method & x \\\\\n\\midrule\na\\_b & \\shortstack{1.0\\\\{\\scriptsize {[}0.5, 1.5{]}}} \\\\\n\\bottomrule\n"
+        "\\end{tabular}}\n\\end{table}\n"
     )
     assert "\\caption{100 \\%}" in latex(table)
+
+
+def test_long_heads_of_latex_are_broken_between_words() -> None:
+    text = latex(Table("", ("method", "generations per accepted sentence"), ()))
+    assert "method & \\shortstack{generations\\\\per accepted\\\\sentence} \\\\\n" in text
 
 
 @pytest.mark.parametrize("text", TEXTS)
