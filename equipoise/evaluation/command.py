@@ -12,6 +12,8 @@ from equipoise.evaluation.results import ROW_COLUMNS, Estimate, Evaluation, to_j
 from equipoise.options import parse
 from equipoise.ppo.console import printable
 
+FILES = ("evaluation.json", "rows.csv", "methods.csv", "occupations.csv", "comparisons.csv")
+
 
 def main(argv: list[str]) -> int:
     """Measure the files, print the headline table, write the results. Raises UserError for bad input."""
@@ -29,7 +31,7 @@ def main(argv: list[str]) -> int:
     print("\n".join(table(evaluation)))
     for notice in evaluation.notices:
         say(f"note: {notice}")
-    print(f"written: {config.output}/evaluation.json, rows.csv, methods.csv, occupations.csv, comparisons.csv")
+    print(f"written to {config.output}: {', '.join(FILES)}")
     return 0
 
 
@@ -57,6 +59,12 @@ class Progress:
 
 
 def _prepare(folder: Path) -> None:
+    ours = (folder / "evaluation.json").is_file()
+    if foreign := [name for name in FILES if (folder / name).exists() and not ours]:
+        raise UserError(
+            f"{folder / foreign[0]} is there but no evaluation.json, so it is not this program's to replace: "
+            "choose another --output"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".equipoise-write-test"
@@ -67,19 +75,20 @@ def _prepare(folder: Path) -> None:
 
 
 def write(folder: Path, evaluation: Evaluation, rows: Sequence[Measured], judged: Judged) -> None:
-    """The five files, each replaced as a whole. Raises UserError if they cannot be written."""
+    """The five files, replaced when all of them are written. Raises UserError if they cannot be written."""
     try:
         scores = judged.scores or {}
         acceptable = judged.acceptable or {}
         extra = [f"{what}@{name}" for name in scores for what in ("NLL", "Tokens")]
         columns = [*ROW_COLUMNS, *extra, *(f"Acceptable@{name}" for name in acceptable)]
-        write_csv(folder / "rows.csv", columns, _row_cells(evaluation, rows, judged))
-        write_csv(folder / "methods.csv", _METHOD_COLUMNS, _method_cells(evaluation))
-        write_csv(folder / "occupations.csv", ("Occupation", *_METHOD_COLUMNS), _occupation_cells(evaluation))
-        write_csv(folder / "comparisons.csv", _COMPARISON_COLUMNS, _comparison_cells(evaluation))
-        partial = folder / "evaluation.json.partial"
-        partial.write_text(to_json(evaluation), encoding="utf-8")
-        partial.replace(folder / "evaluation.json")
+        partial = {name: folder / f"{name}.partial" for name in FILES}
+        partial["evaluation.json"].write_text(to_json(evaluation), encoding="utf-8")
+        write_csv(partial["rows.csv"], columns, _row_cells(evaluation, rows, judged))
+        write_csv(partial["methods.csv"], _METHOD_COLUMNS, _method_cells(evaluation))
+        write_csv(partial["occupations.csv"], ("Occupation", *_METHOD_COLUMNS), _occupation_cells(evaluation))
+        write_csv(partial["comparisons.csv"], _COMPARISON_COLUMNS, _comparison_cells(evaluation))
+        for name, path in partial.items():
+            path.replace(folder / name)
     except OSError as error:
         raise UserError(
             f"cannot write to {folder} ({error.strerror}): free some space or choose another --output"

@@ -87,9 +87,10 @@ def _interval(metric: str, a: Sample, b: Sample, common: Sequence[str], differen
         # Drawing sentences with replacement loses kinds of pairs, so occupations alone are the sample.
         return mean_with_t(list(differences))
     bounds = (-1.0, 1.0) if metric in SHARES else None
-    drawn_OBM = (drawn[0] - drawn[1])[..., None]
+    draws = min(drawn[0].shape[1], drawn[1].shape[1])
+    drawn_OBM = (drawn[0][:, :draws] - drawn[1][:, :draws])[..., None]
     (interval,) = two_level(differences[:, None], np.ones(len(common)), drawn_OBM, a.seed, bounds)
-    if interval is not None and interval.note and metric in SHARES:
+    if interval is not None and "differ" in interval.note and metric in SHARES:
         return _newcombe(*(_clustered(metric, sample, common) for sample in (a, b)))
     return interval
 

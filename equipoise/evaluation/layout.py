@@ -28,7 +28,8 @@ SEED_NAMES = ("seed", "randomseed")
 RUN_NAMES = ("runid", "run", "sampleid", "id", "index")
 
 _OUTCOMES = frozenset(("", "0", "1", "true", "false", "yes", "no", "pass", "fail", "both", "one", "none", "neither",
-                       "agentic", "communal", "balanced", "agenticonly", "communalonly", "nan"))  # fmt: skip
+                       "agentic", "communal", "balanced", "agenticonly", "communalonly", "nan", "success", "failure",
+                       "compliant", "noncompliant", "accepted", "rejected", "mixed", "neutral"))  # fmt: skip
 """What a column named Label holds where it does not name the method."""
 _NO_TEXT = frozenset(("nan", "none", "null", "<na>", "n/a"))
 _BEGINNING = re.compile(r"\W*the\s+(\w[\w'\u2019/-]*(?:\s+\w[\w'\u2019/-]*){0,2}?)\s+was\b", re.IGNORECASE)
@@ -85,7 +86,7 @@ def arrange(
     method_column = _given_or_known(table, columns.method, (), "method", "--method-column")
     for name in METHOD_NAMES if method_column is None and method is None else ():
         candidate = _known(table.columns, (name,))
-        if candidate is not None and not {_key(v) for v in column(candidate)} <= _OUTCOMES:
+        if candidate is not None and _names_methods(column(candidate)):
             method_column = candidate
             break
     problems = list(table.problems)
@@ -125,6 +126,13 @@ def arrange(
         "detected" if form == "auto" else "given",
     )
     return rows, layout, problems
+
+
+def _names_methods(values: Sequence[str]) -> bool:
+    """Whether a column named Method or Label does so: not if it holds outcomes, numbers, or something else each row."""
+    different = set(values)
+    outcomes = all(_key(value) in _OUTCOMES or re.fullmatch(r"[-+]?\d*\.?\d*", value) for value in different)
+    return not outcomes and (len(different) <= 20 or len(different) <= len(values) / 20)
 
 
 def join(occupation: str, continuation: str) -> str:

@@ -38,8 +38,11 @@ def sign_flip(differences: Array, seed: int = 0) -> tuple[float | None, str]:
     if 2.0 ** (1 - n) > _LEVEL:
         note = f"with {n} occupations that differ no p below {2.0 ** (1 - n):.3g} is possible"
     if n > EXACT:
-        signs = np.random.default_rng(seed).integers(0, 2, (_DRAWS, n), dtype=np.int8) * 2 - 1
-        extreme = int((np.abs(signs @ sizes) >= observed - slack).sum())
+        generator = np.random.default_rng(seed)
+        extreme, step = 0, max(1, 4_000_000 // n)
+        for first in range(0, _DRAWS, step):
+            signs = 2.0 * generator.integers(0, 2, (min(step, _DRAWS - first), n), dtype=np.int8) - 1
+            extreme += int((np.abs(signs @ sizes) >= observed - slack).sum())
         return (extreme + 1) / (_DRAWS + 1), note
     left, right = _all_sums(sizes[: n // 2]), np.sort(_all_sums(sizes[n // 2 :]))
     # The distribution is symmetric: both tails together are twice the upper one, and no more than everything.

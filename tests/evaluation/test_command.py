@@ -14,6 +14,7 @@ import pytest
 
 from equipoise.cli import main
 from equipoise.evaluation import results
+from equipoise.evaluation.command import FILES
 from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, OCCUPATIONS
 from tests.evaluation.files import write_csv
 from tests.evaluation.test_results import HOSTILE
@@ -257,3 +258,22 @@ def test_without_fluency_no_model_library_is_loaded(tmp_path: Path) -> None:
     arguments = ["evaluate", path, "--no-fluency", "--output", str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, env=environment, capture_output=True)
+
+
+def test_a_folder_with_files_of_someone_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = completions(tmp_path / "rows.csv", "A", 4, n=1)
+    before = Path(path).read_bytes()
+    assert run(path, "--no-fluency", "--output", tmp_path) == 2
+    assert "not this program's to replace" in capsys.readouterr().err and Path(path).read_bytes() == before
+    assert run(path, "--no-fluency", "--output", tmp_path / "out") == 0
+    assert run(path, "--no-fluency", "--output", tmp_path / "out") == 0  # its own are
+    assert {p.name for p in (tmp_path / "out").iterdir()} == set(FILES)
+
+
+def test_hundreds_of_occupations_are_compared_by_drawn_signs(tmp_path: Path) -> None:
+    rows = [[f"job {i}", f"The job {i} was bold and {'loyal' if i % 3 else 'calm'} at work."] for i in range(150)]
+    files = [f"{k}={write_csv(tmp_path / f'{k}.csv', ['job', 'text'], rows[k:])}" for k in (0, 4)]
+    assert run(*files, "--no-fluency", "--output", tmp_path / "out") == 0
+    found = {(c.metric): c for c in results.read(tmp_path / "out").comparisons}
+    assert found["strict"].n_occupations == 146 and "cannot be tested" in found["strict"].note
+    assert found["strict"].difference == 0

@@ -121,3 +121,8 @@ def test_what_cannot_be_tested_says_so(values: np.ndarray) -> None:
     assert found.p_noninferior is None and found.noninferior is None and "cannot be tested" in found.note
     p, note = sign_flip(np.zeros(len(values)))
     assert p is None and "cannot be tested" in note
+
+
+def test_thousands_of_differences_fit_into_memory() -> None:
+    p, _ = sign_flip(np.tile([1.0, -1.0, 0.5], 1000))
+    assert p is not None and p < 1e-4
