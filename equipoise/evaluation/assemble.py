@@ -25,6 +25,7 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
     `say` gets a line before anything that takes long. Raises UserError.
     """
     given = recognise(config.paths)
+    _check_output(config.output)
     runs = read_runs(config.run or given.runs)
     folder = config.output.with_name(config.output.stem + "_files")
     choices = EvaluateConfig(
@@ -51,6 +52,23 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
         f"{folder}: {len(drawn)} figures as PNG, SVG and CSV, the headline table as Markdown, LaTeX and CSV",
         *(f"{path}: results of {name}" for path, (_, name) in zip(cards, carded, strict=True)),
     ]
+
+
+MARK = b'<meta name="generator" content="equipoise report">'
+
+
+def _check_output(path: Path) -> None:
+    """Raises UserError for what is no page, and for a file that no report was written to before."""
+    if path.suffix.lower() not in {".html", ".htm"}:
+        raise UserError(f"--output {path} is no page: give a name that ends in .html")
+    try:
+        with path.open("rb") as file:
+            if MARK not in file.read(4096):
+                raise UserError(f"{path} is there and no report of equipoise: move it away, or choose another --output")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): choose another --output") from None
 
 
 def read_samples(rows: Path, evaluation: results.Evaluation) -> list[Sample]:

@@ -18,7 +18,8 @@ CITATION = Path(__file__).parents[2] / "CITATION.cff"
 
 _INTERVALS = {
     "clustered-wilson": "for shares Wilson’s, with n divided by the design effect of occupations and Student’s t",
-    "two-level": "for means a two-level bootstrap, which draws occupations and sentences within them",
+    "two-level": "for means a two-level bootstrap-t, which draws occupations and sentences within them and is never "
+    "narrower than Student’s over occupations",
     "woodruff": "for medians Woodruff’s, from the interval of the share of sentences at or below it",
     "jackknife": "for effective numbers a jackknife over occupations",
 }

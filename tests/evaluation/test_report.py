@@ -47,6 +47,7 @@ def test_the_command_writes_page_figures_tables_and_card_and_says_where(
         ([str(EXAMPLE / "rows.csv"), "PPO=nowhere"], "PPO=nowhere does not exist"),
         ([str(EXAMPLE), str(EXAMPLE / "rows.csv")], "is a folder: give it alone"),
         ([str(EXAMPLE.parent)], "holds neither evaluation.json nor study.json"),
+        ([str(EXAMPLE), "--output", "report.csv"], "report.csv is no page: give a name that ends in .html"),
         ([str(EXAMPLE), "--run", "nowhere"], "is no run folder"),
         ([str(EXAMPLE), "--card", "nowhere", "--card-method", "SFT"], "there is no method 'SFT'"),
     ],
@@ -106,6 +107,13 @@ def test_a_study_without_completions_is_refused(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text('{"methods": {"PPO": {"completions": "ppo.csv"}}}')
     with pytest.raises(UserError, match="names no completions file that exists"):
         report(ReportConfig((str(tmp_path),), tmp_path / "report.html"))
+
+
+def test_somebody_elses_page_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<p>mine</p>")
+    with pytest.raises(UserError, match="no report of equipoise"):
+        report(ReportConfig((str(EXAMPLE),), tmp_path / "index.html"))
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
