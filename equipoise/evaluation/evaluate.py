@@ -48,7 +48,7 @@ from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS
 class EvaluateConfig:
     """What is measured, how, and where the numbers go."""
 
-    files: tyro.conf.Positional[tuple[str, ...]] = ()
+    files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE ...")] = ()
     """Files of completions: CSV, TSV, JSON or JSONL with a column of texts and one of occupations. NAME=FILE names the
     method; otherwise the column Method, Label or Model does, or else the file's name."""
     output: Path = Path("evaluation")
@@ -66,8 +66,9 @@ class EvaluateConfig:
     lexicon: Path | None = None
     """YAML or JSON file with lists `agentic` and `communal`, in place of the protocol's terms."""
     min_words: int = MIN_WORDS
+    """Fewest words of a strict success; the prefix counts."""
     max_words: int = MAX_WORDS
-    """Bounds of a sentence's length, both included; the prefix counts."""
+    """Most words of a strict success."""
     judge: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A model whose negative log-likelihood measures fluency: `bundled`, a folder or a Hub id; may be repeated. The
     first one counts in the trade-off. Default: bundled."""

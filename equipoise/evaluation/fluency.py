@@ -32,6 +32,9 @@ FAMILY = (
     "give a model of another family with --judge"
 )
 
+_GPT2 = "openai-community/"
+_SHORT = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+
 Progress = Callable[[int, int], None]
 
 
@@ -43,13 +46,12 @@ def judge(config: EvaluateConfig, texts: Sequence[str], say: Callable[[str], Non
     distinct = list(dict.fromkeys(texts))
     place = {text: i for i, text in enumerate(distinct)}
     order = np.array([place[text] for text in texts])
-    sources = [resolve(name) for name in config.judges]
+    sources = [resolve(full_name(name)) for name in config.judges]
     for source in sources:
         name = _name(source, [j.name for j in judges])
         caveat = FAMILY if source.kind == "bundled" else ""
-        for line in (*source.notices, *([f"judge {name}: {caveat}"] if caveat else [])):
-            say(line)
-            notices.append(line)
+        notices += [*source.notices, *([f"judge {name}: {caveat}"] if caveat else [])]
+        say(f"judge {name}: {len(distinct):,} different texts")
         scorer = Scorer(source, config.device, config.dtype)
         nll, tokens, cut = scorer(distinct, progress)
         if cut:
@@ -65,9 +67,14 @@ def judge(config: EvaluateConfig, texts: Sequence[str], say: Callable[[str], Non
     return Judged(tuple(judges), scores, acceptable, tuple(notices))
 
 
+def full_name(name: str) -> str:
+    """The study's judge and its larger siblings are known by their short names, which the Hub keeps in a folder."""
+    return f"{_GPT2}{name}" if name in _SHORT and not Path(name).is_dir() else name
+
+
 def _name(source: Source, taken: Sequence[str]) -> str:
     name = Path(source.path_or_id).name if source.kind in ("folder", "adapter") else source.path_or_id
-    name = "bundled" if source.kind == "bundled" else name
+    name = "bundled" if source.kind == "bundled" else name.removeprefix(_GPT2)
     return name if name not in taken else f"{name} ({len(taken) + 1})"
 
 
@@ -130,14 +137,15 @@ class Scorer:
         previous: Sequence[int] = ()
         size = width = 0
         for i in order:
+            width = max(width, len(rows[i]))
             if self.packed:
                 shared = next((k for k, (a, b) in enumerate(zip(rows[i], previous, strict=False)) if a != b), 0)
                 size += len(rows[i]) - (shared if batch else 0)
             else:
-                width = max(width, len(rows[i]))
                 size = width * (len(batch) + 1)
-            # Rows also bound what attention gathers.
-            if batch and (size > self.budget or len(batch) == self.budget // 2):
+            # Attention gathers a path for each row, however much of it is shared.
+            gathered = width * (len(batch) + 1)
+            if batch and (size > self.budget or gathered > 16 * self.budget):
                 yield batch
                 batch, size, width = [], len(rows[i]), len(rows[i])
             batch.append(i)

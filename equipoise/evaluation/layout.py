@@ -155,7 +155,7 @@ def _forms(
     whole: list[bool | None] = []
     for occupation, text in zip(occupations, texts, strict=True):
         start = clean(text)
-        if re.match(rf"the\s+{re.escape(occupation)}\b", start, re.IGNORECASE):
+        if re.match(rf"\W*the\s+{re.escape(occupation)}\b", start, re.IGNORECASE):
             whole.append(True)
         else:
             first = next((c for c in start if c.isalnum()), "")

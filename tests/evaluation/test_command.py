@@ -270,7 +270,7 @@ def test_a_folder_with_files_of_someone_else_is_left_alone(tmp_path: Path, capsy
     assert {p.name for p in (tmp_path / "out").iterdir()} == set(FILES)
 
 
-def test_hundreds_of_occupations_are_compared_by_drawn_signs(tmp_path: Path) -> None:
+def test_files_with_hundreds_of_occupations_are_compared(tmp_path: Path) -> None:
     rows = [[f"job {i}", f"The job {i} was bold and {'loyal' if i % 3 else 'calm'} at work."] for i in range(150)]
     files = [f"{k}={write_csv(tmp_path / f'{k}.csv', ['job', 'text'], rows[k:])}" for k in (0, 4)]
     assert run(*files, "--no-fluency", "--output", tmp_path / "out") == 0

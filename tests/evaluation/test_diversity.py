@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu import sentence_bleu
 from scipy.spatial.distance import jensenshannon
@@ -30,12 +30,14 @@ def test_one_pair_is_one_and_none_is_nothing() -> None:
     assert diversity.between(np.array([[1.0, 2.0], [0.0, 0.0]])) is None
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(counts)
 def test_entropy_is_scipys(c: np.ndarray) -> None:
     expected = scipy_entropy(c, base=2) if c.sum() else 0.0
     assert float(diversity.entropy(c)) == pytest.approx(expected, abs=1e-12)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=6))
 def test_divergences_are_scipys(rows: list[tuple[int, int, int]]) -> None:
     table = np.array(rows, dtype=float)
@@ -47,6 +49,7 @@ def test_divergences_are_scipys(rows: list[tuple[int, int, int]]) -> None:
         assert diversity.to_uniform(kept[0]) == pytest.approx(jensenshannon(kept[0], [1, 1, 1], base=2) ** 2, abs=1e-9)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.lists(st.sampled_from("abcd"), max_size=6), max_size=6), st.integers(1, 3))
 def test_distinct_counts_different_n_grams_within_texts(texts: list[list[str]], n: int) -> None:
     grams = Counter(tuple(t[i : i + n]) for t in texts for i in range(len(t) - n + 1))

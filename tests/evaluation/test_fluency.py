@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from equipoise.errors import UserError
 from equipoise.evaluation import fluency
 from equipoise.evaluation.evaluate import EvaluateConfig
-from equipoise.evaluation.fluency import Scorer, acceptable_label, judge
+from equipoise.evaluation.fluency import Scorer, acceptable_label, full_name, judge
 from equipoise.policy.source import resolve
 from tests.tiny import WORDS, next_logprobs, tiny_model, tiny_tokenizer, words_folder
 
@@ -149,5 +149,21 @@ def test_a_classifier_says_of_each_row_whether_it_is_acceptable(llama: Path, tmp
     assert flags.tolist() == plain and 0 < sum(plain) < len(plain) - 1
 
 
-def test_the_bundled_judges_caveat_names_the_remedy() -> None:
-    assert "--judge" in fluency.FAMILY and "family" in fluency.FAMILY
+def test_the_bundled_judges_caveat_is_recorded_and_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent:
+        def __init__(self, *_: object) -> None:
+            self.longest = 512
+
+        def __call__(self, texts: list[str], progress: object) -> tuple[np.ndarray, np.ndarray, int]:
+            return np.ones(len(texts)), np.ones(len(texts), dtype=int), 0
+
+    monkeypatch.setattr(fluency, "Scorer", Silent)
+    judged = judge(EvaluateConfig(), ["a b"], lambda line: None, lambda done, total: None)
+    assert [j.name for j in judged.judges] == ["bundled"]
+    assert "share a family" in judged.judges[0].caveat and "--judge" in judged.notices[0]
+
+
+def test_gpt2_is_understood_by_its_short_name() -> None:
+    source = resolve(full_name("gpt2"))
+    assert source.kind == "hub" and fluency._name(source, []) == "gpt2"
+    assert full_name("bundled") == "bundled"

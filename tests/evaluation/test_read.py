@@ -138,11 +138,20 @@ def test_bare_continuations_get_the_prefix(tmp_path: Path) -> None:
 
 
 def test_a_mixed_file_is_decided_row_by_row_and_told(tmp_path: Path) -> None:
-    texts = [*WHOLE[:1] * 3, '"The nurse was bold."', "the NURSE was kind.", "bold.", "Nurses were bold.", ""]
+    texts = [
+        *WHOLE[:1] * 3,
+        '"The nurse was bold."',
+        "the NURSE was kind.",
+        "bold.",
+        "Nurses were bold.",
+        "",
+        "**The nurse** was x.",
+    ]
     rows, layout, problems = read(write_csv(tmp_path / "a.csv", ["job", "text"], [["Nurse", t] for t in texts]))
     assert layout.form == "mixed"
     assert [row.measured for row in rows[3:]] == [
-        "The nurse was bold.", "the NURSE was kind.", "The nurse was bold.", "Nurses were bold.", ""
+        "The nurse was bold.", "the NURSE was kind.", "The nurse was bold.", "Nurses were bold.", "",
+        "**The nurse** was x.",
     ]  # fmt: skip
     assert rows[3].text == '"The nurse was bold."'  # as it is in the file
     assert [(p.kind, p.count, p.lines) for p in problems] == [("empty text", 1, (8,)), ("mixed forms", 1, (6,))]

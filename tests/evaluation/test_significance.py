@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import permutation_test, ttest_1samp, wilcoxon
 from statsmodels.stats.multitest import multipletests
@@ -15,6 +15,7 @@ from equipoise.evaluation.significance import cliffs_delta, cohens_h, holm, non_
 tenths = st.integers(-20, 20).map(lambda x: x / 10)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(tenths, min_size=2, max_size=9))
 def test_sign_flip_counts_all_patterns(differences: list[float]) -> None:
     p, note = sign_flip(np.array(differences))
@@ -83,6 +84,7 @@ def test_holm_is_statsmodels_and_leaves_out_what_could_not_be_tested(p_values: l
     assert holm([None]) == [None]
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(tenths, min_size=1, max_size=8), st.lists(tenths, min_size=1, max_size=8))
 def test_cliffs_delta_counts_pairs(a: list[float], b: list[float]) -> None:
     wins = sum((x > y) - (x < y) for x in a for y in b)
