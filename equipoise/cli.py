@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sft": ("equipoise.methods.sft_command", "fine-tune a model on compliant sentences, to compare"),
     "study": ("equipoise.methods.study_command", "write the completions of all methods on one model"),
     "evaluate": ("equipoise.evaluation.command", "measure completion files: compliance, diversity, fluency, trade-off"),
+    "report": ("equipoise.evaluation.report", "write what was measured as one HTML file with figures"),
     "score": ("equipoise.protocol.command", "show the terms and the reward of sentences"),
     "doctor": ("equipoise.ppo.doctor", "say what this machine can run, and why"),
     "sweep": ("equipoise.ppo.sweep", "train seeds × settings and compare them in one table"),

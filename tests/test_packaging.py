@@ -57,6 +57,22 @@ def test_everything_imported_by_the_package_is_a_declared_dependency() -> None:
         assert {canonicalize_name(d) for d in distributions.get(module, [])} & declared, f"{where} imports {module}"
 
 
+def test_every_file_of_the_package_that_is_no_python_is_installed_with_it() -> None:
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    installed = {
+        path
+        for package, patterns in tools["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    present = {
+        path
+        for path in (ROOT / "equipoise").rglob("*")
+        if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
+    }
+    assert present == installed
+
+
 def test_make_the_program_and_the_documentation_name_the_same_packages_outside_the_requirements() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     named = dict(re.findall(r"^(BUNDLED) := (\S+)$", makefile, re.M))

