@@ -169,21 +169,24 @@ class MasterAdam:
             if group.sum is not None:
                 group.sum.zero_()
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def state(self, copied: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(weights, moments): the masters by name, and Adam's `{name}.exp_avg`, `.exp_avg_sq` and `{group}.step`; with
-        the moments, `{name}.average`."""
+        the moments, `{name}.average`. `copied`: on the CPU, in memory of their own."""
+        take = _host_copy if copied else _itself
         weights: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
         for kind, group in self.groups.items():
-            weights |= group.split(group.master.detach())
+            weights |= group.split(take(group.master.detach()))
             for slot, value in self.adam.state.get(group.master, {}).items():
                 if slot == "step":
-                    moments[f"{kind}.step"] = value
+                    moments[f"{kind}.step"] = take(value)
                 else:
-                    moments |= {f"{name}.{slot}": part for name, part in group.split(value).items()}
+                    moments |= {f"{name}.{slot}": part for name, part in group.split(take(value)).items()}
         if self.average is not None:
-            parts = self.groups["policy"].split(self.average)
+            parts = self.groups["policy"].split(take(self.average))
             moments |= {f"{name}.average": part for name, part in parts.items()}
+        if copied and torch.cuda.is_available():
+            torch.cuda.synchronize()
         return weights, moments
 
     @torch.no_grad()
@@ -205,3 +208,14 @@ class MasterAdam:
             for name, part in self.groups["policy"].split(self.average).items():
                 part.copy_(moments[f"{name}.average"])
         self.publish()
+
+
+def _itself(flat: Tensor) -> Tensor:
+    return flat
+
+
+def _host_copy(flat: Tensor) -> Tensor:
+    """A copy on the CPU. From a GPU through page-locked memory, at the speed of the bus, not waited for."""
+    if not flat.is_cuda:
+        return flat.clone()
+    return torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True).copy_(flat, non_blocking=True)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,13 +111,27 @@ class Run:
         self.dumps = 0
         self._save_seconds = 0.0
         self._lock = lock
+        self._beside = torch.cuda.is_available()
+        """Whether checkpoints may be written while training goes on: 1.6 GB of SmolLM2 take as long as 20 steps."""
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
 
     def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.log.close()
-        self._lock.close()
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+            self.log.close()
+            self._lock.close()
+
+    def wait(self) -> None:
+        """Until the checkpoint is on the disk that is being written. Raises what went wrong with it."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     @classmethod
     def open(cls, config: "TrainConfig", *, overwrite: bool) -> "Run":
@@ -132,9 +147,11 @@ class Run:
             raise
 
     def newest(self) -> Checkpoint | None:
+        self.wait()
         return newest(self.checkpoints)
 
     def checkpoint_at(self, step: int) -> Checkpoint | None:
+        self.wait()
         return at_step(self.checkpoints, step)
 
     def is_due(self, state: "State") -> bool:
@@ -144,36 +161,47 @@ class Run:
     def save_if_due(self, optimizer: MasterAdam, state: "State") -> None:
         late = time.monotonic() - self.saved_at > 60 * self.config.run.save_minutes
         if self.is_due(state) or (late and state.bad_in_a_row == 0):
-            self.save(optimizer, state)
+            self.save(optimizer, state, beside=self._beside)
 
     def replace_from(self, step: int, optimizer: MasterAdam, state: "State") -> None:
         """The run has gone back to `step` and goes on otherwise: delete what came after, save `step` as it is now."""
+        self.wait()
         discard_after(self.checkpoints, step)
         self.saved_step = -1
         self.save(optimizer, state)
 
-    def save(self, optimizer: MasterAdam, state: "State") -> None:
-        """Write the checkpoint of `state.step`, unless it is there. Raises NonFiniteError; UserError on a full disk."""
+    def save(self, optimizer: MasterAdam, state: "State", *, beside: bool = False) -> None:
+        """Write the checkpoint of `state.step`, unless it is there. Raises NonFiniteError; UserError on a full disk.
+
+        `beside`: copy what is to be saved and go on while it is written; an error then comes out of the next call."""
+        started = time.monotonic()
+        self.wait()
         if state.step == self.saved_step:
             return
-        started = time.monotonic()
-        weights, moments = optimizer.state()
+        weights, moments = optimizer.state(copied=beside)
+        tensors = {"weights": weights, "optimizer": moments, "rng": state.random_states()}
+        documents = {"config": dataclasses.asdict(self.config), "state": state.document()}
+        kept = [s for s in (state.choice.step, state.watch.healthy_step) if s is not None]
         self.log.sync()  # a power cut must not leave a checkpoint that is newer than the metrics
-        save_checkpoint(
-            self.checkpoints,
-            state.step,
-            tensors={"weights": weights, "optimizer": moments, "rng": state.random_states()},
-            documents={"config": dataclasses.asdict(self.config), "state": state.document()},
-        )
+        if beside:
+            documents = json.loads(json.dumps(documents))  # nothing that training will change
+            self._writing = self._writer.submit(self._write, state.step, tensors, documents, kept)
+        else:
+            self._write(state.step, tensors, documents, kept)
         self.saved_step, self.saved_at = state.step, time.monotonic()
+        self._save_seconds += time.monotonic() - started
+
+    def _write(
+        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any], kept: list[int]
+    ) -> None:
+        save_checkpoint(self.checkpoints, step, tensors=tensors, documents=documents)
         keep = self.config.run.keep_checkpoints
         prune(
             self.checkpoints,
             keep_last=max(1, keep),
             keep_every=0 if keep else self.config.run.save_every,
-            keep=[s for s in (state.choice.step, state.watch.healthy_step) if s is not None],
+            keep=kept,
         )
-        self._save_seconds += time.monotonic() - started
 
     def take_save_seconds(self) -> float:
         """Seconds spent on checkpoints since the last call."""

@@ -270,26 +270,33 @@ def ppo_step(
     raw = maths.gae(token_rewards_BT, old["values"], mask_BT, ppo.gamma, ppo.gae_lambda)
     whitened_BT = maths.whiten(raw.advantages, mask_BT)
 
+    kl_B = kl_BT.sum(1)
+    nll_B = torch.where(mask_BT, -ref_logp_BT, 0.0).sum(1) / rollout.lengths_B
+    running: dict[str, float] = {}
+
+    def measure() -> None:
+        batch = remember(rewards, occupations, rollout, kl_B, nll_B)
+        state.recent.add(batch)
+        entropy = maths.masked_mean(old["entropies"], mask_BT).item()
+        running.update(distance(state.recent, state.base) | state.watch.measure(state.recent, batch, entropy))
+
     with clock("update"):
         optimizer.set_learning_rates(learning_rate, ppo.value_learning_rate)
         experience = Experience(rollout, old["logprobs"], old["values"], raw.returns, whitened_BT)
         temperature, limit = config.sampling.temperature, state.limit
-        stats = update(policy, optimizer, experience, batches, ppo, temperature, packed=packed, limit=limit)
+        stats = update(
+            policy, optimizer, experience, batches, ppo, temperature, packed=packed, limit=limit, meanwhile=measure
+        )
         if stats.nonfinite is None:
             optimizer.update_average(state.step)
 
-    kl_B = kl_BT.sum(1)
-    nll_B = torch.where(mask_BT, -ref_logp_BT, 0.0).sum(1) / rollout.lengths_B
-    batch = remember(rewards, occupations, rollout, kl_B, nll_B)
-    state.recent.add(batch)
     metrics = step_metrics(
         rewards=rewards, paid_B=paid_B, bonus_B=bonus_B, rollout=rollout, kl_B=kl_B,
         kl_k3_B=torch.where(mask_BT, maths.kl_k3(old["logprobs"], ref_logp_BT), 0.0).sum(1),
         entropy_BT=old["entropies"], values_BT=old["values"], returns_BT=raw.returns, advantages_BT=raw.advantages,
         kl_coef=state.kl_coef, learning_rate=learning_rate, update=stats, skipped=state.skipped,
         missing_eos_penalty=config.missing_eos_penalty, strict_bonus=config.strict_bonus,
-    ) | distance(state.recent, state.base)  # fmt: skip
-    metrics |= state.watch.measure(state.recent, batch, metrics["ppo/entropy"])
+    ) | running  # fmt: skip
     alerts = [explain(sign, metrics, state.recent) for sign in state.watch.judge(state.step, metrics)]
     metrics["watch/standing"] = len(state.watch.standing)
     state.window.add(rewards)

@@ -149,9 +149,10 @@ def update(
     *,
     packed: bool,
     limit: "RowLimit | None" = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> UpdateStats:
     """Take up to len(batches) optimizer steps. Stops, before stepping, at the first mini-batch whose KL exceeds
-    target_kl, and at anything non-finite."""
+    target_kl, and at anything non-finite. `meanwhile` is called once, while a GPU works on the first mini-batch."""
     seen: list[dict[str, float]] = []
     update_kl, early_stop, nonfinite = 0.0, False, None
     limit = limit or RowLimit(config.micro_batch_size)
@@ -173,6 +174,8 @@ def update(
             return torch.cat([_total(sums), optimizer.norms()])
 
         numbers = limit.run(policy, gradients, undo=optimizer.zero_grad)
+        if number == 0:
+            meanwhile()
         if number + 1 < len(batches):
             # Laid out while the GPU works: reading the numbers waits for it, once per optimizer step.
             ahead[number + 1, limit.rows] = parts_of(number + 1, limit.rows)

@@ -92,12 +92,14 @@ def _top_share(firsts: Sequence[str]) -> float:
     return max(Counter(firsts).values()) / len(firsts) if len(firsts) >= FEW else 0.0
 
 
+@lru_cache(maxsize=4096)
+def _bigrams(text: str) -> tuple[tuple[str, str], ...]:
+    return tuple(pairwise(text.lower().split()[3:]))
+
+
 def _distinct_2(sentences: Sequence[Sentence]) -> float:
-    bigrams: Counter[tuple[str, str]] = Counter()
-    for s in sentences:
-        words = s.text.lower().split()[3:]
-        bigrams.update(pairwise(words))
-    return len(bigrams) / bigrams.total() if bigrams else 1.0
+    bigrams = [pair for s in sentences for pair in _bigrams(s.text)]
+    return len(set(bigrams)) / len(bigrams) if bigrams else 1.0
 
 
 def text_signs(recent: Window) -> dict[str, float]:
