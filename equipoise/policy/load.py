@@ -41,7 +41,8 @@ class PolicyConfig:
     fused: bool = True
     """Fewer kernels for LoRA layers and norms. Off: peft's and transformers' own, for comparison."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: about a third more time for far less memory."""
+    """Recompute activations in the backward pass: about a third more time for far less memory. Also without being asked
+    for where the estimate says that memory needs it."""
 
     def __post_init__(self) -> None:
         if self.lora_rank < 1 or self.lora_alpha <= 0:

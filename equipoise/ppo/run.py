@@ -75,9 +75,10 @@ OUTPUT_FILES = (
 )
 
 # What may differ when a run is continued: how long it goes on, and what has no influence on the numbers.
-FREE_TO_CHANGE = {"steps", "preset", "policy.gradient_checkpointing", "evaluation.final_sentences"} | {
-    f"run.{f.name}" for f in dataclasses.fields(RunConfig)
-}
+# Smaller passes and recomputing change rounding alone, and depend on how much memory was free.
+FREE_TO_CHANGE = {
+    *("steps", "preset", "policy.gradient_checkpointing", "ppo.micro_batch_size", "evaluation.final_sentences")
+} | {f"run.{f.name}" for f in dataclasses.fields(RunConfig)}
 
 
 def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -31,7 +31,7 @@ class PPOConfig:
     mini_batch_size: int = 16
     """Completions per optimizer step."""
     micro_batch_size: int = 16
-    """Completions per forward and backward pass. Smaller saves memory and changes nothing else."""
+    """Completions per forward and backward pass, fewer where memory needs it. Changes nothing else."""
     ppo_epochs: int = 4
     learning_rate: float = 1e-5
     value_learning_rate: float = 1e-3
