@@ -119,7 +119,7 @@ def _fluency(evaluation: Evaluation, ranked: Sequence[str]) -> str:
         against = [_less_fluent(evaluation, key, name, base) for name in values if base is not None and name != base]
         if known := [one for one in against if one]:
             text += f" Difference to {visible(base or '')} (above 0 is less fluent): {_and(known)}."
-        told.append(text + (f" Mind that this judge is {visible(judge.caveat)}." if judge.caveat else ""))
+        told.append(text + (f" Caveat: {visible(judge.caveat)}." if judge.caveat else ""))
     return " ".join(told) or "Not known: no judge measured fluency."
 
 
