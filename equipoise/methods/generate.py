@@ -56,7 +56,7 @@ class GenerateConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the model computes in. `auto`: bfloat16 where the hardware has it."""
     use_8bit: bool = False
-    """Keep the weights in 8 bits (bitsandbytes), where a GPU has too little memory for them."""
+    """Keep the weights in 8 bits, where a GPU has too little memory for them."""
     model_name: str | None = None
     """The column Model. Default: the name of the model's folder, or its id."""
     label: str | None = None

@@ -72,7 +72,7 @@ class StudyConfig:
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     use_8bit: bool = False
-    """Keep base weights in 8 bits (bitsandbytes)."""
+    """Keep base weights in 8 bits."""
     overwrite: bool = False
     """Make the selected methods' files anew."""
     ctrlg: CtrlGConfig = field(default_factory=CtrlGConfig)

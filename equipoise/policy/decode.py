@@ -53,7 +53,7 @@ class StaticDecoder:
         self.lengths_B = torch.zeros(rows, dtype=torch.long, device=device)
         self.finished_B = torch.zeros(rows, dtype=torch.bool, device=device)
         self.step = torch.zeros(1, dtype=torch.long, device=device)
-        self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self.finite_B = torch.ones(rows, dtype=torch.uint8, device=device)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Sequence[int]], uniform_BT: Tensor) -> tuple[Rollout, bool]:
@@ -75,7 +75,7 @@ class StaticDecoder:
         self.uniform_BT.copy_(uniform_BT)
         for buffer in (self.tokens_BT, self.lengths_B, self.finished_B, self.step):
             buffer.zero_()
-        self.finite.fill_(True)
+        self.finite_B.fill_(1)
         if self.guide is not None:
             self.guide.start(prompts)
         for t in range(self.config.max_new_tokens):
@@ -84,7 +84,7 @@ class StaticDecoder:
                 break
         tokens_BT, lengths_B, finished_B = self.tokens_BT.clone(), self.lengths_B.clone(), self.finished_B.clone()
         report = self.guide.report() if self.guide is not None else {}
-        return Rollout([list(p) for p in prompts], tokens_BT, lengths_B, finished_B, report), bool(self.finite)
+        return Rollout([list(p) for p in prompts], tokens_BT, lengths_B, finished_B, report), bool(self.finite_B.all())
 
     def _prompts(
         self, tokens_M: Tensor, depths_M: Tensor, places_M: Tensor, fill_BP: Tensor, last_B: Tensor
@@ -104,11 +104,11 @@ class StaticDecoder:
         """Draw one token for every row, and compute the logits of the next."""
         from equipoise.policy.sample import draw
 
-        self.finite &= self.logits_BV.isfinite().all()
         uniform_B = self.uniform_BT.gather(1, self.step.expand(len(self.uniform_BT), 1)).squeeze(1)
         if self.guide is None:
-            token_B = draw(self.logits_BV, uniform_B, self.config)
+            token_B = draw(self.logits_BV, uniform_B, self.config, self.finite_B)
         else:
+            self.finite_B &= self.logits_BV.isfinite().all(-1)
             token_B = self.guide.draw(self.logits_BV, uniform_B)
         live_B = ~self.finished_B
         token_B = torch.where(live_B, token_B, 0)

@@ -70,7 +70,7 @@ def fuse(model: nn.Module) -> None:
         if isinstance(module, LoraLayer) and type(module.base_layer) is nn.Linear:
             module.forward = _lora_forward(module)
         elif type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
-            module.forward = _norm_forward(module)
+            module.forward = norm_forward(module)
         elif hasattr(module, "gate_proj") and isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation):
             module.forward = _mlp_forward(module)
     # Rotary embedding is a function of the model's own file: five kernels for each of q and k, or one.
@@ -92,7 +92,9 @@ def _lora_forward(layer: LoraLayer) -> Any:
     return forward
 
 
-def _norm_forward(norm: Any) -> Any:
+def norm_forward(norm: Any) -> Any:
+    """The forward of an RMS norm module as one kernel."""
+
     def forward(x: Tensor) -> Tensor:
         return rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from equipoise.errors import UserError
 from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
-from equipoise.policy.fused import fuse
 from equipoise.policy.graphs import Graphs
+from equipoise.policy.int8 import to_eight_bits
+from equipoise.policy.joined import beside_each_other
 from equipoise.policy.prompt import Tokenizer, stop_ids
 from equipoise.policy.source import Source, load_config, load_model, load_tokenizer, resolve
 from equipoise.protocol.prompts import Prompt
@@ -30,7 +31,7 @@ class PolicyConfig:
     lora_rank: int = 16
     lora_alpha: int = 32
     use_8bit: bool = False
-    """Keep the frozen base weights in 8 bits (bitsandbytes), for cards with 24 GB. Needs `lora` and a GPU."""
+    """Keep the frozen base weights in 8 bits, for cards with 24 GB. Needs `lora` and a GPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the model computes in. `auto`: bfloat16 where the hardware has it. Trained weights and optimizer are always
     float32, and so are log-probabilities, values and losses."""
@@ -40,7 +41,8 @@ class PolicyConfig:
     fused: bool = True
     """Fewer kernels for LoRA layers and norms. Off: peft's and transformers' own, for comparison."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: about a third more time for far less memory."""
+    """Recompute activations in the backward pass: about a third more time for far less memory. Also without being asked
+    for where the estimate says that memory needs it."""
 
     def __post_init__(self) -> None:
         if self.lora_rank < 1 or self.lora_alpha <= 0:
@@ -158,7 +160,7 @@ class Policy:
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Every parameter the optimizer owns, by name; the value head's begin with `value_head.`"""
-        named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        named = beside_each_other({n: p for n, p in self.model.named_parameters() if p.requires_grad})
         return named | {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
 
 
@@ -168,13 +170,8 @@ def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
     dtype = pick_dtype(config.dtype, device)
     source = resolve(config.model)
     attention = _attention(source)
-    model = load_model(
-        source,
-        dtype=dtype,
-        device=device,
-        quantization_config=_eight_bit(config, device),
-        attn_implementation=attention,
-    )
+    _check_eight_bit(config, device)
+    model = load_model(source, dtype=dtype, device=device, attn_implementation=attention)
     tokenizer = load_tokenizer(source)
     reference = None
     if config.tuning == "full":
@@ -193,10 +190,12 @@ def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
     for parameter in model.parameters():
         if parameter.requires_grad:  # some models keep a few weights in float32; one dtype is trained
             parameter.data = parameter.data.to(dtype)
+    if config.use_8bit:
+        to_eight_bits(model)
     if config.fused and device.type == "cuda" and attention is not None:
-        fuse(model)
+        _fuse(model)
         if reference is not None:
-            fuse(reference)
+            _fuse(reference)
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -217,26 +216,33 @@ def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
     device = pick_device(config.device)
     source = resolve(config.model)
     attention = _attention(source)
-    model = load_model(
-        source,
-        dtype=pick_dtype(config.dtype, device),
-        device=device,
-        quantization_config=_eight_bit(config, device),
-        attn_implementation=attention,
-    )
+    _check_eight_bit(config, device)
+    model = load_model(source, dtype=pick_dtype(config.dtype, device), device=device, attn_implementation=attention)
     model.eval().requires_grad_(False)
+    if config.use_8bit:
+        to_eight_bits(model)
     if config.fused and device.type == "cuda" and attention is not None:
-        fuse(model)
+        _fuse(model)
     tokenizer = load_tokenizer(source)
     stops = stop_ids(tokenizer, model.generation_config, prompt)
     graphs = _recordable(config, attention)
     return Policy(model, tokenizer, reference=None, stop_ids=stops, source=source, cuda_graphs=graphs)
 
 
+def _fuse(model: Any) -> None:
+    """Fewer, larger kernels. The modules that do it need Triton, which PyTorch brings along for GPUs only."""
+    from equipoise.policy import fused, llama
+
+    if llama.supported(model):
+        llama.fuse_layers(model)
+    else:
+        fused.fuse(model)
+
+
 def _recordable(config: PolicyConfig, attention: str | None) -> bool:
     """Whether the model's passes can be CUDA graphs: not where its attention is its own, which may look at values on
-    the host, nor with bitsandbytes, which looks for outliers in every layer."""
-    return config.cuda_graphs and not config.use_8bit and attention is not None
+    the host."""
+    return config.cuda_graphs and attention is not None
 
 
 def _attention(source: Source) -> str | None:
@@ -244,18 +250,9 @@ def _attention(source: Source) -> str | None:
     return TRIE_ATTENTION if load_config(source).model_type in PLAIN_ATTENTION else None
 
 
-def _eight_bit(config: PolicyConfig, device: torch.device) -> Any | None:
-    if not config.use_8bit:
-        return None
-    if device.type != "cuda":
+def _check_eight_bit(config: PolicyConfig, device: torch.device) -> None:
+    if config.use_8bit and device.type != "cuda":
         raise UserError("--use-8bit needs a CUDA GPU: leave it out on a CPU")
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise UserError("--use-8bit needs bitsandbytes; run: python -m pip install bitsandbytes==0.50.2") from None
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(load_in_8bit=True)
 
 
 def _compute_dtype(model: Any) -> torch.dtype:

@@ -49,13 +49,20 @@ class SamplingConfig:
 CANDIDATES = 512
 
 
-def draw(logits_BV: Tensor, uniform_B: Tensor, config: SamplingConfig) -> Tensor:
+def draw(logits_BV: Tensor, uniform_B: Tensor, config: SamplingConfig, finite_B: Tensor | None = None) -> Tensor:
     """(B,) token ids by inversion: the first whose cumulative probability exceeds the uniform number in [0, 1).
 
     Probabilities are computed in float32 and accumulated in float64, in which 100,000 terms lose nothing that a sample
     could show. The nucleus of top_p is every token at least as likely as the last one needed to reach it, ties
-    included. Non-finite logits give some valid id, never an out-of-range one; the caller tests the logits.
+    included. Non-finite logits give some valid id, never an out-of-range one; where `finite_B` (uint8) is given, 0 is
+    put there for such rows.
     """
+    if logits_BV.is_cuda and config.temperature > 0:
+        from equipoise.policy.kernels import vocabulary
+
+        return vocabulary.draw(logits_BV, uniform_B, config.temperature, config.top_p, finite_B)
+    if finite_B is not None:
+        finite_B &= logits_BV.isfinite().all(-1)
     if config.temperature == 0:
         return logits_BV.argmax(-1)
     return invert(weights(logits_BV, config), uniform_B)

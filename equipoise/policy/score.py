@@ -17,7 +17,7 @@ from equipoise.policy.graphs import round_up
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 
-BUCKET = 64  # nodes and tokens are padded to multiples of this on a GPU, so that few shapes are recorded
+BUCKET = 64  # nodes and tokens are padded to multiples of at least this on a GPU, so that few shapes are recorded
 
 
 class Scores(NamedTuple):
@@ -55,13 +55,18 @@ def pack(policy: Policy, rollout: Rollout, padded: bool | None = None) -> Pack:
     parts = [made.tokens_M, made.depths_M, made.ends_M, made.places_M, made.paths_RL, made.predictors_N, targets_N]
     real_N = torch.ones(len(targets_N), dtype=torch.bool)
     if padded:
-        nodes, tokens = round_up(len(made.tokens_M), BUCKET), round_up(len(targets_N), BUCKET)
+        nodes, tokens = bucket(len(made.tokens_M)), bucket(len(targets_N))
         sizes = [nodes, nodes, nodes, nodes, width, tokens, tokens]
         # No row reaches the last column, so a spare node that is put there gets no gradient and spoils none.
         spare = [0, 0, 0, width - 1, 0, 0, 0]
         parts = [pad(x, (0, n - x.shape[-1]), value=v) for x, n, v in zip(parts, sizes, spare, strict=True)]
         real_N = pad(real_N, (0, tokens - len(real_N)))
     return Pack(*(x.to(policy.device) for x in (*parts, real_N)))
+
+
+def bucket(n: int) -> int:
+    """n rounded up by a quarter at most, to a multiple of BUCKET: recording a shape costs as much as a whole step."""
+    return round_up(n, max(BUCKET, 1 << max(0, n.bit_length() - 3)))
 
 
 def token_logprobs(logits_NV: Tensor, tokens_N: Tensor, temperature: float) -> Tensor:
@@ -119,6 +124,10 @@ def score_pack(policy: Policy, batch: Pack, temperature: float, reference: bool,
 def _scores(
     policy: Policy, logits_NV: Tensor, hidden_NH: Tensor, tokens_N: Tensor, temperature: float, entropy: bool
 ) -> Scores:
+    if logits_NV.is_cuda:
+        from equipoise.policy.kernels import vocabulary
+
+        return Scores(*vocabulary.logprobs(logits_NV, tokens_N, temperature, entropy), policy.value(hidden_NH))
     logprobs_N = token_logprobs(logits_NV, tokens_N, temperature)
     entropy_N = entropies(logits_NV, temperature) if entropy else torch.zeros_like(logprobs_N)
     return Scores(logprobs_N, entropy_N, policy.value(hidden_NH))

@@ -2,7 +2,6 @@
 
 import json
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -96,7 +95,6 @@ def load_model(
     *,
     dtype: torch.dtype,
     device: torch.device | str,
-    quantization_config: Any | None = None,
     attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """The model in `dtype` on `device`, in evaluation mode; an adapter comes merged into its base.
@@ -105,9 +103,9 @@ def load_model(
     do not fit the configuration, or leave any of the model's parameters without a value.
     """
     if source.kind == "adapter":
-        return _load_adapter(source, dtype, device, quantization_config, attn_implementation)
+        return _load_adapter(source, dtype, device, attn_implementation)
     if source.kind == "shape":
-        return _random(source, dtype, torch.device(device), quantization_config, attn_implementation)
+        return shapes.random_model(source.path_or_id, dtype, torch.device(device), attn_implementation)
     where = str(bundled.folder(BUNDLED_REQUIREMENT)) if source.kind == "bundled" else source.path_or_id
     if source.kind == "hub":
         # What the Hub will refuse, it refuses here at once; the loader below would retry for minutes.
@@ -115,8 +113,6 @@ def load_model(
         if not access.available:
             raise UserError(access.reason)
     options: dict[str, Any] = {}
-    if quantization_config is not None:
-        options["quantization_config"] = quantization_config
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     device = torch.device(device)
@@ -165,36 +161,12 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
 
 
-def _random(
-    source: Source,
-    dtype: torch.dtype,
-    device: torch.device,
-    quantization_config: Any | None,
-    attn_implementation: str | None,
-) -> PreTrainedModel:
-    if quantization_config is None:
-        return shapes.random_model(source.path_or_id, dtype, device, attn_implementation)
-    # bitsandbytes quantises while loading, so the random weights go through a folder, made on the GPU for speed.
-    with tempfile.TemporaryDirectory() as folder:
-        shapes.random_model(source.path_or_id, dtype, device, attn_implementation).save_pretrained(folder)
-        torch.cuda.empty_cache()
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, quantization_config=quantization_config, device_map={"": device}
-        )
-
-
 def _load_adapter(
     source: Source,
     dtype: torch.dtype,
     device: torch.device | str,
-    quantization_config: Any | None,
     attn_implementation: str | None,
 ) -> PreTrainedModel:
-    if quantization_config is not None:
-        raise UserError(
-            f"the adapter {source.given!r} cannot be merged into 8-bit weights: leave out --use-8bit, or give a folder "
-            "with merged weights"
-        )
     from peft import PeftModel
 
     base = adapter_base(Path(source.path_or_id))

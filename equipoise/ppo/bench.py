@@ -11,11 +11,11 @@ import torch
 from equipoise import __version__, options
 from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.prompt import prompt_ids
-from equipoise.ppo.diversity import TermWindow
 from equipoise.ppo.doctor import quiet
 from equipoise.ppo.optimizer import MasterAdam
 from equipoise.ppo.presets import preset
-from equipoise.ppo.train import State, TrainConfig, ppo_step
+from equipoise.ppo.state import State
+from equipoise.ppo.train import TrainConfig, ppo_step
 from equipoise.ppo.update import RowLimit
 from equipoise.protocol.prompts import get_prompt
 
@@ -78,8 +78,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     if config.prompt_tokens:
         # In front, where all prompts share it, as a longer chat header would be.
         prompts = {o: [p[0]] * (config.prompt_tokens - len(p)) + p for o, p in prompts.items()}
-    generator, limit = torch.Generator().manual_seed(train.seed), RowLimit(train.ppo.micro_batch_size)
-    state = State(0, train.ppo.kl_coef, TermWindow(train.diversity), generator, limit)
+    state = State.begin(train, RowLimit(train.ppo.micro_batch_size))
     optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=train.ppo.adam_eps)
     seen: list[dict[str, float]] = []
     for number in range(config.bench_warmup + config.bench_steps):

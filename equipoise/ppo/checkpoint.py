@@ -22,7 +22,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -168,8 +168,27 @@ def newest(folder: Path) -> Checkpoint | None:
     raise UserError(f"{last}: move {complete[-1]} away and rerun to {rerun}")
 
 
-def prune(folder: Path, keep_last: int, keep_every: int) -> list[Path]:
-    """Delete all but the newest `keep_last` checkpoints and multiples of `keep_every` (0: none); return the deleted.
+def at_step(folder: Path, step: int) -> Checkpoint | None:
+    """The complete checkpoint of that step, verified as `newest` does; None where there is none. Raises UserError."""
+    path = folder / f"checkpoint-{step}"
+    if not _is_complete(path):
+        return None
+    with _explained(f"cannot open {path}", folder):
+        found = _open_verified(path)
+    if isinstance(found, Checkpoint):
+        return found
+    raise UserError(f"{found}: move {path} away and rerun to do without it")
+
+
+def discard_after(folder: Path, step: int) -> None:
+    """Delete the checkpoints of later steps: the run has gone back."""
+    with _explained(f"cannot delete checkpoints in {folder}", folder):
+        _delete(folder, [path for path in list_checkpoints(folder) if _step(path) > step])
+
+
+def prune(folder: Path, keep_last: int, keep_every: int, keep: Collection[int] = ()) -> list[Path]:
+    """Delete all but the newest `keep_last` checkpoints, multiples of `keep_every` (0: none), and the steps in `keep`;
+    return the deleted.
 
     The newest always stays. Each loses its name before its first file, so a kill leaves no half checkpoint.
     """
@@ -177,12 +196,17 @@ def prune(folder: Path, keep_last: int, keep_every: int) -> list[Path]:
     with _explained(f"cannot delete old checkpoints in {folder}", folder):
         older = list_checkpoints(folder)[: -max(keep_last, 1)]
         doomed = [path for path in older if not (keep_every and _step(path) % keep_every == 0)]
-        if doomed:
-            with _only_writer(folder):
-                for path in doomed:
-                    path.rename(folder / f".deleting-{_step(path)}")
-                _sync_folder(folder)
+        doomed = [path for path in doomed if _step(path) not in keep]
+        _delete(folder, doomed)
     return doomed
+
+
+def _delete(folder: Path, doomed: Sequence[Path]) -> None:
+    if doomed:
+        with _only_writer(folder):
+            for path in doomed:
+                path.rename(folder / f".deleting-{_step(path)}")
+            _sync_folder(folder)
 
 
 # Verifying

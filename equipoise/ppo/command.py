@@ -9,6 +9,7 @@ def main(argv: list[str]) -> int:
     """Train. Returns the exit code (see `Outcome`); raises UserError."""
     quiet()
     config, reasons, overwrite = configure(argv)
-    for line in (*reasons, *preflight(config)):
+    config, lines = preflight(config)
+    for line in (*reasons, *lines):
         print(line, flush=True)
     return train(config, overwrite=overwrite).exit_code

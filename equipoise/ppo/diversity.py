@@ -8,6 +8,8 @@ import math
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal, NamedTuple
 
 from equipoise.errors import UserError
 from equipoise.protocol.lexicon import LEXICON, Lexicon
@@ -19,11 +21,26 @@ class DiversityConfig:
     diversity_weight: float = 0.0
     """Largest bonus of a sentence, and the most one whose terms are overused can lose. 0 turns it off."""
     diversity_window: int = 1024
-    """Compliant sentences over which the terms' frequencies are counted."""
+    """Compliant sentences over which frequencies are counted."""
+    diversity_on: Literal["terms", "pairs", "both"] = "terms"
+    """What has to be rare: `terms` of either class, `pairs` of an agentic and a communal one, or the mean of `both`."""
+    opening_weight: float = 0.0
+    """What a compliant sentence would lose if all others began as it does: the first two words after `The X was`, terms
+    masked. It loses in proportion to their share. 0 turns it off."""
 
     def __post_init__(self) -> None:
         if self.diversity_window < 1:
             raise UserError(f"diversity-window {self.diversity_window} must be at least 1; 1024 is the default")
+        if self.opening_weight < 0:
+            raise UserError(f"opening-weight {self.opening_weight} must be 0 (off) or more; it is taken off")
+
+
+class Written(NamedTuple):
+    """What the window keeps of a compliant sentence."""
+
+    agentic: tuple[str, ...]
+    communal: tuple[str, ...]
+    opening: str
 
 
 class TermWindow:
@@ -31,12 +48,13 @@ class TermWindow:
 
     def __init__(self, config: DiversityConfig, lexicon: Lexicon = LEXICON) -> None:
         self.config = config
+        self.lexicon = lexicon
         self.sizes = {
             **dict.fromkeys(lexicon.agentic, len(lexicon.agentic)),
             **dict.fromkeys(lexicon.communal, len(lexicon.communal)),
         }
-        self.window: deque[tuple[str, ...]] = deque(maxlen=config.diversity_window)
-        self.counts: Counter[str] = Counter()
+        self.window: deque[Written] = deque(maxlen=config.diversity_window)
+        self.counts: Counter[Any] = Counter()
 
     def bonuses(self, rewards: Sequence[Reward]) -> list[float]:
         """One bonus per sentence, 0 for those without both classes; counted before this batch enters the window.
@@ -44,37 +62,59 @@ class TermWindow:
         For each class the sentence's commonest term has share f = (count + 1) / (sentences + list length) in the window
         (Laplace), and log(uniform share / f) / log(list length) is its rarity: 0 at even use, 1 at most, below 0 when
         overused. The bonus is weight × the mean rarity of both classes, limited to ±weight. Commonest rather than mean:
-        adding a rare term to an overused one must not pay.
+        adding a rare term to an overused one must not pay. A pair's rarity is the same over all possible pairs. The
+        malus of the opening is added.
         """
-        out = []
-        for reward in rewards:
-            both = bool(reward.agentic and reward.communal)
-            rarities = [self._rarity(terms) for terms in (reward.agentic, reward.communal)] if both else [0.0]
-            mean = sum(rarities) / len(rarities)
-            out.append(self.config.diversity_weight * max(-1.0, min(1.0, mean)))
-        return out
+        return [
+            self.config.diversity_weight * max(-1.0, min(1.0, self._rarity(reward))) - self._opening_malus(reward)
+            if reward.agentic and reward.communal
+            else 0.0
+            for reward in rewards
+        ]
 
-    def _rarity(self, terms: Sequence[str]) -> float:
-        size = self.sizes[terms[0]]
+    def _rarity(self, reward: Reward) -> float:
+        agentic, communal = self.sizes[reward.agentic[0]], self.sizes[reward.communal[0]]
+        terms = (self._rarity_among(reward.agentic, agentic) + self._rarity_among(reward.communal, communal)) / 2
+        if self.config.diversity_on == "terms":
+            return terms
+        pairs = self._rarity_among(list(product(reward.agentic, reward.communal)), agentic * communal)
+        return pairs if self.config.diversity_on == "pairs" else (terms + pairs) / 2
+
+    def _rarity_among(self, values: Sequence[Any], size: int) -> float:
         if size == 1:
             return 0.0
-        share = (max(self.counts[t] for t in terms) + 1) / (len(self.window) + size)
+        share = (max(self.counts[v] for v in values) + 1) / (len(self.window) + size)
         return math.log(1 / (size * share)) / math.log(size)
+
+    def _opening_malus(self, reward: Reward) -> float:
+        if not self.window or not self.config.opening_weight:
+            return 0.0
+        return self.config.opening_weight * self.counts[opening(reward.text, self.lexicon)] / len(self.window)
 
     def add(self, rewards: Sequence[Reward]) -> None:
         for reward in rewards:
             if not (reward.agentic and reward.communal):
                 continue
             if len(self.window) == self.window.maxlen:
-                self.counts.subtract(self.window[0])
-            terms = (*reward.agentic, *reward.communal)
-            self.window.append(terms)
-            self.counts.update(terms)
+                self.counts.subtract(_counted(self.window[0]))
+            written = Written(reward.agentic, reward.communal, opening(reward.text, self.lexicon))
+            self.window.append(written)
+            self.counts.update(_counted(written))
 
-    def state(self) -> list[list[str]]:
-        return [list(terms) for terms in self.window]
+    def state(self) -> list[list[Any]]:
+        return [[list(w.agentic), list(w.communal), w.opening] for w in self.window]
 
-    def load_state(self, state: Sequence[Sequence[str]]) -> None:
+    def load_state(self, state: Sequence[Sequence[Any]]) -> None:
         self.window.clear()
-        self.window.extend(tuple(terms) for terms in state)
-        self.counts = Counter(term for terms in self.window for term in terms)
+        self.window.extend(Written(tuple(agentic), tuple(communal), start) for agentic, communal, start in state)
+        self.counts = Counter(value for written in self.window for value in _counted(written))
+
+
+def opening(text: str, lexicon: Lexicon = LEXICON) -> str:
+    """The first two words after `The X was`, lower case, terms masked, with a mark that no term has."""
+    words = lexicon.mark(text, ("\0", "\0"), ("\0", "\0")).lower().split()[3:5]
+    return "> " + " ".join("*" if "\0" in word else word for word in words)
+
+
+def _counted(written: Written) -> list[Any]:
+    return [*written.agentic, *written.communal, *product(written.agentic, written.communal), written.opening]

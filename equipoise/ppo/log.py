@@ -170,9 +170,9 @@ def _draw_scalars(board: "SummaryWriter", values: Mapping[str, float], step: int
 class RunLog:
     """The log of one run. Steps are counted from 1 and logged in order; a step that had to be skipped has no row.
 
-    output_dir receives `training_metrics.csv`, `metrics.jsonl`, `samples.jsonl` and `events.jsonl`. Rows after
-    `resume_step`, left by an attempt that got further, are cut off (all rows for 0); events stay, they are the history.
-    `lexicon` says which terms to mark. `stream` is standard output unless given.
+    output_dir receives `training_metrics.csv`, `metrics.jsonl`, `samples.jsonl`, `eval.jsonl` and `events.jsonl`. Rows
+    after `resume_step`, left by an attempt that got further, are cut off (all rows for 0); events stay, they are the
+    history. `lexicon` says which terms to mark. `stream` is standard output unless given.
     Raises UserError when a folder or file cannot be written, or `training_metrics.csv` is not a log.
     """
 
@@ -201,18 +201,21 @@ class RunLog:
     def _open(self, step: int) -> list[str]:
         """Cut the files to `step` and open them. Returns what a person should be told."""
         notices = []
-        csv, metrics, samples, events = (
-            self._folder / name for name in ("training_metrics.csv", "metrics.jsonl", "samples.jsonl", "events.jsonl")
+        csv, metrics, samples, events, evaluations = (
+            self._folder / name
+            for name in ("training_metrics.csv", "metrics.jsonl", "samples.jsonl", "events.jsonl", "eval.jsonl")
         )
         kept = _cut_csv(csv, step)
         if kept.step < step:
             notices.append(f"{csv.name} ends at step {kept.step}; the run goes on after step {step}")
         _cut_jsonl(metrics, step)
         _cut_jsonl(samples, step)
+        _cut_jsonl(evaluations, step)
         _replace(events, b"".join(_complete_lines(_content(events))))
         self._step = step
         self._columns = kept.columns
         self._csv, self._metrics, self._samples, self._events = map(RowFile, (csv, metrics, samples, events))
+        self._evaluations = RowFile(evaluations)
         self._board = self._open_tensorboard(step)
         if self._board is None:
             notices.append("TensorBoard is not installed, so no curves are drawn for it (pip install tensorboard)")
@@ -281,11 +284,32 @@ class RunLog:
         self._draw(lambda board: board.add_text("samples", "\n".join(lines), step))
         self._console.samples(step, rewards)
 
+    def evaluation(self, step: int, measured: Mapping[str, float]) -> None:
+        """Log an evaluation to `eval.jsonl`, TensorBoard and the terminal."""
+        values = {f"eval/{key}": float(value) for key, value in measured.items() if key != "step"}
+        self._evaluations.append(_json_line({"step": step} | values))
+        self._draw(lambda board: _draw_scalars(board, values, step))
+        self.say(
+            f"step {step}: evaluation of {measured['n']:.0f} sentences: both {measured['both']:.1%}, strict "
+            f"{measured['strict']:.1%}, {measured['effective_pairs']:.1f} effective pairs, KL {measured['kl']:.2f}"
+        )
+
+    def alert(self, step: int, name: str, evidence: Mapping[str, Any], remedy: str, line: str) -> None:
+        """Log an alert to `events.jsonl`, TensorBoard and, as one line, the terminal."""
+        self._event(step, "alert", {"name": name, "evidence": evidence, "remedy": remedy})
+        text = "\n".join([f"    {line}", *(f"    {s}" for s in evidence["sentences"])])
+        self._draw(lambda board: board.add_text("alerts", text, step))
+        self.say(f"step {step}: {line}")
+
+    def _event(self, step: int, kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        assert "time" not in fields, "an event carries its own time"
+        row: dict[str, Any] = _plain(fields)
+        self._events.append(_json_line({"step": step, "kind": kind, "time": time.time(), **row}))
+        return row
+
     def event(self, step: int, kind: str, **fields: Any) -> None:
         """Log what is out of the ordinary (nonfinite, resume, rollback ...) to `events.jsonl` and the terminal."""
-        assert "time" not in fields, "an event carries its own time"
-        row = _plain(fields)
-        self._events.append(_json_line({"step": step, "kind": kind, "time": time.time(), **row}))
+        row = self._event(step, kind, fields)
         self.say("  ".join([f"step {step}: {kind}", *(f"{key}={value}" for key, value in row.items())]))
 
     def rewind(self, step: int) -> None:
@@ -297,11 +321,11 @@ class RunLog:
 
     def sync(self) -> None:
         """Have the disk hold every row. Called before a checkpoint counts, not even a power cut parts the two."""
-        for file in (self._csv, self._metrics, self._samples, self._events):
+        for file in (self._csv, self._metrics, self._samples, self._events, self._evaluations):
             file.sync()
 
     def _close_files(self) -> None:
-        for file in (self._csv, self._metrics, self._samples, self._events):
+        for file in (self._csv, self._metrics, self._samples, self._events, self._evaluations):
             file.close()
         self._draw(lambda board: board.close())
 

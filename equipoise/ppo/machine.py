@@ -1,8 +1,9 @@
 """What this machine has, what a run will need of it, and a refusal in time where that does not fit."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -38,6 +39,27 @@ def look() -> Machine:
 
 
 @dataclass(frozen=True)
+class Work:
+    """Sizes of one step: completions per forward and backward pass, completions of the whole step, tokens."""
+
+    rows: int
+    batch: int
+    prompt: int
+    new: int
+    """Tokens of a completion at most."""
+
+    @property
+    def packed(self) -> int:
+        """Tokens of a pass: a prompt's beginning is shared, its last `TAIL` tokens hold the occupation."""
+        return self.prompt + self.rows * (TAIL + self.new)
+
+
+TAIL = 8
+MARGIN = 0.93
+"""Share of the free memory that a plan may fill: the allocator's blocks do not fit without gaps."""
+
+
+@dataclass(frozen=True)
 class Need:
     """Bytes that a run will take, from the model's shape alone."""
 
@@ -48,6 +70,7 @@ class Need:
     optimizer: int
     """Float32 masters where the compute dtype is another, gradients, and Adam's two moments."""
     activations: int
+    """The sampler's cache and the logits of scoring a whole batch included."""
     checkpoint: int
     export: int
 
@@ -56,8 +79,8 @@ class Need:
         return self.weights + self.reference + self.optimizer + self.activations
 
 
-def need(config: PolicyConfig, source: Source, micro_batch: int, sequence: int) -> Need:
-    """Estimate for `micro_batch` sequences of `sequence` tokens. Loads the model's config, not its weights."""
+def need(config: PolicyConfig, source: Source, work: Work) -> Need:
+    """Estimate of what a run takes. Loads the model's config, not its weights."""
     device = pick_device(config.device)
     width = torch.finfo(pick_dtype(config.dtype, device)).bits // 8
     model_config = load_config(source)
@@ -67,13 +90,20 @@ def need(config: PolicyConfig, source: Source, micro_batch: int, sequence: int) 
     linear = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n]
     lora = sum(config.lora_rank * (m.in_features + m.out_features) for m in linear)
     text = model_config.get_text_config()
+    hidden, layers, vocabulary = text.hidden_size, text.num_hidden_layers, text.vocab_size
     trained = parameters if config.tuning == "full" else lora
     masters = 4 if width < 4 else 0
-    # Per layer and token some 34 hidden-sized values survive to the backward pass (attention in blocks), or 1 with
-    # checkpointing; plus logits three times in float32.
-    kept = 2 if config.gradient_checkpointing else 34
-    tokens = micro_batch * sequence
-    activations = tokens * (kept * text.num_hidden_layers * text.hidden_size * width + 12 * text.vocab_size)
+    fused = device.type == "cuda" and config.fused and model_config.model_type == "llama"
+    # Values that a layer keeps for its backward pass, per token: ours 7 of hidden size and 3 of the MLP's, those of
+    # transformers and peft some 34 of hidden size. With checkpointing one per layer, and all in one layer at a time.
+    kept = 7 * hidden + 3 * text.intermediate_size if fused else 34 * hidden
+    per_token = kept + hidden * layers if config.gradient_checkpointing else kept * layers
+    # Logits and their gradient in the compute dtype, or three times in float32.
+    predicted = work.rows * work.new * vocabulary * (2 * width if fused else 12)
+    scored = work.batch * work.new * vocabulary * (width if fused else 8) if device.type == "cuda" else 0
+    key_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head = getattr(text, "head_dim", None) or hidden // text.num_attention_heads
+    cache = work.batch * (work.prompt + work.new) * 2 * layers * key_heads * head * width
     frozen = sum(m.weight.numel() for m in linear) if config.use_8bit else 0
     return Need(
         parameters=parameters,
@@ -81,10 +111,41 @@ def need(config: PolicyConfig, source: Source, micro_batch: int, sequence: int) 
         weights=(parameters - frozen) * width + frozen + (lora * width if config.tuning == "lora" else 0),
         reference=parameters * width if config.tuning == "full" else 0,
         optimizer=trained * (masters + 4 + 8 + (width if masters else 0)),
-        activations=activations,
+        activations=work.packed * per_token * width + predicted + max(scored, cache),
         checkpoint=trained * 12,
         export=parameters * (4 if parameters < 1e9 else 2),
     )
+
+
+class Fit(NamedTuple):
+    """How a step is cut up so that it fits into the GPU's memory."""
+
+    need: Need
+    rows: int
+    gradient_checkpointing: bool
+
+    def line(self, wanted: int) -> str | None:
+        """What is done about too little memory, or None where there is enough. `wanted`: rows as configured."""
+        how = [f"{self.rows} completions at a time instead of {wanted}"] if self.rows < wanted else []
+        how += ["activations computed again in the backward pass"] if self.gradient_checkpointing else []
+        return f"plan      {', '.join(how)}, so that a step fits into memory: same result, more time" if how else None
+
+
+def fit(config: PolicyConfig, source: Source, work: Work, free_gb: float) -> Fit:
+    """The fastest way that is estimated to fit: smaller passes before recomputing, since many small passes cost less
+    time than a third more work. On a CPU, and where nothing fits, what is configured."""
+    wanted = Fit(need(config, source, work), work.rows, config.gradient_checkpointing)
+    if pick_device(config.device).type != "cuda":
+        return wanted
+    halved = [work.rows >> n for n in range(work.rows.bit_length())]
+    ways = [(rows, False) for rows in halved if rows >= 4 or rows == work.rows] + [(rows, True) for rows in halved]
+    for rows, again in ways:
+        if config.gradient_checkpointing and not again:
+            continue
+        needed = need(replace(config, gradient_checkpointing=again), source, replace(work, rows=rows))
+        if needed.memory / GB <= MARGIN * free_gb:
+            return Fit(needed, rows, again)
+    return wanted
 
 
 def check(
@@ -94,11 +155,7 @@ def check(
     free = machine.gpu_free_gb if device.type == "cuda" else machine.memory_free_gb
     where = "on the GPU" if device.type == "cuda" else "of memory"
     if needed.memory / GB > free:
-        remedy = (
-            "--use-8bit, --gradient-checkpointing or a smaller --micro-batch-size"
-            if device.type == "cuda"
-            else "--model bundled"
-        )
+        remedy = "--use-8bit" if device.type == "cuda" else "--model bundled"
         raise UserError(
             f"training needs about {needed.memory / GB:.1f} GB and {free:.1f} GB {where} are free: "
             f"try {remedy}, or a smaller model"

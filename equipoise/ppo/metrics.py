@@ -7,7 +7,9 @@ from torch import Tensor
 
 from equipoise.policy.rollout import Rollout
 from equipoise.ppo import maths
+from equipoise.ppo.evaluate import BaseRates
 from equipoise.ppo.update import UpdateStats
+from equipoise.ppo.window import Sentence, Window
 from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS
 from equipoise.protocol.reward import Reward, strict_success
 
@@ -29,6 +31,7 @@ def step_metrics(
     update: UpdateStats,
     skipped: int,
     missing_eos_penalty: float,
+    strict_bonus: float,
 ) -> dict[str, float]:
     """All metrics of a step; B sentences, T tokens, KLs in nats per sentence."""
     mask_BT = rollout.mask_BT
@@ -39,6 +42,7 @@ def step_metrics(
     classes = [bool(r.agentic) + bool(r.communal) for r in rewards]
     pairs = {(r.agentic[0], r.communal[0]) for r in rewards if r.agentic and r.communal}
     share = 1 / len(rewards)
+    strict = sum(strict_success(r.text) for r in rewards) * share
     finished = rollout.finished_B.float().mean().item()
     return {
         "reward/mean": mean_reward,
@@ -50,11 +54,12 @@ def step_metrics(
         "reward/training": paid_B.mean().item(),
         "reward/diversity_bonus": bonus_B.mean().item(),
         "reward/missing_eos": -missing_eos_penalty * (1 - finished),
+        "reward/strict_bonus": strict_bonus * strict,
         "compliance/both": classes.count(2) * share,
         "compliance/one": classes.count(1) * share,
         "compliance/none": classes.count(0) * share,
         "compliance/in_length": sum(MIN_WORDS <= r.words <= MAX_WORDS for r in rewards) * share,
-        "compliance/strict": sum(strict_success(r.text) for r in rewards) * share,
+        "compliance/strict": strict,
         "text/words": sum(r.words for r in rewards) * share,
         "text/unique": len({r.text for r in rewards}) * share,
         "text/pairs": len(pairs),
@@ -79,3 +84,25 @@ def step_metrics(
         "advantage/std": advantages_BT[mask_BT].std(unbiased=False).item(),
         "guard/skipped": skipped,
     }
+
+
+def remember(
+    rewards: Sequence[Reward], occupations: Sequence[str], rollout: Rollout, kl_B: Tensor, nll_B: Tensor
+) -> list[Sentence]:
+    """The batch as the running measures keep it."""
+    strict = [strict_success(r.text) for r in rewards]
+    rest = (rollout.lengths_B.tolist(), rollout.finished_B.tolist(), strict, kl_B.tolist(), nll_B.tolist())
+    return [
+        Sentence(r.text, occupation, r.agentic, r.communal, r.words, tokens, finished, ok, r.reward, kl, nll)
+        for r, occupation, tokens, finished, ok, kl, nll in zip(rewards, occupations, *rest, strict=True)
+    ]
+
+
+def distance(recent: Window, base: BaseRates | None) -> dict[str, float]:
+    """KL(π‖π_ref) of the last sentences beyond what their compliance needs; nothing where the base is unknown."""
+    if base is None:
+        return {}
+    kl = recent.mean(s.kl for s in recent.sentences)
+    bound = maths.kl_bound(recent.mean(s.both for s in recent.sentences), base.rate("both"))
+    strict = maths.kl_bound(recent.mean(s.strict for s in recent.sentences), base.rate("strict"))
+    return {"kl/bound": bound, "kl/excess": kl - bound, "kl/excess_strict": kl - strict}

@@ -5,13 +5,13 @@ import fcntl
 import importlib.metadata
 import json
 import platform
-import random
 import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +26,21 @@ from equipoise.policy.card import ModelCard
 from equipoise.policy.export import WEIGHTS, export
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
-from equipoise.ppo.checkpoint import Checkpoint, list_checkpoints, newest, prune, save_checkpoint
+from equipoise.ppo.checkpoint import (
+    Checkpoint,
+    at_step,
+    discard_after,
+    list_checkpoints,
+    newest,
+    prune,
+    save_checkpoint,
+)
 from equipoise.ppo.log import RunLog
 from equipoise.ppo.optimizer import MasterAdam
 
 if TYPE_CHECKING:
-    from equipoise.ppo.train import State, TrainConfig
+    from equipoise.ppo.state import State
+    from equipoise.ppo.train import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class RunConfig:
     save_minutes: float = 10.0
     """A further checkpoint when this long has passed since the last; only the newest of these is kept."""
     keep_checkpoints: int = 0
-    """Keep this many of the newest; 0 keeps every multiple of save-every."""
+    """Keep this many of the newest, besides the best so far; 0 keeps every multiple of save-every."""
     sample_every: int = 50
     """PPO steps between printed samples."""
 
@@ -59,16 +68,17 @@ class RunConfig:
 
 # All that a run may write into its output folder. Whatever else lies there is somebody's.
 OUTPUT_FILES = (
-    *("run.json", "training_metrics.csv", "metrics.jsonl", "samples.jsonl", "events.jsonl"),
+    *("run.json", "training_metrics.csv", "metrics.jsonl", "samples.jsonl", "events.jsonl", "eval.jsonl"),
     *(WEIGHTS, "config.json", "generation_config.json", "README.md", "chat_template.jinja", "tokenizer.json"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json"),
-    *("vocab.txt", "merges.txt"),
+    *("vocab.txt", "merges.txt", "summary.json", "final_sentences.jsonl"),
 )
 
 # What may differ when a run is continued: how long it goes on, and what has no influence on the numbers.
-FREE_TO_CHANGE = {"steps", "preset", "policy.gradient_checkpointing"} | {
-    f"run.{f.name}" for f in dataclasses.fields(RunConfig)
-}
+# Smaller passes and recomputing change rounding alone, and depend on how much memory was free.
+FREE_TO_CHANGE = {
+    *("steps", "preset", "policy.gradient_checkpointing", "ppo.micro_batch_size", "evaluation.final_sentences")
+} | {f"run.{f.name}" for f in dataclasses.fields(RunConfig)}
 
 
 def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -102,13 +112,27 @@ class Run:
         self.dumps = 0
         self._save_seconds = 0.0
         self._lock = lock
+        self._beside = torch.cuda.is_available()
+        """Whether checkpoints may be written while training goes on: 1.6 GB of SmolLM2 take as long as 20 steps."""
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
 
     def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.log.close()
-        self._lock.close()
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+            self.log.close()
+            self._lock.close()
+
+    def wait(self) -> None:
+        """Until the checkpoint is on the disk that is being written. Raises what went wrong with it."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     @classmethod
     def open(cls, config: "TrainConfig", *, overwrite: bool) -> "Run":
@@ -124,43 +148,61 @@ class Run:
             raise
 
     def newest(self) -> Checkpoint | None:
+        self.wait()
         return newest(self.checkpoints)
 
-    def save_if_due(self, optimizer: MasterAdam, state: "State") -> None:
-        due = state.step % self.config.run.save_every == 0
-        late = time.monotonic() - self.saved_at > 60 * self.config.run.save_minutes
-        # A step that had to be skipped is no place to come back to.
-        if (due or late) and state.bad_in_a_row == 0:
-            self.save(optimizer, state)
+    def checkpoint_at(self, step: int) -> Checkpoint | None:
+        self.wait()
+        return at_step(self.checkpoints, step)
 
-    def save(self, optimizer: MasterAdam, state: "State") -> None:
-        """Write the checkpoint of `state.step`, unless it is there. Raises NonFiniteError; UserError on a full disk."""
+    def is_due(self, state: "State") -> bool:
+        """Whether this step's checkpoint is one of those that are kept. A skipped step is no place to come back to."""
+        return state.step % self.config.run.save_every == 0 and state.bad_in_a_row == 0
+
+    def save_if_due(self, optimizer: MasterAdam, state: "State") -> None:
+        late = time.monotonic() - self.saved_at > 60 * self.config.run.save_minutes
+        if self.is_due(state) or (late and state.bad_in_a_row == 0):
+            self.save(optimizer, state, beside=self._beside)
+
+    def replace_from(self, step: int, optimizer: MasterAdam, state: "State") -> None:
+        """The run has gone back to `step` and goes on otherwise: delete what came after, save `step` as it is now."""
+        self.wait()
+        discard_after(self.checkpoints, step)
+        self.saved_step = -1
+        self.save(optimizer, state)
+
+    def save(self, optimizer: MasterAdam, state: "State", *, beside: bool = False) -> None:
+        """Write the checkpoint of `state.step`, unless it is there. Raises NonFiniteError; UserError on a full disk.
+
+        `beside`: copy what is to be saved and go on while it is written; an error then comes out of the next call."""
+        started = time.monotonic()
+        self.wait()
         if state.step == self.saved_step:
             return
-        started = time.monotonic()
-        weights, moments = optimizer.state()
+        weights, moments = optimizer.state(copied=beside)
+        tensors = {"weights": weights, "optimizer": moments, "rng": state.random_states()}
+        documents = {"config": dataclasses.asdict(self.config), "state": state.document()}
+        kept = [s for s in (state.choice.step, state.watch.healthy_step) if s is not None]
         self.log.sync()  # a power cut must not leave a checkpoint that is newer than the metrics
-        save_checkpoint(
-            self.checkpoints,
-            state.step,
-            tensors={"weights": weights, "optimizer": moments, "rng": _rng_state(state.generator)},
-            documents={
-                "config": dataclasses.asdict(self.config),
-                "state": {
-                    "step": state.step,
-                    "kl_coef": state.kl_coef,
-                    "window": state.window.state(),
-                    "skipped": state.skipped,
-                    "bad_in_a_row": state.bad_in_a_row,
-                    "rollbacks": state.rollbacks,
-                    "python_random": random.getstate(),
-                },
-            },
-        )
+        if beside:
+            documents = json.loads(json.dumps(documents))  # nothing that training will change
+            self._writing = self._writer.submit(self._write, state.step, tensors, documents, kept)
+        else:
+            self._write(state.step, tensors, documents, kept)
         self.saved_step, self.saved_at = state.step, time.monotonic()
-        keep = self.config.run.keep_checkpoints
-        prune(self.checkpoints, keep_last=max(1, keep), keep_every=0 if keep else self.config.run.save_every)
         self._save_seconds += time.monotonic() - started
+
+    def _write(
+        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any], kept: list[int]
+    ) -> None:
+        save_checkpoint(self.checkpoints, step, tensors=tensors, documents=documents)
+        keep = self.config.run.keep_checkpoints
+        prune(
+            self.checkpoints,
+            keep_last=max(1, keep),
+            keep_every=0 if keep else self.config.run.save_every,
+            keep=kept,
+        )
 
     def take_save_seconds(self) -> float:
         """Seconds spent on checkpoints since the last call."""
@@ -170,24 +212,15 @@ class Run:
     def restore(self, checkpoint: Checkpoint, optimizer: MasterAdam, state: "State") -> None:
         """Put weights, optimizer, random states and everything else back as they were."""
         optimizer.load_state(checkpoint.tensors("weights"), checkpoint.tensors("optimizer"))
-        document = checkpoint.document("state")
-        state.step, state.kl_coef = document["step"], document["kl_coef"]
-        state.skipped, state.bad_in_a_row = document["skipped"], document["bad_in_a_row"]
-        state.rollbacks = document["rollbacks"]
-        state.window.load_state(document["window"])
-        version, internal, gauss = document["python_random"]
-        random.setstate((version, tuple(internal), gauss))
-        rng = checkpoint.tensors("rng")
-        state.generator.set_state(rng["generator"])
-        torch.set_rng_state(rng["torch"])
-        cuda = [rng[k] for k in sorted(rng) if k.startswith("cuda.")]
-        if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(cuda)
+        state.load(checkpoint.document("state"), checkpoint.tensors("rng"))
         self.saved_step = checkpoint.step
 
-    def dump(self, step: int, problem: str, rollout: Rollout | None, tensors: Mapping[str, Tensor]) -> None:
-        """Keep the batch of a non-finite step for whoever looks into it, at most ten a session."""
-        self.log.event(step, "nonfinite", what=problem)
+    def dump(
+        self, step: int, problem: str, rollout: Rollout | None, tensors: Mapping[str, Tensor], origin: Mapping[str, Any]
+    ) -> None:
+        """Keep the batch of a non-finite step for whoever looks into it, at most ten a session; `origin` says where it
+        comes from."""
+        self.log.event(step, "nonfinite", what=problem, where=origin["where"])
         if self.dumps == 10:
             return
         self.dumps += 1
@@ -198,9 +231,11 @@ class Run:
             contents |= {"tokens": rollout.tokens_BT, "lengths": rollout.lengths_B}
         save_file({k: v.detach().cpu().contiguous() for k, v in contents.items()}, folder / f"step-{step}.safetensors")
         prompts = [list(p) for p in rollout.prompts] if rollout else []
-        _write_json(folder / f"step-{step}.json", {"step": step, "problem": problem, "prompts": prompts})
+        write_json(
+            folder / f"step-{step}.json", {"step": step, "problem": problem, "origin": origin, "prompts": prompts}
+        )
 
-    def finish(self, policy: Policy, facts: str) -> None:
+    def export(self, policy: Policy, facts: str) -> None:
         """Write the final model into the output folder."""
         config = self.config
         self.log.say(f"writing the final model to {config.run.output_dir}")
@@ -211,9 +246,6 @@ class Run:
             source=policy.source,
             stop_ids=policy.stop_ids,
             card=ModelCard(method=facts, prompt=config.prompt, occupations=config.occupations),
-        )
-        self.log.say(
-            f"done: python generate_rlhf.py writes sentences with it; tensorboard --logdir {config.run.tensorboard_dir}"
         )
 
 
@@ -262,7 +294,7 @@ def _begin(config: "TrainConfig", resumed: Checkpoint | None, complete: bool) ->
     output, step = Path(config.run.output_dir), resumed.step if resumed else 0
     if not complete:
         # First of all: it is what tells the other files from somebody else's.
-        _write_json(output / "run.json", {"config": _document(config), **provenance()})
+        write_json(output / "run.json", {"config": _document(config), **provenance()})
     log = RunLog(
         output_dir=output,
         tensorboard_dir=Path(config.run.tensorboard_dir) / output.resolve().name,
@@ -271,7 +303,8 @@ def _begin(config: "TrainConfig", resumed: Checkpoint | None, complete: bool) ->
     )
     if not complete:
         # A run that goes on has no final model; an old one must not be taken for it.
-        (output / WEIGHTS).unlink(missing_ok=True)
+        for name in (WEIGHTS, "summary.json", "final_sentences.jsonl"):
+            (output / name).unlink(missing_ok=True)
     if resumed is not None and not complete:
         log.event(step, "resume", checkpoint=resumed.path.name)
         log.say(f"continuing from {resumed.path} (step {step} of {config.steps}); --overwrite would start anew")
@@ -295,13 +328,6 @@ def provenance() -> dict[str, Any]:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
         dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False)
         out |= {"commit": commit.stdout.strip(), "uncommitted_changes": bool(dirty.stdout.strip())}
-    return out
-
-
-def _rng_state(generator: torch.Generator) -> dict[str, Tensor]:
-    out = {"generator": generator.get_state(), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        out |= {f"cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     return out
 
 
@@ -336,7 +362,8 @@ def _clear(output: Path, checkpoints: Path) -> None:
             (output / name).unlink(missing_ok=True)
 
 
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Written aside and renamed: the file is whole or as it was."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(document, indent=1) + "\n")
     partial.replace(path)

@@ -164,7 +164,6 @@ def supervise(
             part = as_rollout([examples[i] for i in rows.tolist()])
             logprobs = score(policy, part, 1.0, packed=packed, entropy=False).logprobs
             (-logprobs.mean()).backward()
-            optimizer.accumulate()
             optimizer.step(1.0)
             total, count, step = total - logprobs.detach().sum(), count + len(logprobs), step + 1
         training = float(total) / count

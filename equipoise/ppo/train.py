@@ -6,11 +6,7 @@ small, and go to the device where the model needs them.
 
 import math
 import random
-import resource
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal, NamedTuple
 
@@ -24,13 +20,21 @@ from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import NonFiniteLogits, SamplingConfig, sample
 from equipoise.policy.score import score
 from equipoise.ppo import maths
+from equipoise.ppo.choice import mark_checkpoint
+from equipoise.ppo.clock import Clock
 from equipoise.ppo.diversity import DiversityConfig, TermWindow
-from equipoise.ppo.metrics import step_metrics
+from equipoise.ppo.evaluate import BaseRates, EvaluationConfig, base_rates
+from equipoise.ppo.finish import finish
+from equipoise.ppo.guard import ALERT_EXIT, NONFINITE_EXIT, react, recover
+from equipoise.ppo.metrics import distance, remember, step_metrics
+from equipoise.ppo.nonfinite import locate
 from equipoise.ppo.optimizer import MasterAdam
 from equipoise.ppo.run import Run, RunConfig, flatten
 from equipoise.ppo.signals import StopSignals
+from equipoise.ppo.state import State
 from equipoise.ppo.update import Experience, PPOConfig, RowLimit, mini_batches, update
 from equipoise.ppo.warm_start import WarmStartConfig, warm_start
+from equipoise.ppo.watch import Alert, WatchConfig, explain
 from equipoise.protocol import reward as protocol
 from equipoise.protocol.lexicon import HOLDOUT, OCCUPATIONS
 from equipoise.protocol.prompts import get_prompt
@@ -58,6 +62,9 @@ class TrainConfig:
     missing_eos_penalty: float = 0.0
     """Taken off the training reward of a completion that was cut off at max-new-tokens. Not part of the protocol's
     reward."""
+    strict_bonus: float = 0.0
+    """Added to the training reward of a sentence of strict success: both classes, 8 to 15 words, one complete sentence.
+    Not part of the protocol's reward."""
     scoring: Literal["packed", "padded"] = "packed"
     """`packed` shares the tokens that prompts have in common; `padded` is its plain twin, one row per completion."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -66,6 +73,8 @@ class TrainConfig:
     reward: RewardWeights = field(default_factory=RewardWeights)
     diversity: DiversityConfig = field(default_factory=DiversityConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
@@ -74,6 +83,10 @@ class TrainConfig:
         for key, value in flatten(asdict(self)).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{key.rpartition('.')[2].replace('_', '-')} is {value}: give a finite number")
+        if 0 < self.ppo.decay_steps < self.steps:
+            raise UserError(
+                f"decay-steps {self.ppo.decay_steps} is below steps {self.steps}: nothing would be learnt after it"
+            )
         if self.sampling.temperature == 0:
             raise UserError("temperature 0 leaves nothing to learn from: train at 1.0, the protocol's temperature")
         get_prompt(self.prompt)
@@ -87,14 +100,11 @@ class TrainConfig:
 class Outcome:
     """How a call to `train` ended."""
 
-    status: Literal["done", "stopped", "nonfinite"]
+    status: Literal["done", "stopped", "nonfinite", "alert"]
     step: int
     exit_code: int
-    """0 done; 128 + signal number when stopped by one, with everything saved; 3 after repeated non-finite values."""
-
-
-NONFINITE_EXIT = 3
-MAX_NONFINITE = 3  # steps in a row before a rollback, and again before giving up
+    """0 done; 128 + signal number when stopped by one, with everything saved; 3 after repeated non-finite values; 4
+    when an alert ended it, as --on-alert stop asks."""
 
 
 def occupation_at(position: int, occupations: Sequence[str], seed: int) -> str:
@@ -106,25 +116,17 @@ def occupation_at(position: int, occupations: Sequence[str], seed: int) -> str:
     return order[place]
 
 
-@dataclass
-class State:
-    """What changes from step to step besides the weights and the optimizer; all of it but `limit` is in every
-    checkpoint."""
-
-    step: int
-    kl_coef: float
-    window: TermWindow
-    generator: torch.Generator
-    limit: RowLimit
-    skipped: int = 0
-    bad_in_a_row: int = 0
-    rollbacks: int = 0
-
-
-def train(config: TrainConfig, reward_fn: RewardFunction | None = None, *, overwrite: bool = False) -> Outcome:
+def train(
+    config: TrainConfig,
+    reward_fn: RewardFunction | None = None,
+    *,
+    overwrite: bool = False,
+    base: BaseRates | None = None,
+) -> Outcome:
     """Train, or continue the run in `config.run`, to `config.steps`; then write the final model.
 
-    `reward_fn` replaces the protocol's reward as what is maximised. Raises UserError for what the user can mend.
+    `reward_fn` replaces the protocol's reward as what is maximised. `base`, where it has been measured before, saves
+    sampling the untrained model. Raises UserError for what the user can mend.
     """
     with Run.open(config, overwrite=overwrite) as run, StopSignals() as stop:
         if run.complete:
@@ -135,25 +137,22 @@ def train(config: TrainConfig, reward_fn: RewardFunction | None = None, *, overw
         torch.manual_seed(config.seed)  # adapters start at random
         prompt = get_prompt(config.prompt)
         policy = load_policy(config.policy, prompt)
-        prompts = {o: prompt_ids(policy.tokenizer, prompt, o, config.system) for o in config.occupations}
-        generator = torch.Generator().manual_seed(config.seed)
-        limit = RowLimit(config.ppo.micro_batch_size, run.log.say)
-        state = State(0, config.ppo.kl_coef, TermWindow(config.diversity), generator, limit)
-        optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=config.ppo.adam_eps)
+        everyone = {o: prompt_ids(policy.tokenizer, prompt, o, config.system) for o in OCCUPATIONS}
+        prompts = {o: everyone[o] for o in config.occupations}
+        state = State.begin(config, RowLimit(config.ppo.micro_batch_size, run.log.say))
+        optimizer = _optimizer(config, policy)
         if run.resumed is not None:
             run.restore(run.resumed, optimizer, state)
-        elif config.warm_start.wanted:
-            warm_start(
-                policy, config.warm_start, prompts, config.sampling, generator, config.ppo.batch_size,
-                packed=config.scoring == "packed", say=run.log.say,
-            )  # fmt: skip
-            optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=config.ppo.adam_eps)
-            # Every new optimizer moves the weights: what was recorded before reads them where they no longer are.
-            policy.graphs.clear()
-            policy.decoders.clear()
+        else:
+            state.base = base or base_rates(config, policy, prompts, run.log.say)
+        if run.resumed is None and config.warm_start.wanted:
+            optimizer = _warm_start(config, policy, state, prompts, run)
 
         try:
-            return _run_steps(config, policy, optimizer, state, prompts, run, reward_fn, stop)
+            outcome = _run_steps(config, policy, optimizer, state, prompts, run, reward_fn, stop)
+            if outcome.status == "done":
+                finish(config, policy, optimizer, state, everyone, run)
+            return outcome
         except NonFiniteError as error:  # nothing of it was written: the run ends as it was last saved
             run.log.event(state.step, "gave_up", because=str(error))
             run.log.say(f"stopped: {error}. The same command continues from the last checkpoint.")
@@ -176,10 +175,16 @@ def _run_steps(
             run.log.step(state.step, step.metrics, step.timings | {"time/save": run.take_save_seconds()})
         if state.step % config.run.sample_every == 0 or state.step == 1:
             run.log.samples(state.step, step.rewards)
+        if step.alerts and not react(run, optimizer, state, config.watch, step.alerts):
+            run.save(optimizer, state)
+            return Outcome("alert", state.step, ALERT_EXIT)
         if step.problem is not None:
-            run.dump(state.step, step.problem, step.rollout, step.evidence)
-            if not _recover(run, optimizer, state, step.problem):
+            origin = locate(policy, step.rollout, step.evidence, config)
+            run.dump(state.step, step.problem, step.rollout, step.evidence, origin)
+            if not recover(run, optimizer, state, step.problem):
                 return Outcome("nonfinite", state.step, NONFINITE_EXIT)
+        if run.is_due(state) and state.step > run.saved_step:
+            mark_checkpoint(config, policy, optimizer, state, prompts, run)
         run.save_if_due(optimizer, state)
 
     run.save(optimizer, state)
@@ -187,10 +192,27 @@ def _run_steps(
         run.log.event(state.step, "signal", name=stop.received.name)
         run.log.say(f"stopped by {stop.received.name} after step {state.step}; saved. The same command continues.")
         return Outcome("stopped", state.step, stop.exit_code)
-    run.finish(
-        policy, f"PPO, {state.step} steps of {config.ppo.batch_size} sentences, KL coefficient {state.kl_coef:.3g}"
-    )
     return Outcome("done", state.step, 0)
+
+
+def _optimizer(config: TrainConfig, policy: Policy) -> MasterAdam:
+    ppo = config.ppo
+    return MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=ppo.adam_eps, average=ppo.average_weights)
+
+
+def _warm_start(
+    config: TrainConfig, policy: Policy, state: State, prompts: dict[str, list[int]], run: Run
+) -> MasterAdam:
+    """The supervised stage before PPO; returns a fresh optimizer."""
+    warm_start(
+        policy, config.warm_start, prompts, config.sampling, state.generator, config.ppo.batch_size,
+        packed=config.scoring == "packed", say=run.log.say,
+    )  # fmt: skip
+    optimizer = _optimizer(config, policy)
+    # Every new optimizer moves the weights: what was recorded before reads them where they no longer are.
+    policy.graphs.clear()
+    policy.decoders.clear()
+    return optimizer
 
 
 class Step(NamedTuple):
@@ -202,6 +224,7 @@ class Step(NamedTuple):
     rewards: Sequence[Reward] = ()
     rollout: Rollout | None = None
     evidence: dict[str, Tensor] = {}  # noqa: RUF012
+    alerts: Sequence[Alert] = ()
 
 
 def ppo_step(
@@ -218,7 +241,7 @@ def ppo_step(
     first = state.step * ppo.batch_size
     occupations = [occupation_at(first + i, config.occupations, config.seed) for i in range(ppo.batch_size)]
     batches = mini_batches(ppo, state.generator)
-    learning_rate = ppo.learning_rate * min(1.0, (state.step + 1) / max(1, ppo.warmup_steps))
+    learning_rate = ppo.policy_learning_rate(state.step) * state.remedies.rate
     state.step += 1
 
     with clock("sample"):
@@ -247,20 +270,35 @@ def ppo_step(
     raw = maths.gae(token_rewards_BT, old["values"], mask_BT, ppo.gamma, ppo.gae_lambda)
     whitened_BT = maths.whiten(raw.advantages, mask_BT)
 
+    kl_B = kl_BT.sum(1)
+    nll_B = torch.where(mask_BT, -ref_logp_BT, 0.0).sum(1) / rollout.lengths_B
+    running: dict[str, float] = {}
+
+    def measure() -> None:
+        batch = remember(rewards, occupations, rollout, kl_B, nll_B)
+        state.recent.add(batch)
+        entropy = maths.masked_mean(old["entropies"], mask_BT).item()
+        running.update(distance(state.recent, state.base) | state.watch.measure(state.recent, batch, entropy))
+
     with clock("update"):
         optimizer.set_learning_rates(learning_rate, ppo.value_learning_rate)
         experience = Experience(rollout, old["logprobs"], old["values"], raw.returns, whitened_BT)
         temperature, limit = config.sampling.temperature, state.limit
-        stats = update(policy, optimizer, experience, batches, ppo, temperature, packed=packed, limit=limit)
+        stats = update(
+            policy, optimizer, experience, batches, ppo, temperature, packed=packed, limit=limit, meanwhile=measure
+        )
+        if stats.nonfinite is None:
+            optimizer.update_average(state.step)
 
-    kl_B = kl_BT.sum(1)
     metrics = step_metrics(
         rewards=rewards, paid_B=paid_B, bonus_B=bonus_B, rollout=rollout, kl_B=kl_B,
         kl_k3_B=torch.where(mask_BT, maths.kl_k3(old["logprobs"], ref_logp_BT), 0.0).sum(1),
         entropy_BT=old["entropies"], values_BT=old["values"], returns_BT=raw.returns, advantages_BT=raw.advantages,
         kl_coef=state.kl_coef, learning_rate=learning_rate, update=stats, skipped=state.skipped,
-        missing_eos_penalty=config.missing_eos_penalty,
-    )  # fmt: skip
+        missing_eos_penalty=config.missing_eos_penalty, strict_bonus=config.strict_bonus,
+    ) | running  # fmt: skip
+    alerts = [explain(sign, metrics, state.recent) for sign in state.watch.judge(state.step, metrics)]
+    metrics["watch/standing"] = len(state.watch.standing)
     state.window.add(rewards)
     state.kl_coef = maths.adapt_kl_coef(
         state.kl_coef, float(kl_B.mean()), ppo.ref_kl_target, ppo.batch_size, ppo.kl_horizon
@@ -269,7 +307,7 @@ def ppo_step(
         state.bad_in_a_row = 0
     timings = clock.timings(tokens=int(rollout.lengths_B.sum()))
     evidence = {**old, "reference": ref_logp_BT, "advantages": whitened_BT}
-    return Step(stats.nonfinite, metrics, timings, rewards, rollout, evidence)
+    return Step(stats.nonfinite, metrics, timings, rewards, rollout, evidence, alerts)
 
 
 def _training_rewards(
@@ -288,7 +326,8 @@ def _training_rewards(
         base_B = torch.tensor([float(x) for x in reward_fn([r.text for r in rewards], occupations)])
         if len(base_B) != len(rewards):
             raise UserError(f"the reward function returned {len(base_B)} numbers for {len(rewards)} sentences")
-    return base_B + bonus_B - config.missing_eos_penalty * ~rollout.finished_B, bonus_B
+    strict_B = torch.tensor([config.strict_bonus * protocol.strict_success(r.text) for r in rewards])
+    return base_B + bonus_B + strict_B - config.missing_eos_penalty * ~rollout.finished_B, bonus_B
 
 
 def _score_batch(
@@ -315,62 +354,3 @@ def _score_batch(
             rows_BT[part.mask_BT] = values
             out[name][group] = rows_BT
     return out, out.pop("reference")
-
-
-def _recover(run: Run, optimizer: MasterAdam, state: State, problem: str) -> bool:
-    """After a non-finite step: go on, roll back to the last checkpoint once, then give up (False)."""
-    state.skipped += 1
-    state.bad_in_a_row += 1
-    if state.bad_in_a_row < MAX_NONFINITE:
-        return True
-    checkpoint = run.newest()
-    if checkpoint is not None and state.rollbacks == 0:
-        skipped = state.skipped
-        run.restore(checkpoint, optimizer, state)
-        state.skipped, state.rollbacks, state.bad_in_a_row = skipped, 1, 0
-        # The same random numbers would lead to the same place.
-        state.generator.manual_seed(int(torch.randint(2**62, (1,), generator=state.generator)))
-        run.log.rewind(state.step)
-        run.log.event(state.step, "rollback", to=checkpoint.path.name, because=problem)
-        return True
-    where = (
-        f"the last checkpoint, {checkpoint.path.name}, is intact" if checkpoint else "no checkpoint had been written"
-    )
-    run.log.event(state.step, "gave_up", because=problem)
-    run.log.say(
-        f"stopped: {MAX_NONFINITE} steps in a row were not finite ({problem}); {where}. The batches are in "
-        f"{run.config.run.checkpoint_dir}/nonfinite. Try --dtype float32, or a smaller --learning-rate in a new run."
-    )
-    return False
-
-
-class Clock:
-    """Seconds per phase of one step. On a GPU it waits for the device, so that each phase pays for its own work."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, float] = {}
-        self.started = self._now()
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start = self._now()
-        yield
-        self.seconds[phase] = self._now() - start
-
-    def timings(self, tokens: int) -> dict[str, float]:
-        whole = self._now() - self.started
-        out = {"time/step": whole, **{f"time/{phase}": s for phase, s in self.seconds.items()}}
-        on_gpu = self.device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated(self.device) if on_gpu else _peak_resident_bytes()
-        return out | {"speed/tokens_per_second": tokens / whole, "memory/peak_gb": peak / 1e9}
-
-
-def _peak_resident_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB

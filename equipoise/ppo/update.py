@@ -31,7 +31,7 @@ class PPOConfig:
     mini_batch_size: int = 16
     """Completions per optimizer step."""
     micro_batch_size: int = 16
-    """Completions per forward and backward pass. Smaller saves memory and changes nothing else."""
+    """Completions per forward and backward pass, fewer where memory needs it. Changes nothing else."""
     ppo_epochs: int = 4
     learning_rate: float = 1e-5
     value_learning_rate: float = 1e-3
@@ -39,6 +39,15 @@ class PPOConfig:
     warmup_steps: int = 20
     """PPO steps over which the learning rate rises from 1/warmup. Adam's first steps are sign steps: without a warm-up
     the first alone was measured to move the policy by 0.1–0.7 nats per token."""
+    decay_steps: int = 0
+    """PPO step after which the learning rate would be 0, having fallen linearly from the first; usually the number of
+    steps. 0 keeps it."""
+    value_warmup_steps: int = 0
+    """First PPO steps in which only the value head learns, so that the first advantages are not measured against values
+    of 0. The learning rate's warm-up begins after them."""
+    average_weights: float = 0.0
+    """Decay of a moving average of the trained weights over PPO steps, which is then what is evaluated and exported;
+    0.98 averages about the last 50 steps. 0 turns it off."""
     target_kl: float = 0.03
     """KL(π_old‖π_θ) per token at which the update of a PPO step ends. Not the distance to the reference model."""
     kl_coef: float = 0.05
@@ -62,7 +71,16 @@ class PPOConfig:
     def __post_init__(self) -> None:
         at_least_1 = ("batch_size", "mini_batch_size", "micro_batch_size", "ppo_epochs", "kl_horizon")
         above_0 = ("target_kl", "ref_kl_target", "learning_rate", "clip", "value_clip", "max_grad_norm", "adam_eps")
-        at_least_0 = ("value_learning_rate", "warmup_steps", "kl_coef", "entropy_coef", "gamma", "gae_lambda")
+        steps = ("warmup_steps", "decay_steps", "value_warmup_steps")
+        at_least_0 = (
+            *steps,
+            "value_learning_rate",
+            "average_weights",
+            "kl_coef",
+            "entropy_coef",
+            "gamma",
+            "gae_lambda",
+        )
         for name in (*at_least_1, *above_0, *at_least_0):
             value = getattr(self, name)
             flag = name.replace("_", "-")
@@ -79,6 +97,16 @@ class PPOConfig:
                 f"batch-size {self.batch_size} is not a multiple of mini-batch-size {self.mini_batch_size}: "
                 "every optimizer step must see equally many completions"
             )
+        if self.average_weights >= 1:
+            raise UserError(f"average-weights {self.average_weights} must be below 1: 1 would keep the first weights")
+
+    def policy_learning_rate(self, done: int) -> float:
+        """That of the step after `done` steps: 0 while only the value head learns, the warm-up, then the decay."""
+        if done < self.value_warmup_steps:
+            return 0.0
+        warm = min(1.0, (done - self.value_warmup_steps + 1) / max(1, self.warmup_steps))
+        decayed = max(0.0, 1 - done / self.decay_steps) if self.decay_steps else 1.0
+        return self.learning_rate * warm * decayed
 
 
 class Experience(NamedTuple):
@@ -121,9 +149,10 @@ def update(
     *,
     packed: bool,
     limit: "RowLimit | None" = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> UpdateStats:
     """Take up to len(batches) optimizer steps. Stops, before stepping, at the first mini-batch whose KL exceeds
-    target_kl, and at anything non-finite."""
+    target_kl, and at anything non-finite. `meanwhile` is called once, while a GPU works on the first mini-batch."""
     seen: list[dict[str, float]] = []
     update_kl, early_stop, nonfinite = 0.0, False, None
     limit = limit or RowLimit(config.micro_batch_size)
@@ -137,10 +166,16 @@ def update(
 
         def gradients(rows_at_once: int, number: int = number) -> Tensor:
             parts = parts_of(number, rows_at_once)
-            sums = [_backward(policy, optimizer, part, config, temperature) for part in parts]
+            sums = []
+            for place, part in enumerate(parts):
+                if place > 0:
+                    optimizer.accumulate()
+                sums.append(_backward(policy, optimizer, part, config, temperature))
             return torch.cat([_total(sums), optimizer.norms()])
 
         numbers = limit.run(policy, gradients, undo=optimizer.zero_grad)
+        if number == 0:
+            meanwhile()
         if number + 1 < len(batches):
             # Laid out while the GPU works: reading the numbers waits for it, once per optimizer step.
             ahead[number + 1, limit.rows] = parts_of(number + 1, limit.rows)
@@ -256,7 +291,6 @@ def _backward(policy: Policy, optimizer: MasterAdam, part: Part, config: PPOConf
         (stats,) = policy.graphs(key, function, *inputs)
     else:
         stats = _loss_and_gradients(policy, part.source, part[1:], config, temperature)
-    optimizer.accumulate()
     return stats.clone()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Literal
 
 from equipoise.errors import UserError
@@ -97,6 +98,7 @@ def score(text: str, weights: RewardWeights = PROTOCOL_WEIGHTS, lexicon: Lexicon
     )
 
 
+@lru_cache(maxsize=4096)  # training asks three times of every sentence
 def strict_success(text: str, lexicon: Lexicon = LEXICON) -> bool:
     """Both classes, 8 to 15 words, one complete sentence. The bounds are the protocol's, whatever the reward's are."""
     return lexicon.match(text).both and MIN_WORDS <= word_count(text) <= MAX_WORDS and is_complete_sentence(text)

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from equipoise.errors import UserError
-from equipoise.ppo.diversity import DiversityConfig, TermWindow
+from equipoise.ppo.diversity import DiversityConfig, TermWindow, opening
 from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, Lexicon
 from equipoise.protocol.reward import Reward, score
 
@@ -71,9 +71,9 @@ def test_order_and_repetition_of_terms_do_not_matter() -> None:
 def test_only_compliant_sentences_enter_and_the_oldest_leave() -> None:
     bold, kind = "The chef was bold and caring.", "The chef was ambitious and loyal."
     small = window(0.1, 2, bold, bold, "The chef was dominant.", "The chef was tall.")
-    assert small.state() == [["bold", "caring"]] * 2
+    assert small.state() == [[["bold"], ["caring"], "> * and"]] * 2
     small.add(rewards(kind))
-    assert small.state() == [["bold", "caring"], ["ambitious", "loyal"]]
+    assert small.state() == [[["bold"], ["caring"], "> * and"], [["ambitious"], ["loyal"], "> * and"]]
     assert small.bonuses(rewards(bold)) == pytest.approx(small.bonuses(rewards(kind)))
     small.add(rewards(kind))
     assert small.bonuses(rewards(bold, kind)) == pytest.approx(window(0.1, 2, kind, kind).bonuses(rewards(bold, kind)))
@@ -109,6 +109,53 @@ def test_a_list_of_one_term_has_no_rarity() -> None:
     made.add([score("A bold, caring chef.", lexicon=lexicon)] * 10)
     (bonus,) = made.bonuses([score("A bold, caring chef.", lexicon=lexicon)])
     assert bonus == pytest.approx(0.1 * math.log10(0.1 / 0.55) / 2)
+
+
+def of(history: list[str], sentences: list[str], **settings: object) -> list[float]:
+    made = TermWindow(DiversityConfig(**settings))  # type: ignore[arg-type]
+    made.add(rewards(*history))
+    return made.bonuses(rewards(*sentences))
+
+
+def test_on_pairs_a_new_pair_of_two_common_terms_pays_and_a_used_one_costs() -> None:
+    """Five "bold … caring" and five "dominant … loyal": the pair seen has a share of 6/110 and "bold … loyal" 1/110,
+    smoothed by one over 100 possible pairs; rarity is log₁₀₀ of 1/100 over that."""
+    history = ["The chef was bold and caring."] * 5 + ["The chef was dominant and loyal."] * 5
+    sentences = [
+        "The nurse was bold and caring.",
+        "The nurse was bold and loyal.",
+        "The nurse was bold, not loyal, caring.",
+    ]
+    seen, fresh = math.log(110 / 600) / math.log(100), math.log(110 / 100) / math.log(100)
+    found = of(history, sentences, diversity_weight=0.5, diversity_on="pairs")
+    assert found == pytest.approx([0.5 * seen, 0.5 * fresh, 0.5 * seen])  # the commonest of a sentence's pairs counts
+    terms = of(history, sentences, diversity_weight=0.5)
+    assert terms[0] == terms[1]
+    both = of(history, sentences, diversity_weight=0.5, diversity_on="both")
+    assert both == pytest.approx([(a + b) / 2 for a, b in zip(found, terms, strict=True)])
+
+
+def test_pairs_used_evenly_earn_nothing() -> None:
+    even = [f"The nurse was {a} and {c}." for a in AGENTIC for c in COMMUNAL]
+    assert of(even, even, diversity_weight=0.3, diversity_on="pairs") == pytest.approx([0.0] * 100)
+
+
+def test_an_opening_costs_in_proportion_to_its_share_whatever_the_terms_in_it() -> None:
+    history = ["The chef was a bold and caring man."] * 3 + ["The chef was known to be bold, caring."]
+    sentences = [
+        "The nurse was a Dominant, loyal woman.",  # "a *": three of four
+        "The pilot was known to be loyal and bold.",  # one of four
+        "The artist was always bold and caring.",  # none
+        "The artist was a bold man.",  # not compliant
+    ]
+    assert of(history, sentences, opening_weight=0.4) == pytest.approx([-0.3, -0.1, 0, 0])
+    assert of([], sentences, opening_weight=0.4) == [0, 0, 0, 0]
+
+
+def test_openings_are_two_words_with_terms_masked() -> None:
+    assert opening("The nurse was bold, and caring.") == opening("The pilot was Self-Reliant, and loyal.") == "> * and"
+    assert opening("The nurse was.") == "> "
+    assert opening("The nurse was boldly kind.") == "> boldly kind."
 
 
 def test_a_window_of_nothing_is_refused() -> None:

@@ -259,8 +259,16 @@ def test_samples_are_stored_with_every_part_of_the_reward(straight: Path) -> Non
 # What the training loop logs.
 KEYS = """
 reward/mean reward/std reward/base reward/bonus reward/length_penalty reward/repetition_penalty reward/training
-reward/diversity_bonus reward/missing_eos compliance/both compliance/one compliance/none compliance/in_length
-compliance/strict text/words text/unique text/pairs text/tokens text/finished kl/ref kl/ref_k3 kl/coef kl/penalty
+reward/diversity_bonus reward/missing_eos reward/strict_bonus compliance/both compliance/one compliance/none
+compliance/in_length compliance/strict text/words text/unique text/pairs text/tokens text/finished kl/ref
+kl/ref_k3 kl/coef kl/penalty
+kl/bound kl/excess kl/excess_strict
+watch/top_agentic watch/top_communal watch/effective_pairs watch/moulds watch/openings
+watch/distinct_2 watch/unique watch/nll
+watch/nll_rise watch/terms watch/stuffed watch/pinned watch/unfinished watch/unfinished_start watch/both
+watch/one_class watch/reward watch/sentences watch/kl_speed watch/reward_speed watch/entropy watch/standing
+eval/n eval/reward eval/both eval/one eval/in_length eval/strict eval/pairs eval/effective_pairs eval/unique
+eval/occupations eval/kl eval/finished
 ppo/update_kl ppo/updates ppo/early_stop ppo/ratio_max ppo/clip_fraction ppo/policy_loss ppo/value_loss ppo/entropy
 ppo/grad_norm ppo/learning_rate value/mean value/explained_variance advantage/std guard/skipped
 time/step time/sample time/reward time/score time/update time/save time/clock speed/tokens_per_second memory/peak_gb

@@ -12,7 +12,7 @@ from equipoise.errors import UserError
 from equipoise.policy.load import PolicyConfig, load_policy
 from equipoise.policy.source import resolve
 from equipoise.ppo import machine as machines
-from equipoise.ppo.machine import Machine, Need, check, look, need
+from equipoise.ppo.machine import MARGIN, Machine, Need, Work, check, fit, look, need
 from equipoise.ppo.optimizer import MasterAdam
 from equipoise.ppo.train import train
 from equipoise.protocol.prompts import PROMPTS
@@ -49,7 +49,7 @@ def test_the_estimate_counts_the_parameters_and_bytes_that_are_really_there(
     tmp_path: Path, tuning: str, dtype: str, tied: bool
 ) -> None:
     config = PolicyConfig(str(tiny_folder(tmp_path, tied)), tuning, dtype=dtype, device="cpu", lora_rank=3)  # type: ignore[arg-type]
-    expected = need(config, resolve(config.model), 4, 50)
+    expected = need(config, resolve(config.model), Work(4, 8, 30, 20))
     policy = load_policy(config, PROMPTS["raw"])
     trained = {name: p for name, p in policy.trained().items() if not name.startswith("value_head")}
     frozen = [p for p in policy.model.parameters() if not p.requires_grad]
@@ -70,12 +70,51 @@ def test_the_estimate_counts_the_parameters_and_bytes_that_are_really_there(
 
 def test_more_rows_longer_rows_and_no_recomputing_need_more(tmp_path: Path) -> None:
     config = PolicyConfig(str(tiny_folder(tmp_path)), device="cpu", dtype="float32")
-    source = resolve(config.model)
-    base = need(config, source, 4, 50)
-    assert need(config, source, 8, 50).memory > base.memory and need(config, source, 4, 100).memory > base.memory
-    less = need(replace(config, gradient_checkpointing=True), source, 4, 50)
+    source, work = resolve(config.model), Work(4, 8, 30, 20)
+    base = need(config, source, work)
+    for more in ({"rows": 8}, {"batch": 16}, {"prompt": 60}, {"new": 40}):
+        assert need(config, source, replace(work, **more)).memory > base.memory
+    less = need(replace(config, gradient_checkpointing=True), source, work)
     assert less.activations < base.activations and less.weights == base.weights
-    assert need(replace(config, tuning="full"), source, 4, 50).memory > base.memory
+    assert need(replace(config, tuning="full"), source, work).memory > base.memory
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were a GPU with bfloat16; nothing is loaded onto it."""
+    monkeypatch.setattr(machines, "pick_device", lambda name: GPU)
+    monkeypatch.setattr(machines, "pick_dtype", lambda name, device: torch.bfloat16)
+
+
+def test_the_estimate_for_the_8b_shape_is_near_what_an_h100_was_measured_to_take(on_gpu: None) -> None:
+    config, work = PolicyConfig("shape:llama-3.1-8b"), Work(16, 64, 64, 32)
+    source = resolve(config.model)
+    assert need(config, source, work).memory / 1e9 == pytest.approx(22.3, rel=0.1)  # benchmarks/RESULTS.md
+    assert need(replace(config, use_8bit=True), source, work).memory / 1e9 < 22
+    assert need(config, source, work).memory / 1e9 < 38
+
+
+def test_a_plan_takes_smaller_passes_first_then_recomputes_and_says_so(on_gpu: None) -> None:
+    config, work = PolicyConfig("shape:llama-3.1-8b"), Work(16, 64, 64, 32)
+    source = resolve(config.model)
+    seen = []
+    for tenths in range(400, 160, -1):
+        plan = fit(config, source, work, tenths / 10)
+        if plan.need.memory / 1e9 <= MARGIN * tenths / 10:
+            seen.append((plan.rows, plan.gradient_checkpointing))
+    assert seen == sorted(seen, key=lambda way: (way[1], -way[0]))  # less and less as memory gets scarce
+    assert seen[0] == (16, False) and {again for _, again in seen} == {False, True}
+    roomy, tight, none = (fit(config, source, work, gb) for gb in (80.0, 21.8, 10.0))
+    assert roomy.line(16) is None and (none.rows, none.gradient_checkpointing) == (16, False)
+    line = tight.line(16)
+    assert line is not None and "instead of 16" in line and "same result" in line
+    assert fit(replace(config, gradient_checkpointing=True), source, work, 80.0).gradient_checkpointing
+
+
+def test_on_a_cpu_the_plan_is_what_was_asked_for(tmp_path: Path) -> None:
+    config = PolicyConfig(str(tiny_folder(tmp_path)), device="cpu", dtype="float32")
+    plan = fit(config, resolve(config.model), Work(16, 64, 64, 32), 0.0)
+    assert (plan.rows, plan.gradient_checkpointing) == (16, False) and plan.line(16) is None
 
 
 def test_too_little_memory_is_refused_with_numbers_and_a_remedy(disk) -> None:
@@ -134,7 +173,7 @@ def test_a_run_that_does_not_fit_ends_before_it_begins(
 def test_a_checkpoint_on_disk_is_as_large_as_foretold(model: Path, tmp_path: Path) -> None:
     config = small_config(model, tmp_path, steps=2, tuning="full")
     train(config)
-    foretold = need(config.policy, resolve(str(model)), 4, 12)
+    foretold = need(config.policy, resolve(str(model)), Work(4, 8, 4, 8))
     files = (tmp_path / "checkpoints" / "checkpoint-2").iterdir()
     assert sum(f.stat().st_size for f in files) == pytest.approx(
         foretold.checkpoint, abs=30_000

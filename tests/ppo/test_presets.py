@@ -71,13 +71,7 @@ def test_a_large_gpu_and_access_get_the_guides_run(hub: list[str]) -> None:
     assert hub == [LLAMA_8B]
 
 
-def test_a_24_gb_card_gets_it_in_8_bits_where_that_is_installed(
-    hub: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(presets, "find_spec", lambda name: None)
-    choice = choose(gpu(23.5))
-    assert choice.config == preset("bundled-gpu") and "pip install bitsandbytes" in choice.reasons[0]
-    monkeypatch.setattr(presets, "find_spec", lambda name: object())
+def test_a_24_gb_card_gets_it_in_8_bits(hub: list[str]) -> None:
     config = choose(gpu(23.5)).config
     assert config.policy.use_8bit and config.policy.model == LLAMA_8B
     assert dataclasses.replace(config, policy=dataclasses.replace(config.policy, use_8bit=False)) == preset("guide")

@@ -31,7 +31,8 @@ EVERYTHING = {
     "tuning": "full", "dtype": "bfloat16", "learning_rate": 1e-3, "diversity_weight": 0.1, "ref_kl_target": 1.0,
     "kl_horizon": 100, "warm_start": "forced", "warm_start_sentences": 16, "warm_start_epochs": 1,
     "entropy_coef": 0.01, "keep_checkpoints": 2, "save_every": 3, "temperature": 0.9, "top_p": 0.95,
-    "missing_eos_penalty": 0.1,
+    "missing_eos_penalty": 0.1, "strict_bonus": 0.1, "average_weights": 0.9, "diversity_on": "both",
+    "opening_weight": 0.1, "base_samples": 8, "eval_sentences": 12, "value_warmup_steps": 1, "decay_steps": 6,
 }  # fmt: skip
 
 
@@ -402,3 +403,45 @@ def test_the_lock_is_released_when_the_run_is_closed(model: Path, tmp_path: Path
     for _ in range(2):
         with Run.open(config, overwrite=False) as run:
             assert run.resumed is None and not run.complete
+
+
+def save_beside_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = Run.__init__
+
+    def beside(self: Run, *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **kwargs)
+        self._beside = True
+
+    monkeypatch.setattr(Run, "__init__", beside)
+
+
+@pytest.mark.parametrize("changes", [{}, EVERYTHING], ids=["lora float32", "everything bfloat16"])
+def test_checkpoints_written_while_training_goes_on_hold_the_state_of_their_step(
+    model: Path, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(small_config(model, tmp_path / "waits", **changes)) == Outcome("done", 6, 0)
+    plain, late = runs.save_checkpoint, []
+
+    def slow(*args: Any, **kwargs: Any) -> Path:
+        time.sleep(0.3)  # two steps take less
+        late.append(args[1])
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(runs, "save_checkpoint", slow)
+    save_beside_training(monkeypatch)
+    assert train(small_config(model, tmp_path / "beside", **changes)) == Outcome("done", 6, 0)
+    assert late
+    assert checkpoints(tmp_path / "beside") == checkpoints(tmp_path / "waits")
+    assert results(tmp_path / "beside", 6) == results(tmp_path / "waits", 6)
+
+
+def test_what_goes_wrong_with_a_checkpoint_written_beside_training_is_said_in_one_line(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Path:
+        raise UserError("cannot save checkpoint-2 (No space left on device): free some disk space")
+
+    monkeypatch.setattr(runs, "save_checkpoint", full)
+    save_beside_training(monkeypatch)
+    with pytest.raises(UserError, match="No space left"):
+        train(small_config(model, tmp_path))

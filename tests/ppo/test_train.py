@@ -127,8 +127,9 @@ def test_advantages_are_whitened_over_the_whole_batch_and_the_score_sits_on_the_
 
 
 def test_every_key_of_a_run_is_defined_and_every_defined_key_is_in_a_run(model: Path, tmp_path: Path) -> None:
-    train(small_config(model, tmp_path, steps=3, save_every=1))
-    logged = {key for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
+    train(small_config(model, tmp_path, steps=3, save_every=1, base_samples=8, eval_sentences=8))
+    lines = [(tmp_path / "out" / name).read_text().splitlines() for name in ("metrics.jsonl", "eval.jsonl")]
+    logged = {key for line in itertools.chain(*lines) for key in json.loads(line)}
     logged -= {"step"}
     assert undefined_keys(logged, METRICS) == []
     assert set(defined_keys(METRICS)) - logged == set()
@@ -163,11 +164,13 @@ def test_the_numbers_of_a_step_by_hand() -> None:
         kl_B=torch.tensor([1.0, 2.0, 3.0, -2.0]), kl_k3_B=torch.tensor([0.5, 0.5, 1.0, 2.0]),
         entropy_BT=2 * ones, values_BT=first, returns_BT=2 * first, advantages_BT=first, kl_coef=0.05,
         learning_rate=1e-5, update=stats, skipped=2, missing_eos_penalty=0.4,
+        strict_bonus=0.2,
     )  # fmt: skip
     expected = {
         "reward/mean": 0.5, "reward/std": math.sqrt((0.25 + 0.25 + 0.09 + 0.49) / 4), "reward/base": 2.1 / 4,
         "reward/bonus": 0.025, "reward/length_penalty": -0.025, "reward/repetition_penalty": -0.025,
         "reward/training": 0.5, "reward/diversity_bonus": 0.025, "reward/missing_eos": -0.1,
+        "reward/strict_bonus": 0.1,
         "compliance/both": 0.5, "compliance/one": 0.25, "compliance/none": 0.25, "compliance/in_length": 0.75,
         "compliance/strict": 0.5, "text/words": 9.0, "text/unique": 1.0, "text/pairs": 1, "text/tokens": 2.0,
         "text/finished": 0.75, "kl/ref": 1.0, "kl/ref_k3": 1.0, "kl/coef": 0.05, "kl/penalty": 0.05,

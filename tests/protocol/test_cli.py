@@ -52,7 +52,7 @@ def test_version_is_the_packages(capsys):
         ("trian", "did you mean train?"),
         ("Score", "did you mean score?"),
         ("--hlep", "no option '--hlep'; did you mean --help?"),
-        ("xyzzy", "the commands are train, generate, sample, sft, study, score"),
+        ("xyzzy", f"the commands are {', '.join(cli.COMMANDS)}"),
         ("", "the commands are"),
     ],
 )

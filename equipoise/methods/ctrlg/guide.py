@@ -52,7 +52,9 @@ class CtrlGuide:
         self.place_V = place_S[symbol_V.cpu()].to(device)
         classes = torch.from_numpy(class_S)[order_S]
         self.class_S1 = torch.cat([classes, classes.new_zeros(1)]).to(device)
-        self.class_G = torch.from_numpy(arranged.class_G).to(device)
+        self.class_G = (
+            arranged.class_G.tolist()
+        )  # numbers: a tensor as an index would be read, which a CUDA graph forbids
         self.exceptions_FK = torch.from_numpy(arranged.exceptions_FK).to(device)
         self.class_V = torch.from_numpy(automaton.class_V).long().to(device)
         self.next_FC = torch.from_numpy(automaton.next_FC).to(device)

@@ -1,0 +1,1 @@
+"""What completion files hold, measured: metrics, intervals, comparisons, the trade-off."""

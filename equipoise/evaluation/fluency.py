@@ -1,0 +1,248 @@
+"""Fluency under judges: the negative log-likelihood of whole sentences, and a classifier's opinion of them.
+
+A sentence is scored as it is, `The X was …`, without a chat template and with the special tokens that the judge's own
+tokenizer puts there. The first token is scored only where one of those stands before it. Equal texts are scored once.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equipoise.errors import UserError
+from equipoise.evaluation.evaluate import EvaluateConfig, Judged
+from equipoise.evaluation.results import Judge
+from equipoise.evaluation.summary import Fluency
+from equipoise.policy import trie
+from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
+from equipoise.policy.hub import explain, hub_access, quiet_progress
+from equipoise.policy.load import pick_device, pick_dtype
+from equipoise.policy.score import token_logprobs
+from equipoise.policy.source import Source, load_config, load_model, load_tokenizer, resolve
+
+LONGEST = 512
+"""Tokens of a text that are scored; what follows is left out, and counted."""
+
+FAMILY = (
+    "judge and policy share a family where the policy was trained from the bundled SmolLM2: such a judge favours it; "
+    "give a model of another family with --judge"
+)
+
+_GPT2 = "openai-community/"
+_SHORT = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+
+Progress = Callable[[int, int], None]
+
+
+def judge(config: EvaluateConfig, texts: Sequence[str], say: Callable[[str], None], progress: Progress) -> Judged:
+    """Every judge's view of every text. Raises UserError for a judge that cannot be had or gives non-finite numbers."""
+    judges: list[Judge] = []
+    scores: dict[str, Fluency] = {}
+    notices: list[str] = []
+    distinct = list(dict.fromkeys(texts))
+    place = {text: i for i, text in enumerate(distinct)}
+    order = np.array([place[text] for text in texts])
+    sources = [resolve(full_name(name)) for name in config.judges]
+    for source in sources:
+        name = _name(source, [j.name for j in judges])
+        caveat = FAMILY if source.kind == "bundled" else ""
+        notices += [*source.notices, *([f"judge {name}: {caveat}"] if caveat else [])]
+        say(f"judge {name}: {len(distinct):,} different texts")
+        scorer = Scorer(source, config.device, config.dtype)
+        nll, tokens, cut = scorer(distinct, progress)
+        if cut:
+            notices.append(f"judge {name}: {cut} different texts were scored on their first {scorer.longest} tokens")
+        judges.append(Judge(name, source.given, caveat))
+        scores[name] = Fluency(nll[order], tokens[order])
+        del scorer
+    acceptable: dict[str, Any] = {}
+    if config.acceptability is not None:
+        source = resolve(config.acceptability)
+        flags = _accept(source, config, distinct, progress)
+        acceptable[_name(source, [])] = flags[order]
+    return Judged(tuple(judges), scores, acceptable, tuple(notices))
+
+
+def full_name(name: str) -> str:
+    """The study's judge and its larger siblings are known by their short names, which the Hub keeps in a folder."""
+    return f"{_GPT2}{name}" if name in _SHORT and not Path(name).is_dir() else name
+
+
+def _name(source: Source, taken: Sequence[str]) -> str:
+    name = Path(source.path_or_id).name if source.kind in ("folder", "adapter") else source.path_or_id
+    name = "bundled" if source.kind == "bundled" else name.removeprefix(_GPT2)
+    return name if name not in taken else f"{name} ({len(taken) + 1})"
+
+
+class Scorer:
+    """A judge in memory. Called with texts it gives nats per token, scored tokens, and how many texts were cut.
+
+    A text of which no token is scored has nan and 0.
+    """
+
+    def __init__(self, source: Source, device: str, dtype: str, packed: bool = True) -> None:
+        """`packed`: share common beginnings where the model's attention allows; off, the plain twin."""
+        self.source = source
+        self.device = pick_device(device)
+        self.packed = packed and load_config(source).model_type in PLAIN_ATTENTION
+        self.tokenizer = load_tokenizer(source)
+        self.model: Any = load_model(
+            source,
+            dtype=pick_dtype(dtype, self.device),
+            device=self.device,
+            attn_implementation=TRIE_ATTENTION if self.packed else None,
+        )
+        self.model.eval().requires_grad_(False)
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or LONGEST
+        self.longest = min(LONGEST, positions)
+        # Logits are nodes × vocabulary: bounded, so that a large vocabulary does not fill the memory.
+        self.budget = 8192 if self.device.type == "cuda" else 1024
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str], progress: Progress = lambda done, total: None) -> tuple[Any, Any, int]:
+        """(N,) float64 and (N,) int64 arrays."""
+        nll, tokens = np.full(len(texts), np.nan), np.zeros(len(texts), dtype=np.int64)
+        rows, cut = self._tokenise(texts)
+        # In the order of their tokens, neighbours share the most; without packing, in order of length, the least is
+        # padded. Either way longer texts than the rest do not widen the others' batches.
+        scored = [i for i, row in enumerate(rows) if len(row) > 1]
+        scored.sort(key=lambda i: (len(rows[i]) > 64, rows[i]) if self.packed else (True, [len(rows[i])]))
+        done = 0
+        for batch in self._batches(rows, scored):
+            sums = (self._packed if self.packed else self._padded)([rows[i] for i in batch]).double().cpu().numpy()
+            counts = np.array([len(rows[i]) - 1 for i in batch])
+            nll[batch], tokens[batch] = sums / counts, counts
+            done += len(batch)
+            progress(done, len(scored))
+        if not np.isfinite(nll[scored]).all():
+            raise UserError(
+                f"the judge {self.source.given!r} gives numbers that are not finite: try --dtype float32 or another one"
+            )
+        return nll, tokens, cut
+
+    def _tokenise(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
+        # A lone surrogate is no Unicode text, and tokenizers refuse it.
+        clean = [text.encode("utf-8", "surrogatepass").decode("utf-8", "replace") for text in texts]
+        rows = [list(ids) for ids in self.tokenizer(clean)["input_ids"]] if clean else []
+        rows = [row if text else [] for row, text in zip(rows, clean, strict=True)]
+        cut = sum(len(row) > self.longest for row in rows)
+        return [row[: self.longest] for row in rows], cut
+
+    def _batches(self, rows: Sequence[Sequence[int]], order: Sequence[int]) -> Iterator[list[int]]:
+        batch: list[int] = []
+        previous: Sequence[int] = ()
+        size = width = 0
+        for i in order:
+            width = max(width, len(rows[i]))
+            if self.packed:
+                shared = next((k for k, (a, b) in enumerate(zip(rows[i], previous, strict=False)) if a != b), 0)
+                size += len(rows[i]) - (shared if batch else 0)
+            else:
+                size = width * (len(batch) + 1)
+            # Attention gathers a path for each row, however much of it is shared.
+            gathered = width * (len(batch) + 1)
+            if batch and (size > self.budget or gathered > 16 * self.budget):
+                yield batch
+                batch, size, width = [], len(rows[i]), len(rows[i])
+            batch.append(i)
+            previous = rows[i]
+        if batch:
+            yield batch
+
+    def _padded(self, rows: list[list[int]]) -> Tensor:
+        """(R,) summed NLL. Padding stands behind the text, where nothing that is scored can see it."""
+        width = max(map(len, rows))
+        ids_RL = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self.device)
+        lengths_R = torch.tensor([len(row) for row in rows], device=self.device)
+        mask_RL = torch.arange(width, device=self.device)[None] < lengths_R[:, None]
+        logits_RLV = self.model(input_ids=ids_RL, attention_mask=mask_RL.long(), use_cache=False).logits
+        real = mask_RL[:, 1:]
+        row_N = torch.nonzero(real)[:, 0]
+        return self._sum(logits_RLV[:, :-1][real], ids_RL[:, 1:][real], row_N, len(rows))
+
+    def _packed(self, rows: list[list[int]]) -> Tensor:
+        """The same with each common beginning computed once: one row of nodes, logits only where something follows."""
+        made = trie.build([row[:1] for row in rows], [row[1:] for row in rows])
+        nodes_U, which_N = torch.unique(made.predictors_N, return_inverse=True)
+        logits_UV = self.model(
+            input_ids=made.tokens_M[None].to(self.device),
+            position_ids=made.depths_M[None].to(self.device),
+            # Any mask of four dimensions keeps transformers from making one of its own.
+            attention_mask=torch.zeros(1, 1, 1, 1, device=self.device),
+            paths_RL=made.paths_RL.to(self.device),
+            places_M=made.places_M.to(self.device),
+            logits_to_keep=nodes_U.to(self.device),
+            use_cache=False,
+        ).logits[0]
+        targets_N = torch.tensor([token for row in rows for token in row[1:]], device=self.device)
+        row_N = torch.tensor([r for r, row in enumerate(rows) for _ in row[1:]], device=self.device)
+        which_N = which_N.to(self.device)
+        picked_N = logits_UV[which_N, targets_N].float()
+        parts = [part.float().logsumexp(-1) for part in logits_UV.split(256)]
+        losses_N = torch.cat(parts)[which_N] - picked_N
+        return torch.zeros(len(rows), device=self.device).index_add_(0, row_N, losses_N)
+
+    def _sum(self, logits_NV: Tensor, targets_N: Tensor, row_N: Tensor, rows: int) -> Tensor:
+        sums_R = torch.zeros(rows, device=self.device)
+        for logits, targets, row in zip(logits_NV.split(256), targets_N.split(256), row_N.split(256), strict=True):
+            sums_R.index_add_(0, row, -token_logprobs(logits, targets, 1.0))
+        return sums_R
+
+
+def _accept(source: Source, config: EvaluateConfig, texts: Sequence[str], progress: Progress) -> Any:
+    """(N,) 1.0 where the classifier's likeliest label is the acceptable one; an empty text is not acceptable."""
+    from transformers import AutoModelForSequenceClassification
+
+    if source.kind not in ("folder", "hub"):
+        raise UserError(f"{source.given!r} is no classifier: give a folder or a Hub id with --acceptability")
+    if source.kind == "hub" and not (access := hub_access(source.path_or_id, timeout=20.0)).available:
+        raise UserError(access.reason)
+    device = pick_device(config.device)
+    tokenizer = load_tokenizer(source)
+    try:
+        with quiet_progress() if source.kind == "folder" else nullcontext():
+            model: Any = AutoModelForSequenceClassification.from_pretrained(
+                source.path_or_id,
+                dtype=pick_dtype(config.dtype, device),
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+    except (OSError, ValueError, KeyError) as error:
+        reason = explain(source.path_or_id, error) if source.kind == "hub" else None
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(reason or f"the classifier {source.given!r} cannot be loaded: {first}") from None
+    model = model.to(device).eval()
+    wanted = acceptable_label(dict(model.config.id2label), config.acceptable_label)
+    longest = min(LONGEST, getattr(model.config, "max_position_embeddings", None) or LONGEST)
+    flags = np.zeros(len(texts))
+    order = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: len(texts[i]))
+    with torch.inference_mode():
+        for first_place in range(0, len(order), 64):
+            batch = order[first_place : first_place + 64]
+            clean = [texts[i].encode("utf-8", "surrogatepass").decode("utf-8", "replace") for i in batch]
+            inputs = tokenizer(clean, padding=True, truncation=True, max_length=longest - 2, return_tensors="pt")
+            flags[batch] = (model(**inputs.to(device)).logits.argmax(-1) == wanted).cpu().numpy()
+            progress(first_place + len(batch), len(order))
+    return flags
+
+
+def acceptable_label(labels: dict[int, str], given: str | None) -> int:
+    """The index of the label for acceptable sentences. Raises UserError where it is not plain which one that is."""
+    by_name = {str(name).lower(): int(index) for index, name in labels.items()}
+    if given is not None:
+        if given.lower() in by_name:
+            return by_name[given.lower()]
+        if given.isdigit() and int(given) in map(int, labels):
+            return int(given)
+        raise UserError(f"the classifier has no label {given!r}: it has {', '.join(map(str, labels.values()))}")
+    found = [by_name[name] for name in ("acceptable", "grammatical", "correct") if name in by_name]
+    if len(found) != 1:
+        raise UserError(
+            f"the classifier's labels are {', '.join(map(str, labels.values()))}: say which one means acceptable, "
+            "by name or number, with --acceptable-label"
+        )
+    return found[0]

@@ -1,0 +1,113 @@
+"""Paired tests over occupations. What cannot be tested says why instead of giving a number."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import wilcoxon
+from statsmodels.stats.proportion import proportion_effectsize
+from statsmodels.stats.weightstats import ttost_paired
+
+from equipoise.evaluation.results import Equivalence
+
+Array = NDArray[np.float64]
+
+EXACT = 30
+"""Up to this many occupations that differ, all sign patterns are counted."""
+_DRAWS = 100_000
+_LEVEL = 0.05
+
+
+def sign_flip(differences: Array, seed: int = 0) -> tuple[float | None, str]:
+    """Two-sided p-value of the mean difference under random signs, and a note (Fisher's randomisation test).
+
+    Exact for up to EXACT differences other than 0, by meeting in the middle: the share of all 2^n patterns whose sum is
+    at least as far from 0 as the observed one. Above that, of _DRAWS seeded patterns, the observed one counted in.
+    Differences of 0 change no sum and are left out. The least p that n differences allow is 2^(1−n).
+    """
+    sizes = np.abs(differences[differences != 0])
+    n = len(sizes)
+    if len(differences) < 2:
+        return None, "cannot be tested: fewer than two occupations in common"
+    if n == 0:
+        return None, "cannot be tested: the methods are equal in every occupation"
+    observed = abs(float(differences.sum()))
+    slack = 1e-9 * float(sizes.sum())  # sums that are equal on paper must count as equal
+    note = ""
+    if 2.0 ** (1 - n) > _LEVEL:
+        note = f"with {n} occupations that differ no p below {2.0 ** (1 - n):.3g} is possible"
+    if n > EXACT:
+        generator = np.random.default_rng(seed)
+        extreme, step = 0, max(1, 4_000_000 // n)
+        for first in range(0, _DRAWS, step):
+            signs = 2.0 * generator.integers(0, 2, (min(step, _DRAWS - first), n), dtype=np.int8) - 1
+            extreme += int((np.abs(signs @ sizes) >= observed - slack).sum())
+        return (extreme + 1) / (_DRAWS + 1), note
+    left, right = _all_sums(sizes[: n // 2]), np.sort(_all_sums(sizes[n // 2 :]))
+    # The distribution is symmetric: both tails together are twice the upper one, and no more than everything.
+    upper = len(right) - np.searchsorted(right, observed - slack - left, side="left")
+    return min(2 * float(upper.sum()) / 2.0**n, 1.0), note
+
+
+def _all_sums(sizes: Array) -> Array:
+    sums = np.zeros(1)
+    for size in sizes:
+        sums = np.concatenate([sums - size, sums + size])
+    return sums
+
+
+def signed_rank(differences: Array) -> float | None:
+    """Wilcoxon's signed-rank test, two-sided, differences of 0 left out; None where fewer than two are left. Exact for
+    up to 50 different sizes, else by its normal approximation."""
+    kept = differences[differences != 0]
+    if len(kept) < 2:
+        return None
+    # Ranks need equal sizes to be equal, not off by rounding.
+    kept = np.round(kept, 12)
+    # "auto" would count all patterns where there are ties, which takes a second.
+    method = "exact" if len(kept) <= 50 and len(np.unique(np.abs(kept))) == len(kept) else "asymptotic"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few differences
+        p = float(wilcoxon(kept, method=method).pvalue)
+    return p if np.isfinite(p) else None
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's correction (1979, Scandinavian Journal of Statistics 6) of those that exist."""
+    # Not statsmodels', which collects garbage at each call: a quarter of a second with many rows in memory.
+    ordered = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    out: list[float | None] = [None] * len(p_values)
+    least = 0.0
+    for rank, (p, i) in enumerate(ordered):
+        least = max(least, min((len(ordered) - rank) * p, 1.0))
+        out[i] = least
+    return out
+
+
+def cohens_h(share_a: float, share_b: float) -> float:
+    """2·asin√a − 2·asin√b (Cohen 1988, chapter 6): 0.2 small, 0.5 medium, 0.8 large; at most π."""
+    return float(proportion_effectsize(share_a, share_b))
+
+
+def cliffs_delta(a: Array, b: Array) -> float | None:
+    """P(a > b) − P(a < b) over all pairs of values, −1 to 1 (Cliff 1993, Psychological Bulletin 114)."""
+    if not len(a) or not len(b):
+        return None
+    ordered = np.sort(b)
+    below = np.searchsorted(ordered, a, side="left").sum()
+    above = (len(b) - np.searchsorted(ordered, a, side="right")).sum()
+    return float((below - above) / (len(a) * len(b)))
+
+
+def non_inferiority(a: Array, b: Array, margin: float) -> Equivalence:
+    """Two one-sided paired t-tests of a − b against ±margin, where lower is better (Schuirmann 1987)."""
+    differences = a - b
+    if len(differences) < 2:
+        return Equivalence(margin, None, None, None, None, "cannot be tested: fewer than two occupations in common")
+    if float(np.ptp(differences)) <= 1e-12 * max(1.0, float(np.abs(differences).max())):
+        note = "cannot be tested: the difference is the same in every occupation"
+        return Equivalence(margin, None, None, None, None, note)
+    p_equivalent, _, (_, p_upper, _) = ttost_paired(a, b, -margin, margin)
+    p_worse, p_either = float(p_upper), float(p_equivalent)
+    return Equivalence(margin, p_worse, p_either, p_worse < _LEVEL, p_either < _LEVEL, "")

@@ -1,0 +1,113 @@
+"""What a report is made of: a finished evaluation, a study, or completions files that are evaluated first."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from equipoise.errors import UserError
+from equipoise.evaluation import results
+from equipoise.evaluation.command import Progress, write
+from equipoise.evaluation.evaluate import EvaluateConfig, evaluate
+from equipoise.evaluation.results import Evaluation
+from equipoise.evaluation.runs import CURVES
+
+STUDY = "study.json"
+
+
+class Source(NamedTuple):
+    """An evaluation and its rows.csv; `study` is study.json, empty where there is none."""
+
+    evaluation: Evaluation
+    rows: Path
+    study: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the paths of a command line are."""
+
+    folder: Path | None
+    """A finished evaluation."""
+    files: tuple[str, ...]
+    """Completions files otherwise, as NAME=FILE where the name is known."""
+    study: Mapping[str, Any] = field(default_factory=dict)
+    runs: Sequence[Path] = ()
+    """Folders of training runs that the study names."""
+
+
+def recognise(paths: Sequence[str]) -> Given:
+    """What `paths` are, before anything takes long. Raises UserError."""
+    if not paths:
+        raise UserError(
+            "nothing to report on: give the folder of `equipoise evaluate` or `equipoise study`, or completions files"
+        )
+    folders = [path for path in paths if Path(path).is_dir()]
+    if folders and len(paths) > 1:
+        raise UserError(f"{folders[0]} is a folder: give it alone, or give the completions files")
+    for path in paths:
+        if not Path(path).exists() and not ("=" in path and Path(path.partition("=")[2]).is_file()):
+            raise UserError(f"{path} does not exist: give an evaluation folder, a study folder or completions files")
+    if not folders:
+        return Given(None, tuple(paths))
+    folder = Path(folders[0])
+    if (folder / "evaluation.json").exists():
+        return Given(folder, ())
+    if (folder / STUDY).exists():
+        study = _read_study(folder / STUDY)
+        files = tuple(str(path) for path in _completions(study, folder))
+        if not files:
+            raise UserError(f"{folder / STUDY} names no completions file that exists: run the study to its end")
+        return Given(None, files, study, _trained(study))
+    raise UserError(
+        f"{folder} holds neither evaluation.json nor {STUDY}: give the --output of `equipoise evaluate` or "
+        "`equipoise study`, or completions files"
+    )
+
+
+def measured(given: Given, config: EvaluateConfig, say: Callable[[str], None]) -> Source:
+    """The finished evaluation, or one made now with `config` and written to its `output`. Raises UserError."""
+    if given.folder is not None:
+        return Source(results.read(given.folder), given.folder / "rows.csv", given.study)
+    evaluation, rows, judged = evaluate(config, say, Progress())
+    try:
+        config.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {config.output} ({error.strerror}): choose another --output") from None
+    write(config.output, evaluation, rows, judged)
+    return Source(evaluation, config.output / "rows.csv", given.study)
+
+
+def _read_study(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error}): run the study again") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path} is not as `equipoise study` writes it: run the study again")
+    return document
+
+
+def _completions(study: Mapping[str, Any], folder: Path) -> Iterator[Path]:
+    """Every completions file that the study's methods name and that exists."""
+    methods = study.get("methods")
+    for entry in methods.values() if isinstance(methods, Mapping) else ():
+        name = entry.get("completions") if isinstance(entry, Mapping) else None
+        if isinstance(name, str) and (folder / name).is_file():
+            yield folder / name
+
+
+def _trained(study: Mapping[str, Any]) -> list[Path]:
+    """The folder of the model trained with PPO, where the study had one and its curves are still there."""
+    settings = study.get("settings")
+    folder = settings.get("trained") if isinstance(settings, Mapping) else None
+    return [Path(folder)] if isinstance(folder, str) and (Path(folder) / CURVES).is_file() else []
+
+
+def unfinished(study: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(method, what happened) of the study's methods that are not done."""
+    methods = study.get("methods")
+    entries = methods.items() if isinstance(methods, Mapping) else ()
+    told = [(str(name), str(entry.get("status"))) for name, entry in entries if isinstance(entry, Mapping)]
+    return [(name, status) for name, status in told if status != "done"]

@@ -1,0 +1,114 @@
+"""What changes from step to step besides the weights and the optimizer."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from equipoise.ppo.choice import Choice
+from equipoise.ppo.diversity import DiversityConfig, TermWindow
+from equipoise.ppo.evaluate import BaseRates
+from equipoise.ppo.update import RowLimit
+from equipoise.ppo.watch import Watch
+from equipoise.ppo.window import Window
+
+if TYPE_CHECKING:
+    from equipoise.ppo.train import TrainConfig
+
+RECENT = 8
+"""Steps over whose sentences running measures are taken: 512 sentences at the guide's batch size."""
+
+
+@dataclass(frozen=True)
+class Remedies:
+    """What rollbacks after alerts have changed of the configuration so far."""
+
+    rollbacks: int = 0
+    diversity: float = 0.0
+    """Added to the diversity weight; `opening` likewise to the opening weight."""
+    opening: float = 0.0
+    rate: float = 1.0
+    """Factor of the policy's learning rate."""
+
+    def describe(self) -> str:
+        return f"diversity weight +{self.diversity:g}, opening weight +{self.opening:g}, learning rate ×{self.rate:g}"
+
+
+@dataclass
+class State:
+    """All of it but `limit` and `diversity` is in every checkpoint."""
+
+    step: int
+    kl_coef: float
+    window: TermWindow
+    generator: torch.Generator
+    limit: RowLimit
+    diversity: DiversityConfig
+    """As configured, without remedies."""
+    watch: Watch
+    recent: Window
+    skipped: int = 0
+    bad_in_a_row: int = 0
+    rollbacks: int = 0
+    base: BaseRates | None = None
+    choice: Choice = field(default_factory=Choice)
+    remedies: Remedies = field(default_factory=Remedies)
+
+    @classmethod
+    def begin(cls, config: "TrainConfig", limit: RowLimit) -> "State":
+        generator = torch.Generator().manual_seed(config.seed)
+        window, watch = TermWindow(config.diversity), Watch(config.watch)
+        recent = Window(RECENT * config.ppo.batch_size)
+        return cls(0, config.ppo.kl_coef, window, generator, limit, config.diversity, watch, recent)
+
+    def apply_remedies(self) -> None:
+        """Have the diversity bonus pay what the remedies add to its weights."""
+        more = self.remedies
+        weight, opening = self.diversity.diversity_weight + more.diversity, self.diversity.opening_weight + more.opening
+        self.window.config = replace(self.diversity, diversity_weight=weight, opening_weight=opening)
+
+    def document(self) -> dict[str, Any]:
+        """The part that is JSON."""
+        return {
+            "step": self.step,
+            "kl_coef": self.kl_coef,
+            "window": self.window.state(),
+            "skipped": self.skipped,
+            "bad_in_a_row": self.bad_in_a_row,
+            "rollbacks": self.rollbacks,
+            "recent": self.recent.state(),
+            "base": self.base.document() if self.base else None,
+            "watch": self.watch.state(),
+            "choice": self.choice.state(),
+            "remedies": asdict(self.remedies),
+            "python_random": random.getstate(),
+        }
+
+    def random_states(self) -> dict[str, Tensor]:
+        out = {"generator": self.generator.get_state(), "torch": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            out |= {f"cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+        return out
+
+    def load(self, document: Mapping[str, Any], rng: Mapping[str, Tensor]) -> None:
+        """Inverse of `document` and `random_states`."""
+        self.step, self.kl_coef = document["step"], document["kl_coef"]
+        self.skipped, self.bad_in_a_row = document["skipped"], document["bad_in_a_row"]
+        self.rollbacks = document["rollbacks"]
+        self.window.load_state(document["window"])
+        self.recent.load_state(document["recent"])
+        self.base = BaseRates(**document["base"]) if document["base"] else None
+        self.watch.load_state(document["watch"])
+        self.choice.load_state(document["choice"])
+        self.remedies = Remedies(**document["remedies"])
+        self.apply_remedies()
+        version, internal, gauss = document["python_random"]
+        random.setstate((version, tuple(internal), gauss))
+        self.generator.set_state(rng["generator"])
+        torch.set_rng_state(rng["torch"])
+        cuda = [rng[k] for k in sorted(rng) if k.startswith("cuda.")]
+        if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(cuda)

@@ -1,0 +1,99 @@
+"""The closing summary of a run: printed, and written as `summary.json` beside the model."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SUMMARY = "summary.json"
+LAST = 20  # steps over which the final reward is averaged
+GOOD, GOOD_STEPS = 0.9, 10  # the reward that counts as learnt, as a mean of so many steps
+
+
+def read_rows(output: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`; none where there is no such file."""
+    path = output / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def alerts(output: Path) -> dict[str, int]:
+    """How often each alert was raised, by name."""
+    path = output / "events.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return dict(Counter(str(e["name"]) for e in events if e["kind"] == "alert"))
+
+
+def first_good_step(rewards: Sequence[float], steps: Sequence[int]) -> int | None:
+    """The first step at which the mean of the last `GOOD_STEPS` rewards reached `GOOD`; None if none did."""
+    for i in range(GOOD_STEPS, len(rewards) + 1):
+        # A hair below counts: ten times 0.9 does not sum up to 9 exactly.
+        if sum(rewards[i - GOOD_STEPS : i]) / GOOD_STEPS >= GOOD - 1e-9:
+            return steps[i - 1]
+    return None
+
+
+def training_summary(rows: Sequence[Mapping[str, Any]], exported_step: int) -> dict[str, Any]:
+    """What the rows of a run say of it; the distances are those at the step that was exported,
+    over the sentences just before it where the base's rates are known, else over its batch."""
+    if not rows:
+        return {"reward_first": None, "reward_last": None, "good_step": None, "train_seconds": 0.0}
+    rewards = [row["reward/mean"] for row in rows]
+    last = rows[-LAST:]
+    at = max((r for r in rows if r["step"] <= exported_step), key=lambda r: int(r["step"]), default=rows[0])
+    return {
+        "reward_first": rewards[0],
+        "reward_last": sum(row["reward/mean"] for row in last) / len(last),
+        "good_step": first_good_step(rewards, [row["step"] for row in rows]),
+        "both_last": sum(row["compliance/both"] for row in last) / len(last),
+        "kl_ref": at["kl/ref"] if "kl/bound" not in at else at["kl/bound"] + at["kl/excess"],
+        "kl_bound": at.get("kl/bound"),
+        "kl_excess": at.get("kl/excess"),
+        "kl_excess_strict": at.get("kl/excess_strict"),
+        "train_seconds": sum(row.get("time/step", 0.0) + row.get("time/save", 0.0) for row in rows),
+    }
+
+
+def describe(summary: Mapping[str, Any]) -> list[str]:
+    """The summary in lines for a person."""
+
+    def number(value: Any, form: str = "{:.2f}") -> str:
+        return "?" if value is None else form.format(value)
+
+    lines = [f"summary of {summary['steps']} steps"]
+    if summary["reward_first"] is not None:
+        good = summary["good_step"]
+        lines.append(
+            f"  reward      {number(summary['reward_first'])} at first, {number(summary['reward_last'])} over the last "
+            f"{LAST} steps" + (f"; {GOOD} reached at step {good}" if good else f"; {GOOD} not reached")
+        )
+    final = summary.get("final")
+    if final:
+        lines.append(_line("sentences", final, summary["generation"]))
+        lines += [_line(name.replace("_", " "), part) for name, part in summary.get("groups", {}).items()]
+        lines.append(
+            f"  fluency     {number(final['nll'])} nats per token under the untrained model, of plain text"
+            f" (its own sentences: {number((summary.get('base') or {}).get('nll'))})"
+        )
+    elif summary.get("evaluation"):
+        lines.append(_line("sentences", summary["evaluation"]))
+    if summary.get("kl_bound") is not None:
+        lines.append(
+            f"  distance    KL to the reference {number(summary['kl_ref'])} nats per sentence at step "
+            f"{summary['exported_step']}; this compliance needs {number(summary['kl_bound'])}, excess "
+            f"{number(summary['kl_excess'])}"
+        )
+    elif summary.get("kl_ref") is not None:
+        lines.append(f"  distance    KL to the reference {number(summary['kl_ref'])} nats per sentence")
+    raised = ", ".join(f"{name} ×{n}" for name, n in summary["alerts"].items())
+    lines.append(f"  alerts      {raised or 'none'}")
+    lines.append(f"  exported    step {summary['exported_step']}: {summary['exported_because']}")
+    return lines
+
+
+def _line(name: str, measured: Mapping[str, float], settings: str = "") -> str:
+    return (
+        f"  {name:<11} {measured['n']:.0f}: both {100 * measured['both']:.1f} %, strict "
+        f"{100 * measured['strict']:.1f} %, {measured['pairs']:.0f} pairs ({measured['effective_pairs']:.1f} "
+        f"effective), {100 * measured['unique']:.1f} % different" + (f"; {settings}" if settings else "")
+    )

@@ -1,0 +1,347 @@
+"""`equipoise sweep`: seeds × settings, each a training run in its own folder, and one table of what came of them.
+
+base: {preset: bundled-gpu, steps: 300}
+settings:
+  plain: {}
+  diverse: {diversity-weight: 0.3}
+seeds: [0, 1, 2]
+evaluate: {n: 250, temperature: 1.0, top_p: 0.95}
+"""
+
+import csv
+import gc
+import io
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import tyro
+import yaml
+
+from equipoise import options
+from equipoise.errors import UserError
+from equipoise.policy.export import WEIGHTS
+from equipoise.ppo.doctor import quiet
+from equipoise.ppo.evaluate import BaseRates
+from equipoise.ppo.machine import look
+from equipoise.ppo.presets import choose, preset
+from equipoise.ppo.run import differences, flatten
+from equipoise.ppo.signals import StopSignals
+from equipoise.ppo.summary import SUMMARY
+from equipoise.ppo.train import TrainConfig, train
+from equipoise.protocol.lexicon import OCCUPATIONS
+
+RESULT = "result.json"
+"""In the folder of a run that is finished: what was measured of it."""
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    file: tyro.conf.Positional[Path] = Path("sweep.yaml")
+    """YAML with `base` (a preset and options that all runs share), `settings` (a name and options for each), `seeds`,
+    and `evaluate` (n sentences for each occupation, temperature, top_p)."""
+    output_dir: str = "sweep"
+    """Each run gets a folder NAME-SEED in it; the tables lie beside them."""
+    jobs: int = 1
+    """Runs at a time. More than one are processes of their own, in turn on the visible GPUs."""
+    keep: Literal["nothing", "models", "all"] = "models"
+    """What stays of a finished run besides its records: its model, or its checkpoints too."""
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise UserError(f"jobs {self.jobs} must be at least 1")
+
+
+class Plan(NamedTuple):
+    """One run of the sweep."""
+
+    setting: str
+    seed: int
+    folder: Path
+    preset: str
+    options: dict[str, Any]
+    """As a file for `--config` holds them."""
+    config: TrainConfig
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting}-{self.seed}"
+
+
+def main(argv: list[str]) -> int:
+    """Run what is missing and print the table. 0, or the exit code of a run that was stopped by a signal, or 3 if
+    one ended because of non-finite values, or 1 if one failed otherwise."""
+    quiet()
+    config = options.parse(
+        SweepConfig, argv, SweepConfig(), prog="equipoise sweep", description=(__doc__ or "").partition("\n")[0]
+    )
+    plans = read_plans(config)
+    waiting = [p for p in plans if not is_finished(p)]
+    print(f"{len(plans)} runs in {config.output_dir}, {len(plans) - len(waiting)} of them finished", flush=True)
+    code = _run_here(waiting, config) if config.jobs == 1 else _run_beside(waiting, config)
+    results = [r for p in plans if (r := read_result(p))]
+    write_tables(Path(config.output_dir), results)
+    print(table(results))
+    return code
+
+
+def read_plans(config: SweepConfig) -> list[Plan]:
+    """Every run that the file asks for, all seeds of a setting before the next. Raises UserError."""
+    document = options.read_file(config.file)
+    if unknown := set(document) - {"base", "settings", "seeds", "evaluate"}:
+        raise UserError(f"{config.file}: there is no {sorted(unknown)[0]!r}; write base, settings, seeds and evaluate")
+    base = _mapping(document.get("base"), "base", config.file)
+    settings = _mapping(document.get("settings"), "settings", config.file) or {"base": {}}
+    evaluation = _mapping(document.get("evaluate"), "evaluate", config.file)
+    if unknown := set(evaluation) - {"n", "temperature", "top_p"}:
+        raise UserError(f"{config.file}: evaluate has no {sorted(unknown)[0]!r}; write n, temperature and top_p")
+    seeds = document.get("seeds", [0])
+    if not (isinstance(seeds, list) and seeds and all(type(s) is int for s in seeds)):
+        raise UserError(f"{config.file}: seeds is {seeds!r}; write a list of whole numbers, such as [0, 1, 2]")
+    measured = {
+        "final_sentences": int(evaluation.get("n", 250)) * len(OCCUPATIONS),
+        "eval_temperature": evaluation.get("temperature", 1.0),
+        "eval_top_p": evaluation.get("top_p", 0.95),
+    }
+    chosen = str(base.pop("preset", "")) or choose(look()).config.preset
+    plans = []
+    for name, own in settings.items():
+        if not re.fullmatch(r"[\w.+-]+", name):
+            raise UserError(f"{config.file}: the setting {name!r} names a folder: use letters, digits, - _ . and +")
+        where = f"{config.file}, {name}"
+        own = _mapping(own, name, config.file)
+        mine = str(own.pop("preset", chosen))
+        for seed in dict.fromkeys(seeds):
+            folder = Path(config.output_dir) / f"{name}-{seed}"
+            folders = {
+                "output_dir": str(folder),
+                "checkpoint_dir": str(folder / "checkpoints"),
+                "tensorboard_dir": str(Path(config.output_dir) / "runs"),
+            }
+            merged = {**base, **measured, **own, "seed": seed, **folders}
+            plans.append(Plan(name, seed, folder, mine, merged, options.apply(preset(mine), merged, where)))
+    return plans
+
+
+def _mapping(value: Any, name: str, file: Path) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise UserError(f"{file}: {name} is {value!r}; write `name: value` pairs")
+    return {str(k) if name == "settings" else str(k).replace("-", "_"): v for k, v in value.items()}
+
+
+def read_result(plan: Plan) -> dict[str, Any] | None:
+    path = plan.folder / RESULT
+    return dict(json.loads(path.read_text())) if path.exists() else None
+
+
+def is_finished(plan: Plan) -> bool:
+    """Whether the run's result is there. Raises UserError where it is that of other options."""
+    result = read_result(plan)
+    if result is None:
+        return False
+    wanted = json.loads(json.dumps(asdict(plan.config)))
+    if changed := differences(result["config"], wanted):
+        raise UserError(
+            f"{plan.folder} holds a finished run with other settings ({'; '.join(changed)}): give the setting another "
+            "name, choose another --output-dir, or delete that folder"
+        )
+    return bool(result["steps"] == plan.config.steps)
+
+
+# Running
+
+
+def _run_here(plans: Sequence[Plan], config: SweepConfig) -> int:
+    """One after another in this process, which has torch and the kernels loaded."""
+    failed = 0
+    known: dict[str, BaseRates | None] = {}
+    for number, plan in enumerate(plans):
+        print(f"run {number + 1} of {len(plans)}: {plan.name}", flush=True)
+        started = time.monotonic()
+        outcome = train(plan.config, base=known.get(_base_key(plan.config)))
+        if outcome.status == "stopped":
+            print("the same command continues", flush=True)
+            return outcome.exit_code
+        if outcome.status == "done":
+            base = close(plan, config.keep, time.monotonic() - started)["summary"]["base"]
+            known[_base_key(plan.config)] = BaseRates(**base) if base else None
+        failed = failed or outcome.exit_code
+        # What a loaded model consists of was taken out of the collector's rounds; without this it would stay for good.
+        gc.unfreeze()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return failed
+
+
+def _base_key(config: TrainConfig) -> str:
+    """What the untrained model's rates depend on: runs that share it need measure them only once."""
+    return repr((config.policy, config.prompt, config.system, config.sampling, config.holdout, config.evaluation))
+
+
+def _run_beside(plans: Sequence[Plan], config: SweepConfig) -> int:
+    """`jobs` processes at a time; what they print goes to log.txt in the run's folder."""
+    gpus = _visible_gpus()
+    waiting, free = list(plans), list(range(config.jobs))
+    running: dict[int, tuple[Plan, subprocess.Popen[bytes], float]] = {}
+    failed, told = 0, False
+    with StopSignals() as stop:
+        while running or (waiting and stop.received is None):
+            while waiting and free and stop.received is None:
+                plan, slot = waiting.pop(0), free.pop(0)
+                running[slot] = (plan, _start(plan, gpus[slot % len(gpus)] if gpus else None), time.monotonic())
+                print(f"started {plan.name}; {len(waiting)} wait", flush=True)
+            time.sleep(0.2)
+            if stop.received is not None and not told:
+                told = True
+                for _, process, _ in running.values():
+                    process.terminate()  # each finishes its step and saves; a second signal changes nothing
+            for slot, (plan, process, started) in list(running.items()):
+                if (code := process.poll()) is None:
+                    continue
+                del running[slot]
+                free.append(slot)
+                if code == 0:
+                    close(plan, config.keep, time.monotonic() - started)
+                failed = failed or code
+                print(f"{plan.name} {'is finished' if code == 0 else f'ended with code {code}'}", flush=True)
+        if stop.received is not None:
+            print("the same command continues", flush=True)
+            return stop.exit_code
+    return failed
+
+
+def _visible_gpus() -> list[str]:
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _start(plan: Plan, gpu: str | None) -> "subprocess.Popen[bytes]":
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    settings = plan.folder / "options.yaml"
+    settings.write_text(yaml.safe_dump(plan.options))
+    environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
+    command = [sys.executable, "-m", "equipoise", "train", "--preset", plan.preset, "--config", str(settings)]
+    with (plan.folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+def close(plan: Plan, keep: str, seconds: float) -> dict[str, Any]:
+    """Write the result of a run that is done and return it, then delete what is not to be kept."""
+    summary = json.loads((plan.folder / SUMMARY).read_text())
+    result = {
+        "setting": plan.setting,
+        "seed": plan.seed,
+        "steps": plan.config.steps,
+        "values": values_of(summary) | {"wall_seconds": seconds},
+        "summary": summary,
+        "config": asdict(plan.config),
+    }
+    partial = plan.folder / f".{RESULT}"
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.replace(plan.folder / RESULT)
+    if keep != "all":
+        shutil.rmtree(plan.folder / "checkpoints", ignore_errors=True)
+    if keep == "nothing":
+        (plan.folder / WEIGHTS).unlink(missing_ok=True)
+    return result
+
+
+# The table
+
+MEASURES: dict[str, tuple[str, str, float]] = {
+    "reward_last": ("reward, mean of the last 20 steps", "{:.3f}", 1),
+    "good_step": ("first step with 10-step reward 0.9", "{:.0f}", 1),
+    "final.both": ("both classes %", "{:.2f}", 100),
+    "final.strict": ("strict success %", "{:.2f}", 100),
+    "final.pairs": ("unique pairs", "{:.1f}", 1),
+    "final.effective_pairs": ("effective pairs", "{:.1f}", 1),
+    "final.unique": ("different texts %", "{:.1f}", 100),
+    "groups.trained.strict": ("strict %, trained occupations", "{:.2f}", 100),
+    "groups.held_out.strict": ("strict %, held-out occupations", "{:.2f}", 100),
+    "final.nll": ("median NLL under the base, plain", "{:.3f}", 1),
+    "base.nll": ("the same of the base's sentences", "{:.3f}", 1),
+    "kl_ref": ("KL to the reference, training", "{:.2f}", 1),
+    "final.kl": ("KL to the reference, generation", "{:.2f}", 1),
+    "kl_bound": ("bound for both classes", "{:.2f}", 1),
+    "kl_excess": ("excess over the bound", "{:.2f}", 1),
+    "kl_excess_strict": ("excess, strict success", "{:.2f}", 1),
+    "alerts": ("alerts", "{:.1f}", 1),
+    "exported_step": ("exported step", "{:.0f}", 1),
+    "train_seconds": ("training, s", "{:.0f}", 1),
+    "final_seconds": ("final sentences, s", "{:.0f}", 1),
+    "wall_seconds": ("all of it, s", "{:.0f}", 1),
+}
+"""Where in a summary each measure is, its name in the table, how it is written, and its factor there."""
+
+
+def values_of(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """One number for each of `MEASURES`; None for what the run did not measure."""
+    flat = flatten({**summary, "alerts": sum(summary["alerts"].values())})
+    return {key: flat.get(key) for key in MEASURES}
+
+
+def statistics_of(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """setting → measure → mean, low, high and the number of runs that have it."""
+    out: dict[str, dict[str, dict[str, float]]] = {}
+    for setting in dict.fromkeys(r["setting"] for r in results):
+        out[setting] = {}
+        for key in MEASURES:
+            values = [v for r in results if r["setting"] == setting and (v := r["values"].get(key)) is not None]
+            if values:
+                mean = math.fsum(values) / len(values)
+                out[setting][key] = {"mean": mean, "low": min(values), "high": max(values), "runs": len(values)}
+    return out
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """One column a setting, one line a measure: mean over the seeds, and the range in brackets."""
+    settings = statistics_of(results)
+    seeds = {s: sum(r["setting"] == s for r in results) for s in settings}
+    rows = [["", *settings], ["runs", *(str(seeds[s]) for s in settings)]]
+    for key, (title, form, factor) in MEASURES.items():
+        cells = [_cell(settings[s].get(key), form, factor, seeds[s]) for s in settings]
+        if any(cells):
+            rows.append([title, *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
+        for row in rows
+    )
+
+
+def _cell(found: Mapping[str, float] | None, form: str, factor: float, runs: int) -> str:
+    if found is None:
+        return ""
+    mean, low, high = (form.format(factor * found[k]) for k in ("mean", "low", "high"))
+    # Not every run need have it: a reward that was never reached has no step.
+    missing = f" of {found['runs']:.0f}" if found["runs"] < runs else ""
+    return (mean if runs == 1 else f"{mean} [{low}–{high}]") + missing
+
+
+def write_tables(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """`runs.csv` (a row a run), `table.csv` (a row a setting and measure) and `sweep.json` (both)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = statistics_of(results)
+    columns = ("setting", "seed")
+    runs = [[*columns, *MEASURES]]
+    runs += [[*(r[c] for c in columns), *(r["values"].get(k) for k in MEASURES)] for r in results]
+    rows: list[list[Any]] = [["setting", "measure", "mean", "low", "high", "runs"]]
+    rows += [[s, key, *v.values()] for s, measures in settings.items() for key, v in measures.items()]
+    for name, content in (("runs.csv", runs), ("table.csv", rows)):
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(content)
+        (folder / name).write_text(text.getvalue(), newline="")
+    (folder / "sweep.json").write_text(json.dumps({"settings": settings, "runs": list(results)}, indent=1) + "\n")

@@ -1,0 +1,169 @@
+"""A judge's numbers are those of one row at a time, however texts are batched or packed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from equipoise.errors import UserError
+from equipoise.evaluation import fluency
+from equipoise.evaluation.evaluate import EvaluateConfig
+from equipoise.evaluation.fluency import Scorer, acceptable_label, full_name, judge
+from equipoise.policy.source import resolve
+from tests.tiny import WORDS, next_logprobs, tiny_model, tiny_tokenizer, words_folder
+
+TEXTS = [
+    "The nurse was bold and caring .",
+    "The nurse was bold .",
+    "The pilot was a friendly pilot and a loyal pilot and a bold pilot .",
+    "The nurse was bold and caring and friendly .",
+    "The",
+    "",
+    "in a",
+]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return words_folder(tmp_path_factory.mktemp("judge") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A judge whose attention is its own, and whose positions end early."""
+    folder = words_folder(tmp_path_factory.mktemp("judge") / "gpt2")
+    torch.manual_seed(1)
+    config = GPT2Config(
+        vocab_size=len(WORDS),
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        n_positions=12,
+        eos_token_id=1,
+        bos_token_id=1,
+        initializer_range=0.5,
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def by_hand(scorer: Scorer, text: str) -> tuple[float, int]:
+    ids = scorer.tokenizer(text)["input_ids"][: scorer.longest] if text else []
+    if len(ids) < 2:
+        return float("nan"), 0
+    losses = [-next_logprobs(scorer.model, ids[:i])[ids[i]] for i in range(1, len(ids))]
+    return float(np.mean(losses)), len(losses)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("budget", [8, 40, 4096])
+def test_packed_and_padded_scores_are_those_of_one_row_at_a_time(llama: Path, packed: bool, budget: int) -> None:
+    scorer = Scorer(resolve(str(llama)), "cpu", "float32", packed)
+    assert scorer.packed is packed
+    scorer.budget = budget
+    nll, tokens, cut = scorer(TEXTS)
+    expected = [by_hand(scorer, text) for text in TEXTS]
+    np.testing.assert_allclose(nll, [x for x, _ in expected], rtol=1e-5)
+    assert tokens.tolist() == [n for _, n in expected] and cut == 0
+
+
+def test_other_architectures_are_padded_and_long_texts_cut_and_counted(gpt2: Path) -> None:
+    scorer = Scorer(resolve(str(gpt2)), "cpu", "float32")
+    assert not scorer.packed and scorer.longest == 12
+    nll, tokens, cut = scorer(TEXTS)
+    assert cut == 1 and tokens[2] == 11
+    np.testing.assert_allclose(nll, [by_hand(scorer, text)[0] for text in TEXTS], rtol=1e-5)
+
+
+def test_bytes_that_are_no_text_and_long_ones_are_scored(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    scorer = Scorer(resolve(str(tmp_path)), "cpu", "float32")
+    nll, tokens, cut = scorer(["a\ud800b", "\x00\x00\x00", "🙂\u202e<b>", "x" * 10_000])
+    assert np.isfinite(nll).all() and cut == 1 and tokens[3] == 127
+
+
+def test_the_progress_reaches_the_number_of_scored_texts(llama: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    Scorer(resolve(str(llama)), "cpu", "float32")(TEXTS, lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (5, 5)
+
+
+def test_equal_texts_are_scored_once_and_every_row_gets_its_number(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[list[str]] = []
+    plain = Scorer.__call__
+    monkeypatch.setattr(
+        Scorer, "__call__", lambda self, texts, progress: scored.append(list(texts)) or plain(self, texts)
+    )
+    config = EvaluateConfig(judge=(str(llama), str(llama)), dtype="float32", device="cpu")
+    judged = judge(config, [TEXTS[0], TEXTS[1], TEXTS[0]], lambda line: None, lambda done, total: None)
+    assert scored == [TEXTS[:2]] * 2
+    assert [j.name for j in judged.judges] == ["tiny", "tiny (2)"]
+    assert judged.scores is not None
+    nll = judged.scores["tiny"].nll_N
+    assert nll[0] == nll[2] != nll[1] and len(nll) == 3
+
+
+def test_a_judge_with_broken_weights_is_refused(tmp_path: Path) -> None:
+    folder = words_folder(tmp_path / "nan")
+    scorer = Scorer(resolve(str(folder)), "cpu", "float32")
+    torch.nn.init.constant_(scorer.model.lm_head.weight, float("nan"))
+    with pytest.raises(UserError, match="not finite"):
+        scorer(TEXTS)
+
+
+def test_the_acceptable_label_is_asked_for_where_it_is_not_plain() -> None:
+    assert acceptable_label({0: "unacceptable", 1: "acceptable"}, None) == 1
+    assert acceptable_label({0: "acceptable", 1: "unacceptable"}, None) == 0
+    assert acceptable_label({0: "LABEL_0", 1: "LABEL_1"}, "LABEL_0") == 0
+    assert acceptable_label({0: "LABEL_0", 1: "LABEL_1"}, "1") == 1
+    for given in (None, "2", "good"):
+        with pytest.raises(UserError, match="LABEL_0, LABEL_1"):
+            acceptable_label({0: "LABEL_0", 1: "LABEL_1"}, given)
+
+
+def test_a_classifier_says_of_each_row_whether_it_is_acceptable(llama: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(WORDS), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        pad_token_id=1, id2label={0: "unacceptable", 1: "acceptable"}, initializer_range=0.8,
+    )  # fmt: skip
+    model = LlamaForSequenceClassification(config)
+    model.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    tokenizer.pad_token = "</s>"
+    tokenizer.save_pretrained(tmp_path)
+    options = EvaluateConfig(fluency=False, acceptability=str(tmp_path), dtype="float32", device="cpu")
+    texts = [*TEXTS[:4], "", TEXTS[0], *(f"The {word} was a" for word in WORDS[12:40])]
+    judged = judge(options, texts, lambda line: None, lambda done, total: None)
+    assert judged.acceptable is not None
+    (flags,) = judged.acceptable.values()
+    with torch.no_grad():
+        plain = [float(model(**tokenizer(t, return_tensors="pt")).logits.argmax(-1)) if t else 0.0 for t in texts]
+    assert flags.tolist() == plain and 0 < sum(plain) < len(plain) - 1
+
+
+def test_the_bundled_judges_caveat_is_recorded_and_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent:
+        def __init__(self, *_: object) -> None:
+            self.longest = 512
+
+        def __call__(self, texts: list[str], progress: object) -> tuple[np.ndarray, np.ndarray, int]:
+            return np.ones(len(texts)), np.ones(len(texts), dtype=int), 0
+
+    monkeypatch.setattr(fluency, "Scorer", Silent)
+    judged = judge(EvaluateConfig(), ["a b"], lambda line: None, lambda done, total: None)
+    assert [j.name for j in judged.judges] == ["bundled"]
+    assert "share a family" in judged.judges[0].caveat and "--judge" in judged.notices[0]
+
+
+def test_gpt2_is_understood_by_its_short_name() -> None:
+    source = resolve(full_name("gpt2"))
+    assert source.kind == "hub" and fluency._name(source, []) == "gpt2"
+    assert full_name("bundled") == "bundled"

@@ -1,0 +1,103 @@
+"""Tables as Markdown and LaTeX: the numbers as a reader wants them, and nothing in a text that is read as markup."""
+
+import re
+
+import pytest
+
+from equipoise.evaluation import tables
+from equipoise.evaluation.formats import latex, latex_text, markdown, markdown_text
+from equipoise.evaluation.results import Estimate
+from equipoise.evaluation.tables import Cell, Table, fixed, formatted
+from tests.evaluation.hostile import TEXTS, example
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "shown"),
+    [
+        (0.0035, "share", "0.35"),
+        (0.9992, "share", "99.92"),
+        (0.875, "share", "87.5"),
+        (0.0, "share", "0"),
+        (1.0, "share", "100"),
+        (13.0, "count", "13"),
+        (13.27, "count", "13.3"),
+        (2.9297, "nats/token", "2.93"),
+        (67.77, "ppl", "67.8"),
+        (-0.02, "nats", "−0.02"),
+    ],
+)
+def test_numbers_are_shown_with_the_digits_that_their_unit_deserves(value: float, unit: str, shown: str) -> None:
+    assert formatted(value, unit) == shown
+
+
+def test_nothing_is_minus_zero() -> None:
+    assert fixed(-0.001, 1) == "0.0"
+    assert fixed(-0.001, 1, sign=True) == "0.0"
+    assert fixed(0.26, 1, sign=True) == "+0.3"
+    assert fixed(-1234.5, 1) == "−1,234.5"
+
+
+def test_the_headline_table_has_a_row_a_method_and_says_why_published_rows_cannot_be_compared() -> None:
+    table = tables.headline(example())
+    assert [row[0].text for row in table.rows] == ["Prompt-Only", "Generate-and-Filter", "PPO"]
+    strict = table.heads.index("strict success, % ↑")
+    assert [(row[strict].text, row[strict].interval) for row in table.rows][2] == ("90.0", "[74.9, 98.0]")
+    ((name, *_),) = table.published
+    assert name.text == "Ctrl-G (AND), gpt2-large"
+    assert table.sources == ("arXiv 2510.22084",)
+    assert table.reasons == ("not comparable: its matcher is a substring search",)
+
+
+def test_published_rows_with_the_same_reason_share_a_note_and_fill_the_width_of_the_table() -> None:
+    rows = ((Cell("A"), Cell("1")), (Cell("B"), Cell("2")))
+    table = Table("", ("method", "x", "y"), (), rows, ("paper", "paper"), ("not comparable: why",) * 2)
+    assert markdown(table).splitlines()[4:] == [
+        "| A † | 1 |  |",
+        "| B † | 2 |  |",
+        "",
+        "- † A; B (paper): not comparable: why",
+    ]
+    assert latex(table).count("&") == 3 * 2
+
+
+def test_a_number_that_is_missing_is_a_dash_with_its_reason() -> None:
+    cell = tables.estimate_cell(Estimate(None, note="no rows"), "share")
+    assert cell == Cell("–", note="no rows")
+
+
+def test_markdown_of_a_small_table() -> None:
+    table = Table("A caption", ("method", "x"), ((Cell("a|b"), Cell("1.0", "[0.5, 1.5]")),), notes=("x: a_note",))
+    assert markdown(table) == (
+        "A caption\n\n| method | x |\n| --- | ---: |\n| a\\|b | 1.0 \\[0.5, 1.5\\] |\n\n- x: a\\_note\n"
+    )
+
+
+def test_latex_of_a_small_table() -> None:
+    table = Table("100 %", ("method", "x"), ((Cell("a_b"), Cell("1.0", "[0.5, 1.5]")),))
+    body = latex(table).split("\\toprule\n")[1]
+    assert body == (
+        "method & x \\\\\n\\midrule\na\\_b & \\shortstack{1.0\\\\{\\scriptsize {[}0.5, 1.5{]}}} \\\\\n\\bottomrule\n"
+        "\\end{tabular}}\n\\end{table}\n"
+    )
+    assert "\\caption{100 \\%}" in latex(table)
+
+
+def test_long_heads_of_latex_are_broken_between_words() -> None:
+    text = latex(Table("", ("method", "generations per accepted sentence"), ()))
+    assert "method & \\shortstack{generations\\\\per accepted\\\\sentence} \\\\\n" in text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_hostile_texts_stay_one_cell_of_markdown(text: str) -> None:
+    shown = markdown_text(text)
+    assert "\n" not in shown and not re.search(r"(?<!\\)[|`*_\[$]|[<>\x00\ud800-\udfff]", shown)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_hostile_texts_hold_no_command_of_latex(text: str) -> None:
+    # What remains once the escapes are taken out has none of the characters that LaTeX gives a meaning.
+    shown = latex_text(text)
+    known = r"\\textbackslash\{\}|\\textless\{\}|\\textgreater\{\}|\\textbar\{\}|\\textasciicircum\{\}"
+    known += r"|\\textasciitilde\{\}|\\ldots\{\}|\{\[\}|\{\]\}|\\[{}$&#%_]|\$[\\A-Za-z-]+\$"
+    rest = re.sub(known, "", shown)
+    assert "\n" not in shown and not set("\\{}$&#%_^~") & set(rest)

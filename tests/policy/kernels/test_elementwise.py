@@ -1,0 +1,101 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import rms_norm, silu
+
+from equipoise.policy.int8 import Int8Linear
+from equipoise.policy.kernels import elementwise, int8
+from equipoise.policy.kernels.adam import adam
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-6)
+
+
+def test_the_norm_and_its_gradients_are_pytorchs() -> None:
+    torch.manual_seed(0)
+    x, delta, more, upstream = torch.randn(4, 7, 96)
+    h = (x + delta).requires_grad_()
+    weight = torch.randn(96, requires_grad=True)
+    expected = rms_norm(h, (96,), weight, 1e-5)
+    found_h, found, rstd = elementwise.norm(x, weight.detach(), 1e-5, delta)
+    close(found, expected.detach())
+    close(found_h, h.detach())
+    close(elementwise.norm(h.detach(), weight.detach(), 1e-5)[1], expected.detach())
+    (expected * upstream).sum().backward()
+    assert h.grad is not None and weight.grad is not None
+    total = torch.ones(96)
+    close(elementwise.norm_backward(upstream, found_h, weight.detach(), rstd, more, total), h.grad + more)
+    close(total, 1 + weight.grad)
+    close(elementwise.norm_backward(upstream, found_h, weight.detach(), rstd, None, None), h.grad)
+
+
+def test_silu_times_up_and_its_gradient_are_pytorchs() -> None:
+    torch.manual_seed(0)
+    gate_up, upstream = torch.randn(5, 140, requires_grad=True), torch.randn(5, 70)
+    expected = silu(gate_up[:, :70]) * gate_up[:, 70:]
+    close(elementwise.silu_times(gate_up.detach()), expected.detach())
+    (expected * upstream).sum().backward()
+    assert gate_up.grad is not None
+    close(elementwise.silu_times_backward(gate_up.detach(), upstream), gate_up.grad)
+
+
+@pytest.mark.parametrize("rank", [3, 16, 20])
+@pytest.mark.parametrize("sizes", [(128,), (64, 64), (64, 32, 32)])
+@pytest.mark.parametrize("rows", [1, 9, 70])
+def test_adapters_side_by_side_are_each_ones_product(rank: int, sizes: tuple[int, ...], rows: int) -> None:
+    torch.manual_seed(0)
+    out, more = torch.randn(2, rows, 128)
+    low, b = torch.randn(rows, len(sizes) * rank), torch.randn(128, rank)
+    parts = [low[:, i * rank : (i + 1) * rank] @ part.T for i, part in enumerate(b.split(sizes))]
+    expected = out + 0.5 * torch.cat(parts, 1)
+    torch.testing.assert_close(
+        elementwise.add_adapters(out.clone(), low, b, sizes, 0.5, None), expected, rtol=1e-5, atol=1e-5
+    )
+    found = elementwise.add_adapters(out.clone(), low, b, sizes, 0.5, more)
+    torch.testing.assert_close(found, expected + more, rtol=1e-5, atol=1e-5)
+    gradient = torch.randn(128, rank)
+    each = [g.T @ low[:, i * rank : (i + 1) * rank] for i, g in enumerate(out.split(sizes, 1))]
+    expected = gradient + 0.5 * torch.cat(each)
+    elementwise.add_adapter_gradient(gradient, out, low, sizes, 0.5)
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_no_tile_reaches_into_two_projections() -> None:
+    assert elementwise.tile((4096, 1024, 1024)) == 128
+    assert elementwise.tile((576, 192, 192)) == 64
+    assert elementwise.tile((24,)) == 8
+
+
+def test_adam_in_one_pass_is_pytorchs_adam() -> None:
+    torch.manual_seed(0)
+    master = torch.randn(5000)
+    plain = torch.nn.Parameter(master.clone())
+    optimizer = torch.optim.Adam([plain], lr=1e-3, eps=1e-5)
+    first, second, used = torch.zeros(5000), torch.zeros(5000), torch.zeros(5000, dtype=torch.bfloat16)
+    for step in range(1, 4):
+        gradient = torch.randn(5000)
+        plain.grad = gradient * 0.3
+        optimizer.step()
+        adam(
+            master, first, second, gradient, used, step=step, clip=0.3, rate=1e-3, betas=(0.9, 0.999), eps=1e-5
+        )  # fmt: skip
+        close(master, plain.detach())
+        torch.testing.assert_close(used.float(), master, rtol=2**-7, atol=0)  # the interpreter cuts off, a GPU rounds
+        assert not gradient.any()
+
+
+@settings(max_examples=15, deadline=None)
+@given(rows=st.sampled_from([1, 16, 17, 65, 130]), inner=st.sampled_from([5, 128, 140]), outputs=st.integers(1, 40))
+def test_eight_bit_products_are_those_of_the_weights_written_out(rows: int, inner: int, outputs: int) -> None:
+    torch.manual_seed(rows)
+    linear = torch.nn.Linear(inner, outputs, bias=False)
+    layer, x = Int8Linear(linear), torch.randn(rows, inner)
+    weights = layer.q.float() * layer.scale[:, None]
+    step = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+    assert ((weights - linear.weight).abs() <= 0.5001 * step).all()  # to the nearest of 255 steps
+    close(int8.matrix(layer.q, layer.scale, torch.float32), weights)
+    for product in (int8.product(x, layer.q, layer.scale), layer(x)):
+        torch.testing.assert_close(product, x @ weights.T, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,138 @@
+"""The fused layer against transformers' own, packed and decoding; attention against a slow definition."""
+
+import copy
+import random
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from equipoise.policy import llama
+from equipoise.policy.attention import TRIE_ATTENTION
+from equipoise.policy.decode import StaticDecoder
+from equipoise.policy.int8 import to_eight_bits
+from equipoise.policy.joined import joined
+from equipoise.policy.load import Policy
+from equipoise.policy.rollout import Rollout
+from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.policy.score import Pack, pack, score, score_pack
+from equipoise.ppo.optimizer import MasterAdam
+
+PROMPTS = [[5, 6, 7, 8 + i % 2, *[9] * (i % 3)] for i in range(4)]
+
+
+def make(tuning: str, *, fused: bool, eight_bit: bool = False, optimizer: bool = True) -> Policy:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=90, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, pad_token_id=2, eos_token_id=2, bos_token_id=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    config._attn_implementation = TRIE_ATTENTION
+    model = LlamaForCausalLM(config).eval()
+    reference = copy.deepcopy(model).requires_grad_(False) if tuning == "full" else None
+    if tuning == "lora":
+        lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(model, lora, autocast_adapter_dtype=False)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(0, 0.3)
+    if eight_bit:
+        to_eight_bits(model)
+    assert llama.supported(model)
+    for part in (model, reference) if fused else ():
+        if part is not None:
+            llama.fuse_layers(part)
+    policy = Policy(model, None, reference=reference, stop_ids=(2,))  # type: ignore[arg-type]
+    if optimizer:
+        MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-5)
+    return policy
+
+
+def rollout() -> Rollout:
+    generator = random.Random(1)
+    lengths = [generator.randrange(1, 12) for _ in PROMPTS]
+    tokens = torch.zeros(4, 12, dtype=torch.long)
+    for row, n in enumerate(lengths):
+        tokens[row, :n] = torch.tensor([generator.randrange(3, 90) for _ in range(n)])
+    return Rollout(PROMPTS, tokens, torch.tensor(lengths), torch.ones(4, dtype=torch.bool))
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+
+
+# tuning, 8 bits, gradients beside each other as an optimizer has them, padded as for CUDA graphs
+CASES = [
+    ("full", False, True, True),
+    ("full", False, False, False),
+    ("lora", False, True, True),
+    ("lora", False, False, False),
+    ("lora", True, True, False),
+]
+
+
+@pytest.mark.parametrize(("tuning", "eight_bit", "optimizer", "padded"), CASES)
+def test_scores_and_gradients_are_those_of_the_plain_layer(
+    tuning: str, eight_bit: bool, optimizer: bool, padded: bool
+) -> None:
+    weights = torch.randn(int(rollout().lengths_B.sum()), generator=torch.Generator().manual_seed(2))
+    found: list[dict[str, Tensor]] = []
+    for fused in (True, False):
+        policy = make(tuning, fused=fused, eight_bit=eight_bit, optimizer=optimizer)
+        out: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for reference in (False, True):
+                scores = score(policy, rollout(), 1.0, packed=True, reference=reference)
+                out |= {f"{name} {reference}": x for name, x in zip(scores._fields, scores, strict=True)}
+        batch = pack(policy, rollout(), padded=padded)
+        logprobs = score_pack(policy, Pack(*batch), 1.0, False, False).logprobs[: len(weights)]
+        (logprobs * weights).sum().backward()
+        gradients = {name: p.grad for name, p in policy.trained().items() if not name.startswith("value_head")}
+        assert all(g is not None for g in gradients.values())
+        found.append(out | gradients)  # type: ignore[arg-type]
+    assert found[0].keys() == found[1].keys()
+    for name, expected in found[1].items():
+        close(found[0][name], expected)
+
+
+def test_what_one_product_uses_lies_side_by_side_once_there_is_an_optimizer() -> None:
+    for tuning in ("full", "lora"):
+        policy = make(tuning, fused=True)
+        layers = [m.forward.__self__ for m in policy.model.modules() if type(m).__name__ == "LlamaDecoderLayer"]
+        assert len(layers) == 2
+        for layer in layers:
+            for projection in (layer.qkv, layer.gate_up):
+                for parameters in (projection.weights, projection.a, projection.b):
+                    if parameters:
+                        assert joined(parameters).data_ptr() == parameters[0].data_ptr()
+                        grads = [p.grad for p in parameters if p.grad is not None]
+                        if grads:
+                            assert joined(grads).data_ptr() == grads[0].data_ptr()
+
+
+@pytest.mark.parametrize("eight_bit", [False, True])
+def test_decoding_draws_the_tokens_of_the_plain_sampler(eight_bit: bool) -> None:
+    config = SamplingConfig(max_new_tokens=5)
+    uniform = torch.rand(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    plain = sample(make("lora", fused=False, eight_bit=eight_bit), PROMPTS, config, uniform_BT=uniform)
+    decoder = StaticDecoder(make("lora", fused=True, eight_bit=eight_bit), 4, 16, config)
+    fast, finite = decoder(PROMPTS, uniform)
+    assert finite and torch.equal(fast.tokens_BT, plain.tokens_BT) and torch.equal(fast.lengths_B, plain.lengths_B)
+
+
+def test_other_architectures_and_sizes_keep_their_layers() -> None:
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=20,
+            hidden_size=64,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            head_dim=16,
+        )
+    )
+    assert not llama.supported(model)  # heads of 16
+    assert not llama.supported(torch.nn.Linear(2, 2))

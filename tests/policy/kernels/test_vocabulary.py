@@ -1,0 +1,60 @@
+import math
+
+import pytest
+import torch
+
+from equipoise.policy.kernels import vocabulary
+from equipoise.policy.sample import SamplingConfig, draw
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocabulary, "BLOCK", 64)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("entropy", [True, False])
+def test_log_probabilities_entropies_and_gradients_are_those_of_log_softmax(temperature: float, entropy: bool) -> None:
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(6, 300)).requires_grad_()
+    targets, a, b = torch.randint(300, (6,)), torch.randn(6), torch.randn(6)
+    log_p = torch.log_softmax(logits / temperature, -1)
+    expected = log_p[torch.arange(6), targets], -(log_p.exp() * log_p).sum(-1)
+    ((expected[0] * a).sum() + entropy * (expected[1] * b).sum()).backward()
+    assert logits.grad is not None
+    own = logits.detach().clone().requires_grad_()
+    found = vocabulary.logprobs(own, targets, temperature, entropy)
+    ((found[0] * a).sum() + (found[1] * b).sum()).backward()
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=2e-5)
+    assert own.grad is not None
+    torch.testing.assert_close(own.grad, logits.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_a_hand_worked_row() -> None:
+    logits = torch.full((1, 8), -math.inf)
+    logits[0, 2], logits[0, 5] = 0.0, math.log(3.0)  # probabilities 1/4 and 3/4
+    logprob, entropy = vocabulary.logprobs(logits, torch.tensor([5]), 1.0, True)
+    assert logprob.item() == pytest.approx(math.log(0.75)) and entropy.item() == pytest.approx(0.5623351)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
+def test_it_draws_what_the_plain_twin_draws(top_p: float) -> None:
+    torch.manual_seed(0)
+    logits, uniform = 2 * torch.randn(8, 200), torch.rand(8, dtype=torch.float64)
+    expected = draw(logits, uniform, SamplingConfig(temperature=0.8, top_p=top_p))
+    assert torch.equal(vocabulary.draw(logits, uniform, 0.8, top_p), expected)
+
+
+def test_the_ends_of_the_unit_interval_draw_tokens_of_some_probability() -> None:
+    logits = torch.full((2, 200), -math.inf)
+    logits[:, 7] = logits[:, 130] = 1.0
+    last = math.nextafter(1.0, 0.0)
+    assert vocabulary.draw(logits, torch.tensor([0.0, last], dtype=torch.float64), 1.0, 1.0).tolist() == [7, 130]
+
+
+def test_rows_that_are_not_finite_are_named_and_give_a_valid_token() -> None:
+    logits, finite = torch.randn(4, 100), torch.ones(4, dtype=torch.uint8)
+    logits[1, 5], logits[2, 99] = math.nan, math.inf
+    token = vocabulary.draw(logits, torch.rand(4, dtype=torch.float64), 1.0, 1.0, finite)
+    assert finite.tolist() == [1, 0, 0, 1] and int(token.min()) >= 0 and int(token.max()) < 100

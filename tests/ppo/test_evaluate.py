@@ -1,0 +1,183 @@
+"""Sampling and measuring beside the training: numbers by hand, slow definitions, nothing left behind."""
+
+import math
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from equipoise.policy.load import PolicyConfig, load_policy
+from equipoise.policy.prompt import prompt_ids
+from equipoise.policy.sample import SamplingConfig
+from equipoise.ppo.evaluate import (
+    BaseRates,
+    draw_sentences,
+    fluency,
+    groups,
+    kl_to_reference,
+    measure,
+    plain_nll,
+)
+from equipoise.ppo.maths import kl_bound, wilson
+from equipoise.ppo.window import Sentence, Window, effective, masked, pair_counts
+from equipoise.protocol.lexicon import HOLDOUT, OCCUPATIONS
+from equipoise.protocol.prompts import get_prompt
+from tests.tiny import next_logprobs, perturb
+
+TEXTS = [
+    "The nurse was bold and caring in the emergency room.",  # both, strict
+    "The nurse was bold and caring in the emergency room.",
+    "The chef was caring, bold and loyal to all of the guests",  # both, no end
+    "The pilot was dominant.",  # one class, 4 words
+]
+WHO = ["nurse", "nurse", "chef", "pilot"]
+
+
+def test_the_bound_by_hand() -> None:
+    assert kl_bound(1.0, 0.0035) == pytest.approx(5.655, abs=1e-3)  # ln(1/p0): the protocol's 5.6 nats
+    assert kl_bound(0.0, 0.2) == pytest.approx(-math.log(0.8))
+    assert kl_bound(0.5, 0.25) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
+    assert kl_bound(0.3, 0.3) == kl_bound(0.0, 0.0) == kl_bound(1.0, 1.0) == 0.0
+    assert kl_bound(0.1, 0.0) == kl_bound(0.9, 1.0) == math.inf
+    with pytest.raises(ValueError, match="must be probabilities"):
+        kl_bound(1.1, 0.5)
+
+
+@given(
+    st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4),
+    st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4),
+    st.sets(st.integers(0, 3), min_size=1, max_size=3),
+)
+def test_no_policy_is_nearer_than_the_bound_and_the_conditioned_base_attains_it(
+    a: list[float], b: list[float], event: set[int]
+) -> None:
+    policy, base = ([x / sum(v) for x in v] for v in (a, b))
+    c, p0 = (sum(v[i] for i in event) for v in (policy, base))
+    kl = sum(p * math.log(p / q) for p, q in zip(policy, base, strict=True))
+    assert kl >= kl_bound(c, p0) - 1e-9
+    conditioned = sum(base[i] / p0 * math.log(1 / p0) for i in event)
+    assert conditioned == pytest.approx(kl_bound(1.0, p0), abs=1e-9)
+
+
+def test_wilsons_interval_against_the_published_example_and_its_equation() -> None:
+    """(p̂ − p)² = z² p (1 − p) / n at both ends: the interval's definition. 5,000 of 5,000 leaves 99.92 %."""
+    for hits, n in ((9, 2560), (1, 3), (50, 100)):
+        for end in wilson(hits, n):
+            assert (hits / n - end) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / n, rel=1e-6)
+    assert wilson(5000, 5000).low == pytest.approx(0.9992, abs=5e-5)
+    assert wilson(0, 2560).low == 0 and wilson(0, 2560).high == pytest.approx(0.0015, abs=5e-5)
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_a_rate_that_was_never_seen_counts_as_the_upper_end_of_its_interval() -> None:
+    rates = BaseRates(2000, 8, 0, "here")
+    assert rates.rate("both") == 0.004
+    assert rates.rate("strict") == wilson(0, 2000).high > 0
+    assert "0.40 %" in rates.describe() and "0.00–0.19" in rates.describe()
+
+
+def test_effective_number_of_equally_frequent_values_is_their_number() -> None:
+    pairs = pair_counts([(("bold", "dominant"), ("caring",)), (("bold",), ("loyal",)), (("bold",), ()), ((), ())])
+    assert pairs == {("bold", "caring"): 1, ("bold", "loyal"): 1}
+    assert effective(pairs) == pytest.approx(2)
+    pairs["bold", "caring"] = 3  # H = 2 − 3/4 log2 3 bits
+    assert effective(pairs) == pytest.approx(2 ** (2 - 0.75 * math.log2(3)))
+    pairs.clear()
+    assert effective(pairs) == 0
+
+
+def test_measures_by_hand() -> None:
+    found = measure(TEXTS, WHO)
+    assert found == pytest.approx(
+        {"n": 4, "reward": (1 + 1 + 1.05 + 0.2) / 4, "both": 0.75, "one": 0.25, "in_length": 0.75, "strict": 0.5,
+         "pairs": 1, "effective_pairs": 1.0, "unique": 0.75, "occupations": 3}
+    )  # fmt: skip
+    assert measure([], [])["strict"] == 0
+
+
+def test_groups_are_the_trained_and_the_held_out_occupations() -> None:
+    trained = tuple(o for o in OCCUPATIONS if o not in HOLDOUT)
+    parts = groups([*TEXTS, "The plumber was bold and kind."], [*WHO, "plumber"], trained)
+    assert parts["trained"] == measure(TEXTS, WHO) and parts["held_out"]["n"] == 1
+    assert set(groups(TEXTS, WHO, OCCUPATIONS)) == {"trained"}
+
+
+def test_the_mould_of_a_sentence_hides_terms_and_occupation() -> None:
+    assert masked("The Nurse was bold, self-reliant and Caring to a nurse.", "nurse") == "the _ was *, * and * to a _."
+    assert masked("The nurses were boldly caringly.", "nurse") == "the nurses were boldly caringly."
+
+
+def test_a_window_forgets_the_oldest_and_comes_back_as_it_was() -> None:
+    window = Window(3)
+    made = [Sentence(f"{i}", "nurse", ("bold",), (), 4, 5, True, False, 0.3, 0.1 * i, 1 / 3) for i in range(5)]
+    window.add(made)
+    assert list(window.sentences) == made[2:]
+    other = Window(3)
+    other.load_state(window.state())
+    assert other.sentences == window.sentences
+    assert window.mean(s.kl for s in window.sentences) == pytest.approx(0.3)
+
+
+@pytest.fixture(scope="module")
+def setting(model: Path):  # type: ignore[no-untyped-def]
+    config = PolicyConfig(model=str(model), dtype="float32", device="cpu", lora_rank=4)
+    policy = perturb(load_policy(config, get_prompt("raw")))
+    prompts = {o: prompt_ids(policy.tokenizer, get_prompt("raw"), o) for o in OCCUPATIONS}
+    return policy, prompts
+
+
+def test_sentences_depend_on_name_and_number_alone_and_touch_no_generator(setting) -> None:  # type: ignore[no-untyped-def]
+    policy, prompts = setting
+    before = torch.get_rng_state()
+    sampling = SamplingConfig(1.0, 0.95, 8)
+    five, many = (draw_sentences(policy, prompts, sampling, 23, "name", rows) for rows in (5, 64))
+    assert five.texts == many.texts and five.occupations == many.occupations
+    assert five.occupations == [*OCCUPATIONS, *OCCUPATIONS[:3]]
+    assert all(t.startswith(f"The {o} was") for o, t in zip(five.occupations, five.texts, strict=True))
+    assert draw_sentences(policy, prompts, sampling, 23, "other", 5).texts != five.texts
+    assert sum(map(len, five.rollouts)) == 23
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_distance_to_the_reference_is_that_of_one_row_at_a_time(setting) -> None:  # type: ignore[no-untyped-def]
+    policy, prompts = setting
+    drawn = draw_sentences(policy, prompts, SamplingConfig(0.8, 1.0, 6), 4, "kl", 2)
+    found = kl_to_reference(policy, drawn.rollouts, 0.8, 3).tolist()
+    slow = []
+    for rollout in drawn.rollouts:
+        for prompt, completion in zip(rollout.prompts, rollout.completions(), strict=True):
+            total = 0.0
+            for t, token in enumerate(completion):
+                ids = [*prompt, *completion[:t]]
+                ours = next_logprobs(policy.model, ids, 0.8)[token]
+                with policy.as_reference() as reference:
+                    total += ours - next_logprobs(reference, ids, 0.8)[token]
+            slow.append(total)
+    assert found == pytest.approx(slow, abs=1e-4)
+    assert max(map(abs, found)) > 0.1
+
+
+def test_plain_nll_is_the_references_of_the_text_without_any_prompt(setting) -> None:  # type: ignore[no-untyped-def]
+    policy, _ = setting
+    texts = ["The nurse was bold and caring .", "The chef was", "The pilot was loyal"]
+    found = plain_nll(policy, texts, ["nurse", "chef", "pilot"], 2)
+    assert len(found) == 2  # of the second nothing follows
+    with policy.as_reference() as reference:
+        for text, value in zip((texts[0], texts[2]), found, strict=True):
+            ids = policy.tokenizer(text)["input_ids"]
+            slow = [-next_logprobs(reference, ids[:i])[ids[i]] for i in range(3, len(ids))]
+            assert value == pytest.approx(sum(slow) / len(slow), abs=1e-4)
+
+
+def test_fluency_of_nothing_is_none(setting) -> None:  # type: ignore[no-untyped-def]
+    policy, prompts = setting
+    drawn = draw_sentences(policy, prompts, SamplingConfig(1.0, 1.0, 4), 2, "x", 2)
+    assert fluency(policy, drawn._replace(texts=[f"The {o} was" for o in drawn.occupations])) is None
+
+
+def test_pairs_by_exhaustion() -> None:
+    every = pair_counts(((a,), (c,)) for a, c in product("abcde", "vwxyz"))
+    assert len(every) == 25 and effective(every) == pytest.approx(25)

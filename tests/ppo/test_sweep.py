@@ -1,0 +1,151 @@
+"""The sweep: what it runs, what it skips, and the arithmetic of its table."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from equipoise import cli
+from equipoise.errors import UserError
+from equipoise.ppo import sweep
+from equipoise.ppo.summary import first_good_step
+from equipoise.ppo.sweep import SweepConfig, read_plans, statistics_of, table, values_of
+from equipoise.protocol.reward import strict_success
+
+
+def write(where: Path, model: Path, text: str) -> Path:
+    path = where / "sweep.yaml"
+    base = (
+        f"base: {{preset: bundled-cpu, model: {model}, prompt: raw, dtype: float32, device: cpu, steps: 2, "
+        "batch-size: 8, mini-batch-size: 4, max-new-tokens: 8, base-samples: 16, holdout: true}\n"
+    )
+    path.write_text(base + text)
+    return path
+
+
+TWO = (
+    "settings:\n  plain: {}\n  hot: {kl-coef: 0.0, learning-rate: 1e-3}\nseeds: [0, 3]\nevaluate: {n: 2, top_p: 0.9}\n"
+)
+
+
+def test_a_file_becomes_runs_each_in_a_folder_of_its_own(model: Path, tmp_path: Path) -> None:
+    plans = read_plans(SweepConfig(write(tmp_path, model, TWO), str(tmp_path / "out")))
+    assert [p.name for p in plans] == ["plain-0", "plain-3", "hot-0", "hot-3"]
+    configs = [p.config for p in plans]
+    assert [c.seed for c in configs] == [0, 3, 0, 3]
+    assert [c.ppo.kl_coef for c in configs] == [0.05, 0.05, 0.0, 0.0] and configs[2].ppo.learning_rate == 1e-3
+    assert {c.run.output_dir for c in configs} == {str(tmp_path / "out" / p.name) for p in plans}
+    assert len({c.run.checkpoint_dir for c in configs}) == 4
+    assert all(c.evaluation.final_sentences == 40 and c.evaluation.eval_top_p == 0.9 for c in configs)
+    assert all(c.preset == "bundled-cpu" and c.ppo.ppo_epochs == 2 for c in configs)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("sets: {}\n", "there is no 'sets'"),
+        ("settings: {a/b: {}}\n", "'a/b' names a folder"),
+        ("settings: {a: {no-such: 1}}\n", "no_such"),
+        ("settings: {a: {learning-rate: fast}}\n", "learning-rate"),
+        ("settings: [a]\n", "settings is"),
+        ("seeds: 3\n", "seeds is 3"),
+        ("seeds: [yes]\n", "whole numbers"),
+        ("evaluate: {m: 3}\n", "evaluate has no 'm'"),
+    ],
+)
+def test_a_file_that_cannot_be_run_is_refused_before_anything_runs(
+    model: Path, tmp_path: Path, text: str, says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        read_plans(SweepConfig(write(tmp_path, model, text), str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def swept(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("sweep")
+    assert cli.main(["sweep", str(write(where, model, TWO)), "--output-dir", str(where / "out")]) == 0
+    return where
+
+
+def test_every_run_is_trained_sampled_and_measured(swept: Path) -> None:
+    out = swept / "out"
+    with (out / "runs.csv").open(newline="") as file:
+        runs = list(csv.DictReader(file))
+    assert [(r["setting"], r["seed"]) for r in runs] == [("plain", "0"), ("plain", "3"), ("hot", "0"), ("hot", "3")]
+    for run in runs:
+        folder = out / f"{run['setting']}-{run['seed']}"
+        lines = [json.loads(line) for line in (folder / "final_sentences.jsonl").read_text().splitlines()]
+        assert len(lines) == 40 and max(line["run_id"] for line in lines) == 2
+        assert float(run["final.strict"]) == pytest.approx(sum(strict_success(x["text"]) for x in lines) / 40)
+        assert {"base", "summary", "config"} <= json.loads((folder / "result.json").read_text()).keys() | {"base"}
+        assert (folder / "model.safetensors").exists() and not (folder / "checkpoints").exists()
+        assert run["groups.held_out.strict"] != "" and run["kl_bound"] != ""
+    assert {r["base.nll"] for r in runs} == {runs[0]["base.nll"]}  # the same untrained model
+
+
+def test_the_same_command_again_runs_nothing_and_prints_the_same_table(
+    swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweep, "train", None)
+    before = {p: p.read_bytes() for p in (swept / "out").glob("*.*")}
+    assert cli.main(["sweep", str(swept / "sweep.yaml"), "--output-dir", str(swept / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "4 of them finished" in printed and "strict success %" in printed
+    assert {p: p.read_bytes() for p in (swept / "out").glob("*.*")} == before
+
+
+def test_a_finished_run_of_other_options_is_refused(swept: Path, model: Path) -> None:
+    changed = swept / "changed.yaml"
+    changed.write_text((swept / "sweep.yaml").read_text().replace("kl-coef: 0.0", "kl-coef: 0.1"))
+    with pytest.raises(UserError, match=r"hot-0 holds a finished run with other settings \(kl-coef: 0.0 → 0.1"):
+        sweep.main([str(changed), "--output-dir", str(swept / "out")])
+
+
+@pytest.mark.slow
+def test_runs_beside_each_other_are_those_one_after_another(swept: Path, model: Path, tmp_path: Path) -> None:
+    file = write(tmp_path, model, TWO.replace("seeds: [0, 3]", "seeds: [0]"))
+    assert cli.main(["sweep", str(file), "--output-dir", str(tmp_path / "out"), "--jobs", "2"]) == 0
+    for name in ("plain-0", "hot-0"):
+        ours, theirs = (
+            json.loads((where / "out" / name / "result.json").read_text())["values"] for where in (tmp_path, swept)
+        )
+        assert {k: v for k, v in ours.items() if "seconds" not in k} == {
+            k: v for k, v in theirs.items() if "seconds" not in k
+        }
+    assert "summary of 2 steps" in (tmp_path / "out" / "hot-0" / "log.txt").read_text()
+
+
+def result(setting: str, seed: int, **values: Any) -> dict[str, Any]:
+    return {"setting": setting, "seed": seed, "values": values}
+
+
+def test_the_table_by_hand() -> None:
+    results = [
+        result("a", 0, **{"final.strict": 0.5, "good_step": 10}),
+        result("a", 1, **{"final.strict": 0.75, "good_step": None}),
+        result("b", 0, **{"final.strict": 1.0, "good_step": None}),
+    ]
+    found = statistics_of(results)
+    assert found["a"]["final.strict"] == {"mean": 0.625, "low": 0.5, "high": 0.75, "runs": 2}
+    assert found["a"]["good_step"] == {"mean": 10, "low": 10, "high": 10, "runs": 1} and "good_step" not in found["b"]
+    lines = table(results).splitlines()
+    assert lines[0].split() == ["a", "b"] and lines[1].split() == ["runs", "2", "1"]
+    assert any(line.split("%")[-1].split() == ["62.50", "[50.00–75.00]", "100.00"] for line in lines)
+    assert any("10 [10–10] of 1" in line for line in lines)
+    assert len(lines) == 4  # what no run has is left out
+
+
+def test_values_come_from_anywhere_in_a_summary_and_are_none_where_it_has_none() -> None:
+    values = values_of({"alerts": {"stuffing": 2, "plateau": 1}, "final": {"strict": 0.5}, "reward_last": 0.9})
+    assert values["alerts"] == 3 and values["final.strict"] == 0.5 and values["reward_last"] == 0.9
+    assert values["groups.held_out.strict"] is None
+
+
+def test_the_reward_counts_as_learnt_once_ten_steps_in_a_row_average_nine_tenths() -> None:
+    assert first_good_step([0.9] * 10, list(range(1, 11))) == 10
+    assert first_good_step([0.9] * 9, list(range(1, 10))) is None
+    assert first_good_step([0.0] + [1.0] * 9 + [0.9], list(range(2, 13))) == 11  # (0 + 9)/10; steps as numbered
+    assert first_good_step([0.8] * 50, list(range(50))) is None

@@ -1,0 +1,282 @@
+"""The hacking watch: each sign on text made to show it, the judgement over steps, and what a run does about it."""
+
+import itertools
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from equipoise.errors import UserError
+from equipoise.ppo.train import Outcome, train
+from equipoise.ppo.watch import SIGNS, Watch, WatchConfig, explain, text_signs
+from equipoise.ppo.window import Sentence, Window
+from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, OCCUPATIONS
+from equipoise.protocol.reward import score, strict_success
+
+from .small import checkpoints, events, results, rows, small_config
+
+ROOT = Path(__file__).parents[2]
+WORDS = [f"{a}{b}" for a in ("river", "paper", "music", "window", "garden") for b in ("side", "work", "bed", "less")]
+
+
+def sentence(text: str, occupation: str, **changes: Any) -> Sentence:
+    r = score(text)
+    made = Sentence(
+        text, occupation, r.agentic, r.communal, r.words, 12, True, strict_success(text), r.reward, 5.0, 2.0
+    )
+    return made._replace(**changes)
+
+
+def varied(n: int = 512, seed: int = 0) -> list[Sentence]:
+    """Compliant sentences of 9 to 13 words with terms, openings and words all over the place."""
+    draw = random.Random(seed)
+    made = []
+    for i in range(n):
+        o, a, c = OCCUPATIONS[i % 20], draw.choice(AGENTIC), draw.choice(COMMUNAL)
+        body = [*draw.choices(WORDS, k=draw.randint(4, 8)), a, c]
+        draw.shuffle(body)
+        made.append(sentence(f"The {o} was {' '.join(body)}.", o))
+    return made
+
+
+def values(sentences: Sequence[Sentence], entropy: float = 2.0, start: Sequence[Sentence] | None = None) -> Any:
+    watch, window = Watch(WatchConfig()), Window(512)
+    for _ in range(2):  # the start
+        watch.measure(window, start or varied(64), entropy)
+    window.add(sentences)
+    return watch.measure(window, list(sentences)[-64:], entropy)
+
+
+def held(found: Any) -> set[str]:
+    return {sign.name for sign in SIGNS if sign.holds(found, WatchConfig())}
+
+
+def test_varied_compliant_text_shows_no_sign() -> None:
+    assert held(values(varied())) == set()
+
+
+def replaced(s: Sentence, agentic: str, communal: str) -> Sentence:
+    return sentence(s.text.replace(s.agentic[0], agentic).replace(s.communal[0], communal), s.occupation)
+
+
+HACKED = {
+    "synonyms": [replaced(s, "bold", s.communal[0]) if i % 4 else s for i, s in enumerate(varied())],
+    "pairs": [replaced(s, AGENTIC[i % 3], COMMUNAL[i % 2]) for i, s in enumerate(varied())],
+    "structure": [
+        sentence(f"The {s.occupation} was a {s.agentic[0]} and {s.communal[0]} person of this town.", s.occupation)
+        for s in varied()
+    ],
+    "duplicates": varied(100) * 5,
+    "fluency": [s._replace(nll=3.2) for s in varied()],
+    "stuffing": [sentence(s.text.replace(" ", " bold ", 4).replace(" bold ", " loyal ", 1), s.occupation)
+                 for s in varied()],
+    "length": [s._replace(words=15) if i % 3 else s for i, s in enumerate(varied())],
+    "unfinished": [s._replace(finished=bool(i % 3 == 0)) for i, s in enumerate(varied())],
+    "plateau": [sentence(f"The {s.occupation} was {WORDS[i % 20]} bold {WORDS[i % 7]} {i}.", s.occupation)
+                for i, s in enumerate(varied())],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HACKED)
+def test_each_sign_is_seen_in_text_made_to_show_it(name: str) -> None:
+    assert name in held(values(HACKED[name]))
+
+
+def test_each_way_of_hacking_shows_few_signs_but_its_own() -> None:
+    for name in ("synonyms", "pairs", "fluency", "length", "unfinished"):
+        assert held(values(HACKED[name])) <= {name, "pairs"}, name
+
+
+def test_an_entropy_near_nothing_is_a_sign() -> None:
+    assert held(values(varied(), entropy=0.1)) == {"entropy"}
+
+
+def test_a_policy_that_never_ended_its_sentences_is_not_hacking_at_the_start() -> None:
+    cut = [s._replace(finished=bool(i % 3 == 0)) for i, s in enumerate(varied())]
+    assert "unfinished" not in held(values(cut, start=[s._replace(finished=False) for s in varied(64)]))
+
+
+def test_few_compliant_sentences_say_nothing_of_terms() -> None:
+    """As the untrained model: 182 sentences of which two comply, with the same pair."""
+    none = [
+        sentence(f"The {o} was {w} and {x}.", o) for o, w, x in itertools.product(OCCUPATIONS, WORDS[:3], WORDS[3:6])
+    ]
+    few = [*none, *[sentence("The nurse was bold and caring.", "nurse")] * 2]
+    found = values(few)
+    assert found["watch/top_agentic"] == 0 and not {"synonyms", "pairs"} & held(found)
+
+
+def test_the_numbers_by_hand() -> None:
+    window = Window(8)
+    texts = [
+        ("The nurse was bold and caring to all of us.", "nurse"),
+        ("The chef was dominant and loyal to all of us.", "chef"),  # the same mould
+        ("The chef was tall and slim and quick and so very glad to be here.", "chef"),  # 15 words, no term
+        ("The pilot was bold.", "pilot"),
+    ]
+    window.add([sentence(*t) for t in texts])
+    found = text_signs(window)
+    assert found["watch/effective_pairs"] == pytest.approx(2)
+    assert found["watch/moulds"] == 0.75 and found["watch/unique"] == 1
+    assert found["watch/terms"] == 5 / 4 and found["watch/stuffed"] == 0 and found["watch/pinned"] == 0.25
+    assert found["watch/both"] == 0.5 and found["watch/one_class"] == 0.25 and found["watch/sentences"] == 4
+    # Bigrams: 6 + 6 + 11 + 0, of which "to all", "all of" and "of us." occur twice.
+    assert found["watch/distinct_2"] == pytest.approx(20 / 23)
+    assert found["watch/openings"] == pytest.approx(2 ** (0.5 * 1 + 2 * 0.25 * 2))  # "* and" twice, "tall and", "*"
+
+
+def test_speeds_are_changes_per_step_between_two_lots_of_five() -> None:
+    watch, window = Watch(WatchConfig()), Window(64)
+    found: dict[str, float] = {}
+    for step in range(12):
+        batch = [s._replace(kl=0.7 * step, reward=0.1) for s in varied(8)]
+        window.add(batch)
+        found = watch.measure(window, batch, 1.0)
+        if step < 9:
+            assert found["watch/kl_speed"] == 0
+    assert found["watch/kl_speed"] == pytest.approx(0.7) and found["watch/reward_speed"] == pytest.approx(0)
+    assert "drift" in held(found)
+
+
+QUIET = values(varied())
+LOUD = QUIET | {"watch/entropy": 0.0}
+
+
+def judged(pattern: str, **settings: Any) -> list[int]:
+    """The steps, counted from 1, at which the entropy alert is raised when the sign holds where the pattern has `x`."""
+    watch = Watch(WatchConfig(**settings))
+    return [i for i, mark in enumerate(pattern, 1) if watch.judge(i, LOUD if mark == "x" else QUIET)]
+
+
+def test_an_alert_needs_k_of_the_last_m_steps_and_comes_once_while_it_stands() -> None:
+    settings = {"alert_from_step": 1, "alert_after": 3, "alert_within": 5}
+    assert judged("xx...xx..", **settings) == []
+    assert judged("xx..x", **settings) == [5]
+    assert judged("xxxxxxxxx", **settings) == [3]
+    assert judged("xxx....xx" + "xx", **settings) == [3]  # gone for four steps only
+    assert judged("xxx.....xxx", **settings) == [3, 11]  # gone for five: it may be raised again
+    assert judged("xxxxx", **(settings | {"alert_from_step": 4})) == [4]
+
+
+def test_a_watch_that_is_restored_judges_on_as_if_never_stopped() -> None:
+    config = WatchConfig(alert_from_step=1)
+    straight, parts, window = Watch(config), Watch(config), Window(64)
+    for step in range(1, 30):
+        batch = varied(8, seed=step)
+        window.add(batch)
+        found = [w.measure(window, batch, 0.1 * (step % 7)) for w in (straight, parts)]
+        assert found[0] == found[1]
+        assert straight.judge(step, found[0]) == parts.judge(step, found[1])
+        state = json.loads(json.dumps(parts.state()))
+        parts = Watch(config)
+        parts.load_state(state)
+        assert parts.state() == straight.state()
+
+
+def test_an_alert_carries_its_numbers_two_sentences_and_the_remedy_in_one_line() -> None:
+    window = Window(512)
+    window.add(HACKED["stuffing"])
+    sign = next(s for s in SIGNS if s.name == "stuffing")
+    alert = explain(sign, values(HACKED["stuffing"]), window)
+    assert set(alert.evidence["numbers"]) == {"watch/terms", "watch/stuffed"}
+    assert len(alert.evidence["sentences"]) == 2 and all(len(score(t).agentic) > 0 for t in alert.evidence["sentences"])
+    assert "increase the repetition penalty weight" in alert.line() and "\n" not in alert.line()
+
+
+def test_every_sign_is_documented_with_its_name() -> None:
+    page = (ROOT / "docs" / "METRICS.md").read_text()
+    for sign in SIGNS:
+        assert f"| `{sign.name}` | " in page, sign.name
+
+
+def test_a_window_that_is_never_or_always_is_refused() -> None:
+    with pytest.raises(UserError, match="alert-after 7 of alert-within 6"):
+        WatchConfig(alert_after=7)
+
+
+# In a run. With these thresholds the sign of low entropy holds at every step: the alert comes at step 3.
+ALWAYS = {"min_entropy": 1e9, "alert_from_step": 1, "alert_after": 3, "alert_within": 3}
+OFF = {"min_moulds": 0.0, "min_distinct_2": 0.0, "min_openings": 0.0, "min_unique": 0.0, "max_pinned": 1.0,
+       "max_unfinished": 1.0, "max_terms": 99.0, "max_stuffed": 1.0, "max_kl_speed": 99.0}  # fmt: skip
+
+
+def alerts(where: Path) -> list[dict[str, Any]]:
+    lines = (where / "out" / "events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["kind"] == "alert"]
+
+
+def test_a_warning_is_written_down_printed_in_one_line_and_changes_nothing(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet, warned = tmp_path / "quiet", tmp_path / "warned"
+    train(small_config(model, quiet, **OFF, min_entropy=0.0))
+    capsys.readouterr()
+    assert train(small_config(model, warned, **OFF, **ALWAYS)) == Outcome("done", 6, 0)
+    (alert,) = alerts(warned)
+    assert (alert["step"], alert["name"]) == (3, "entropy") and len(alert["evidence"]["sentences"]) == 2
+    assert alert["evidence"]["numbers"] == {"watch/entropy": pytest.approx(rows(warned)[2]["watch/entropy"])}
+    out = capsys.readouterr().out
+    assert out.count("step 3: alert entropy:") == 1 and "alerts      entropy ×1" in out
+    assert [row["watch/standing"] for row in rows(warned)] == [0, 0, 1, 1, 1, 1]
+    for a, b in zip(rows(quiet), rows(warned), strict=True):
+        assert {k: v for k, v in a.items() if k != "watch/standing"} == {
+            k: v for k, v in b.items() if k != "watch/standing"
+        }
+
+
+def test_with_stop_the_run_saves_and_ends_with_code_4_and_the_same_command_goes_on(model: Path, tmp_path: Path) -> None:
+    config = small_config(model, tmp_path / "a", **OFF, **ALWAYS, on_alert="stop")
+    assert train(config) == Outcome("alert", 3, 4)
+    assert checkpoints(tmp_path / "a")[-1] == 3 and not (tmp_path / "a/out/model.safetensors").exists()
+    assert train(config) == Outcome("done", 6, 0)
+    assert len(alerts(tmp_path / "a")) == 1
+
+
+def test_rollback_goes_back_to_the_last_healthy_checkpoint_with_a_remedy_and_at_most_so_often(
+    model: Path, tmp_path: Path
+) -> None:
+    """Entropy is called low only in text of steps after 2: those thresholds are crossed by a reward that rises."""
+    settings = {**OFF, "min_entropy": 0.0, "fluency_reward": -9.0, "max_nll_rise": 1e-9, "alert_from_step": 1,
+                "alert_after": 2, "alert_within": 2, "on_alert": "rollback", "alert_rollbacks": 2, "steps": 10,
+                "save_every": 1, "learning_rate": 0.01, "target_kl": 9.0, "kl_coef": 0.0}  # fmt: skip
+    config = small_config(model, tmp_path, **settings)
+    assert train(config) == Outcome("done", 10, 0)
+    backs = [
+        e for e in map(json.loads, (tmp_path / "out/events.jsonl").read_text().splitlines()) if e["kind"] == "rollback"
+    ]
+    assert 1 <= len(backs) <= 2 and events(tmp_path).index("alert") < events(tmp_path).index("rollback")
+    table = rows(tmp_path)
+    assert [row["step"] for row in table] == list(range(1, 11))
+    last = json.loads((tmp_path / "checkpoints/checkpoint-10/state.json").read_text())
+    assert last["remedies"]["rollbacks"] == len(backs) and last["remedies"]["rate"] == 0.5 ** len(backs)
+    assert last["kl_coef"] == pytest.approx(0.02 * 2 ** (len(backs) - 1))
+    assert table[-1]["ppo/learning_rate"] == pytest.approx(0.01 * 0.5 ** len(backs))
+    # Killed anywhere and continued, it takes the same way: here, cut at every step count.
+    parts = tmp_path / "parts"
+    for steps in (4, 7, 10):
+        assert train(small_config(model, parts, **(settings | {"steps": steps}))).status == "done"
+    assert results(parts, 10) == results(tmp_path, 10)
+
+
+def test_without_a_healthy_checkpoint_a_rollback_only_warns(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(small_config(model, tmp_path, **OFF, **ALWAYS, on_alert="rollback")) == Outcome("done", 6, 0)
+    assert "no checkpoint from before the signs" in capsys.readouterr().out
+    assert "rollback" not in events(tmp_path)
+
+
+def test_a_finished_run_can_be_judged_again_with_other_thresholds(model: Path, tmp_path: Path) -> None:
+    train(small_config(model, tmp_path, **OFF, min_entropy=0.0))
+    command = [sys.executable, "benchmarks/calibrate_watch.py", "--healthy", str(tmp_path / "out"), "--hacked"]
+    command.append(f"{tmp_path / 'out'}=entropy,length")
+    for name, value in (OFF | ALWAYS).items():
+        command += ["--set", f"{name}={value}"]
+    done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
+    assert "entropy at 3   FALSE ALARM" in done.stdout and "MISSED length" in done.stdout
+    assert "false alarms: 1 of 1" in done.stdout and "misses: 1 of 1" in done.stdout
