@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--hidden-states", type=int)
     parser.add_argument("--distil-sentences", type=int)
     parser.add_argument("--em-passes", type=int, default=CtrlGConfig.em_passes)
+    parser.add_argument("--candidates", type=int, default=CtrlGConfig.candidates)
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--free", type=int, default=0, help="free sentences to compare the estimated p0 with")
@@ -57,6 +58,7 @@ def main() -> None:
     args = parser.parse_args()
     config = CtrlGConfig(
         guidance=args.guidance,
+        candidates=args.candidates,
         hidden_states=args.hidden_states,
         distil_sentences=args.distil_sentences,
         em_passes=args.em_passes,
@@ -69,6 +71,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "model": args.model,
         "prompt": args.prompt,
+        "candidates": args.candidates,
         "device": torch.cuda.get_device_name() if on_gpu else f"cpu, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
     }
@@ -111,7 +114,6 @@ def write(writer: CtrlG, n: int, batch: int, show: int) -> dict[str, Any]:
     weights = np.exp(np.array(log_weights))
     p0, error = float(weights.mean()), float(weights.std(ddof=1)) / math.sqrt(len(weights))
     five = matches[:5000]
-    # The unit is the occupation for pairs too: a pair is a sentence's first term of each class.
     return {
         "sentences": len(texts),
         "seconds": round(seconds, 2),

@@ -28,6 +28,8 @@ METHODS: tuple[Method, ...] = get_args(Method)
 FAILED_EXIT = 1
 SFT_SENTENCES = 750
 """As many as the public study's supervised fine-tuning learnt from."""
+SFT_FEWEST = 300
+"""For small studies."""
 RECORD = "study.json"
 
 
@@ -61,6 +63,8 @@ class StudyConfig:
     sft_data: str = "ctrlg"
     """Where sft's sentences come from: `ctrlg`, a run of it with another seed; `gen-filter`, this study's file; or a
     completions file."""
+    sft_sentences: int | None = None
+    """Sentences that Ctrl-G writes for sft. Default: 20 x n, but 300 to 750."""
     sft_epochs: int = 3
     sft_learning_rate: float | None = None
     batch_size: int | None = None
@@ -77,6 +81,9 @@ class StudyConfig:
         for name in self.methods.split(",") if self.methods else ():
             if name.strip() not in METHODS:
                 raise UserError(f"there is no method {name.strip()!r}: choose among {', '.join(METHODS)}")
+        for name in ("sft_sentences", "sft_epochs"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
         self.sampling("prompt-only")  # which checks the numbers
 
     @property
@@ -173,7 +180,8 @@ def _sft(config: StudyConfig, say: Callable[[str], None], progress: Callable[[in
         # Not the method's own file: what is learnt from should not be what is compared with, and n may be small.
         data = config.output_dir / "sft_data" / "ctrlg.csv"
         event = "strict" if config.ctrlg.shape == "strict" else "both"
-        runs = max(1, -(-SFT_SENTENCES // len(OCCUPATIONS)))
+        assert config.sft_sentences is not None
+        runs = -(-config.sft_sentences // len(OCCUPATIONS))
         say(f"sft learns from {runs} sentences of Ctrl-G for each occupation, in {data}")
         wanted = config.sampling("ctrlg", output=data, n=runs, seed=config.seed + 1, kl_sentences=0)
         outcome = sample(wanted, say, progress)
@@ -227,7 +235,10 @@ def _resolved(config: StudyConfig, say: Callable[[str], None]) -> StudyConfig:
     elif not config.methods:
         say("no model trained with PPO was found, so ppo is left out: train one, or name it with --trained")
     budget = config.sampling("gen-filter").draws
-    return replace(config, trained=found, model=model, prompt=prompt, methods=methods, budget=budget)
+    sentences = config.sft_sentences or min(SFT_SENTENCES, max(SFT_FEWEST, config.n * len(OCCUPATIONS)))
+    return replace(
+        config, trained=found, model=model, prompt=prompt, methods=methods, budget=budget, sft_sentences=sentences
+    )
 
 
 FREE_TO_CHANGE = {"methods", "trained", "overwrite", "output_dir", "batch_size", "budget"}

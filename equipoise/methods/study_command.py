@@ -18,5 +18,5 @@ def main(argv: list[str]) -> int:
     )
     with Progress(sys.stdout) as progress:
         outcome = study(config, progress.say, progress, progress.begin)
-    print(f"{config.output_dir}/study.json lists the files: equipoise evaluate {config.output_dir} compares them")
+    print(f"{config.output_dir}/study.json lists the files: equipoise report {config.output_dir} compares them")
     return outcome.exit_code

@@ -29,13 +29,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(studies, "SFT_SENTENCES", 40)
 
 
 def config(base: Path, folder: Path, **changes: Any) -> StudyConfig:
     settings: dict[str, Any] = {
         "n": 2, "prompt": "raw", "best_prompt": "raw", "budget": 100, "batch_size": 16, "dtype": "float32",
-        "device": "cpu", "kl_sentences": 20, "sft_epochs": 1,
+        "device": "cpu", "kl_sentences": 20, "sft_epochs": 1, "sft_sentences": 40,
         "ctrlg": CtrlGConfig(hidden_states=8, distil_sentences=200, em_passes=3),
     }  # fmt: skip
     return StudyConfig(output_dir=folder, model=str(base), **(settings | changes))

@@ -1,13 +1,15 @@
 """Distillation: the HMM that guides is made from sentences that the language model itself writes, freely.
 
-1. Sample from the model at the temperature of use, the whole distribution. Next to each token a projection of the
-   distribution after it is kept, and the mean distribution over all places.
-2. Tokens that were never drawn are tied with others of their class into one symbol, so the HMM is over the few thousand
-   tokens that matter and still a distribution over all of them.
+1. Sample from the model at the temperature of use, the whole distribution. In each place, keep some draws of the next
+   token, a projection of its distribution, and add that up to the mean distribution of all places.
+2. Tokens that are not expected even once in so many places are tied with others of their class into one symbol. So the
+   HMM is over the few thousand tokens that matter, and still a distribution over all of them.
 3. Cluster the projections (k-means): a token's first state is the cluster of what the model expects after it. This is
    the latent variable distillation of A. Liu, H. Zhang and G. Van den Broeck (2023), "Scaling up probabilistic circuits
    by latent variable distillation", with predictions in place of hidden layers.
-4. Expectation maximisation in mini-batches, counts mixed with a share that falls linearly to 0.
+4. Expectation maximisation in mini-batches, counts mixed with a share that falls linearly to 0, most of them from all
+   draws of a token and not only from the one that was gone on with. The M step adds a little of the mean distribution
+   to every state, so that a term that was never drawn keeps the probability that the model gives it on the whole.
 """
 
 import time
@@ -54,11 +56,16 @@ class Free:
 class Recorder:
     """A guide that does not steer: it draws as the sampler does, and keeps what the model expected."""
 
-    def __init__(self, vocabulary: int, sampling: SamplingConfig, device: torch.device) -> None:
+    def __init__(
+        self, vocabulary: int, sampling: SamplingConfig, stop_ids: Sequence[int], device: torch.device
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
         projection_VD = torch.randn(vocabulary, FEATURES, generator=generator) / FEATURES**0.5
         self.projection_VD = projection_VD.to(device)
         self.sampling = sampling
+        self.stops = torch.tensor(stop_ids, device=device)
+        self.mean_V = torch.zeros(vocabulary, dtype=torch.float64, device=device)
+        """Sum of the distributions in all places so far."""
         self._states: dict[int, _Recording] = {}
 
     def open(self, rows: int) -> "_Recording":
@@ -76,11 +83,13 @@ class _Recording:
         self.logprobs_TB = torch.zeros(steps, rows, device=device)
         self.others_TBM = torch.zeros(steps, rows, OTHERS, dtype=torch.int32, device=device)
         self.total_V = torch.zeros(vocabulary, device=device)
+        self.live_B = torch.ones(rows, device=device)
         self.step = torch.zeros(1, dtype=torch.long, device=device)
 
     def start(self, prompts: Sequence[Sequence[int]]) -> None:
         for buffer in (self.features_TBD, self.logprobs_TB, self.others_TBM, self.total_V, self.step):
             buffer.zero_()
+        self.live_B.fill_(1)
 
     def draw(self, logits_BV: Tensor, uniform_B: Tensor, rows: Tensor | None = None) -> Tensor:
         probs_BV = weights(logits_BV, self.recorder.sampling)
@@ -99,11 +108,18 @@ class _Recording:
             if rows is not None:
                 column = torch.zeros_like(buffer[0]).index_copy(0, rows, column)
             buffer.index_copy_(0, self.step, column[None])
-        self.total_V += probs_BV.sum(0)  # finished rows among them: harmless, they only blur the mean a little
+        live_B = self.live_B if rows is None else self.live_B[rows]
+        self.total_V += live_B @ probs_BV
+        live_B = live_B * ~torch.isin(token_B, self.recorder.stops)
+        if rows is None:
+            self.live_B.copy_(live_B)
+        else:
+            self.live_B[rows] = live_B
         self.step.add_(1).clamp_(max=len(self.logprobs_TB) - 1)
         return token_B
 
     def report(self) -> Mapping[str, Tensor]:
+        self.recorder.mean_V += self.total_V
         return {
             "features": self.features_TBD.transpose(0, 1).half(),
             "logprobs": self.logprobs_TB.T.clone(),
@@ -122,19 +138,16 @@ def sample_freely(
 ) -> Free:
     """About `count` sentences, equally many for each prompt. Raises NonFiniteLogits."""
     plain = SamplingConfig(sampling.temperature, 1.0, sampling.max_new_tokens)
-    recorder = Recorder(policy.model.config.get_text_config().vocab_size, plain, policy.device)
+    recorder = Recorder(policy.model.config.get_text_config().vocab_size, plain, policy.stop_ids, policy.device)
     generator = torch.Generator().manual_seed(seed)
     each = -(-count // len(prompts))
     which = [i for _ in range(each) for i in range(len(prompts))]
     parts: list[tuple[Tensor, ...]] = []
-    mean_V = torch.zeros(len(recorder.projection_VD), dtype=torch.float64, device=policy.device)
     started, told = time.monotonic(), time.monotonic()
     for begin in range(0, len(which), batch):
         chosen = which[begin : begin + batch]
         filled = chosen + chosen[:1] * (min(batch, len(which)) - len(chosen))  # full batches, so one shape is recorded
         rollout = sample(policy, [prompts[i] for i in filled], plain, generator, guide=recorder)
-        for state in recorder._states.values():
-            mean_V += state.total_V
         parts.append(
             tuple(
                 x[: len(chosen)]
@@ -155,7 +168,7 @@ def sample_freely(
             say(f"distilling: {done:,} of {len(which):,} sentences, about {left:.0f} s left")
             told = now
     columns = [torch.cat(x) for x in zip(*parts, strict=True)]
-    return Free(*[*columns, mean_V / mean_V.sum()])
+    return Free(*[*columns, recorder.mean_V / recorder.mean_V.sum()])
 
 
 def symbols(free: Free, class_V: NDArray[np.int32]) -> Tensor:

@@ -98,12 +98,13 @@ class CtrlGuide:
             begin += size
         width = self.exceptions_FK.shape[1]
         rows = max(1, _CHUNK // (width * belief_BH.shape[1]))
-        for part in torch.arange(len(state_B), device=self.device).split(rows):
+        for begin in range(0, len(state_B), rows):
+            part = slice(begin, begin + rows)
             place_BK = self.exceptions_FK[state_B[part]].long()
             target_BK = next_BC[part].gather(1, self.class_S1[place_BK])
             joint_BKH = self.look[first + target_BK] * self.emission_S1H[place_BK]
             valid_BK = torch.bmm(joint_BKH, belief_BH[part].unsqueeze(-1)).squeeze(-1)
-            valid_BS1[part] = valid_BS1[part].scatter(1, place_BK, valid_BK)
+            valid_BS1[part].scatter_(1, place_BK, valid_BK)
         # Too small for a float is no reason to forbid: that is the automaton's business.
         ratio_BS = valid_BS1[:, :-1].clamp(min=_LEAST) / predicted_BS.clamp(min=_LEAST)
         bonus_BS = self.guidance * ratio_BS.clamp(min=_LEAST).log()

@@ -38,7 +38,8 @@ class Written:
     log_weights: list[float]
     """log(p/q) of each sentence: p its probability under the model at this temperature, q under Ctrl-G, in nats.
     The mean of exp(log_weights) estimates without bias the share of the model's own sentences that comply. With several
-    candidates, the log of their mean p/q, of which the same is true."""
+    candidates, the log of their mean p/q: the same is true of it, and minus its mean is an upper bound of
+    KL(q‖p), q now being the sentences that are kept."""
     tokens: int
     """Tokens drawn for them, the stop tokens counted."""
 
@@ -199,37 +200,41 @@ class CtrlG:
         draws them. One batch: the caller cuts. Every sentence meets the constraint. Raises NonFiniteLogits, and
         RuntimeError where memory does not suffice."""
         assert self.guide is not None, "prepare first"
-        count = self.config.candidates
-        occupations = [key.occupation for key in keys for _ in range(count)]
-        rollout = sample(
-            self.policy,
-            [self.prompts[occupation] for occupation in occupations],
-            self.sampling,
-            uniform_BT=_shifted(uniform_BT, count),
-            guide=self.guide,
-        )
-        assert bool(rollout.report["valid"].all()), "a sentence that the automaton does not accept"
-        tokens = int(rollout.lengths_B.sum())
-        chosen_B, log_weight_B = _choose(rollout.report["log_weight"].cpu().view(-1, count), uniform_BT)
-        rollout = rollout.select(chosen_B.to(rollout.lengths_B.device))
-        texts = sentences_of(self.policy.tokenizer, rollout, [key.occupation for key in keys])
-        return Written(texts, log_weight_B.tolist(), tokens)
-
-
-def _shifted(uniform_BT: Tensor, count: int) -> Tensor:
-    """(B · count, T): each row's numbers, shifted modulo 1 by equal steps. Each by itself is as random as the first."""
-    shift_C = torch.arange(count, dtype=torch.float64) / count
-    return torch.remainder(uniform_BT[:, None].cpu() + shift_C[:, None], 1.0).flatten(0, 1)
+        occupations, count = [key.occupation for key in keys], self.config.candidates
+        prompts = [self.prompts[occupation] for occupation in occupations]
+        # A candidate's numbers are the key's, shifted modulo 1: each is by itself as random as the first.
+        rollouts = [
+            sample(
+                self.policy,
+                prompts,
+                self.sampling,
+                uniform_BT=torch.remainder(uniform_BT + c / count, 1.0),
+                guide=self.guide,
+            ).cpu()
+            for c in range(count)
+        ]
+        for rollout in rollouts:
+            assert bool(rollout.report["valid"].all()), "a sentence that the automaton does not accept"
+        log_weight_BC = torch.stack([rollout.report["log_weight"] for rollout in rollouts], dim=1)
+        chosen_B, log_weight_B = _choose(log_weight_BC, uniform_BT.cpu())
+        texts = [""] * len(keys)
+        for c, rollout in enumerate(rollouts):
+            rows = torch.nonzero(chosen_B == c).squeeze(-1)
+            named = [occupations[i] for i in rows.tolist()]
+            for i, text in zip(
+                rows.tolist(), sentences_of(self.policy.tokenizer, rollout.select(rows), named), strict=True
+            ):
+                texts[i] = text
+        return Written(texts, log_weight_B.tolist(), sum(int(rollout.lengths_B.sum()) for rollout in rollouts))
 
 
 def _choose(log_weight_BC: Tensor, uniform_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,) a row of the flattened candidates, drawn in proportion to its weight, and (B,) the log of the candidates'
-    mean weight, which is an unbiased estimate of the same probability as a single one's (C. Andrieu, A. Doucet and
-    R. Holenstein, 2010, JRSS B 72(3), on importance sampling with resampling)."""
-    batch, count = log_weight_BC.shape
+    """(B,) which candidate, drawn in proportion to its weight, and (B,) the log of the candidates' mean weight: an
+    unbiased estimate of the same probability as a single one's (importance resampling; C. Andrieu, A. Doucet and
+    R. Holenstein, 2010, JRSS B 72(3))."""
+    count = log_weight_BC.shape[1]
     mean_B = torch.logsumexp(log_weight_BC, dim=1) - math.log(count)
     # The number's trailing bits, which decided no token.
-    point_B1 = torch.remainder(uniform_BT[:, :1].cpu() * 2.0**26, 1.0)
+    point_B1 = torch.remainder(uniform_BT[:, :1] * 2.0**26, 1.0)
     share_BC = torch.softmax(log_weight_BC, dim=1).cumsum(dim=1)
-    chosen_B = torch.searchsorted(share_BC, point_B1, right=True).squeeze(1).clamp(max=count - 1)
-    return torch.arange(batch) * count + chosen_B, mean_B
+    return torch.searchsorted(share_BC, point_B1, right=True).squeeze(1).clamp(max=count - 1), mean_B
