@@ -96,8 +96,8 @@ def main() -> None:
 
 def write(writer: CtrlG, n: int, batch: int, show: int) -> dict[str, Any]:
     keys = all_keys(n)
-    first = keys[:batch]
-    writer(first, uniforms(1, first, writer.sampling.max_new_tokens))  # records the graphs
+    if writer.policy.device.type == "cuda":  # record the graphs
+        writer(keys[:batch], uniforms(1, keys[:batch], writer.sampling.max_new_tokens))
     texts: list[str] = []
     log_weights: list[float] = []
     tokens, started = 0, time.perf_counter()
