@@ -96,8 +96,8 @@ def main() -> None:
 
 def write(writer: CtrlG, n: int, batch: int, show: int) -> dict[str, Any]:
     keys = all_keys(n)
-    first = keys[:batch]
-    writer(first, uniforms(1, first, writer.sampling.max_new_tokens))  # records the graphs
+    if writer.policy.device.type == "cuda":  # record the graphs
+        writer(keys[:batch], uniforms(1, keys[:batch], writer.sampling.max_new_tokens))
     texts: list[str] = []
     log_weights: list[float] = []
     tokens, started = 0, time.perf_counter()
@@ -115,7 +115,7 @@ def write(writer: CtrlG, n: int, batch: int, show: int) -> dict[str, Any]:
     p0, error = float(weights.mean()), float(weights.std(ddof=1)) / math.sqrt(len(weights))
     five = matches[:5000]
     return {
-        "sentences": len(texts),
+        "written": len(texts),
         "seconds": round(seconds, 2),
         "sentences_per_s": round(len(texts) / seconds, 2),
         "tokens_per_sentence": round(tokens / len(texts), 2),
@@ -165,7 +165,7 @@ def free_rate(
 
 def wilson(k: int, n: int, z: float = 1.96) -> list[float]:
     centre, half = k / n + z**2 / (2 * n), z * math.sqrt(k / n * (1 - k / n) / n + z**2 / (4 * n**2))
-    return [(centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)]
+    return [max(0.0, (centre - half) / (1 + z**2 / n)), (centre + half) / (1 + z**2 / n)]
 
 
 def random_guide(

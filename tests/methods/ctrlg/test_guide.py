@@ -68,28 +68,31 @@ def filtered(model: HMM, prompt: int, tokens: tuple[int, ...]) -> tuple[float, l
 
 
 @pytest.mark.parametrize("prompt", [0, 1])
-def test_the_bonus_is_the_probability_that_a_valid_sentence_follows(prompt: int) -> None:
+@pytest.mark.parametrize("steps", [4, 5])  # the words' limit binds in five tokens, the tokens' in four
+def test_the_bonus_is_the_probability_that_a_valid_sentence_follows(prompt: int, steps: int) -> None:
     model = random_hmm(0, 2, H, V)
-    steering, machine = guide(model), automaton()
-    accepted = strings()
-    assert len(accepted) == len([s for n in range(1, T + 1) for s in itertools.product(range(V), repeat=n)
-                                 if machine.run(s)])  # fmt: skip
-    probability = {s: filtered(model, prompt, s)[0] for s in accepted}
-    places = steering.place_V
-    for done in [p for n in range(T) for p in itertools.product(range(V), repeat=n)][:400]:
+    steering, machine = guide(model, sampling=SamplingConfig(max_new_tokens=steps)), automaton()
+    everything = [s for n in range(1, steps + 1) for s in itertools.product(range(V), repeat=n)]
+    assert strings(steps) == [s for s in everything if machine.run(s)]
+    probability = {s: filtered(model, prompt, s)[0] for s in strings(steps)}
+    compared = 0
+    for done in [(), *(s for s in everything if len(s) < steps)]:
         state = machine.start
         for token in done:
             state = int(machine.next_FC[state, machine.class_V[token]])
+        left = steps - 1 - len(done)
         if state in (machine.done, machine.dead):
             continue
         likelihood, belief = filtered(model, prompt, done)
-        bonus = steering.bonus(torch.tensor([belief]), torch.tensor([state]), torch.tensor([T - 1 - len(done)]))[0]
+        bonus = steering.bonus(torch.tensor([belief]), torch.tensor([state]), torch.tensor([left]))[0]
         for token in range(V):
             follows = sum(p for s, p in probability.items() if s[: len(done) + 1] == (*done, token))
             here = likelihood * sum(b * float(e) for b, e in zip(belief, model.emission_SH[token], strict=True))
-            got = float(bonus[places[token]].exp())
+            got = float(bonus[steering.place_V[token]].exp())
             assert got == pytest.approx(follows / here, rel=1e-4), (done, token)
-            assert (got > 0) == (follows > 0)
+            assert (got > 0) == (follows > 0), (done, token)
+            compared += 1
+    assert compared > 200
 
 
 class HmmAsModel(torch.nn.Module):
