@@ -99,7 +99,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "step_s": median["time/step"],
         "steps_s": [round(s["time/step"], 4) for s in seen],
         **{f"{phase}_s": median[f"time/{phase}"] for phase in ("sample", "reward", "score", "update")},
-        "rest_s": median["time/step"] - sum(median[f"time/{p}"] for p in ("sample", "reward", "score", "update")),
+        "rest_s": median["time/step"] - sum(median[f"time/{p}"] for p in ("sample", "score", "update")),
         "updates": median["updates"],
         "tokens_per_completion": median["tokens"],
         "tflops": flop / median["time/step"] / 1e12,

@@ -17,16 +17,17 @@ class Clock:
         self.seconds: dict[str, float] = {}
         self.started = self._now()
 
-    def _now(self) -> float:
-        if self.device.type == "cuda":
+    def _now(self, wait: bool = True) -> float:
+        if wait and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start = self._now()
+    def __call__(self, phase: str, wait: bool = True) -> Iterator[None]:
+        """`wait=False` for what happens on the host while the device works on another phase."""
+        start = self._now(wait)
         yield
-        self.seconds[phase] = self._now() - start
+        self.seconds[phase] = self._now(wait) - start
 
     def timings(self, tokens: int) -> dict[str, float]:
         whole = self._now() - self.started

@@ -175,7 +175,7 @@ def _summed(policy: Policy, rollout: Rollout, temperature: float, reference: boo
     return torch.stack([part.sum() for part in real_N.split(lengths)])
 
 
-EVALUATION_ROWS = 64  # completions scored at a time
+EVALUATION_ROWS = 128  # completions scored at a time, at first
 
 
 def evaluate(
@@ -278,7 +278,8 @@ def base_rates(
         say(f"sampling {count} sentences of the untrained model")
         generation = config.evaluation.sampling(sampling)
         try:
-            rates = measure_base(policy, prompts, sampling, generation, count, config.ppo.batch_size)
+            rows = config.ppo.batch_size if count <= 1000 else 512
+            rates = measure_base(policy, prompts, sampling, generation, count, rows)
         except NonFiniteLogits as error:  # the first step will meet them too, and be kept for inspection
             say(f"the untrained model's rates are unknown: {error}")
             return None

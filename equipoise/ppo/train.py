@@ -250,17 +250,24 @@ def ppo_step(
         except NonFiniteLogits as error:
             return Step(str(error))
 
-    with clock("reward"):
-        sentences = sentences_of(policy.tokenizer, rollout, occupations)
-        rewards = [protocol.score(s, config.reward) for s in sentences]
-        paid_B, bonus_B = _training_rewards(config, rewards, rollout, state.window, reward_fn, occupations)
-    if not bool(paid_B.isfinite().all()):
-        return Step("the reward is not finite", rewards=rewards, rollout=rollout, evidence={"rewards": paid_B})
+    rewards: list[Reward] = []
+    paid_B = bonus_B = torch.zeros(0)
+
+    def reward() -> None:
+        nonlocal paid_B, bonus_B
+        if not rewards:  # once, also where scoring had to begin again
+            with clock("reward", wait=False):
+                rewards.extend(
+                    protocol.score(s, config.reward) for s in sentences_of(policy.tokenizer, rollout, occupations)
+                )
+                paid_B, bonus_B = _training_rewards(config, rewards, rollout, state.window, reward_fn, occupations)
 
     with clock("score"), torch.no_grad():
         old, ref_logp_BT = state.limit.run(
-            policy, lambda rows: _score_batch(policy, rollout, batches, config, packed, rows)
+            policy, lambda rows: _score_batch(policy, rollout, batches, config, packed, rows, meanwhile=reward)
         )
+    if not bool(paid_B.isfinite().all()):
+        return Step("the reward is not finite", rewards=rewards, rollout=rollout, evidence={"rewards": paid_B})
     mask_BT = rollout.mask_BT
     kl_BT = torch.where(mask_BT, maths.kl_k1(old["logprobs"], ref_logp_BT), 0.0)
     if not bool(kl_BT.isfinite().all() and old["values"].isfinite().all()):
@@ -331,9 +338,16 @@ def _training_rewards(
 
 
 def _score_batch(
-    policy: Policy, rollout: Rollout, batches: Sequence[Tensor], config: TrainConfig, packed: bool, rows_at_once: int
+    policy: Policy,
+    rollout: Rollout,
+    batches: Sequence[Tensor],
+    config: TrainConfig,
+    packed: bool,
+    rows_at_once: int,
+    meanwhile: Callable[[], None],
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """(B, T) logprobs, entropies and values under the policy, and logprobs under the reference."""
+    """(B, T) logprobs, entropies and values under the policy, and logprobs under the reference. `meanwhile` is called
+    while a GPU works on them."""
     ppo, temperature = config.ppo, config.sampling.temperature
     if policy.graphs.enabled and packed and rows_at_once >= ppo.mini_batch_size:
         # One trie of the whole batch: more is shared, and a quarter of the kernels do.
@@ -348,6 +362,7 @@ def _score_batch(
         part = rollout.select(group)
         scores = score(policy, part, temperature, packed=packed)
         reference = score(policy, part, temperature, packed=packed, reference=True, entropy=False)
+        meanwhile()
         flat = torch.stack([*scores, reference.logprobs]).cpu()
         for name, values in zip((*scores._fields, "reference"), flat, strict=True):
             rows_BT = torch.zeros(part.mask_BT.shape)
