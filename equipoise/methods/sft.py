@@ -38,7 +38,7 @@ class SftConfig:
     complete sentence."""
     sentences: int | None = None
     """Learn at most so many, drawn from the file at random. Default: all."""
-    epochs: int = 3
+    epochs: int = 5
     learning_rate: float | None = None
     """Highest of the run. Default: 5e-4 for adapters, 2e-5 for all weights."""
     warmup: float = 0.1

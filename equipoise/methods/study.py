@@ -65,7 +65,7 @@ class StudyConfig:
     completions file."""
     sft_sentences: int | None = None
     """Sentences that Ctrl-G writes for sft. Default: 20 x n, but 300 to 750."""
-    sft_epochs: int = 3
+    sft_epochs: int = 5
     sft_learning_rate: float | None = None
     batch_size: int | None = None
     """Sentences at a time. Default: by device; halved where memory does not suffice."""
