@@ -49,6 +49,9 @@ def main() -> None:
     parser.add_argument("--em-passes", type=int, default=CtrlGConfig.em_passes)
     parser.add_argument("--candidates", type=int, default=CtrlGConfig.candidates)
     parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--terms", choices=["both", "any"], default="both", help="a term of each class, or any term")
+    parser.add_argument("--shape", choices=["strict", "free"], default="strict", help="free: terms only, of any length")
+    parser.add_argument("--candidates", type=int, default=1)
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--free", type=int, default=0, help="free sentences to compare the estimated p0 with")
     parser.add_argument("--symbols", type=int, default=20_000, help="symbols of the random HMM of a shape")
@@ -57,6 +60,9 @@ def main() -> None:
     parser.add_argument("--show", type=int, default=0, help="sentences to print to standard error")
     args = parser.parse_args()
     config = CtrlGConfig(
+        terms=args.terms,
+        shape=args.shape,
+        candidates=args.candidates,
         guidance=args.guidance,
         candidates=args.candidates,
         hidden_states=args.hidden_states,
@@ -122,8 +128,9 @@ def write(writer: CtrlG, n: int, batch: int, show: int) -> dict[str, Any]:
         "strict": sum(map(strict_success, texts)) / len(texts),
         "both_classes": sum(m.both for m in matches) / len(texts),
         "unique_texts": len(set(texts)),
-        "unique_pairs": len({(m.agentic[0], m.communal[0]) for m in matches}),
-        "unique_pairs_in_5000": len({(m.agentic[0], m.communal[0]) for m in five}),
+        "any_term": sum(bool(m.agentic or m.communal) for m in matches) / len(texts),
+        "unique_pairs": len({(m.agentic[0], m.communal[0]) for m in matches if m.both}),
+        "unique_pairs_in_5000": len({(m.agentic[0], m.communal[0]) for m in five if m.both}),
         "top_pairs": top_pairs(matches),
         "ess": round(float(weights.sum() ** 2 / (weights**2).sum()), 1),
         "p0": p0,
@@ -136,6 +143,8 @@ def write(writer: CtrlG, n: int, batch: int, show: int) -> dict[str, Any]:
 def top_pairs(matches: list[Any]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for m in matches:
+        if not m.both:
+            continue
         name = f"{m.agentic[0]}/{m.communal[0]}"
         counts[name] = counts.get(name, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: -item[1])[:5])

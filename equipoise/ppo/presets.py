@@ -74,7 +74,8 @@ def choose(machine: Machine) -> Choice:
             PRESETS["bundled-cpu"], ("no CUDA GPU: training the bundled SmolLM2-135M on the CPU (preset bundled-cpu)",)
         )
     if machine.gpu_free_gb < EIGHT_BIT_GB:
-        why = f"{machine.gpu_free_gb:.0f} GB free on the GPU, and Llama-3.1-8B needs {EIGHT_BIT_GB} (8-bit) or {BFLOAT16_GB}"
+        needs = f"Llama-3.1-8B needs {EIGHT_BIT_GB} (8-bit) or {BFLOAT16_GB}"
+        why = f"{machine.gpu_free_gb:.0f} GB free on the GPU, and {needs}"
     else:
         access = hub_access(LLAMA_8B)
         if access.available:
