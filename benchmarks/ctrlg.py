@@ -51,7 +51,6 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--terms", choices=["both", "any"], default="both", help="a term of each class, or any term")
     parser.add_argument("--shape", choices=["strict", "free"], default="strict", help="free: terms only, of any length")
-    parser.add_argument("--candidates", type=int, default=1)
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--free", type=int, default=0, help="free sentences to compare the estimated p0 with")
     parser.add_argument("--symbols", type=int, default=20_000, help="symbols of the random HMM of a shape")
@@ -62,7 +61,6 @@ def main() -> None:
     config = CtrlGConfig(
         terms=args.terms,
         shape=args.shape,
-        candidates=args.candidates,
         guidance=args.guidance,
         candidates=args.candidates,
         hidden_states=args.hidden_states,
