@@ -70,6 +70,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def _used(device: torch.device) -> torch.device:
+    """Kernels of our own and CUDA graphs run on the current device: a GPU that was asked for by number becomes it."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 on a GPU that has it and on a CPU with bfloat16 instructions (measured 4–5 times faster than
     float32 there, and far slower without them), else float32."""
@@ -166,7 +173,7 @@ class Policy:
 
 def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
     """Load what `config` names, ready to train. Raises UserError for anything the user can mend."""
-    device = pick_device(config.device)
+    device = _used(pick_device(config.device))
     dtype = pick_dtype(config.dtype, device)
     source = resolve(config.model)
     attention = _attention(source)
@@ -198,7 +205,10 @@ def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
             _fuse(reference)
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Nothing is random in a pass, and reading the generator's state could not be recorded in a CUDA graph.
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False}
+        )
     stops = stop_ids(tokenizer, model.generation_config, prompt)
     graphs = _recordable(config, attention)
     policy = Policy(model, tokenizer, reference=reference, stop_ids=stops, source=source, cuda_graphs=graphs)
@@ -213,7 +223,7 @@ def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
 
 def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
     """Load what `config` names to sample from it and nothing else: no adapter, no reference, no parameter trainable."""
-    device = pick_device(config.device)
+    device = _used(pick_device(config.device))
     source = resolve(config.model)
     attention = _attention(source)
     _check_eight_bit(config, device)
