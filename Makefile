@@ -32,7 +32,7 @@ generate: $(VENV)/.installed
 	@$(PY) generate_rlhf.py $(ARGS)
 
 test: $(VENV)/.installed-dev
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	@$(PY) -m ruff check

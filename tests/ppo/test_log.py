@@ -184,6 +184,8 @@ from equipoise.errors import UserError
 from equipoise.ppo.log import RunLog
 folder, stream = Path(sys.argv[1]), io.StringIO()
 log = RunLog(folder, folder / "runs", 999, stream=stream)
+log._board.add_text("a long text", "x" * 4000, 0)  # so that the curves' file is the first to be full
+log._board.flush()
 resource.setrlimit(resource.RLIMIT_FSIZE, (5003, resource.RLIM_INFINITY))  # the kernel refuses what lies beyond
 try:
     for step in range(1, 999):
