@@ -20,7 +20,7 @@ from equipoise.ppo.signals import StopSignals
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.reward import Event, complies
 
-DRAWS_PER_ROW = 20
+DRAWS_PER_ROW = 10
 """The default budget, per sentence that is wanted."""
 MOST_RUNS = 999_999_999
 """A raw file may hold more draws than the budget of the day: what has been drawn is kept."""

@@ -57,7 +57,7 @@ class SampleConfig(GenerateConfig):
     """What gen-filter keeps: sentences with terms of `both` classes, or `strict` ones, which also have 8 to 15 words
     and are one complete sentence."""
     budget: int | None = None
-    """The most that gen-filter draws, all occupations together. Default: 20 for each sentence that is wanted."""
+    """The most that gen-filter draws, all occupations together. Default: 10 for each sentence that is wanted."""
     base_model: str | None = None
     """The model that the KL is measured to. Default: the one that a trained model was trained from, else the model."""
     base_prompt: str | None = None
@@ -73,7 +73,7 @@ class SampleConfig(GenerateConfig):
         if self.kl_sentences is not None and self.kl_sentences < 0:
             raise UserError(f"--kl-sentences {self.kl_sentences} must be 0 or more; 500 is usual")
         if self.budget is not None and self.budget < 1:
-            raise UserError(f"--budget {self.budget} must be at least 1: it counts draws, 20 x 20 x n by default")
+            raise UserError(f"--budget {self.budget} must be at least 1: it counts draws, 10 x 20 x n by default")
 
     @property
     def kl_runs(self) -> int:

@@ -57,7 +57,7 @@ class StudyConfig:
     filter: Event = "both"
     """What gen-filter keeps: terms of `both` classes, or `strict` success."""
     budget: int | None = None
-    """The most that gen-filter draws, all occupations together. Default: 20 for each sentence that is wanted."""
+    """The most that gen-filter draws, all occupations together. Default: 10 for each sentence that is wanted."""
     kl_sentences: int | None = None
     """Sentences for the estimate of each method's KL. Default: 25 of each occupation, or n where that is less."""
     sft_data: str = "ctrlg"
