@@ -18,6 +18,9 @@ def main(argv: list[str]) -> int:
         prog="equipoise sft",
         description="Fine-tune a model on the compliant sentences of a completions file (--data FILE).",
     )
+    from equipoise.ppo.doctor import quiet  # only here: `--help` need not wait for torch
+
+    quiet()
     with Progress(sys.stdout) as progress:
         try:
             sft(config, progress.say)

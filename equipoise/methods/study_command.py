@@ -16,6 +16,9 @@ def main(argv: list[str]) -> int:
         prog="equipoise study",
         description="Write the sentences of all methods, at equal numbers and settings. The same command continues.",
     )
+    from equipoise.ppo.doctor import quiet  # only here: `--help` need not wait for torch
+
+    quiet()
     with Progress(sys.stdout) as progress:
         outcome = study(config, progress.say, progress, progress.begin)
     print(f"{config.output_dir}/study.json lists the files: equipoise report {config.output_dir} compares them")
