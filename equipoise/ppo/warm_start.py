@@ -5,33 +5,42 @@ is paid for without leaving the model's own language: samples that happen to com
 They may also come from a file, such as the sentences of another method.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
 from equipoise.errors import UserError
 from equipoise.policy.load import Policy
+from equipoise.policy.prompt import sentences_of
 from equipoise.policy.sample import SamplingConfig, sample
-from equipoise.ppo.supervised import BATCH, Example, examples_of, read_rows, supervise
+from equipoise.ppo.evaluate import EVALUATION_ROWS, plain_nll
+from equipoise.ppo.supervised import BATCH, Example, as_rollout, examples_of, read_rows, supervise
+from equipoise.ppo.update import RowLimit
 from equipoise.protocol.lexicon import LEXICON
-from equipoise.protocol.prompts import sentence
 from equipoise.protocol.reward import strict_success
 
 
 @dataclass(frozen=True)
 class WarmStartConfig:
     warm_start: Literal["off", "forced", "samples"] = "off"
-    """`forced` begins each sentence with one agentic and one communal term, every pair alike, and lets the model go on;
-    `samples` keeps those of its free samples that comply, unchanged but rare."""
+    """`forced` begins each sentence with one agentic and one communal term, every pair alike, and lets the model go on
+    at top-p 0.95; `samples` keeps those of its free samples that comply, unchanged but rare."""
     warm_start_file: str = ""
     """Take the sentences from this completions file instead, of any method: those that succeed strictly."""
     warm_start_sentences: int = 256
     """Distinct sentences to learn from."""
+    warm_start_candidates: int = 1
+    """With `forced`: find so many sentences for each that is learnt, and learn those that the model itself finds the
+    likeliest, of each pair of terms alike. Rare pairs cost fluency; this gives some of it back."""
     warm_start_epochs: int = 2
     warm_start_learning_rate: float = 1e-4
+    """Highest of the stage: it rises over a tenth of the steps and then falls to 0."""
     warm_start_budget: int = 20_000
     """Samples drawn at most in search of them."""
 
@@ -47,11 +56,37 @@ class WarmStartConfig:
             )
         if self.warm_start_sentences < BATCH:
             raise UserError(f"warm-start-sentences {self.warm_start_sentences} must be at least {BATCH}")
+        if self.warm_start_candidates < 1:
+            raise UserError(f"warm-start-candidates {self.warm_start_candidates} must be at least 1")
         if self.warm_start_epochs < 1 or self.warm_start_learning_rate <= 0:
             raise UserError(
                 f"warm-start-epochs {self.warm_start_epochs} must be at least 1 and warm-start-learning-rate "
                 f"{self.warm_start_learning_rate} above 0: --warm-start off leaves the stage out"
             )
+
+
+def _article(term: str) -> str:
+    return "an" if term[0] in "aeiou" else "a"
+
+
+# How a forced sentence begins after `The X was`. Several, so that what is learnt is the terms and not one opening.
+OPENINGS: tuple[Callable[[str, str], str], ...] = (
+    lambda first, second: f" {first} and {second}",
+    lambda first, second: f" {first}, {second},",
+    lambda first, second: f" both {first} and {second}",
+    lambda first, second: f" {first} but {second}",
+    lambda first, second: f" {_article(first)} {first} and {second}",
+    lambda first, second: f" {_article(first)} {first}, {second}",
+)
+
+GPU_ROWS = 256  # drawn at a time where a row more costs next to nothing
+FORCED_TOP_P = 0.95  # what follows a forced pair is meant to be imitated, not to be an unbiased sample
+
+
+class Found(NamedTuple):
+    example: Example
+    pair: tuple[str, str]
+    """Its first agentic and its first communal term."""
 
 
 def collect(
@@ -66,35 +101,81 @@ def collect(
 
     Raises UserError when the budget ends with fewer than `BATCH`.
     """
-    examples: dict[str, Example] = {}
-    occupations = sorted(prompts)
-    pairs = [(a, c) for a in LEXICON.agentic for c in LEXICON.communal]
-    order = torch.randperm(2 * len(pairs) * len(occupations), generator=generator).tolist()
+    found: dict[str, Found] = {}
+    is_forced = config.warm_start == "forced"
+    wanted = config.warm_start_sentences * (config.warm_start_candidates if is_forced else 1)
+    cases = forced_cases(sorted(prompts), generator) if is_forced else free_cases(sorted(prompts), generator)
     drawn = 0
-    while len(examples) < config.warm_start_sentences and drawn < config.warm_start_budget:
+    while len(found) < wanted and drawn < config.warm_start_budget:
         chosen, forced = [], []
-        for number in range(drawn, drawn + batch_size):
-            case = order[number % len(order)]
-            chosen.append(occupations[case % len(occupations)])
-            agentic, communal = pairs[case // len(occupations) % len(pairs)]
-            terms = (agentic, communal) if case // len(occupations) < len(pairs) else (communal, agentic)
-            text = f" {terms[0]} and {terms[1]}" if config.warm_start == "forced" else ""
+        for _ in range(batch_size):
+            occupation, text = next(cases)
+            chosen.append(occupation)
             forced.append(list(policy.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else [])
         starts = [prompts[o] + f for o, f in zip(chosen, forced, strict=True)]
-        rollout = sample(policy, starts, sampling, generator)
+        how = replace(sampling, top_p=min(sampling.top_p, FORCED_TOP_P)) if is_forced else sampling
+        rollout = sample(policy, starts, how, generator)
         drawn += batch_size
-        finished = rollout.finished_B.tolist()
-        for occupation, start, tokens, done in zip(chosen, forced, rollout.completions(), finished, strict=True):
-            completion = start + tokens
-            text = sentence(occupation, policy.tokenizer.decode(completion, skip_special_tokens=True))
+        made = [
+            Example(occupation, prompts[occupation], start + tokens, "")
+            for occupation, start, tokens in zip(chosen, forced, rollout.completions(), strict=True)
+        ]
+        texts = sentences_of(policy.tokenizer, as_rollout(made), chosen)
+        for example, text, done in zip(made, texts, rollout.finished_B.tolist(), strict=True):
             if done and strict_success(text):
-                examples.setdefault(text, Example(occupation, prompts[occupation], completion, text))
-    if len(examples) < BATCH:
+                terms = LEXICON.match(text)
+                found.setdefault(text, Found(example._replace(text=text), (terms.agentic[0], terms.communal[0])))
+    if len(found) < BATCH:
         raise UserError(
-            f"the warm start found {len(examples)} sentences in {drawn} samples and needs at least {BATCH}: "
+            f"the warm start found {len(found)} sentences in {drawn} samples and needs at least {BATCH}: "
             "use --warm-start forced, raise --warm-start-budget, or leave it off"
         )
-    return list(examples.values())[: config.warm_start_sentences]
+    if is_forced and config.warm_start_candidates > 1:
+        return likeliest(policy, list(found.values()), config.warm_start_sentences)
+    return [f.example for f in found.values()][: config.warm_start_sentences]
+
+
+def forced_cases(occupations: Sequence[str], generator: torch.Generator) -> Iterator[tuple[str, str]]:
+    """(occupation, how its sentence begins) without end: all pairs of terms, in both orders, equally often."""
+    pairs = [(a, c) for a in LEXICON.agentic for c in LEXICON.communal]
+    pairs += [(c, a) for a, c in pairs]
+    while True:
+        for place in torch.randperm(len(pairs) * len(occupations), generator=generator).tolist():
+            first, second = pairs[place // len(occupations)]
+            opening = OPENINGS[int(torch.randint(len(OPENINGS), (), generator=generator))]
+            yield occupations[place % len(occupations)], opening(first, second)
+
+
+def free_cases(occupations: Sequence[str], generator: torch.Generator) -> Iterator[tuple[str, str]]:
+    """(occupation, nothing) without end, the occupations equally often."""
+    while True:
+        for place in torch.randperm(len(occupations), generator=generator).tolist():
+            yield occupations[place], ""
+
+
+def likeliest(policy: Policy, found: Sequence[Found], count: int) -> list[Example]:
+    """The `count` sentences with the smallest `plain_nll`, in nats per token, taken from all pairs in turn.
+
+    Each is compared with the median of its occupation, so that no occupation is left out for being unusual.
+    """
+    nll = RowLimit(EVALUATION_ROWS, lambda _: None).run(
+        policy, lambda r: plain_nll(policy, [f.example.text for f in found], [f.example.occupation for f in found], r)
+    )
+    assert len(nll) == len(found), "strict sentences all continue `The X was`"
+    of_occupation = defaultdict(list)
+    for f, value in zip(found, nll, strict=True):
+        of_occupation[f.example.occupation].append(value)
+    middle = {occupation: statistics.median(values) for occupation, values in of_occupation.items()}
+    of_pair = defaultdict(list)
+    for f, value in zip(found, nll, strict=True):
+        of_pair[f.pair].append((value - middle[f.example.occupation], f.example.text, f.example))
+    ranked = [
+        (place, *entry)
+        for entries in of_pair.values()
+        for place, entry in enumerate(sorted(entries, key=itemgetter(0)))
+    ]
+    ranked.sort(key=itemgetter(0, 1, 2))
+    return [example for *_, example in ranked[:count]]
 
 
 def read(
@@ -130,8 +211,10 @@ def warm_start(
     if config.warm_start_file:
         examples = read(Path(config.warm_start_file), policy, config, prompts, generator)
     else:
-        examples = collect(policy, config, prompts, sampling, generator, batch_size)
+        rows = max(batch_size, GPU_ROWS) if policy.device.type == "cuda" else batch_size
+        examples = collect(policy, config, prompts, sampling, generator, rows)
+    say(f"warm start: learning from {len(examples):,} sentences, such as {examples[0].text!r}")
     supervise(
         policy, examples, generator, epochs=config.warm_start_epochs, learning_rate=config.warm_start_learning_rate,
-        packed=packed, say=lambda line: say(f"warm start: {line}"),
+        warmup=0.1, decay=True, packed=packed, say=lambda line: say(f"warm start: {line}"),
     )  # fmt: skip

@@ -1,5 +1,7 @@
 """The warm start: what is collected, and that learning from it makes exactly that likelier."""
 
+import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +13,9 @@ from equipoise.policy.load import Policy, PolicyConfig, load_policy
 from equipoise.policy.prompt import prompt_ids
 from equipoise.policy.sample import SamplingConfig
 from equipoise.policy.score import score
+from equipoise.ppo.evaluate import plain_nll
 from equipoise.ppo.supervised import Example, as_rollout, supervise
-from equipoise.ppo.warm_start import WarmStartConfig, collect
+from equipoise.ppo.warm_start import Found, WarmStartConfig, collect, forced_cases, likeliest
 from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
 from equipoise.protocol.prompts import PROMPTS
 from equipoise.protocol.reward import score as reward
@@ -57,18 +60,69 @@ def test_what_is_collected_is_distinct_succeeds_strictly_and_decodes_to_its_text
 def test_a_sentence_that_was_cut_off_is_not_learnt_even_where_it_reads_as_complete(model: Path) -> None:
     policy = load(model)
     policy.stop_ids = (1,)  # a full stop alone no longer ends a completion
-    examples = gather(policy, "forced", sentences=16, tokens=8)
+    examples = gather(policy, "forced", sentences=16, tokens=24)
     assert all(example.completion[-1] == 1 for example in examples)
 
 
-def test_forced_sentences_begin_with_a_term_of_each_class_in_either_order_and_varied(model: Path) -> None:
-    examples = gather(load(model), "forced", sentences=120)
-    openings = [example.text.split()[3:6] for example in examples]
-    assert all(word[1] == "and" for word in openings)
-    agentic_first = [w for w in openings if w[0] in LEXICON.agentic and w[2] in LEXICON.communal]
-    communal_first = [w for w in openings if w[0] in LEXICON.communal and w[2] in LEXICON.agentic]
-    assert len(agentic_first) + len(communal_first) == 120 and min(len(agentic_first), len(communal_first)) > 30
-    assert len({tuple(sorted((w[0], w[2]))) for w in openings}) > 50  # of 100 pairs
+def test_forced_openings_hold_a_term_of_each_class_in_either_order() -> None:
+    cases = list(itertools.islice(forced_cases(JOBS, torch.Generator().manual_seed(0)), 600))
+    found = [LEXICON.spans(opening) for _, opening in cases]
+    assert all(
+        len(spans) == 2 and LEXICON.match(opening).both for spans, (_, opening) in zip(found, cases, strict=True)
+    )
+    assert 200 < sum(spans[0].term in LEXICON.agentic for spans in found) < 400
+    masked = {LEXICON.mark(opening, ("\0", "\0"), ("\0", "\0")) for _, opening in cases}
+    moulds = {re.sub("\0[^\0]*\0", "*", text) for text in masked}
+    assert moulds == {
+        " * and *",
+        " *, *,",
+        " both * and *",
+        " * but *",
+        " a * and *",
+        " an * and *",
+        " a *, *",
+        " an *, *",
+    }
+
+
+def test_forced_sentences_are_of_many_pairs(model: Path) -> None:
+    pairs = {(m.agentic[0], m.communal[0]) for m in map(LEXICON.match, (e.text for e in gather(load(model), "forced")))}
+    assert len(pairs) > 25  # in 48 sentences
+
+
+def test_every_pair_order_and_occupation_comes_once_before_any_comes_again() -> None:
+    cases = forced_cases(JOBS, torch.Generator().manual_seed(0))
+    for _ in range(2):
+        seen = set()
+        for occupation, opening in itertools.islice(cases, 200 * len(JOBS)):
+            terms = [t for t in re.findall(r"[a-z-]+", opening) if t in LEXICON.terms]
+            seen.add((occupation, *terms))
+        assert len(seen) == 200 * len(JOBS) and all(len(case) == 3 for case in seen)
+
+
+def test_of_more_candidates_the_likeliest_of_each_pair_are_learnt(model: Path) -> None:
+    policy = load(model)
+    pairs = [("bold", "caring"), ("decisive", "loyal"), ("confident", "helpful")]
+    texts = [f"The nurse was {a} and {c} {word}." for word in ("th th", "xq zj", "the", "thethe") for a, c in pairs]
+    made = [Found(Example("nurse", [1], [2], text), pairs[i % 3]) for i, text in enumerate(texts)]
+    nll = dict(zip(texts, plain_nll(policy, texts, ["nurse"] * 12, 4), strict=True))
+    chosen = [example.text for example in likeliest(policy, made, 6)]
+    for pair in pairs:
+        own = sorted((t for t in texts if f"{pair[0]} and {pair[1]}" in t), key=nll.__getitem__)
+        assert sorted(t for t in chosen if t in own) == sorted(own[:2])
+
+
+def test_an_occupation_whose_sentences_are_all_unlikely_is_not_left_out(model: Path) -> None:
+    policy = load(model)
+    texts = {"nurse": ["the th th.", "the the the."], "chef": ["qzx jqv.", "qzx jqv kwy."]}
+    made = [
+        Found(Example(job, [1], [2], f"The {job} was bold and caring {end}"), ("bold", "caring"))
+        for job, ends in texts.items()
+        for end in ends
+    ]
+    nll = plain_nll(policy, [f.example.text for f in made], [f.example.occupation for f in made], 4)
+    assert max(nll[:2]) < min(nll[2:])  # or this would show nothing
+    assert {e.occupation for e in likeliest(policy, made, 2)} == {"nurse", "chef"}
 
 
 @pytest.mark.parametrize("kind", ["forced", "samples"])
