@@ -18,7 +18,7 @@ from equipoise.protocol.prompts import prefix
 from equipoise.protocol.reward import Event, complies
 
 BATCH = 16
-"""Sentences of one optimizer step, and so the fewest worth learning from."""
+"""Sentences of one optimizer step unless said otherwise, and the fewest worth learning from."""
 
 
 class Example(NamedTuple):
@@ -137,6 +137,7 @@ def supervise(
     examples: Sequence[Example],
     generator: torch.Generator,
     *,
+    batch_size: int = BATCH,
     epochs: int,
     learning_rate: float,
     warmup: float = 0.0,
@@ -145,19 +146,19 @@ def supervise(
     say: Callable[[str], None],
     held_out: Sequence[Example] = (),
 ) -> list[Loss]:
-    """Minimise the token-mean cross-entropy of the completions, `BATCH` at a time, with an optimizer of its own.
+    """Minimise the token-mean cross-entropy of the completions, `batch_size` at a time, with an optimizer of its own.
 
     The learning rate rises in equal steps over the first `warmup` of all steps and, with `decay`, falls linearly to 0
     over the rest. Raises NonFiniteError where a loss is not finite.
     """
     optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-8)
-    steps = epochs * -(-len(examples) // BATCH)
+    steps = epochs * -(-len(examples) // batch_size)
     rising = round(warmup * steps)
     losses: list[Loss] = []
     step = 0
     for epoch in range(epochs):
         total, count = torch.zeros((), dtype=torch.float64, device=policy.device), 0
-        for rows in torch.randperm(len(examples), generator=generator).split(BATCH):
+        for rows in torch.randperm(len(examples), generator=generator).split(batch_size):
             rate = min(1.0, (step + 1) / (rising + 1))
             rate = min(rate, (steps - step) / max(1, steps - rising)) if decay else rate
             optimizer.set_learning_rates(learning_rate * rate, 0.0)

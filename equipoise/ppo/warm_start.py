@@ -9,6 +9,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,9 +20,10 @@ from equipoise.errors import UserError
 from equipoise.policy.load import Policy
 from equipoise.policy.prompt import sentences_of
 from equipoise.policy.sample import SamplingConfig, sample
-from equipoise.ppo.evaluate import EVALUATION_ROWS, plain_nll
+from equipoise.ppo.evaluate import EVALUATION_ROWS, kl_to_reference, plain_nll
 from equipoise.ppo.supervised import BATCH, Example, as_rollout, examples_of, read_rows, supervise
 from equipoise.ppo.update import RowLimit
+from equipoise.ppo.window import masked
 from equipoise.protocol.lexicon import LEXICON
 from equipoise.protocol.reward import strict_success
 
@@ -36,8 +38,15 @@ class WarmStartConfig:
     warm_start_sentences: int = 256
     """Distinct sentences to learn from."""
     warm_start_candidates: int = 1
-    """With `forced`: find so many sentences for each that is learnt, and learn those that the model itself finds the
-    likeliest, of each pair of terms alike. Rare pairs cost fluency; this gives some of it back."""
+    """Find so many sentences for each that is learnt, and keep some of them as `--warm-start-keep` says."""
+    warm_start_keep: Literal["likeliest", "conditional"] = "likeliest"
+    """`likeliest`: of each pair of terms alike, those that the untrained model finds the likeliest, no two of one
+    mould: variety, at the least price in fluency. `conditional`: resampled in proportion to π_ref/π, towards what the
+    untrained model itself writes where it complies: nearness, from the second round on."""
+    warm_start_rounds: int = 1
+    """Rounds of finding and learning. After the first the sentences are the policy's own, as the last round left it."""
+    warm_start_batch_size: int = BATCH
+    """Sentences of one optimizer step."""
     warm_start_epochs: int = 2
     warm_start_learning_rate: float = 1e-4
     """Highest of the stage: it rises over a tenth of the steps and then falls to 0."""
@@ -56,8 +65,9 @@ class WarmStartConfig:
             )
         if self.warm_start_sentences < BATCH:
             raise UserError(f"warm-start-sentences {self.warm_start_sentences} must be at least {BATCH}")
-        if self.warm_start_candidates < 1:
-            raise UserError(f"warm-start-candidates {self.warm_start_candidates} must be at least 1")
+        for name in ("warm_start_candidates", "warm_start_rounds", "warm_start_batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
         if self.warm_start_epochs < 1 or self.warm_start_learning_rate <= 0:
             raise UserError(
                 f"warm-start-epochs {self.warm_start_epochs} must be at least 1 and warm-start-learning-rate "
@@ -79,7 +89,7 @@ OPENINGS: tuple[Callable[[str, str], str], ...] = (
     lambda first, second: f" {_article(first)} {first}, {second}",
 )
 
-GPU_ROWS = 256  # drawn at a time where a row more costs next to nothing
+GPU_ROWS = 512  # drawn at a time where a row more costs next to nothing
 FORCED_TOP_P = 0.95  # what follows a forced pair is meant to be imitated, not to be an unbiased sample
 
 
@@ -96,14 +106,16 @@ def collect(
     sampling: SamplingConfig,
     generator: torch.Generator,
     batch_size: int,
+    *,
+    is_forced: bool | None = None,
 ) -> list[Example]:
-    """Strictly successful sentences, each once. `prompts` maps occupations to token ids.
+    """Strictly successful sentences of the policy as it is, each once. `prompts` maps occupations to token ids.
 
     Raises UserError when the budget ends with fewer than `BATCH`.
     """
     found: dict[str, Found] = {}
-    is_forced = config.warm_start == "forced"
-    wanted = config.warm_start_sentences * (config.warm_start_candidates if is_forced else 1)
+    is_forced = config.warm_start == "forced" if is_forced is None else is_forced
+    wanted = config.warm_start_sentences * config.warm_start_candidates
     cases = forced_cases(sorted(prompts), generator) if is_forced else free_cases(sorted(prompts), generator)
     drawn = 0
     while len(found) < wanted and drawn < config.warm_start_budget:
@@ -130,9 +142,11 @@ def collect(
             f"the warm start found {len(found)} sentences in {drawn} samples and needs at least {BATCH}: "
             "use --warm-start forced, raise --warm-start-budget, or leave it off"
         )
-    if is_forced and config.warm_start_candidates > 1:
-        return likeliest(policy, list(found.values()), config.warm_start_sentences)
-    return [f.example for f in found.values()][: config.warm_start_sentences]
+    if config.warm_start_candidates == 1:
+        return [f.example for f in found.values()][: config.warm_start_sentences]
+    if config.warm_start_keep == "conditional" and not is_forced:
+        return conditional(policy, list(found.values()), config.warm_start_sentences, sampling.temperature, generator)
+    return likeliest(policy, list(found.values()), config.warm_start_sentences)
 
 
 def forced_cases(occupations: Sequence[str], generator: torch.Generator) -> Iterator[tuple[str, str]]:
@@ -156,7 +170,8 @@ def free_cases(occupations: Sequence[str], generator: torch.Generator) -> Iterat
 def likeliest(policy: Policy, found: Sequence[Found], count: int) -> list[Example]:
     """The `count` sentences with the smallest `plain_nll`, in nats per token, taken from all pairs in turn.
 
-    Each is compared with the median of its occupation, so that no occupation is left out for being unusual.
+    Each is compared with the median of its occupation, so that no occupation is left out for being unusual. A mould
+    (terms and occupation masked) comes once as long as there are others.
     """
     nll = RowLimit(EVALUATION_ROWS, lambda _: None).run(
         policy, lambda r: plain_nll(policy, [f.example.text for f in found], [f.example.occupation for f in found], r)
@@ -169,13 +184,33 @@ def likeliest(policy: Policy, found: Sequence[Found], count: int) -> list[Exampl
     of_pair = defaultdict(list)
     for f, value in zip(found, nll, strict=True):
         of_pair[f.pair].append((value - middle[f.example.occupation], f.example.text, f.example))
-    ranked = [
-        (place, *entry)
-        for entries in of_pair.values()
-        for place, entry in enumerate(sorted(entries, key=itemgetter(0)))
-    ]
+    by_nll = itemgetter(0, 1)
+    ranked = [(place, *entry) for own in of_pair.values() for place, entry in enumerate(sorted(own, key=by_nll))]
     ranked.sort(key=itemgetter(0, 1, 2))
-    return [example for *_, example in ranked[:count]]
+    first_of_mould: dict[str, Example] = {}
+    again = []
+    for *_, example in ranked:
+        mould = masked(example.text, example.occupation)
+        if first_of_mould.setdefault(mould, example) is not example:
+            again.append(example)
+    return [*first_of_mould.values(), *again][:count]
+
+
+def conditional(
+    policy: Policy, found: Sequence[Found], count: int, temperature: float, generator: torch.Generator
+) -> list[Example]:
+    """`count` sentences drawn without replacement in proportion to π_ref/π, π being the policy that wrote them.
+
+    With all of them that is importance resampling towards π_ref conditioned on success; with a share of them it goes
+    part of the way, which the next round goes on from. Drawn by the Gumbel-top-k trick (Kool, van Hoof & Welling 2019).
+    """
+    examples = [f.example for f in found]
+    log_ratio = RowLimit(EVALUATION_ROWS, lambda _: None).run(
+        policy, lambda r: kl_to_reference(policy, [as_rollout(examples)], temperature, r)
+    )
+    uniform = torch.rand(len(examples), generator=generator, dtype=torch.float64)
+    keys = -log_ratio - torch.log(-torch.log(uniform))
+    return [examples[i] for i in keys.topk(min(count, len(examples))).indices.tolist()]
 
 
 def read(
@@ -207,14 +242,27 @@ def warm_start(
     packed: bool,
     say: Callable[[str], None],
 ) -> None:
-    """The whole stage: find the sentences, learn from them. Raises UserError; NonFiniteError."""
-    if config.warm_start_file:
-        examples = read(Path(config.warm_start_file), policy, config, prompts, generator)
-    else:
-        rows = max(batch_size, GPU_ROWS) if policy.device.type == "cuda" else batch_size
-        examples = collect(policy, config, prompts, sampling, generator, rows)
-    say(f"warm start: learning from {len(examples):,} sentences, such as {examples[0].text!r}")
-    supervise(
-        policy, examples, generator, epochs=config.warm_start_epochs, learning_rate=config.warm_start_learning_rate,
-        warmup=0.1, decay=True, packed=packed, say=lambda line: say(f"warm start: {line}"),
-    )  # fmt: skip
+    """The whole stage: find the sentences, learn from them, as often as asked. Raises UserError; NonFiniteError."""
+    rows = max(batch_size, GPU_ROWS) if policy.device.type == "cuda" else batch_size
+    for number in range(config.warm_start_rounds):
+        if config.warm_start_file and number == 0:
+            examples = read(Path(config.warm_start_file), policy, config, prompts, generator)
+        else:
+            is_forced = config.warm_start == "forced" and number == 0
+            examples = collect(policy, config, prompts, sampling, generator, rows, is_forced=is_forced)
+        label = (
+            f"warm start {number + 1} of {config.warm_start_rounds}" if config.warm_start_rounds > 1 else "warm start"
+        )
+        say(f"{label}: learning from {len(examples):,} sentences, such as {examples[0].text!r}")
+        supervise(
+            policy, examples, generator, batch_size=config.warm_start_batch_size, epochs=config.warm_start_epochs,
+            learning_rate=config.warm_start_learning_rate, warmup=0.1, decay=True, packed=packed,
+            say=partial(_labelled, say, label),
+        )  # fmt: skip
+        # Every new optimizer moves the weights: what was recorded before reads them where they no longer are.
+        policy.graphs.clear()
+        policy.decoders.clear()
+
+
+def _labelled(say: Callable[[str], None], label: str, line: str) -> None:
+    say(f"{label}: {line}")
