@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -170,9 +171,12 @@ def free_cases(occupations: Sequence[str], generator: torch.Generator) -> Iterat
 def likeliest(policy: Policy, found: Sequence[Found], count: int) -> list[Example]:
     """The `count` sentences with the smallest `plain_nll`, in nats per token, taken from all pairs in turn.
 
-    Each is compared with the median of its occupation, so that no occupation is left out for being unusual. A mould
-    (terms and occupation masked) comes once as long as there are others.
+    Sentences that repeat themselves are left out where there are enough others: a loop is what a small model finds
+    likeliest of all. Each is compared with the median of its occupation, so that no occupation is left out for being
+    unusual. A mould (terms and occupation masked) comes once as long as there are others.
     """
+    flowing = [f for f in found if not repeats(f.example.text)]
+    found = flowing if len(flowing) >= min(count, len(found)) else found
     nll = RowLimit(EVALUATION_ROWS, lambda _: None).run(
         policy, lambda r: plain_nll(policy, [f.example.text for f in found], [f.example.occupation for f in found], r)
     )
@@ -194,6 +198,13 @@ def likeliest(policy: Policy, found: Sequence[Found], count: int) -> list[Exampl
         if first_of_mould.setdefault(mould, example) is not example:
             again.append(example)
     return [*first_of_mould.values(), *again][:count]
+
+
+def repeats(text: str) -> bool:
+    """Whether a word follows itself, or two words in a row come twice."""
+    words = text.lower().rstrip(".!?").split()
+    pairs = list(pairwise(words))
+    return any(first == second for first, second in pairs) or len(set(pairs)) < len(pairs)
 
 
 def conditional(

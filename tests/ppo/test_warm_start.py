@@ -1,9 +1,12 @@
 """The warm start: what is collected, and that learning from it makes exactly that likelier."""
 
 import itertools
+import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +16,11 @@ from equipoise.policy.load import Policy, PolicyConfig, load_policy
 from equipoise.policy.prompt import prompt_ids
 from equipoise.policy.sample import SamplingConfig
 from equipoise.policy.score import score
+from equipoise.ppo import warm_start as warm_start_module
 from equipoise.ppo.evaluate import plain_nll
 from equipoise.ppo.supervised import Example, as_rollout, supervise
-from equipoise.ppo.warm_start import Found, WarmStartConfig, collect, forced_cases, likeliest
+from equipoise.ppo.warm_start import Found, WarmStartConfig, collect, conditional, forced_cases, likeliest, repeats
+from equipoise.ppo.window import masked
 from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
 from equipoise.protocol.prompts import PROMPTS
 from equipoise.protocol.reward import score as reward
@@ -103,18 +108,92 @@ def test_every_pair_order_and_occupation_comes_once_before_any_comes_again() -> 
 def test_of_more_candidates_the_likeliest_of_each_pair_are_learnt(model: Path) -> None:
     policy = load(model)
     pairs = [("bold", "caring"), ("decisive", "loyal"), ("confident", "helpful")]
-    texts = [f"The nurse was {a} and {c} {word}." for word in ("th th", "xq zj", "the", "thethe") for a, c in pairs]
+    words = ("th jth", "xq zj", "the", "thethe")
+    texts = [f"The nurse was {a} and {c} {word} {c}." for word in words for a, c in pairs]
+    texts = [text if i % 3 else text.replace(" and", ",") for i, text in enumerate(texts)]
+    texts = [text if i % 3 != 1 else text.replace(" and", " but") for i, text in enumerate(texts)]
     made = [Found(Example("nurse", [1], [2], text), pairs[i % 3]) for i, text in enumerate(texts)]
     nll = dict(zip(texts, plain_nll(policy, texts, ["nurse"] * 12, 4), strict=True))
     chosen = [example.text for example in likeliest(policy, made, 6)]
     for pair in pairs:
-        own = sorted((t for t in texts if f"{pair[0]} and {pair[1]}" in t), key=nll.__getitem__)
+        own = sorted((t for t in texts if pair[0] in t), key=nll.__getitem__)
         assert sorted(t for t in chosen if t in own) == sorted(own[:2])
+
+
+def test_a_mould_comes_again_only_where_there_are_no_others(model: Path) -> None:
+    terms = [("bold", "caring"), ("decisive", "loyal"), ("confident", "helpful"), ("assertive", "friendly")]
+    ends = ["the", "the", "the", "qzx jqv"]
+    made = [
+        Found(Example("nurse", [1], [2], f"The nurse was {a} and {c} {end}."), (a, c))
+        for (a, c), end in zip(terms, ends, strict=True)
+    ]
+    policy = load(model)
+    assert {masked(e.text, "nurse") for e in likeliest(policy, made, 2)} == {
+        "the _ was * and * the.",
+        "the _ was * and * qzx jqv.",
+    }
+    assert len(likeliest(policy, made, 4)) == 4
+
+
+def test_conditional_draws_in_proportion_to_the_ratio_of_reference_and_policy(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kl_B = torch.tensor([0.0, math.log(2), math.log(5)], dtype=torch.float64)
+    monkeypatch.setattr(warm_start_module, "kl_to_reference", lambda *_: kl_B)
+    made = [Found(Example("nurse", [1], [2], str(i)), ("bold", "caring")) for i in range(3)]
+    generator = torch.Generator().manual_seed(0)
+    first = Counter(conditional(load(model), made, 1, 1.0, generator)[0].text for _ in range(4000))
+    weights = torch.tensor([1, 1 / 2, 1 / 5])
+    for i, share in enumerate((weights / weights.sum()).tolist()):
+        assert abs(first[str(i)] / 4000 - share) < 4 * math.sqrt(share * (1 - share) / 4000)
+    assert {e.text for e in conditional(None, made, 5, 1.0, generator)} == {"0", "1", "2"}  # type: ignore[arg-type]
+
+
+def test_later_rounds_learn_what_the_policy_writes_by_itself(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = load(model)
+    shown: list[list[Example]] = []
+    lines: list[str] = []
+
+    def look(policy: Policy, examples: list[Example], *_: Any, **__: Any) -> None:
+        shown.append(examples)
+
+    monkeypatch.setattr(warm_start_module, "supervise", look)
+    config = WarmStartConfig(warm_start="forced", warm_start_sentences=16, warm_start_candidates=2, warm_start_rounds=2)
+    prompts = {job: prompt_ids(policy.tokenizer, PROMPTS["raw"], job) for job in JOBS}
+    generator = torch.Generator().manual_seed(0)
+    warm_start_module.warm_start(
+        policy, config, prompts, SamplingConfig(max_new_tokens=12), generator, 64, packed=True, say=lines.append
+    )
+    early = [[LEXICON.spans(e.text)[0].start <= len(f"The {e.occupation} was both ") for e in part] for part in shown]
+    assert len(shown) == 2 and sum(early[0]) >= 14 > 12 >= sum(early[1])
+    assert ["1 of 2" in line for line in lines] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "loops"),
+    [
+        ("The lawyer was bold, loyal, and a no-nonsense no-nonsense person.", True),
+        ("The nurse was caring and bold and caring and kind.", True),
+        ("The nurse was caring and bold, caring and kind, and bold, and loyal.", True),
+        ("The nurse was caring and bold, and kind and loyal.", False),
+        ("The nurse was the bold nurse, the caring friend.", False),
+    ],
+)
+def test_a_loop_is_a_word_after_itself_or_two_words_twice(text: str, loops: bool) -> None:
+    assert repeats(text) is loops
+
+
+def test_loops_are_learnt_only_where_there_is_too_little_else(model: Path) -> None:
+    ends = ["th th th", "qzx jqv", "jqv wzk"]
+    made = [Found(Example("nurse", [1], [2], f"The nurse was bold and caring {e}."), ("bold", "caring")) for e in ends]
+    policy = load(model)
+    assert {e.text.split()[-1] for e in likeliest(policy, made, 2)} == {"jqv.", "wzk."}
+    assert len(likeliest(policy, made, 3)) == 3
 
 
 def test_an_occupation_whose_sentences_are_all_unlikely_is_not_left_out(model: Path) -> None:
     policy = load(model)
-    texts = {"nurse": ["the th th.", "the the the."], "chef": ["qzx jqv.", "qzx jqv kwy."]}
+    texts = {"nurse": ["the th the.", "th the th."], "chef": ["qzx jqv.", "qzx jqv kwy."]}
     made = [
         Found(Example(job, [1], [2], f"The {job} was bold and caring {end}"), ("bold", "caring"))
         for job, ends in texts.items()
