@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import torch
 
-from equipoise.errors import UserError
+from equipoise.errors import NonFiniteError, UserError
 from equipoise.methods.completions import COLUMNS, serialise
 from equipoise.policy.load import Policy
-from equipoise.policy.sample import SamplingConfig
+from equipoise.policy.sample import NonFiniteLogits, SamplingConfig
 from equipoise.ppo.supervised import BATCH, Row
 from equipoise.ppo.warm_start import WarmStartConfig, rows_at_once, search
 from equipoise.protocol.lexicon import OCCUPATIONS
@@ -45,7 +45,7 @@ def forced_sentences(
     """Strictly successful sentences of the policy as it is, each once. `prompts` maps occupations to token ids.
 
     `seed` decides them on a device. Raises UserError where the budget ends with fewer than `BATCH`, and
-    NonFiniteLogits.
+    NonFiniteError.
     """
     if sentences < BATCH:
         raise UserError(f"--sentences {sentences} must be at least {BATCH} with --data forced; 750 is the default")
@@ -58,21 +58,18 @@ def forced_sentences(
             say(f"{found:,} of {wanted:,} sentences found")
             due = found + wanted / 10
 
-    collected = search(
-        policy,
-        WarmStartConfig(
-            warm_start="forced",
-            warm_start_sentences=sentences,
-            warm_start_candidates=candidates,
-            warm_start_budget=budget,
-        ),
-        prompts,
-        SamplingConfig(max_new_tokens=NEW_TOKENS),
-        torch.Generator().manual_seed(seed),
-        rows_at_once(policy, ROWS),
-        progress,
-        PER_CASE,
+    how = WarmStartConfig(
+        warm_start="forced",
+        warm_start_sentences=sentences,
+        warm_start_candidates=candidates,
+        warm_start_budget=budget,
     )
+    sampling, generator = SamplingConfig(max_new_tokens=NEW_TOKENS), torch.Generator().manual_seed(seed)
+    rows_once = rows_at_once(policy, ROWS)
+    try:
+        collected = search(policy, how, prompts, sampling, generator, rows_once, progress, PER_CASE)
+    except NonFiniteLogits as error:
+        raise NonFiniteError(f"{error}: try --dtype float32, or another model") from None
     # What was recorded to sample with reads the weights where an optimizer will no longer leave them.
     policy.graphs.clear()
     policy.decoders.clear()

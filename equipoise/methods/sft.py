@@ -22,7 +22,7 @@ from equipoise.protocol.prompts import get_prompt
 from equipoise.protocol.reward import Event
 
 DRAWS_PER_SENTENCE = 40
-"""The default budget. A sentence takes the bundled model about NN."""
+"""The default budget. The bundled model draws 7 for each sentence that it finds."""
 SENTENCES = "sentences.csv"
 
 

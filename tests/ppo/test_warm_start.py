@@ -11,11 +11,12 @@ import torch
 from equipoise.errors import UserError
 from equipoise.policy.load import Policy, PolicyConfig, load_policy
 from equipoise.policy.prompt import prompt_ids
-from equipoise.policy.sample import SamplingConfig
+from equipoise.policy.sample import SamplingConfig, sample
 from equipoise.policy.score import score
+from equipoise.ppo import warm_start
 from equipoise.ppo.evaluate import plain_nll
 from equipoise.ppo.supervised import Example, as_rollout, supervise
-from equipoise.ppo.warm_start import Found, WarmStartConfig, collect, forced_cases, likeliest
+from equipoise.ppo.warm_start import Found, WarmStartConfig, collect, forced_cases, likeliest, search
 from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
 from equipoise.protocol.prompts import PROMPTS
 from equipoise.protocol.reward import score as reward
@@ -98,6 +99,32 @@ def test_every_pair_order_and_occupation_comes_once_before_any_comes_again() -> 
             terms = [t for t in re.findall(r"[a-z-]+", opening) if t in LEXICON.terms]
             seen.add((occupation, *terms))
         assert len(seen) == 200 * len(JOBS) and all(len(case) == 3 for case in seen)
+
+
+def test_a_case_that_is_tried_more_often_is_one_beginning_for_the_model_and_a_pair_as_often_as_before(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, starts = load(model), list[tuple[int, ...]]()
+    told: list[tuple[int, int]] = []
+    prompts = {job: prompt_ids(policy.tokenizer, PROMPTS["raw"], job) for job in JOBS}
+
+    def look(policy: Policy, prompts: Sequence[Sequence[int]], *args: object) -> object:
+        starts.extend(map(tuple, prompts))
+        assert len({tuple(p) for p in prompts}) == 16 and len(prompts) == 64
+        return sample(policy, prompts, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(warm_start, "sample", look)
+    config = WarmStartConfig(warm_start="forced", warm_start_sentences=10_000, warm_start_budget=640)
+    generator = torch.Generator().manual_seed(0)
+    found = search(
+        policy, config, prompts, SamplingConfig(max_new_tokens=12), generator, 64, lambda *n: told.append(n), 4
+    )
+    assert found.drawn == 640 == len(starts) and len(found.examples) == len({e.text for e in found.examples}) > 16
+    assert told == sorted(told) and told[-1] == (len(found.examples), 10_000) and len(told) == 10
+    cases = itertools.islice(forced_cases(JOBS, torch.Generator().manual_seed(0)), 16)  # the first batch's
+    beginnings = [policy.tokenizer.decode(starts[4 * i]) for i in range(16)]
+    assert beginnings == [f"The {job} was{opening}" for job, opening in cases]
+    assert all(starts[i] == starts[i - i % 4] for i in range(640))
 
 
 def test_of_more_candidates_the_likeliest_of_each_pair_are_learnt(model: Path) -> None:
