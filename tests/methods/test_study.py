@@ -106,7 +106,7 @@ def test_sft_learns_from_other_sentences_where_it_is_told_to(base: Path, tmp_pat
         "file": tmp_path / "mine.csv",
     }[data]
     pairs = [(a, c) for a in AGENTIC for c in COMMUNAL][:30]
-    lines = [f"chef,The chef was {a} and {c} in a big old kitchen ." for a, c in pairs]
+    lines = [f"chef,The chef was {a} and {c} in a nurse ." for a, c in pairs]
     (tmp_path / "mine.csv").write_text("\n".join(["Occupation,Text", *lines]))
     methods = "gen-filter,sft" if data == "gen-filter" else "sft"
     wanted = config(base, folder, methods=methods, sft_data=str(path) if data == "file" else data, budget=1000)
