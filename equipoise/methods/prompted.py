@@ -67,7 +67,7 @@ class Prompted:
         self.notices = self.source.notices
         self.device = pick_device(device)
         self.batch_size = batch_size or (1000 if self.device.type == "cuda" else 128)
-        self.name = _name(self.source)
+        self.name = model_name(self.source)
         self.label = "RLHF" if training else "Prompt-Only"
         system = training.get("system", "")
         tokenizer = load_tokenizer(self.source)
@@ -183,7 +183,8 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _name(source: Source) -> str:
+def model_name(source: Source) -> str:
+    """The column Model: a folder's name, or an id."""
     local = source.kind in ("folder", "adapter")
     return Path(source.path_or_id).resolve().name if local else source.path_or_id
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 SUPERVISED = "./sft_output"
 """Where supervised fine-tuning leaves its model."""
+FORCED = "forced"
+"""What its data is named where the model writes the sentences itself; a file of this name is ./forced."""
+FORCED_SENTENCES = 750
+"""As many as the public study's supervised fine-tuning learnt from."""
 
 Method = Literal["prompt-only", "prompt-best", "gen-filter", "ctrlg", "sft", "ppo"]
 LABELS: dict[Method, str] = {

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on compliant sentences of any method: `equipoise sft`.
+"""Supervised fine-tuning on compliant sentences of any method, or on the model's own forced ones: `equipoise sft`.
 
 The model is left in a folder as training with PPO leaves its own: merged, with the prompt it belongs to in `run.json`.
 A run takes minutes and is done again from the start if it was stopped; the same data and seed give the same model.
@@ -16,18 +16,24 @@ from typing import Any
 
 from equipoise.errors import UserError
 from equipoise.methods.estimates import beside_the_study
-from equipoise.methods.sample import SUPERVISED
+from equipoise.methods.sample import FORCED, FORCED_SENTENCES, SUPERVISED
 from equipoise.policy.load import PolicyConfig
 from equipoise.protocol.prompts import get_prompt
 from equipoise.protocol.reward import Event
+
+DRAWS_PER_SENTENCE = 40
+"""The default budget. The bundled model draws 7 for each sentence that it finds."""
+SENTENCES = "sentences.csv"
 
 
 @dataclass(frozen=True)
 class SftConfig:
     """Which sentences are learnt, by what model, and how."""
 
-    data: Path = Path()
-    """A completions file of any method; rows that fail the filter are left out and counted. Required."""
+    data: str = ""
+    """A completions file of any method; rows that fail the filter are left out and counted. Or `forced`: sentences that
+    the model itself writes after a term of each class, every pair alike; they are kept in sentences.csv beside the
+    trained model. Required."""
     output_dir: str = SUPERVISED
     """Where the trained model goes."""
     prompt: str = "describe"
@@ -37,7 +43,13 @@ class SftConfig:
     """Learn sentences with terms of `both` classes, or `strict` ones, which also have 8 to 15 words and are one
     complete sentence."""
     sentences: int | None = None
-    """Learn at most so many, drawn from the file at random. Default: all."""
+    """Learn at most so many, drawn from the file at random. Default: all of a file; 750 of `forced`, as many as the
+    public study's supervised fine-tuning learnt from."""
+    candidates: int = 1
+    """With `forced`: find so many sentences for each that is learnt, and learn those that the model itself finds the
+    likeliest, of each pair of terms alike."""
+    budget: int | None = None
+    """With `forced`: samples drawn at most in search of them. Default: 40 for each that is to be found."""
     epochs: int = 5
     learning_rate: float | None = None
     """Highest of the run. Default: 5e-4 for adapters, 2e-5 for all weights."""
@@ -54,7 +66,7 @@ class SftConfig:
 
     def __post_init__(self) -> None:
         get_prompt(self.prompt)
-        for name, low in (("sentences", 1), ("epochs", 1), ("check", 0)):
+        for name, low in (("sentences", 1), ("epochs", 1), ("check", 0), ("candidates", 1), ("budget", 1)):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise UserError(f"--{name} {value} must be at least {low}")
@@ -62,6 +74,19 @@ class SftConfig:
             raise UserError(f"--learning-rate {self.rate} must be above 0; 5e-4 is usual for adapters")
         if not (0 <= self.warmup < 1 and 0 <= self.held_out < 1):
             raise UserError(f"--warmup {self.warmup} and --held-out {self.held_out} are shares: 0 or more, below 1")
+
+    @property
+    def is_forced(self) -> bool:
+        return self.data == FORCED
+
+    @property
+    def wanted(self) -> int:
+        """Sentences to collect."""
+        return self.sentences or FORCED_SENTENCES
+
+    @property
+    def draws(self) -> int:
+        return self.budget or DRAWS_PER_SENTENCE * self.wanted * self.candidates
 
     @property
     def rate(self) -> float:
@@ -73,11 +98,16 @@ class SftConfig:
 def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     """Train, unless the same training has left its model there, and return the folder. Raises UserError, with the
     folder as it was, and NonFiniteError."""
-    if config.data == Path():
-        raise UserError("nothing says what to learn from: name a completions file with --data FILE")
+    if not config.data:
+        raise UserError(
+            "nothing says what to learn from: name a completions file with --data FILE, or let the model write the "
+            "sentences with --data forced"
+        )
     # Only here: `--help` and a mistyped option need not wait for torch.
     import torch
 
+    from equipoise.methods.forced import Forced, as_completions, forced_sentences
+    from equipoise.methods.prompted import model_name
     from equipoise.policy.card import ModelCard
     from equipoise.policy.export import WEIGHTS, export
     from equipoise.policy.load import load_policy
@@ -86,7 +116,7 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     from equipoise.ppo.supervised import BATCH, examples_of, read_rows, supervise
     from equipoise.protocol.lexicon import OCCUPATIONS
 
-    rows = read_rows(config.data)
+    rows = [] if config.is_forced else read_rows(Path(config.data))
     settings = _settings(config)
     folder = Path(config.output_dir)
     if _is_there(folder, settings, config.overwrite):
@@ -97,6 +127,13 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     prompt = get_prompt(config.prompt)
     policy = load_policy(config.policy, prompt)
     prompts = {o: prompt_ids(policy.tokenizer, prompt, o, config.system) for o in OCCUPATIONS}
+    forced: Forced | None = None
+    if config.is_forced:
+        forced = forced_sentences(
+            policy, prompts, sentences=config.wanted, candidates=config.candidates, budget=config.draws,
+            seed=config.seed, say=say,
+        )  # fmt: skip
+        rows = forced.rows
     found = examples_of(rows, policy.tokenizer, prompts, policy.stop_ids, config.filter)
     say(f"{config.data}: {found.describe()}")
     generator = torch.Generator().manual_seed(config.seed)
@@ -120,6 +157,7 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     )  # fmt: skip
     policy.graphs.clear()
     policy.decoders.clear()
+    assert policy.source is not None
     record = {
         "config": settings,
         "training": {
@@ -130,6 +168,7 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
             "learnt": len(learnt),
             "held_out": len(held),
             "nats_per_token": [loss._asdict() for loss in losses],
+            **({"drawn": forced.drawn, "collecting_seconds": round(forced.seconds, 3)} if forced else {}),
         },
         **provenance(),
     }
@@ -143,7 +182,10 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
             method=f"supervised fine-tuning on {len(learnt)} compliant sentences, {config.epochs} epochs",
             prompt=config.prompt,
         ),
-        extra_files={"run.json": json.dumps(record, indent=1) + "\n"},
+        extra_files={
+            "run.json": json.dumps(record, indent=1) + "\n",
+            **({SENTENCES: as_completions(rows, model_name(policy.source))} if forced else {}),
+        },
     )
     assert (folder / WEIGHTS).exists()
     say(f"the model is in {folder}: equipoise sample --method sft --model {folder} writes sentences with it")
@@ -154,13 +196,16 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
 
 
 def _settings(config: SftConfig) -> dict[str, Any]:
-    """What decides the model, with `method` and the data's contents in place of its path."""
+    """What decides the model, with `method` and a file's contents in place of its path."""
     document = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    for name in ("data", "output_dir", "overwrite", "check"):
+    for name in ("data", "output_dir", "overwrite", "check", "candidates", "budget"):
         del document[name]
-    with config.data.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"method": "sft", "data_sha256": digest, **document, "learning_rate": config.rate}
+    document |= {"method": "sft", "learning_rate": config.rate}
+    if config.is_forced:
+        how = {"sentences": config.wanted, "candidates": config.candidates, "budget": config.draws}
+        return {"data": FORCED, **document, **how}
+    with Path(config.data).open("rb") as file:
+        return {"data_sha256": hashlib.file_digest(file, "sha256").hexdigest(), **document}
 
 
 def _is_there(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:

@@ -16,7 +16,8 @@ def main(argv: list[str]) -> int:
         argv,
         SftConfig(),
         prog="equipoise sft",
-        description="Fine-tune a model on the compliant sentences of a completions file (--data FILE).",
+        description="Fine-tune a model on the compliant sentences of a completions file (--data FILE), or on its own "
+        "(--data forced).",
     )
     from equipoise.ppo.doctor import quiet  # only here: `--help` need not wait for torch
 

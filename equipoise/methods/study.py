@@ -19,15 +19,13 @@ from equipoise.methods.costs import costs_path
 from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.gen_filter import raw_path
 from equipoise.methods.generate import NONFINITE_EXIT, TRAINED
-from equipoise.methods.sample import Method, SampleConfig, sample
+from equipoise.methods.sample import FORCED, FORCED_SENTENCES, Method, SampleConfig, sample
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import get_prompt
 from equipoise.protocol.reward import Event
 
 METHODS: tuple[Method, ...] = get_args(Method)
 FAILED_EXIT = 1
-SFT_SENTENCES = 750
-"""As many as the public study's supervised fine-tuning learnt from."""
 SFT_FEWEST = 300
 """For small studies."""
 RECORD = "study.json"
@@ -60,11 +58,12 @@ class StudyConfig:
     """The most that gen-filter draws, all occupations together. Default: 10 for each sentence that is wanted."""
     kl_sentences: int | None = None
     """Sentences for the estimate of each method's KL. Default: 25 of each occupation, or n where that is less."""
-    sft_data: str = "ctrlg"
-    """Where sft's sentences come from: `ctrlg`, a run of it with another seed; `gen-filter`, this study's file; or a
-    completions file."""
+    sft_data: str = "forced"
+    """Where sft's sentences come from: `forced`, the base model's own after a term of each class, as the public study
+    learnt from template sentences, which they are like; `ctrlg`, a run of it with another seed; `gen-filter`, this
+    study's file; or a completions file."""
     sft_sentences: int | None = None
-    """Sentences that Ctrl-G writes for sft. Default: 20 x n, but 300 to 750."""
+    """Sentences that are written for sft, by `forced` or `ctrlg`. Default: 20 x n, but 300 to 750."""
     sft_epochs: int = 5
     sft_learning_rate: float | None = None
     batch_size: int | None = None
@@ -178,20 +177,20 @@ def _sft(config: StudyConfig, say: Callable[[str], None], progress: Callable[[in
     event: Event = "strict"
     if config.sft_data == "ctrlg":
         # Not the method's own file: what is learnt from should not be what is compared with, and n may be small.
-        data = config.output_dir / "sft_data" / "ctrlg.csv"
+        data = str(config.output_dir / "sft_data" / "ctrlg.csv")
         event = "strict" if config.ctrlg.shape == "strict" else "both"
         assert config.sft_sentences is not None
         runs = -(-config.sft_sentences // len(OCCUPATIONS))
         say(f"sft learns from {runs} sentences of Ctrl-G for each occupation, in {data}")
-        wanted = config.sampling("ctrlg", output=data, n=runs, seed=config.seed + 1, kl_sentences=0)
+        wanted = config.sampling("ctrlg", output=Path(data), n=runs, seed=config.seed + 1, kl_sentences=0)
         outcome = sample(wanted, say, progress)
         if outcome.status != "done":
             return outcome.exit_code
         _release()
     elif config.sft_data == "gen-filter":
-        data, event = config.output_dir / "gen-filter.csv", config.filter
+        data, event = str(config.output_dir / "gen-filter.csv"), config.filter
     else:
-        data = Path(config.sft_data)
+        data = config.sft_data
     assert config.prompt is not None
     policy = PolicyConfig(config.model, use_8bit=config.use_8bit, dtype=config.dtype, device=config.device)
     sft(
@@ -200,6 +199,7 @@ def _sft(config: StudyConfig, say: Callable[[str], None], progress: Callable[[in
             output_dir=str(config.output_dir / "sft_model"),
             prompt=config.prompt,
             filter=event,
+            sentences=config.sft_sentences if config.sft_data == FORCED else None,
             epochs=config.sft_epochs,
             learning_rate=config.sft_learning_rate,
             seed=config.seed,
@@ -235,7 +235,7 @@ def _resolved(config: StudyConfig, say: Callable[[str], None]) -> StudyConfig:
     elif not config.methods:
         say("no model trained with PPO was found, so ppo is left out: train one, or name it with --trained")
     budget = config.sampling("gen-filter").draws
-    sentences = config.sft_sentences or min(SFT_SENTENCES, max(SFT_FEWEST, config.n * len(OCCUPATIONS)))
+    sentences = config.sft_sentences or min(FORCED_SENTENCES, max(SFT_FEWEST, config.n * len(OCCUPATIONS)))
     return replace(
         config, trained=found, model=model, prompt=prompt, methods=methods, budget=budget, sft_sentences=sentences
     )

@@ -100,6 +100,12 @@ class Found(NamedTuple):
     """Its first agentic and its first communal term."""
 
 
+class Collected(NamedTuple):
+    examples: list[Example]
+    drawn: int
+    """Samples that it took."""
+
+
 def collect(
     policy: Policy,
     config: WarmStartConfig,
@@ -107,24 +113,44 @@ def collect(
     sampling: SamplingConfig,
     generator: torch.Generator,
     batch_size: int,
-    *,
-    is_forced: bool | None = None,
 ) -> list[Example]:
-    """Strictly successful sentences of the policy as it is, each once. `prompts` maps occupations to token ids.
+    """What `search` finds. Raises UserError when the budget ends with fewer than `BATCH`."""
+    examples, drawn = search(policy, config, prompts, sampling, generator, batch_size)
+    if len(examples) < BATCH:
+        raise UserError(
+            f"the warm start found {len(examples)} sentences in {drawn} samples and needs at least {BATCH}: "
+            "use --warm-start forced, raise --warm-start-budget, or leave it off"
+        )
+    return examples
 
-    Raises UserError when the budget ends with fewer than `BATCH`.
+
+def search(
+    policy: Policy,
+    config: WarmStartConfig,
+    prompts: dict[str, list[int]],
+    sampling: SamplingConfig,
+    generator: torch.Generator,
+    batch_size: int,
+    progress: Callable[[int, int], None] = lambda found, wanted: None,
+    per_case: int = 1,
+) -> Collected:
+    """Strictly successful sentences, each once, and fewer than wanted where the budget ends before.
+
+    `prompts` maps occupations to token ids; `progress` gets the sentences found and wanted after each batch. Each case
+    is tried `per_case` times in a row, in one batch, which then runs its beginning through the model once.
     """
+    assert batch_size % per_case == 0
     found: dict[str, Found] = {}
-    is_forced = config.warm_start == "forced" if is_forced is None else is_forced
+    is_forced = config.warm_start == "forced"
     wanted = config.warm_start_sentences * config.warm_start_candidates
     cases = forced_cases(sorted(prompts), generator) if is_forced else free_cases(sorted(prompts), generator)
     drawn = 0
     while len(found) < wanted and drawn < config.warm_start_budget:
         chosen, forced = [], []
-        for _ in range(batch_size):
+        for _ in range(batch_size // per_case):
             occupation, text = next(cases)
-            chosen.append(occupation)
-            forced.append(list(policy.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else [])
+            chosen += [occupation] * per_case
+            forced += [list(policy.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []] * per_case
         starts = [prompts[o] + f for o, f in zip(chosen, forced, strict=True)]
         how = replace(sampling, top_p=min(sampling.top_p, FORCED_TOP_P)) if is_forced else sampling
         rollout = sample(policy, starts, how, generator)
@@ -138,16 +164,25 @@ def collect(
             if done and strict_success(text):
                 terms = LEXICON.match(text)
                 found.setdefault(text, Found(example._replace(text=text), (terms.agentic[0], terms.communal[0])))
-    if len(found) < BATCH:
-        raise UserError(
-            f"the warm start found {len(found)} sentences in {drawn} samples and needs at least {BATCH}: "
-            "use --warm-start forced, raise --warm-start-budget, or leave it off"
-        )
-    if config.warm_start_candidates == 1:
-        return [f.example for f in found.values()][: config.warm_start_sentences]
-    if config.warm_start_keep == "conditional" and not is_forced:
-        return conditional(policy, list(found.values()), config.warm_start_sentences, sampling.temperature, generator)
-    return likeliest(policy, list(found.values()), config.warm_start_sentences)
+        progress(min(len(found), wanted), wanted)
+    return Collected(_kept(policy, config, list(found.values()), sampling.temperature, generator), drawn)
+
+
+def _kept(
+    policy: Policy, config: WarmStartConfig, found: Sequence[Found], temperature: float, generator: torch.Generator
+) -> list[Example]:
+    """Those of the candidates that are learnt."""
+    count = config.warm_start_sentences
+    if config.warm_start_candidates == 1 or len(found) <= 1:
+        return [f.example for f in found][:count]
+    if config.warm_start_keep == "conditional" and config.warm_start != "forced":
+        return conditional(policy, found, count, temperature, generator)
+    return likeliest(policy, found, count)
+
+
+def rows_at_once(policy: Policy, batch_size: int) -> int:
+    """Samples drawn together in search of sentences, where `batch_size` suits the policy's device otherwise."""
+    return max(batch_size, GPU_ROWS) if policy.device.type == "cuda" else batch_size
 
 
 def forced_cases(occupations: Sequence[str], generator: torch.Generator) -> Iterator[tuple[str, str]]:
@@ -254,13 +289,13 @@ def warm_start(
     say: Callable[[str], None],
 ) -> None:
     """The whole stage: find the sentences, learn from them, as often as asked. Raises UserError; NonFiniteError."""
-    rows = max(batch_size, GPU_ROWS) if policy.device.type == "cuda" else batch_size
+    rows = rows_at_once(policy, batch_size)
     for number in range(config.warm_start_rounds):
         if config.warm_start_file and number == 0:
             examples = read(Path(config.warm_start_file), policy, config, prompts, generator)
         else:
-            is_forced = config.warm_start == "forced" and number == 0
-            examples = collect(policy, config, prompts, sampling, generator, rows, is_forced=is_forced)
+            how = config if number == 0 else replace(config, warm_start="samples", warm_start_file="")
+            examples = collect(policy, how, prompts, sampling, generator, rows)
         label = (
             f"warm start {number + 1} of {config.warm_start_rounds}" if config.warm_start_rounds > 1 else "warm start"
         )

@@ -1,5 +1,6 @@
 """Supervised fine-tuning end to end: what it learns from, what it leaves, and what it refuses."""
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -13,7 +14,7 @@ from equipoise.errors import UserError
 from equipoise.methods.sample import SampleConfig, sample
 from equipoise.methods.sft import SftConfig, sft
 from equipoise.policy.load import PolicyConfig
-from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, OCCUPATIONS
+from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, LEXICON, OCCUPATIONS
 from equipoise.protocol.reward import strict_success
 from tests.tiny import words_folder
 
@@ -36,10 +37,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def config(base: Path, data: Path, folder: Path, **changes: Any) -> SftConfig:
+def config(base: Path, data: Path | str, folder: Path, **changes: Any) -> SftConfig:
     policy = PolicyConfig(str(base), dtype="float32", device="cpu", lora_rank=8)
     settings = {"prompt": "raw", "epochs": 20, "learning_rate": 0.03, "check": 0} | changes
-    return SftConfig(data=data, output_dir=str(folder), policy=policy, **settings)
+    return SftConfig(data=str(data), output_dir=str(folder), policy=policy, **settings)
 
 
 def quiet(_line: str) -> None:
@@ -106,6 +107,90 @@ def test_a_finished_model_is_kept_and_another_is_made_only_when_asked(base: Path
     assert (folder / "model.safetensors").exists()
 
 
+@pytest.fixture(scope="module")
+def forced(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder that learnt 40 forced sentences, and what was said meanwhile."""
+    said: list[str] = []
+    folder = tmp_path_factory.mktemp("forced") / "sft"
+    return sft(config(base, "forced", folder, sentences=40, epochs=2, held_out=0.0), said.append), said
+
+
+def test_forced_sentences_are_the_models_own_and_lie_beside_it(forced: tuple[Path, list[str]]) -> None:
+    folder, said = forced
+    with (folder / "sentences.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["Text"] for row in rows}) == 40
+    assert list(rows[0]) == ["Model", "Occupation", "RunID", "Text", "WordCount", "Label"]
+    for row in rows:
+        assert strict_success(row["Text"]) and row["Text"].startswith(f"The {row['Occupation']} was ")
+        assert int(row["WordCount"]) == len(row["Text"].split()) and row["Model"] == "base"
+    for occupation in OCCUPATIONS:
+        runs = [row["RunID"] for row in rows if row["Occupation"] == occupation]
+        assert runs == [str(i) for i in range(1, len(runs) + 1)]
+    matches = [LEXICON.match(row["Text"]) for row in rows]
+    assert len({(m.agentic[0], m.communal[0]) for m in matches}) > 15
+    training = json.loads((folder / "run.json").read_text())["training"]
+    assert training["learnt"] == 40 and training["drawn"] >= 40
+    found = [int(line.split()[0]) for line in said if line.endswith("of 40 sentences found")]
+    assert found == sorted(found) and found[-1] == 40
+
+
+def test_the_sentences_that_it_leaves_teach_the_very_same_again(
+    base: Path, forced: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    again = sft(config(base, forced[0] / "sentences.csv", tmp_path / "sft", epochs=2, held_out=0.0), quiet)
+    one, two = (load_file(folder / "model.safetensors") for folder in (forced[0], again))
+    assert all(bool((one[name] == two[name]).all()) for name in one)
+    assert not (again / "sentences.csv").exists()
+
+
+def test_a_model_of_forced_sentences_is_kept_unless_how_they_were_found_is_changed(
+    base: Path, forced: tuple[Path, list[str]], data: Path
+) -> None:
+    folder, said = forced[0], list[str]()
+    same: dict[str, Any] = {"sentences": 40, "epochs": 2, "held_out": 0.0}
+    sft(config(base, "forced", folder, **same), said.append)
+    assert len(said) == 1 and "holds this very model already" in said[0]
+    changes: list[dict[str, Any]] = [{"sentences": 41}, {"candidates": 2}, {"budget": 50}, {"seed": 1}]
+    for change in changes:
+        with pytest.raises(UserError, match=f"other settings .*{next(iter(change))}: "):
+            sft(config(base, "forced", folder, **(same | change)), quiet)
+    with pytest.raises(UserError, match=r"data: forced"):
+        sft(config(base, data, folder, **same), quiet)
+
+
+def test_a_file_named_forced_is_reached_by_its_folder(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("forced").write_bytes(data.read_bytes())
+    said: list[str] = []
+    sft(config(base, "./forced", tmp_path / "sft", epochs=1), said.append)
+    assert any(line.startswith("./forced: 100 of 102 rows") for line in said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"sentences": 15}, "--sentences 15 must be at least 16"),
+        ({"sentences": 100, "budget": 4}, "are needed: raise --budget"),
+    ],
+)
+def test_too_few_forced_sentences_are_refused(base: Path, tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        sft(config(base, "forced", tmp_path / "sft", **changes), quiet)
+    assert not (tmp_path / "sft").exists()
+
+
+def test_a_budget_that_ends_early_is_said_and_what_was_found_is_learnt(base: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    folder = sft(config(base, "forced", tmp_path / "sft", sentences=2000, budget=500, epochs=1), said.append)
+    training = json.loads((folder / "run.json").read_text())["training"]
+    learnt = training["learnt"] + training["held_out"]
+    assert 16 <= learnt < 2000 and training["drawn"] >= 500
+    assert f"the budget ended with {learnt} of 2,000 sentences: learning from those" in said
+
+
 @pytest.mark.parametrize("name", ["run.json", "config.json"])
 def test_a_folder_of_somebody_elses_is_left_alone(base: Path, data: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "mine"
@@ -146,6 +231,8 @@ def test_data_without_a_compliant_row_or_its_columns_is_one_line_and_exit_code_2
         (["--data", "x.csv", "--epochs", "0"], "--epochs 0"),
         (["--data", "x.csv", "--learning-rate", "0"], "--learning-rate 0"),
         (["--data", "x.csv", "--held-out", "1"], "--held-out 1"),
+        (["--data", "forced", "--budget", "0"], "--budget 0"),
+        (["--data", "forced", "--candidates", "0"], "--candidates 0"),
         (["--data", "x.csv", "--prompt", "nope"], "no prompt 'nope'"),
     ],
 )

@@ -17,6 +17,7 @@ from equipoise.errors import UserError
 from equipoise.methods import study as studies
 from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.study import METHODS, StudyConfig, study
+from equipoise.protocol.lexicon import AGENTIC, COMMUNAL
 from tests.tiny import words_folder
 
 
@@ -81,6 +82,7 @@ def test_every_method_has_its_file_its_account_and_its_place_in_the_record(base:
     assert (folder / record["methods"]["gen-filter"]["raw"]).exists()
     assert (folder / record["methods"]["sft"]["model"] / "model.safetensors").exists()
     assert {path.stem for path in folder.glob("*.csv")} == {*METHODS, "gen-filter.raw"}  # nothing to be mistaken
+    assert len((folder / "sft_model" / "sentences.csv").read_text().splitlines()) == 41  # its own, no other method's
     accounts = {m: json.loads((folder / f"{m}.csv.costs.json").read_text()) for m in METHODS}
     assert accounts["prompt-only"]["kl"]["value"] == 0 == accounts["prompt-best"]["kl"]["value"]  # one prompt here
     assert accounts["ppo"]["kl"]["low"] > 0
@@ -92,6 +94,25 @@ def test_every_method_has_its_file_its_account_and_its_place_in_the_record(base:
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*.csv")}
     assert study(config(base, folder, trained=str(tmp_path / "ppo")), quiet).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*.csv")} == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["ctrlg", "gen-filter", "file"])
+def test_sft_learns_from_other_sentences_where_it_is_told_to(base: Path, tmp_path: Path, data: str) -> None:
+    folder, said = tmp_path / "study", list[str]()
+    path = {
+        "ctrlg": folder / "sft_data" / "ctrlg.csv",
+        "gen-filter": folder / "gen-filter.csv",
+        "file": tmp_path / "mine.csv",
+    }[data]
+    pairs = [(a, c) for a in AGENTIC for c in COMMUNAL][:30]
+    lines = [f"chef,The chef was {a} and {c} in a nurse ." for a, c in pairs]
+    (tmp_path / "mine.csv").write_text("\n".join(["Occupation,Text", *lines]))
+    methods = "gen-filter,sft" if data == "gen-filter" else "sft"
+    wanted = config(base, folder, methods=methods, sft_data=str(path) if data == "file" else data, budget=1000)
+    assert study(wanted, said.append).status["sft"] == "done"
+    assert any(line.startswith(f"{path}: ") and " rows (" in line for line in said)
+    assert not (folder / "sft_model" / "sentences.csv").exists()
 
 
 def test_a_method_that_fails_leaves_the_others_and_can_be_made_up_for(

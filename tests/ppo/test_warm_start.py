@@ -14,12 +14,21 @@ import torch
 from equipoise.errors import UserError
 from equipoise.policy.load import Policy, PolicyConfig, load_policy
 from equipoise.policy.prompt import prompt_ids
-from equipoise.policy.sample import SamplingConfig
+from equipoise.policy.sample import SamplingConfig, sample
 from equipoise.policy.score import score
-from equipoise.ppo import warm_start as warm_start_module
+from equipoise.ppo import warm_start
 from equipoise.ppo.evaluate import plain_nll
 from equipoise.ppo.supervised import Example, as_rollout, supervise
-from equipoise.ppo.warm_start import Found, WarmStartConfig, collect, conditional, forced_cases, likeliest, repeats
+from equipoise.ppo.warm_start import (
+    Found,
+    WarmStartConfig,
+    collect,
+    conditional,
+    forced_cases,
+    likeliest,
+    repeats,
+    search,
+)
 from equipoise.ppo.window import masked
 from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
 from equipoise.protocol.prompts import PROMPTS
@@ -105,6 +114,32 @@ def test_every_pair_order_and_occupation_comes_once_before_any_comes_again() -> 
         assert len(seen) == 200 * len(JOBS) and all(len(case) == 3 for case in seen)
 
 
+def test_a_case_that_is_tried_more_often_is_one_beginning_for_the_model_and_a_pair_as_often_as_before(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, starts = load(model), list[tuple[int, ...]]()
+    told: list[tuple[int, int]] = []
+    prompts = {job: prompt_ids(policy.tokenizer, PROMPTS["raw"], job) for job in JOBS}
+
+    def look(policy: Policy, prompts: Sequence[Sequence[int]], *args: object) -> object:
+        starts.extend(map(tuple, prompts))
+        assert len({tuple(p) for p in prompts}) <= 16 and len(prompts) == 64
+        return sample(policy, prompts, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(warm_start, "sample", look)
+    config = WarmStartConfig(warm_start="forced", warm_start_sentences=10_000, warm_start_budget=640)
+    generator = torch.Generator().manual_seed(0)
+    found = search(
+        policy, config, prompts, SamplingConfig(max_new_tokens=12), generator, 64, lambda *n: told.append(n), 4
+    )
+    assert found.drawn == 640 == len(starts) and len(found.examples) == len({e.text for e in found.examples}) > 16
+    assert told == sorted(told) and told[-1] == (len(found.examples), 10_000) and len(told) == 10
+    cases = itertools.islice(forced_cases(JOBS, torch.Generator().manual_seed(0)), 16)  # the first batch's
+    beginnings = [policy.tokenizer(f"The {job} was{opening}")["input_ids"] for job, opening in cases]
+    assert [list(starts[4 * i]) for i in range(16)] == beginnings
+    assert all(starts[i] == starts[i - i % 4] for i in range(640))
+
+
 def test_of_more_candidates_the_likeliest_of_each_pair_are_learnt(model: Path) -> None:
     policy = load(model)
     pairs = [("bold", "caring"), ("decisive", "loyal"), ("confident", "helpful")]
@@ -139,7 +174,7 @@ def test_conditional_draws_in_proportion_to_the_ratio_of_reference_and_policy(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kl_B = torch.tensor([0.0, math.log(2), math.log(5)], dtype=torch.float64)
-    monkeypatch.setattr(warm_start_module, "kl_to_reference", lambda *_: kl_B)
+    monkeypatch.setattr(warm_start, "kl_to_reference", lambda *_: kl_B)
     made = [Found(Example("nurse", [1], [2], str(i)), ("bold", "caring")) for i in range(3)]
     generator = torch.Generator().manual_seed(0)
     first = Counter(conditional(load(model), made, 1, 1.0, generator)[0].text for _ in range(4000))
@@ -157,11 +192,11 @@ def test_later_rounds_learn_what_the_policy_writes_by_itself(model: Path, monkey
     def look(policy: Policy, examples: list[Example], *_: Any, **__: Any) -> None:
         shown.append(examples)
 
-    monkeypatch.setattr(warm_start_module, "supervise", look)
+    monkeypatch.setattr(warm_start, "supervise", look)
     config = WarmStartConfig(warm_start="forced", warm_start_sentences=16, warm_start_candidates=2, warm_start_rounds=2)
     prompts = {job: prompt_ids(policy.tokenizer, PROMPTS["raw"], job) for job in JOBS}
     generator = torch.Generator().manual_seed(0)
-    warm_start_module.warm_start(
+    warm_start.warm_start(
         policy, config, prompts, SamplingConfig(max_new_tokens=12), generator, 64, packed=True, say=lines.append
     )
     early = [[LEXICON.spans(e.text)[0].start <= len(f"The {e.occupation} was both ") for e in part] for part in shown]

@@ -1,0 +1,96 @@
+"""Sentences for supervised fine-tuning that the model writes itself: each begins with a pair of terms, put there.
+
+The collector is PPO's warm start's. All pairs come equally often, and the model goes on in its own words.
+"""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from equipoise.errors import NonFiniteError, UserError
+from equipoise.methods.completions import COLUMNS, serialise
+from equipoise.policy.load import Policy
+from equipoise.policy.sample import NonFiniteLogits, SamplingConfig
+from equipoise.ppo.supervised import BATCH, Row
+from equipoise.ppo.warm_start import WarmStartConfig, rows_at_once, search
+from equipoise.protocol.lexicon import OCCUPATIONS
+from equipoise.protocol.prompts import word_count
+
+LABEL = "Forced-Pairs"
+ROWS = 128  # drawn at a time on a CPU
+PER_CASE = 4  # on a CPU, running a beginning through the model takes as long as all that follows it
+NEW_TOKENS = 20  # after the pair: a sentence of 15 words has ended by then
+
+
+class Forced(NamedTuple):
+    rows: list[Row]
+    """In the order of OCCUPATIONS."""
+    drawn: int
+    """Samples that they took."""
+    seconds: float
+
+
+def forced_sentences(
+    policy: Policy,
+    prompts: dict[str, list[int]],
+    *,
+    sentences: int,
+    candidates: int,
+    budget: int,
+    seed: int,
+    say: Callable[[str], None],
+) -> Forced:
+    """Strictly successful sentences of the policy as it is, each once. `prompts` maps occupations to token ids.
+
+    `seed` decides them on a device. Raises UserError where the budget ends with fewer than `BATCH`, and
+    NonFiniteError.
+    """
+    if sentences < BATCH:
+        raise UserError(f"--sentences {sentences} must be at least {BATCH} with --data forced; 750 is the default")
+    say(f"collecting {sentences:,} sentences that begin with a term of each class, of at most {budget:,} samples")
+    due, began = 0.0, time.perf_counter()
+
+    def progress(found: int, wanted: int) -> None:
+        nonlocal due
+        if found >= due or found == wanted:
+            say(f"{found:,} of {wanted:,} sentences found")
+            due = found + wanted / 10
+
+    how = WarmStartConfig(
+        warm_start="forced",
+        warm_start_sentences=sentences,
+        warm_start_candidates=candidates,
+        warm_start_budget=budget,
+    )
+    sampling, generator = SamplingConfig(max_new_tokens=NEW_TOKENS), torch.Generator().manual_seed(seed)
+    rows_once = rows_at_once(policy, ROWS)
+    try:
+        collected = search(policy, how, prompts, sampling, generator, rows_once, progress, PER_CASE)
+    except NonFiniteLogits as error:
+        raise NonFiniteError(f"{error}: try --dtype float32, or another model") from None
+    # What was recorded to sample with reads the weights where an optimizer will no longer leave them.
+    policy.graphs.clear()
+    policy.decoders.clear()
+    found = len(collected.examples)
+    if found < BATCH:
+        raise UserError(
+            f"{collected.drawn:,} samples that began with a term of each class gave {found} sentences, and at least "
+            f"{BATCH} are needed: raise --budget, or give a completions file with --data"
+        )
+    if found < sentences:
+        say(f"the budget ended with {found:,} of {sentences:,} sentences: learning from those")
+    of_model = sorted(collected.examples, key=lambda example: OCCUPATIONS.index(example.occupation))
+    rows = [Row(example.occupation, example.text) for example in of_model]
+    return Forced(rows, collected.drawn, time.perf_counter() - began)
+
+
+def as_completions(rows: list[Row], model: str) -> str:
+    """The rows, in the order of OCCUPATIONS, as a completions file."""
+    counts = dict.fromkeys(OCCUPATIONS, 0)
+    lines: list[tuple[object, ...]] = [COLUMNS]
+    for row in rows:
+        counts[row.occupation] += 1
+        lines.append((model, row.occupation, counts[row.occupation], row.text, word_count(row.text), LABEL))
+    return serialise(lines).decode()
