@@ -14,14 +14,12 @@ from equipoise.methods.completions import COLUMNS, serialise
 from equipoise.policy.load import Policy
 from equipoise.policy.sample import NonFiniteLogits, SamplingConfig
 from equipoise.ppo.supervised import BATCH, Row
-from equipoise.ppo.warm_start import WarmStartConfig, rows_at_once, search
+from equipoise.ppo.warm_start import WarmStartConfig, said, search
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import word_count
 
 LABEL = "Forced-Pairs"
-ROWS = 128  # drawn at a time on a CPU
-PER_CASE = 4  # on a CPU, running a beginning through the model takes as long as all that follows it
-NEW_TOKENS = 20  # after the pair: a sentence of 15 words has ended by then
+ROWS = 128  # drawn at a time, at least
 
 
 class Forced(NamedTuple):
@@ -50,24 +48,16 @@ def forced_sentences(
     if sentences < BATCH:
         raise UserError(f"--sentences {sentences} must be at least {BATCH} with --data forced; 750 is the default")
     say(f"collecting {sentences:,} sentences that begin with a term of each class, of at most {budget:,} samples")
-    due, began = 0.0, time.perf_counter()
-
-    def progress(found: int, wanted: int) -> None:
-        nonlocal due
-        if found >= due or found == wanted:
-            say(f"{found:,} of {wanted:,} sentences found")
-            due = found + wanted / 10
-
+    began = time.perf_counter()
     how = WarmStartConfig(
         warm_start="forced",
         warm_start_sentences=sentences,
         warm_start_candidates=candidates,
         warm_start_budget=budget,
     )
-    sampling, generator = SamplingConfig(max_new_tokens=NEW_TOKENS), torch.Generator().manual_seed(seed)
-    rows_once = rows_at_once(policy, ROWS)
+    generator = torch.Generator().manual_seed(seed)
     try:
-        collected = search(policy, how, prompts, sampling, generator, rows_once, progress, PER_CASE)
+        collected = search(policy, how, prompts, SamplingConfig(), generator, ROWS, said(say))
     except NonFiniteLogits as error:
         raise NonFiniteError(f"{error}: try --dtype float32, or another model") from None
     # What was recorded to sample with reads the weights where an optimizer will no longer leave them.

@@ -90,8 +90,11 @@ OPENINGS: tuple[Callable[[str, str], str], ...] = (
     lambda first, second: f" {_article(first)} {first}, {second}",
 )
 
-GPU_ROWS = 512  # drawn at a time where a row more costs next to nothing
 FORCED_TOP_P = 0.95  # what follows a forced pair is meant to be imitated, not to be an unbiased sample
+GPU_ROWS = 512  # drawn at a time where a row more costs next to nothing
+CPU_ROWS = 128
+CPU_TRIES = 4  # of one beginning: on a CPU, running it through the model takes as long as all that follows it
+CPU_NEW_TOKENS = 20  # after a forced pair: a sentence of 15 words has ended by then
 
 
 class Found(NamedTuple):
@@ -113,9 +116,10 @@ def collect(
     sampling: SamplingConfig,
     generator: torch.Generator,
     batch_size: int,
+    progress: Callable[[int, int], None] = lambda found, wanted: None,
 ) -> list[Example]:
     """What `search` finds. Raises UserError when the budget ends with fewer than `BATCH`."""
-    examples, drawn = search(policy, config, prompts, sampling, generator, batch_size)
+    examples, drawn = search(policy, config, prompts, sampling, generator, batch_size, progress)
     if len(examples) < BATCH:
         raise UserError(
             f"the warm start found {len(examples)} sentences in {drawn} samples and needs at least {BATCH}: "
@@ -132,25 +136,29 @@ def search(
     generator: torch.Generator,
     batch_size: int,
     progress: Callable[[int, int], None] = lambda found, wanted: None,
-    per_case: int = 1,
 ) -> Collected:
     """Strictly successful sentences, each once, and fewer than wanted where the budget ends before.
 
-    `prompts` maps occupations to token ids; `progress` gets the sentences found and wanted after each batch. Each case
-    is tried `per_case` times in a row, in one batch, which then runs its beginning through the model once.
+    `prompts` maps occupations to token ids; `progress` gets the sentences found and wanted after each batch. At least
+    `batch_size` are drawn at a time, more where the device does that better.
     """
-    assert batch_size % per_case == 0
     found: dict[str, Found] = {}
     is_forced = config.warm_start == "forced"
+    tries = 1
+    if policy.device.type == "cuda":
+        batch_size = max(batch_size, GPU_ROWS)
+    elif is_forced:
+        batch_size, tries = max(batch_size, CPU_ROWS), CPU_TRIES
+        sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, CPU_NEW_TOKENS))
     wanted = config.warm_start_sentences * config.warm_start_candidates
     cases = forced_cases(sorted(prompts), generator) if is_forced else free_cases(sorted(prompts), generator)
     drawn = 0
     while len(found) < wanted and drawn < config.warm_start_budget:
         chosen, forced = [], []
-        for _ in range(batch_size // per_case):
+        for _ in range(batch_size // tries):
             occupation, text = next(cases)
-            chosen += [occupation] * per_case
-            forced += [list(policy.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []] * per_case
+            chosen += [occupation] * tries
+            forced += [list(policy.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []] * tries
         starts = [prompts[o] + f for o, f in zip(chosen, forced, strict=True)]
         how = replace(sampling, top_p=min(sampling.top_p, FORCED_TOP_P)) if is_forced else sampling
         rollout = sample(policy, starts, how, generator)
@@ -180,9 +188,17 @@ def _kept(
     return likeliest(policy, found, count)
 
 
-def rows_at_once(policy: Policy, batch_size: int) -> int:
-    """Samples drawn together in search of sentences, where `batch_size` suits the policy's device otherwise."""
-    return max(batch_size, GPU_ROWS) if policy.device.type == "cuda" else batch_size
+def said(say: Callable[[str], None], label: str = "") -> Callable[[int, int], None]:
+    """A `progress` that says a line at every tenth of the way."""
+    due = 0.0
+
+    def progress(found: int, wanted: int) -> None:
+        nonlocal due
+        if found >= due or found == wanted:
+            say(f"{label}{found:,} of {wanted:,} sentences found")
+            due = found + wanted / 10
+
+    return progress
 
 
 def forced_cases(occupations: Sequence[str], generator: torch.Generator) -> Iterator[tuple[str, str]]:
@@ -289,16 +305,15 @@ def warm_start(
     say: Callable[[str], None],
 ) -> None:
     """The whole stage: find the sentences, learn from them, as often as asked. Raises UserError; NonFiniteError."""
-    rows = rows_at_once(policy, batch_size)
     for number in range(config.warm_start_rounds):
+        label = (
+            f"warm start {number + 1} of {config.warm_start_rounds}" if config.warm_start_rounds > 1 else "warm start"
+        )
         if config.warm_start_file and number == 0:
             examples = read(Path(config.warm_start_file), policy, config, prompts, generator)
         else:
             how = config if number == 0 else replace(config, warm_start="samples", warm_start_file="")
-            examples = collect(policy, how, prompts, sampling, generator, rows)
-        label = (
-            f"warm start {number + 1} of {config.warm_start_rounds}" if config.warm_start_rounds > 1 else "warm start"
-        )
+            examples = collect(policy, how, prompts, sampling, generator, batch_size, said(say, f"{label}: "))
         say(f"{label}: learning from {len(examples):,} sentences, such as {examples[0].text!r}")
         supervise(
             policy, examples, generator, batch_size=config.warm_start_batch_size, epochs=config.warm_start_epochs,

@@ -1,0 +1,134 @@
+"""Compliance, variety and distance of the runs of a sweep: a row a run, a table over seeds, a plot.
+
+    equipoise sweep benchmarks/frontier.yaml --output-dir frontier --jobs 8
+    python benchmarks/frontier.py frontier --output docs/frontier
+
+writes docs/frontier.csv (a row a run) and docs/frontier.svg, and prints the table of docs/FRONTIER.md. Given a .csv in
+place of folders, it draws from that. The excess is KL(π‖π_ref) of the closing summary's sentences minus the bound for
+their strict success, whose base rate p₀ does not come from the runs (too rare there): --base-rate, --base-low and
+--base-high are estimate and 95 % interval, by default those of Ctrl-G's importance weights (benchmarks/RESULTS.md).
+"""
+
+import argparse
+import csv
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from equipoise.ppo.maths import kl_bound
+
+MEASURES = ("both", "strict", "pairs", "effective_pairs", "unique", "nll", "kl")
+BASE_RATE, BASE_LOW, BASE_HIGH = 0.000209, 0.000173, 0.000245
+
+Row = dict[str, str | float]
+
+
+def read_runs(folders: list[Path]) -> list[Row]:
+    """The closing summaries of all runs in these sweeps."""
+    rows: list[Row] = []
+    for path in sorted(path for folder in folders for path in folder.glob("*/summary.json")):
+        named = re.fullmatch(r"(.+)-(\d+)", path.parent.name)
+        summary = json.loads(path.read_text())
+        if named and "final" in summary:
+            values = {key: round(float(summary["final"][key]), 5) for key in MEASURES}
+            rows.append({"setting": named[1], "seed": named[2], "steps": summary["steps"], **values})
+    return rows
+
+
+def read_csv(path: Path) -> list[Row]:
+    with path.open(newline="") as file:
+        return [{k: v if k in ("setting", "seed") else float(v) for k, v in r.items()} for r in csv.DictReader(file)]
+
+
+def with_excess(rows: list[Row], rate: float) -> list[Row]:
+    return [{**row, "excess": float(row["kl"]) - kl_bound(float(row["strict"]), rate)} for row in rows]
+
+
+def by_setting(rows: list[Row]) -> dict[str, list[Row]]:
+    out = defaultdict(list)
+    for row in rows:
+        out[str(row["setting"])].append(row)
+    return dict(out)
+
+
+def cell(rows: list[Row], key: str, form: str, factor: float = 1.0) -> str:
+    values = [factor * float(row[key]) for row in rows]
+    mean = form.format(sum(values) / len(values))
+    return f"{mean} ({form.format(min(values))}–{form.format(max(values))})"
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: mean over seeds, and the range."""
+    columns = [
+        ("both classes %", "both", "{:.2f}", 100),
+        ("strict %", "strict", "{:.2f}", 100),
+        ("pairs", "pairs", "{:.0f}", 1),
+        ("effective pairs", "effective_pairs", "{:.1f}", 1),
+        ("different texts %", "unique", "{:.1f}", 100),
+        ("nats per token", "nll", "{:.2f}", 1),
+        ("KL", "kl", "{:.1f}", 1),
+        ("excess, strict", "excess", "{:.2f}", 1),
+    ]
+    lines = [
+        "| setting | runs | " + " | ".join(title for title, *_ in columns) + " |",
+        "|---|---|" + "---|" * len(columns),
+    ]
+    for setting, own in by_setting(rows).items():
+        cells = [cell(own, key, form, factor) for _, key, form, factor in columns]
+        lines.append(f"| {setting} | {len(own)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    FigureCanvasSVG(figure)
+    left, right = figure.subplots(1, 2)
+    for number, (setting, own) in enumerate(by_setting(rows).items()):
+        colour, mark = f"C{number % 10}", "os^vDP*X<>"[number % 10]
+        for axes, key, factor in ((left, "strict", 100.0), (right, "effective_pairs", 1.0)):
+            x = [float(row["excess"]) for row in own]
+            y = [factor * float(row[key]) for row in own]
+            axes.scatter(x, y, s=28, color=colour, marker=mark, label=setting, alpha=0.85, linewidths=0)
+    left.set(xlabel="KL beyond the bound for strict success, nats", ylabel="strict success, %")
+    left.axhline(97, color="0.8", linewidth=0.8, zorder=0)
+    right.set(xlabel="KL beyond the bound for strict success, nats", ylabel="effective pairs of 100", yscale="log")
+    for axes in (left, right):
+        axes.set_xlim(left=0)
+        axes.axvline(2, color="0.8", linewidth=0.8, zorder=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("sweeps", nargs="+", type=Path, help="folders of sweeps, or one .csv written before")
+    parser.add_argument("--output", type=Path, help="where the .csv and the .svg go, without ending")
+    parser.add_argument("--base-rate", type=float, default=BASE_RATE)
+    parser.add_argument("--base-low", type=float, default=BASE_LOW)
+    parser.add_argument("--base-high", type=float, default=BASE_HIGH)
+    given = parser.parse_args()
+    is_csv = given.sweeps[0].suffix == ".csv"
+    runs = read_csv(given.sweeps[0]) if is_csv else read_runs(given.sweeps)
+    rows = with_excess(runs, given.base_rate)
+    if given.output:
+        if not is_csv:
+            with given.output.with_suffix(".csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(runs[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(runs)
+        plot(rows, given.output.with_suffix(".svg"))
+    print(table(rows))
+    print()
+    ends = [with_excess(runs, rate) for rate in (given.base_low, given.base_high)]
+    for setting, own in by_setting(rows).items():
+        low, high = sorted(sum(float(r["excess"]) for r in by_setting(end)[setting]) / len(own) for end in ends)
+        print(f"{setting}: excess with p0 at the ends of its interval {low:.2f} to {high:.2f}")
+
+
+if __name__ == "__main__":
+    main()
