@@ -36,15 +36,15 @@ class WatchConfig:
     """`synonyms`: share of the commonest term among the sentences with a term of its class, in both classes at once.
     PPO with the protocol's reward alone comes to 0.99 in one class and 0.92 in the other: only more is an alert."""
     min_effective_pairs: float = 1.25
-    """`pairs`: 2^H over (agentic, communal) pairs, out of 100. Near-total collapse: PPO with the protocol's reward alone
-    passes through 1.5 and ends at 2 to 3."""
+    """`pairs`: 2^H over (agentic, communal) pairs, out of 100. Near-total collapse: PPO with the protocol's reward
+    alone passes through 1.5 and ends at 2 to 3."""
     min_moulds: float = 0.45
     """`structure`: share of different sentences once terms and occupation are masked,"""
     min_distinct_2: float = 0.2
     """and different word pairs / word pairs, in what follows `The X was`; 0.68 in the untrained SmolLM2,"""
     min_openings: float = 2.5
-    """and 2^H over the first two words after `The X was`, terms masked; 118 in the untrained SmolLM2. Sound runs come to
-    1.8, and to 0.15 word pairs, but not with so few moulds: all three are below these at once."""
+    """and 2^H over the first two words after `The X was`, terms masked; 118 in the untrained SmolLM2. All three at
+    once: sound runs come to 1.8 openings and 0.15 word pairs, but not with so few moulds."""
     min_unique: float = 0.7
     """`duplicates`: share of different texts; 0.76 at times in the untrained SmolLM2 with the prompt `study`."""
     fluency_reward: float = 0.7
