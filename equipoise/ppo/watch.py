@@ -46,7 +46,7 @@ class WatchConfig:
     """and 2^H over the first two words after `The X was`, terms masked; 118 in the untrained SmolLM2. All three at
     once: sound runs come to 1.8 openings and 0.15 word pairs, but not with so few moulds."""
     min_unique: float = 0.7
-    """`duplicates`: share of different texts; 0.76 at times in the untrained SmolLM2 with the prompt `study`."""
+    """`duplicates`: share of different texts; 0.76 with the prompt `study` in a run that hardly learnt anything."""
     fluency_reward: float = 0.7
     """`fluency`: only where the mean reward is at least this,"""
     max_nll_rise: float = 1.0
