@@ -1,13 +1,15 @@
 """From a named prompt and an occupation to token ids, with the model's own chat template."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
 from equipoise.errors import UserError
 from equipoise.policy.rollout import Rollout
-from equipoise.protocol.prompts import Prompt, clean, prefix
+from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS, Lexicon
+from equipoise.protocol.prompts import PROMPTS, Prompt, clean, prefix
 
 Tokenizer = Any  # transformers' tokenizers share no typed base that carries every method used here
 
@@ -39,6 +41,17 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, occupation: str, system: st
     text = prompt_text(tokenizer, prompt, occupation, system)
     raw = prompt.user_message(occupation) is None
     return list(tokenizer(text, add_special_tokens=raw)["input_ids"])
+
+
+def leaked_terms(tokenizer: Tokenizer, prompt: Prompt, system: str = "", lexicon: Lexicon = LEXICON) -> tuple[str, ...]:
+    """The terms that the model reads before it writes: in the template's own text, the system message, the instruction.
+
+    What `require` names is not among them, for it is there to name them.
+    """
+    if prompt == PROMPTS["require"]:
+        prompt = replace(prompt, instruction="{occupation}")
+    found = lexicon.match(prompt_text(tokenizer, prompt, OCCUPATIONS[0], system))
+    return found.agentic + found.communal
 
 
 def sentences_of(tokenizer: Tokenizer, rollout: Rollout, occupations: Sequence[str]) -> list[str]:

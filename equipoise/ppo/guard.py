@@ -51,7 +51,9 @@ def react(run: Run, optimizer: MasterAdam, state: State, config: WatchConfig, al
             "needs a new run, in other folders."
         )
         return False
-    if config.on_alert == "rollback" and state.remedies.rollbacks < config.alert_rollbacks:
+    # Where no checkpoint of the run is any better, as with a term in the prompt, there is nothing to go back to.
+    alerts = [alert for alert in alerts if alert.sign.actions]
+    if alerts and config.on_alert == "rollback" and state.remedies.rollbacks < config.alert_rollbacks:
         healthy = state.watch.healthy_step
         checkpoint = run.checkpoint_at(healthy) if healthy is not None else None
         if checkpoint is None:

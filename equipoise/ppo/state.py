@@ -1,7 +1,7 @@
 """What changes from step to step besides the weights and the optimizer."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +58,10 @@ class State:
     remedies: Remedies = field(default_factory=Remedies)
 
     @classmethod
-    def begin(cls, config: "TrainConfig", limit: RowLimit) -> "State":
+    def begin(cls, config: "TrainConfig", limit: RowLimit, leaked: Sequence[str] = ()) -> "State":
+        """`leaked`: the terms in the prompt, for the watch."""
         generator = torch.Generator().manual_seed(config.seed)
-        window, watch = TermWindow(config.diversity), Watch(config.watch)
+        window, watch = TermWindow(config.diversity), Watch(config.watch, leaked)
         recent = Window(RECENT * config.ppo.batch_size)
         return cls(0, config.ppo.kl_coef, window, generator, limit, config.diversity, watch, recent)
 

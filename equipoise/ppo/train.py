@@ -15,7 +15,7 @@ from torch import Tensor
 
 from equipoise.errors import NonFiniteError, UserError
 from equipoise.policy.load import Policy, PolicyConfig, load_policy
-from equipoise.policy.prompt import prompt_ids, sentences_of
+from equipoise.policy.prompt import leaked_terms, prompt_ids, sentences_of
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import NonFiniteLogits, SamplingConfig, sample
 from equipoise.policy.score import score
@@ -139,7 +139,8 @@ def train(
         policy = load_policy(config.policy, prompt)
         everyone = {o: prompt_ids(policy.tokenizer, prompt, o, config.system) for o in OCCUPATIONS}
         prompts = {o: everyone[o] for o in config.occupations}
-        state = State.begin(config, RowLimit(config.ppo.micro_batch_size, run.log.say))
+        leaked = leaked_terms(policy.tokenizer, prompt, config.system)
+        state = State.begin(config, RowLimit(config.ppo.micro_batch_size, run.log.say), leaked)
         optimizer = _optimizer(config, policy)
         if run.resumed is not None:
             run.restore(run.resumed, optimizer, state)
@@ -304,8 +305,9 @@ def ppo_step(
         kl_coef=state.kl_coef, learning_rate=learning_rate, update=stats, skipped=state.skipped,
         missing_eos_penalty=config.missing_eos_penalty, strict_bonus=config.strict_bonus,
     ) | running  # fmt: skip
-    alerts = [explain(sign, metrics, state.recent) for sign in state.watch.judge(state.step, metrics)]
-    metrics["watch/standing"] = len(state.watch.standing)
+    watch = state.watch
+    alerts = [explain(sign, metrics, state.recent, watch.leaked) for sign in watch.judge(state.step, metrics)]
+    metrics["watch/standing"] = len(watch.standing)
     state.window.add(rewards)
     state.kl_coef = maths.adapt_kl_coef(
         state.kl_coef, float(kl_B.mean()), ppo.ref_kl_target, ppo.batch_size, ppo.kl_horizon

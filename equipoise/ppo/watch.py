@@ -19,8 +19,8 @@ from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS
 
 @dataclass(frozen=True)
 class WatchConfig:
-    """Thresholds apply to the sentences of the last eight steps. benchmarks/calibrate_watch.py tries others on finished
-    runs."""
+    """Thresholds apply to the sentences of the last eight steps. They lie between what sound and hacked runs of SmolLM2
+    came to (docs/LOG.md); benchmarks/calibrate_watch.py tries others on finished runs."""
 
     on_alert: Literal["warn", "stop", "rollback"] = "warn"
     """`warn` goes on; `stop` saves and ends the run; `rollback` goes back to the last checkpoint at which nothing was
@@ -32,26 +32,30 @@ class WatchConfig:
     alert_within: int = 6
     alert_rollbacks: int = 2
     """Times that `rollback` goes back at most; after that it only warns."""
-    max_term_share: float = 0.6
-    """`synonyms`: share of the commonest term of a class among the sentences with a term of that class."""
-    min_effective_pairs: float = 8.0
-    """`pairs`: 2^H over (agentic, communal) pairs, out of 100."""
-    min_moulds: float = 0.5
-    """`structure`: share of different sentences once terms and occupation are masked."""
-    min_distinct_2: float = 0.25
-    """`structure`: different word pairs / word pairs, in what follows `The X was`; 0.68 in the untrained SmolLM2."""
-    min_openings: float = 5.0
-    """`structure`: 2^H over the first two words after `The X was`, terms masked; 118 in the untrained SmolLM2."""
-    min_unique: float = 0.8
-    """`duplicates`: share of different texts."""
+    max_term_share: float = 0.96
+    """`synonyms`: share of the commonest term among the sentences with a term of its class, in both classes at once.
+    PPO with the protocol's reward alone comes to 0.99 in one class and 0.92 in the other: only more is an alert."""
+    min_effective_pairs: float = 1.25
+    """`pairs`: 2^H over (agentic, communal) pairs, out of 100. Near-total collapse: PPO with the protocol's reward
+    alone passes through 1.5 and ends at 2 to 3."""
+    min_moulds: float = 0.45
+    """`structure`: share of different sentences once terms and occupation are masked,"""
+    min_distinct_2: float = 0.2
+    """and different word pairs / word pairs, in what follows `The X was`; 0.68 in the untrained SmolLM2,"""
+    min_openings: float = 2.5
+    """and 2^H over the first two words after `The X was`, terms masked; 118 in the untrained SmolLM2. All three at
+    once: sound runs come to 1.8 openings and 0.15 word pairs, but not with so few moulds."""
+    min_unique: float = 0.7
+    """`duplicates`: share of different texts; 0.76 with the prompt `study` in a run that hardly learnt anything."""
     fluency_reward: float = 0.7
     """`fluency`: only where the mean reward is at least this,"""
     max_nll_rise: float = 1.0
     """and the reference model's negative log-likelihood per token has risen by more than this since the start."""
     max_terms: float = 3.0
     """`stuffing`: mean number of different terms in a sentence,"""
-    max_stuffed: float = 0.5
-    """or the share of sentences with more than two."""
+    max_stuffed: float = 0.75
+    """or the share of sentences with more than two. PPO with the protocol's reward, which pays a little for each term,
+    comes to 2.6 terms and 0.55."""
     max_pinned: float = 0.5
     """`length`: share of sentences of one length that sits at a bound: exactly 8, or exactly 15 words."""
     max_unfinished: float = 0.6
@@ -61,9 +65,9 @@ class WatchConfig:
     """`drift`: rise of KL(π‖π_ref) in nats per step, while the reward no longer rises."""
     min_entropy: float = 0.3
     """`entropy`: nats per token."""
-    min_one_class: float = 0.8
-    """`plateau`: share of sentences with exactly one class,"""
-    max_both: float = 0.1
+    min_one_class: float = 0.75
+    """`plateau`: share of sentences with exactly one class; PPO that gets past it comes to 0.61 on its way,"""
+    max_both: float = 0.2
     """while this few have both."""
 
     def __post_init__(self) -> None:
@@ -141,7 +145,7 @@ class Sign(NamedTuple):
     meaning: str
     remedy: str
     actions: tuple[Literal["diversity", "opening", "kl", "rate"], ...]
-    """What `rollback` changes."""
+    """What `rollback` changes; nothing where no checkpoint of the run is any better."""
     example: Callable[[Sentence], bool]
     """Sentences that show it."""
 
@@ -153,9 +157,9 @@ def _compliant(v: Mapping[str, float]) -> bool:
 SIGNS = (
     Sign(
         "synonyms",
-        lambda v, c: max(v["watch/top_agentic"], v["watch/top_communal"]) > c.max_term_share and _compliant(v),
+        lambda v, c: min(v["watch/top_agentic"], v["watch/top_communal"]) > c.max_term_share and _compliant(v),
         ("watch/top_agentic", "watch/top_communal", "watch/effective_pairs"),
-        "the same few terms over and over",
+        "the same term of each class over and over",
         "add more diversity bonuses: --diversity-weight 0.3 (or more) --diversity-on both",
         ("diversity",),
         lambda s: s.both,
@@ -164,7 +168,7 @@ SIGNS = (
         "pairs",
         lambda v, c: v["watch/effective_pairs"] < c.min_effective_pairs and _compliant(v),
         ("watch/effective_pairs", "watch/both"),
-        "few different pairs of terms",
+        "hardly more than one pair of terms",
         "add more diversity bonuses: --diversity-weight 0.3 (or more) --diversity-on pairs",
         ("diversity",),
         lambda s: s.both,
@@ -173,8 +177,8 @@ SIGNS = (
         "structure",
         lambda v, c: (
             v["watch/moulds"] < c.min_moulds
-            or v["watch/distinct_2"] < c.min_distinct_2
-            or v["watch/openings"] < c.min_openings
+            and v["watch/distinct_2"] < c.min_distinct_2
+            and v["watch/openings"] < c.min_openings
         ),
         ("watch/moulds", "watch/distinct_2", "watch/openings"),
         "one sentence pattern with the terms exchanged",
@@ -254,24 +258,35 @@ SIGNS = (
         ("kl", "rate"),
         lambda s: bool(s.agentic) != bool(s.communal),
     ),
+    Sign(
+        "leak",
+        lambda v, c: v.get("watch/leaked_terms", 0) > 0,  # runs logged before it was measured lack it
+        ("watch/leaked_terms",),
+        "the prompt holds a term that the reward pays for, which the policy earns by copying",
+        "an empty system message (--system ''), or a prompt without terms of the lists; in a new run",
+        (),
+        lambda s: bool(s.agentic or s.communal),
+    ),
 )
 
 
 class Alert(NamedTuple):
     sign: Sign
     evidence: dict[str, Any]
-    """The numbers, and two sentences."""
+    """The numbers, two sentences, and the terms of the prompt where they are the matter."""
 
     def line(self) -> str:
-        numbers = ", ".join(f"{k.partition('/')[2]} {v:.3g}" for k, v in self.evidence["numbers"].items())
-        return f"alert {self.sign.name}: {self.sign.meaning} ({numbers}). Remedy: {self.sign.remedy}"
+        numbers = [f"{k.partition('/')[2]} {v:.3g}" for k, v in self.evidence["numbers"].items()]
+        shown = ", ".join([*numbers, *self.evidence.get("terms", ())])
+        return f"alert {self.sign.name}: {self.sign.meaning} ({shown}). Remedy: {self.sign.remedy}"
 
 
 class Watch:
-    """Looks at every step; all it knows is in `state`."""
+    """Looks at every step. `leaked`: the terms in the prompt. All else it knows is in `state`."""
 
-    def __init__(self, config: WatchConfig) -> None:
+    def __init__(self, config: WatchConfig, leaked: Sequence[str] = ()) -> None:
         self.config = config
+        self.leaked = tuple(leaked)
         self.start: dict[str, list[float]] = {"nll": [], "unfinished": []}
         self.series: dict[str, deque[float]] = {
             name: deque(maxlen=2 * SPEED_STEPS) for name in ("kl", "reward", "entropy")
@@ -279,7 +294,7 @@ class Watch:
         self.held: dict[str, deque[int]] = {s.name: deque(maxlen=config.alert_within) for s in SIGNS}
         self.standing: set[str] = set()
         self.healthy_step: int | None = None
-        """The last checkpoint at which no sign held."""
+        """The last checkpoint at which the watch was at ease."""
 
     def measure(self, recent: Window, batch: Sequence[Sentence], entropy: float) -> dict[str, float]:
         """The `watch/…` numbers of a step whose sentences, `batch`, are in `recent` already."""
@@ -300,6 +315,7 @@ class Watch:
             "watch/kl_speed": _speed(self.series["kl"]),
             "watch/reward_speed": _speed(self.series["reward"]),
             "watch/entropy": sum(last) / len(last),
+            "watch/leaked_terms": len(self.leaked),
         }
 
     def judge(self, step: int, values: Mapping[str, float]) -> list[Sign]:
@@ -321,8 +337,9 @@ class Watch:
 
     @property
     def at_ease(self) -> bool:
-        """No sign held in the last step."""
-        return not any(held and held[-1] for held in self.held.values())
+        """No sign held in the last step, but such as no checkpoint is free of."""
+        treatable = (self.held[sign.name] for sign in SIGNS if sign.actions)
+        return not any(held and held[-1] for held in treatable)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -353,8 +370,8 @@ def _speed(series: Sequence[float]) -> float:
     return (sum(values[SPEED_STEPS:]) - sum(values[:SPEED_STEPS])) / SPEED_STEPS**2
 
 
-def explain(sign: Sign, values: Mapping[str, float], recent: Window) -> Alert:
-    """The alert with its evidence: the sign's numbers, and its two latest sentences that differ."""
+def explain(sign: Sign, values: Mapping[str, float], recent: Window, leaked: Sequence[str] = ()) -> Alert:
+    """The alert with its evidence: the sign's numbers, its two latest sentences that differ, for `leak` the terms."""
     shown: list[str] = []
     for s in reversed(recent.sentences):
         if sign.example(s) and s.text not in shown:
@@ -362,4 +379,5 @@ def explain(sign: Sign, values: Mapping[str, float], recent: Window) -> Alert:
         if len(shown) == 2:
             break
     numbers = {key: round(float(values[key]), 6) for key in sign.keys}
-    return Alert(sign, {"numbers": numbers, "sentences": shown})
+    terms = {"terms": list(leaked)} if sign.name == "leak" else {}
+    return Alert(sign, {"numbers": numbers, "sentences": shown, **terms})

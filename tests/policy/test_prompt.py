@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from equipoise.errors import UserError
-from equipoise.policy.prompt import prompt_ids, prompt_text, sentences_of, stop_ids
+from equipoise.policy.prompt import leaked_terms, prompt_ids, prompt_text, sentences_of, stop_ids
 from equipoise.policy.rollout import Rollout
 from equipoise.protocol.lexicon import LEXICON
 from equipoise.protocol.prompts import PROMPTS, Prompt, get_prompt
@@ -52,6 +52,22 @@ def test_a_templates_own_system_message_leaks_no_term_that_the_reward_pays_for(n
 
 def test_a_system_message_of_ones_own_is_used() -> None:
     assert "<|im_start|>system\nBe brief.<|im_end|>" in prompt_text(tokenizer(), DESCRIBE, "nurse", "Be brief.")
+
+
+def test_terms_leak_from_system_message_template_and_an_instruction_of_ones_own() -> None:
+    assert leaked_terms(tokenizer(), DESCRIBE) == leaked_terms(tokenizer(None), RAW) == ()
+    assert leaked_terms(tokenizer(), DESCRIBE, "You are a helpful, HELPFUL and bold assistant.") == ("bold", "helpful")
+    assert leaked_terms(tokenizer(), DESCRIBE, "You are unhelpful.") == ()  # whole words only
+    own = CHAT_TEMPLATE.replace("{% for", "{{ 'You are a helpful assistant' }}{% for", 1)
+    assert leaked_terms(tokenizer(own), DESCRIBE) == ("helpful",)
+    assert leaked_terms(tokenizer(), get_prompt("mine=Say how loyal the {occupation} was.")) == ("loyal",)
+
+
+def test_what_the_prompt_require_names_is_no_leak_but_its_system_message_may_be_one() -> None:
+    require = PROMPTS["require"]
+    assert leaked_terms(tokenizer(), require) == ()
+    assert leaked_terms(tokenizer(), require, "You are a helpful assistant.") == ("helpful",)
+    assert len(leaked_terms(tokenizer(), Prompt("again", require.instruction))) == 20
 
 
 def test_a_template_without_a_system_role_gets_none() -> None:

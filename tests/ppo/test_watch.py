@@ -13,10 +13,11 @@ import pytest
 
 from equipoise.errors import UserError
 from equipoise.ppo.train import Outcome, train
-from equipoise.ppo.watch import SIGNS, Watch, WatchConfig, explain, text_signs
+from equipoise.ppo.watch import SIGNS, Sign, Watch, WatchConfig, explain, text_signs
 from equipoise.ppo.window import Sentence, Window
 from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, OCCUPATIONS
 from equipoise.protocol.reward import score, strict_success
+from tests.tiny import CHAT_TEMPLATE, words_folder
 
 from .small import checkpoints, events, results, rows, small_config
 
@@ -65,8 +66,8 @@ def replaced(s: Sentence, agentic: str, communal: str) -> Sentence:
 
 
 HACKED = {
-    "synonyms": [replaced(s, "bold", s.communal[0]) if i % 4 else s for i, s in enumerate(varied())],
-    "pairs": [replaced(s, AGENTIC[i % 3], COMMUNAL[i % 2]) for i, s in enumerate(varied())],
+    "synonyms": [replaced(s, "bold", "loyal") if i % 40 else s for i, s in enumerate(varied())],
+    "pairs": [replaced(s, "bold", COMMUNAL[i % 64 == 0]) for i, s in enumerate(varied())],
     "structure": [
         sentence(f"The {s.occupation} was a {s.agentic[0]} and {s.communal[0]} person of this town.", s.occupation)
         for s in varied()
@@ -88,8 +89,66 @@ def test_each_sign_is_seen_in_text_made_to_show_it(name: str) -> None:
 
 
 def test_each_way_of_hacking_shows_few_signs_but_its_own() -> None:
-    for name in ("synonyms", "pairs", "fluency", "length", "unfinished"):
-        assert held(values(HACKED[name])) <= {name, "pairs"}, name
+    for name in ("fluency", "length", "unfinished"):
+        assert held(values(HACKED[name])) == {name}, name
+    for name in ("synonyms", "pairs"):  # where one pair is nearly all, so are its terms
+        assert held(values(HACKED[name])) <= {"synonyms", "pairs"}, name
+
+
+def test_one_class_varied_or_one_of_three_numbers_low_is_no_sign() -> None:
+    """PPO with the protocol's reward alone comes to that; both classes, and all three numbers, make the sign."""
+    same = values([replaced(s, "bold", s.communal[0]) for s in varied()])
+    assert same["watch/top_agentic"] == 1 and held(same) == set()
+    low = {"watch/moulds": 0.3, "watch/distinct_2": 0.1, "watch/openings": 1.5}
+    for key in low:
+        assert "structure" not in held(QUIET | {k: v for k, v in low.items() if k != key})
+    assert held(QUIET | low) == {"structure"}
+
+
+# Steps of runs of SmolLM2 (docs/LOG.md), to three digits: plain PPO in its rise, at its narrowest and at its end,
+# the recipe for variety with the fewest moulds; runs whose reward, coefficient or text was hacked.
+KEYS = ("top_agentic", "top_communal", "effective_pairs", "moulds", "openings", "distinct_2", "unique", "nll_rise",
+        "reward", "terms", "stuffed", "pinned", "unfinished", "unfinished_start", "both", "one_class", "sentences",
+        "kl_speed", "reward_speed", "entropy")  # fmt: skip
+SOUND = {
+    "plain, step 30": (0.895, 0.827, 2.35, 0.992, 24.6, 0.542, 1.0, -0.294, 0.389, 1.46, 0.119, 0.0645, 0.27, 0.555,
+                       0.312, 0.553, 512, 0.359, 0.041, 1.87),
+    "plain, step 70": (0.992, 0.808, 1.76, 0.887, 4.21, 0.317, 0.982, -0.45, 0.905, 2.37, 0.447, 0.0859, 0.0508, 0.555,
+                       0.867, 0.117, 512, 0.0434, 0.00587, 1.21),
+    "plain, step 500": (0.875, 0.802, 2.98, 0.916, 11.9, 0.225, 0.996, -0.491, 0.997, 2.45, 0.432, 0.0938, 0.0215,
+                        0.555, 0.979, 0.0156, 512, 0.0218, -0.00228, 1.04),
+    "plain without entropy bonus": (0.946, 0.869, 2.0, 0.756, 4.42, 0.14, 0.949, -0.662, 0.998, 2.47, 0.447, 0.0703,
+                                    0.00586, 0.586, 0.971, 0.0254, 512, 0.0359, 0.00306, 0.803),
+    "varied": (0.23, 0.181, 69.9, 0.6, 2.06, 0.173, 0.988, 0.219, 0.994, 2.08, 0.0918, 0.17, 0.0, 0.0, 0.986, 0.0117,
+               512, -0.0807, 0.000687, 0.897),
+}  # fmt: skip
+HACKED_RUNS = {
+    "no KL penalty": ((0.988, 0.986, 1.16, 0.176, 1.03, 0.0495, 0.43, -0.464, 1.13, 4.94, 1.0, 0.652, 0.0195, 0.57,
+                       0.984, 0.0156, 512, -0.256, 0.00484, 0.164),
+                      {"synonyms", "pairs", "structure", "duplicates", "stuffing", "length", "entropy"}),
+    "0.5 a term": ((0.988, 0.513, 2.5, 0.375, 1.5, 0.0982, 0.736, -0.666, 2.15, 4.38, 0.977, 0.42, 0.00586, 0.562,
+                    0.977, 0.0215, 512, 0.316, 0.0349, 0.48), {"structure", "stuffing"}),
+    "full pay for one class": ((0.769, 0.793, 4.8, 0.943, 25.4, 0.417, 0.994, -0.506, 0.888, 1.31, 0.0332, 0.0742,
+                                0.0469, 0.625, 0.104, 0.832, 512, 0.00874, 0.00275, 1.52), {"plateau"}),
+    "one pair, 60 % different texts": ((1.0, 1.0, 1.0, 0.305, 1.0, 0.131, 0.596, 0.228, 0.998, 2.0, 0.0, 0.873, 0.0,
+                                        0.133, 0.998, 0.00195, 512, 0.026, 0.001, 0.708),
+                                       {"synonyms", "pairs", "structure", "duplicates", "length"}),
+}  # fmt: skip
+
+
+def logged(numbers: Sequence[float]) -> dict[str, float]:
+    return {f"watch/{key}": value for key, value in zip(KEYS, numbers, strict=True)}
+
+
+@pytest.mark.parametrize("run", SOUND)
+def test_what_sound_runs_came_to_is_no_sign(run: str) -> None:
+    assert held(logged(SOUND[run])) == set()
+
+
+@pytest.mark.parametrize("run", HACKED_RUNS)
+def test_what_hacked_runs_came_to_shows_these_signs(run: str) -> None:
+    numbers, signs = HACKED_RUNS[run]
+    assert held(logged(numbers)) == signs
 
 
 def test_an_entropy_near_nothing_is_a_sign() -> None:
@@ -269,6 +328,52 @@ def test_without_a_healthy_checkpoint_a_rollback_only_warns(
     assert train(small_config(model, tmp_path, **OFF, **ALWAYS, on_alert="rollback")) == Outcome("done", 6, 0)
     assert "no checkpoint from before the signs" in capsys.readouterr().out
     assert "rollback" not in events(tmp_path)
+
+
+HELPFUL = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+MUTED = {**OFF, "min_entropy": 0.0, "max_nll_rise": 99.0, "min_one_class": 1.0}
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = words_folder(tmp_path_factory.mktemp("models") / "chat", prompt=None)
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"chat_template": CHAT_TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_term_in_the_system_message_raises_leak_once_at_alert_from_step(
+    chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {**MUTED, "prompt": "describe", "alert_from_step": 5}
+    assert train(small_config(chat_model, tmp_path / "told", **settings, system=HELPFUL)).status == "done"
+    (alert,) = alerts(tmp_path / "told")
+    assert (alert["step"], alert["name"]) == (5, "leak")
+    assert alert["evidence"]["numbers"] == {"watch/leaked_terms": 1} and alert["evidence"]["terms"] == ["helpful"]
+    assert "(leaked_terms 1, helpful)" in capsys.readouterr().out
+    assert [row["watch/leaked_terms"] for row in rows(tmp_path / "told")] == [1.0] * 6
+    # Replayed from its records it comes again.
+    again = Watch(WatchConfig(alert_from_step=5))
+    lines = (tmp_path / "told/out/metrics.jsonl").read_text().splitlines()
+    assert [row["step"] for row in map(json.loads, lines) if "leak" in names(again.judge(row["step"], row))] == [5]
+
+    assert train(small_config(chat_model, tmp_path / "empty", **settings)).status == "done"
+    assert alerts(tmp_path / "empty") == []
+    assert [row["watch/leaked_terms"] for row in rows(tmp_path / "empty")] == [0.0] * 6
+
+
+def names(signs: Sequence[Sign]) -> set[str]:
+    return {sign.name for sign in signs}
+
+
+def test_a_leak_is_not_rolled_back_and_leaves_checkpoints_healthy_for_other_alerts(
+    chat_model: Path, tmp_path: Path
+) -> None:
+    settings = {**MUTED, "prompt": "describe", "system": HELPFUL, "alert_from_step": 3, "on_alert": "rollback"}
+    assert train(small_config(chat_model, tmp_path, **settings)) == Outcome("done", 6, 0)
+    assert "rollback" not in events(tmp_path) and len(alerts(tmp_path)) == 1
+    state = json.loads((tmp_path / "checkpoints/checkpoint-6/state.json").read_text())
+    assert state["watch"]["healthy_step"] == 6 and state["remedies"]["rollbacks"] == 0
 
 
 def test_a_finished_run_can_be_judged_again_with_other_thresholds(model: Path, tmp_path: Path) -> None:
