@@ -84,7 +84,7 @@ def table(rows: list[Row]) -> str:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
     FigureCanvasSVG(figure)
     left, right = figure.subplots(1, 2)
     for number, (setting, own) in enumerate(by_setting(rows).items()):
@@ -92,15 +92,19 @@ def plot(rows: list[Row], path: Path) -> None:
         for axes, key, factor in ((left, "strict", 100.0), (right, "effective_pairs", 1.0)):
             x = [float(row["excess"]) for row in own]
             y = [factor * float(row[key]) for row in own]
-            axes.scatter(x, y, s=28, color=colour, marker=mark, label=setting, alpha=0.85, linewidths=0)
-    left.set(xlabel="KL beyond the bound for strict success, nats", ylabel="strict success, %")
+            axes.scatter(
+                x, y, s=28, color=colour, marker=mark, label=setting.replace("`", ""), alpha=0.85, linewidths=0
+            )
+    left.set(xlabel="excess KL, nats per sentence", ylabel="strict success, %")
     left.axhline(97, color="0.8", linewidth=0.8, zorder=0)
-    right.set(xlabel="KL beyond the bound for strict success, nats", ylabel="effective pairs of 100", yscale="log")
+    right.set(xlabel="excess KL, nats per sentence", ylabel="effective pairs of 100", yscale="log")
     for axes in (left, right):
         axes.set_xlim(left=0)
         axes.axvline(2, color="0.8", linewidth=0.8, zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize="small"
+    )
     figure.savefig(path, metadata={"Date": None})
 
 

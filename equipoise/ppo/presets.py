@@ -75,20 +75,20 @@ PRESETS = {
     "bundled-cpu": TrainConfig(
         preset="bundled-cpu",
         prompt="describe",
-        steps=10,
+        steps=8,
         strict_bonus=0.5,
         policy=PolicyConfig(model="bundled", tuning="lora"),
         warm_start=WarmStartConfig(
             warm_start="forced",
-            warm_start_sentences=160,
-            warm_start_epochs=3,
+            warm_start_sentences=240,
+            warm_start_epochs=4,
             warm_start_learning_rate=5e-4,
             warm_start_budget=4000,
         ),
         diversity=DiversityConfig(diversity_weight=0.5, diversity_on="pairs"),
         ppo=PPOConfig(ppo_epochs=2, learning_rate=2e-4, warmup_steps=2, kl_coef=0.02),
         evaluation=EvaluationConfig(eval_sentences=60, final_sentences=100),
-        run=RunConfig(save_every=5, save_minutes=0.0, keep_checkpoints=2, sample_every=5),
+        run=RunConfig(save_every=4, save_minutes=0.0, keep_checkpoints=2, sample_every=4),
     ),
 }
 
