@@ -80,9 +80,7 @@ class Guided(Prompted):
         """Whether every compliant sentence of the base model can come up, at its own temperature."""
         return (self.sampling.temperature, self.sampling.top_p) == (1.0, 1.0)
 
-    def distance(
-        self, runs: int, say: Callable[[str], None], own: Mapping[Key, float] | None = None
-    ) -> dict[str, Any]:
+    def distance(self, runs: int, say: Callable[[str], None], own: Mapping[Key, float] | None = None) -> dict[str, Any]:
         """`kl`, `p0` and `ess` from `runs` sentences of each occupation. Raises UserError, NonFiniteLogits.
 
         Drawn at temperature 1 and top-p 1, so that every compliant sentence of the base model can come up: then
