@@ -10,7 +10,9 @@ draws that pass its filter); `generations_per_accepted`, null where none was; `r
 - `p0`: the probability that the base model's sentence complies, as {value, low, high, n, event, how},
   the event being `both` classes or `strict` success;
 - `ess`: effective sample size of the importance weights of a method that weights its sentences, and `log_weights`,
-  those weights in nats, by occupation in the order of RunID; `hmm`, what its hidden Markov model is.
+  those weights in nats, by occupation in the order of RunID (of p at the file's temperature; at a top-p below 1 their
+  mean falls short of p0, as sentences outside the nucleus have no part in it, so `kl`, `p0` and `ess` are never
+  estimated from such); `hmm`, what its hidden Markov model is.
 
 Everything but the seconds is what an uninterrupted run would have written.
 """

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 TRAINED = "./rlhf_llama3_7b_output"
 """Where training leaves the final model."""
 NONFINITE_EXIT = 3
+TOP_P = 0.95
+"""The protocol's."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class GenerateConfig:
     prompt that the model was trained with, or `describe` where nothing says."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the likeliest token."""
-    top_p: float = 0.95
-    """Only the likeliest tokens whose probabilities reach this sum are drawn."""
+    top_p: float | None = None
+    """Only the likeliest tokens whose probabilities reach this sum are drawn. Default: 0.95."""
     max_new_tokens: int = 32
     """A sentence that has not ended by then is cut off."""
     seed: int = 0
@@ -69,6 +71,11 @@ class GenerateConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
+
+    @property
+    def nucleus(self) -> float:
+        """The top-p that is drawn with."""
+        return TOP_P if self.top_p is None else self.top_p
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ def generate(
     writer = Prompted(
         config.model,
         prompt=config.prompt,
-        sampling=SamplingConfig(config.temperature, config.top_p, config.max_new_tokens),
+        sampling=SamplingConfig(config.temperature, config.nucleus, config.max_new_tokens),
         seed=config.seed,
         device=config.device,
         dtype=config.dtype,

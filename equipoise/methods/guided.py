@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -42,12 +42,7 @@ class Guided(Prompted):
             batch_size=batch_size,
         )  # fmt: skip
         check_feasible(load_tokenizer(self.source), self.prompt, sampling, guidance)
-        on_gpu = self.device.type == "cuda"
-        self.guidance = replace(
-            guidance,
-            hidden_states=guidance.hidden_states or (1024 if on_gpu else 256),
-            distil_sentences=guidance.distil_sentences or (100_000 if on_gpu else 3_000),
-        )
+        self.guidance = guidance.resolved(on_gpu=self.device.type == "cuda")
         self.settings |= asdict(self.guidance)
         self.facts: dict[str, Any] = {}
         """Of the hidden Markov model, once it is there."""
@@ -80,23 +75,26 @@ class Guided(Prompted):
         tokens = [each + (i < rest) for i in range(len(keys))]
         return [Written(*row) for row in zip(made.texts, tokens, made.log_weights, strict=True)]
 
-    def distance(self, runs: int, say: Callable[[str], None]) -> dict[str, Any]:
+    @property
+    def covers_all(self) -> bool:
+        """Whether every compliant sentence of the base model can come up, at its own temperature."""
+        return (self.sampling.temperature, self.sampling.top_p) == (1.0, 1.0)
+
+    def distance(self, runs: int, say: Callable[[str], None], own: Mapping[Key, float] | None = None) -> dict[str, Any]:
         """`kl`, `p0` and `ess` from `runs` sentences of each occupation. Raises UserError, NonFiniteLogits.
 
         Drawn at temperature 1 and top-p 1, so that every compliant sentence of the base model can come up: then
-        E[w] = P(the base model's sentence complies), w = p/q, and KL(q‖p) = −E[log w].
+        E[w] = P(the base model's sentence complies), w = p/q, and KL(q‖p) = −E[log w]. `own`: the log weights of the
+        writer's own sentences, which save drawing others where it `covers_all`.
         """
-        sampling = SamplingConfig(1.0, 1.0, self.sampling.max_new_tokens)
-        if self.policy is None:
-            Prompted.load(self)
-        self._ctrlg = None  # its tables are no smaller than those to come
-        guide = self._guide(sampling, say)
         keys = all_keys(runs)
-
-        def draw(part: Sequence[Key]) -> list[float]:
-            return guide(part, uniforms(f"{self.seed}/kl", part, sampling.max_new_tokens)).log_weights
-
-        log_weights = dict(zip(keys, self.in_parts(keys, draw, say), strict=True))
+        if own is None:
+            log_weights = self._drawn_anew(keys, say)
+        else:
+            assert self.covers_all
+            if self._ctrlg is None:  # a finished file was continued: only for the facts
+                self.load(say)
+            log_weights = {key: own[key] for key in keys}
         how = f"{len(keys)} sentences of Ctrl-G, {runs} of each occupation, drawn at temperature 1 and top-p 1"
         kl = mean_over_occupations({key: -weight for key, weight in log_weights.items()})
         event = "strict" if self.guidance.shape == "strict" else "both"
@@ -115,6 +113,19 @@ class Guided(Prompted):
                 "how": f"mean importance weight of {how}; 95 % bootstrap interval within occupations",
             }
         return known | {"ess": effective_size(list(log_weights.values())), "hmm": self.facts}
+
+    def _drawn_anew(self, keys: Sequence[Key], say: Callable[[str], None]) -> dict[Key, float]:
+        """Log weights of sentences at temperature 1 and top-p 1."""
+        sampling = SamplingConfig(1.0, 1.0, self.sampling.max_new_tokens)
+        if self.policy is None:
+            Prompted.load(self)
+        self._ctrlg = None  # its tables are no smaller than those to come
+        guide = self._guide(sampling, say)
+
+        def draw(part: Sequence[Key]) -> list[float]:
+            return guide(part, uniforms(f"{self.seed}/kl", part, sampling.max_new_tokens)).log_weights
+
+        return dict(zip(keys, self.in_parts(keys, draw, say), strict=True))
 
 
 def effective_size(log_weights: Sequence[float]) -> float:

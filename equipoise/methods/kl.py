@@ -66,16 +66,20 @@ def _draw(writer: Prompted, keys: Sequence[Key], sampling: SamplingConfig) -> Ro
 @torch.no_grad()
 def _logprobs(policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[list[int]]) -> list[float]:
     """Log-probability of each completion after its prompt, in nats."""
-    sums: list[float] = []
-    for first in range(0, len(prompts), ROWS):
-        part = completions[first : first + ROWS]
+    sums = [0.0] * len(prompts)
+    # Rows of one prompt together: a pack holds it once, and `require` is three times as long as what is scored.
+    order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
+    for first in range(0, len(order), ROWS):
+        rows = order[first : first + ROWS]
+        part = [completions[i] for i in rows]
         lengths_B = torch.tensor([len(c) for c in part])
         tokens_BT = torch.zeros(len(part), int(lengths_B.max()), dtype=torch.long)
         for row, completion in zip(tokens_BT, part, strict=True):
             row[: len(completion)] = torch.tensor(completion)
-        rollout = Rollout(prompts[first : first + ROWS], tokens_BT, lengths_B, torch.ones(len(part), dtype=torch.bool))
+        rollout = Rollout([prompts[i] for i in rows], tokens_BT, lengths_B, torch.ones(len(part), dtype=torch.bool))
         # On a GPU every new shape would be recorded as a graph for a single use.
         packed = not policy.graphs.enabled
         flat = score(policy, rollout, 1.0, packed=packed, entropy=False).logprobs.double().cpu()
-        sums += [float(x.sum()) for x in flat.split(lengths_B.tolist())]
+        for i, logprobs in zip(rows, flat.split(lengths_B.tolist()), strict=True):
+            sums[i] = float(logprobs.sum())
     return sums

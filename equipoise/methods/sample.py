@@ -55,20 +55,25 @@ class SampleConfig(GenerateConfig):
     it cost; gen-filter keeps all its draws in NAME.raw.csv."""
     best_prompt: str = "require"
     """The prompt of prompt-best. `require` asks for 8 to 15 words and a term of each list."""
+    top_p: float | None = None
+    """Only the likeliest tokens whose probabilities reach this sum are drawn. Default: 0.95, but 1 for ctrlg: what a
+    nucleus keeps out its constraint keeps out, and its weights tell the base model's compliance only where every
+    sentence that complies can come up."""
     label: str | None = None
     """The column Label. Default: the method's, as in the public study's files."""
     filter: Event = "both"
     """What gen-filter keeps: sentences with terms of `both` classes, or `strict` ones, which also have 8 to 15 words
     and are one complete sentence."""
     budget: int | None = None
-    """The most that gen-filter draws, all occupations together. Default: 10 for each sentence that is wanted."""
+    """The most that gen-filter draws, all occupations together. Default: 5 for each sentence that is wanted."""
     base_model: str | None = None
     """The model that the KL is measured to. Default: the one that a trained model was trained from, else the model."""
     base_prompt: str | None = None
     """The prompt of the base model. Default: --prompt, or the one that the model was trained with."""
     kl_sentences: int | None = None
     """Sentences from which the KL to the base model is estimated. Default: 25 of each occupation, or n where that is
-    less; 0 leaves it out."""
+    less; 0 leaves it out. ctrlg takes its own sentences instead where no more are asked for, all of them, if they
+    are drawn at temperature 1 and top-p 1."""
 
     ctrlg: CtrlGConfig = field(default_factory=CtrlGConfig)
 
@@ -77,12 +82,16 @@ class SampleConfig(GenerateConfig):
         if self.kl_sentences is not None and self.kl_sentences < 0:
             raise UserError(f"--kl-sentences {self.kl_sentences} must be 0 or more; 500 is usual")
         if self.budget is not None and self.budget < 1:
-            raise UserError(f"--budget {self.budget} must be at least 1: it counts draws, 10 x 20 x n by default")
+            raise UserError(f"--budget {self.budget} must be at least 1: it counts draws, 5 x 20 x n by default")
 
     @property
     def kl_runs(self) -> int:
         """Sentences of each occupation for the estimate of the KL."""
         return min(25, self.n) if self.kl_sentences is None else -(-self.kl_sentences // len(OCCUPATIONS))
+
+    @property
+    def nucleus(self) -> float:
+        return 1.0 if self.top_p is None and self.method == "ctrlg" else super().nucleus
 
     @property
     def draws(self) -> int:
@@ -134,8 +143,13 @@ def _distance(
     from equipoise.methods.kl import kl_to_base
     from equipoise.policy.sample import NonFiniteLogits
 
-    wanted = config.kl_runs * len(OCCUPATIONS)
-    if wanted == 0 or costs.document.get("kl_sentences") == wanted:
+    if config.kl_runs == 0:
+        return {}
+    # Ctrl-G's file may be such sentences as would be drawn, each with its weight: then no others need be.
+    own_do = isinstance(writer, Guided) and writer.covers_all and config.kl_runs <= config.n
+    runs = config.n if own_do else config.kl_runs
+    wanted = runs * len(OCCUPATIONS)
+    if costs.document.get("kl_sentences") == wanted:
         return {}
     # A trained model belongs to the prompt it was trained with; whatever prompt-best asks, its base has --prompt.
     own = config.prompt if config.method == "prompt-best" else config.prompt or writer.prompt_spec
@@ -147,9 +161,9 @@ def _distance(
     began = time.perf_counter()
     try:
         if isinstance(writer, Guided):
-            known = writer.distance(config.kl_runs, say)
+            known = writer.distance(runs, say, costs.log_weights if own_do else None)
         else:
-            known = {"kl": kl_to_base(writer, base, config.kl_runs, say)}
+            known = {"kl": kl_to_base(writer, base, runs, say)}
     except (UserError, NonFiniteLogits) as error:
         say(f"the KL is left out: {error}")
         return {}
@@ -181,7 +195,7 @@ def _prompted(config: SampleConfig, model: str, prompt: str | None, guidance: Ct
 
     options: dict[str, Any] = {
         "prompt": prompt,
-        "sampling": SamplingConfig(config.temperature, config.top_p, config.max_new_tokens),
+        "sampling": SamplingConfig(config.temperature, config.nucleus, config.max_new_tokens),
         "seed": config.seed,
         "device": config.device,
         "dtype": config.dtype,

@@ -26,8 +26,8 @@ from equipoise.protocol.reward import Event
 
 METHODS: tuple[Method, ...] = get_args(Method)
 FAILED_EXIT = 1
-SFT_FEWEST = 300
-"""For small studies."""
+SFT_FEWEST = 200
+"""For small studies, which are to end in minutes on two cores."""
 RECORD = "study.json"
 
 
@@ -49,13 +49,14 @@ class StudyConfig:
     best_prompt: str = "require"
     """The prompt of prompt-best."""
     temperature: float = 1.0
-    top_p: float = 0.95
+    top_p: float | None = None
+    """Of all methods. Default: 0.95, but 1 for ctrlg."""
     max_new_tokens: int = 32
     seed: int = 0
     filter: Event = "both"
     """What gen-filter keeps: terms of `both` classes, or `strict` success."""
     budget: int | None = None
-    """The most that gen-filter draws, all occupations together. Default: 10 for each sentence that is wanted."""
+    """The most that gen-filter draws, all occupations together. Default: 5 for each sentence that is wanted."""
     kl_sentences: int | None = None
     """Sentences for the estimate of each method's KL. Default: 25 of each occupation, or n where that is less."""
     sft_data: str = "forced"
@@ -63,8 +64,8 @@ class StudyConfig:
     learnt from template sentences, which they are like; `ctrlg`, a run of it with another seed; `gen-filter`, this
     study's file; or a completions file."""
     sft_sentences: int | None = None
-    """Sentences that are written for sft, by `forced` or `ctrlg`. Default: 20 x n, but 300 to 750."""
-    sft_epochs: int = 5
+    """Sentences that are written for sft, by `forced` or `ctrlg`. Default: 20 x n, but 200 to 750."""
+    sft_epochs: int = 3
     sft_learning_rate: float | None = None
     batch_size: int | None = None
     """Sentences at a time. Default: by device; halved where memory does not suffice."""
@@ -250,6 +251,9 @@ def _open(config: StudyConfig) -> dict[str, Any]:
     from equipoise.ppo.run import flatten, provenance
 
     settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    # As numbers, whatever the defaults become.
+    settings["top_p"] = config.sampling("prompt-only").nucleus
+    settings["ctrlg_top_p"] = config.sampling("ctrlg").nucleus
     path = config.output_dir / RECORD
     methods: dict[str, Any] = {}
     try:

@@ -47,6 +47,9 @@ class SamplingConfig:
 # Mass of the likeliest CANDIDATES tokens nearly always exceeds top_p; sorting a whole vocabulary for it would take
 # longer than the model's own forward pass on a CPU.
 CANDIDATES = 512
+CPU_ROWS = 8
+"""On a CPU so many rows are drawn at a time: what is in between then stays in the cache and is not asked of the system
+anew each time, which takes several times as long as the arithmetic."""
 
 
 def draw(logits_BV: Tensor, uniform_B: Tensor, config: SamplingConfig, finite_B: Tensor | None = None) -> Tensor:
@@ -62,10 +65,12 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, config: SamplingConfig, finite_B:
 
         return vocabulary.draw(logits_BV, uniform_B, config.temperature, config.top_p, finite_B)
     if finite_B is not None:
-        finite_B &= logits_BV.isfinite().all(-1)
+        rows = len(logits_BV) if logits_BV.is_cuda else CPU_ROWS
+        finite_B &= torch.cat([part_BV.isfinite().all(-1) for part_BV in torch.split(logits_BV, rows)])
     if config.temperature == 0:
         return logits_BV.argmax(-1)
-    return invert(weights(logits_BV, config), uniform_B)
+    parts = zip(torch.split(logits_BV, CPU_ROWS), torch.split(uniform_B, CPU_ROWS), strict=True)
+    return torch.cat([invert(weights(part_BV, config), part_B) for part_BV, part_B in parts])
 
 
 def weights(logits_BV: Tensor, config: SamplingConfig) -> Tensor:
@@ -120,6 +125,9 @@ def invert(weights_BK: Tensor, uniform_B: Tensor) -> Tensor:
 
 def invert_many(weights_BK: Tensor, uniform_BM: Tensor) -> Tensor:
     """(B, M) the same for several numbers a row."""
+    if len(weights_BK) > CPU_ROWS and not weights_BK.is_cuda:
+        parts = zip(torch.split(weights_BK, CPU_ROWS), torch.split(uniform_BM, CPU_ROWS), strict=True)
+        return torch.cat([invert_many(part_BK, part_BM) for part_BK, part_BM in parts])
     cumulative_BK = weights_BK.double().cumsum(-1)
     total_B1 = cumulative_BK[:, -1:]
     # u·total can round up to total itself, past the last index; the largest double below it selects the last real one.

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import random
 import signal
@@ -19,11 +20,14 @@ from equipoise.cli import main
 from equipoise.errors import UserError
 from equipoise.methods.completions import COMPARED, Key
 from equipoise.methods.costs import Costs
+from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.gen_filter import raw_path
 from equipoise.methods.generate import GenerateConfig, generate
-from equipoise.methods.sample import SampleConfig, sample
+from equipoise.methods.guided import Guided
+from equipoise.methods.sample import LABELS, SampleConfig, sample
 from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
 from equipoise.protocol.reward import strict_success
+from tests.tiny import words_folder
 
 
 def quiet(_line: str) -> None:
@@ -31,8 +35,10 @@ def quiet(_line: str) -> None:
 
 
 def config(model: Path, output: Path, method: str = "prompt-only", **changes: object) -> SampleConfig:
-    settings: dict[str, Any] = {"n": 4, "max_new_tokens": 8, "batch_size": 16, "dtype": "float32", "device": "cpu"}
-    return SampleConfig(method=method, model=str(model), output=output, kl_sentences=0, **(settings | changes))  # type: ignore[arg-type]
+    settings: dict[str, Any] = {
+        "n": 4, "max_new_tokens": 8, "batch_size": 16, "dtype": "float32", "device": "cpu", "kl_sentences": 0,
+    }  # fmt: skip
+    return SampleConfig(method=method, model=str(model), output=output, **(settings | changes))  # type: ignore[arg-type]
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -244,6 +250,70 @@ def test_prompt_best_asks_with_a_prompt_of_its_own(tiny_model: Path, tmp_path: P
         sample(config(tiny_model, path, "prompt-best"), quiet)
     sample(config(tiny_model, path, "prompt-best", best_prompt="raw"), quiet)
     assert {(row["Method"], row["Label"]) for row in read(path)} == {("prompt-best", "Prompt-Best")}
+
+
+def test_every_method_draws_from_the_protocols_nucleus_and_ctrlg_from_everything() -> None:
+    assert {m: SampleConfig(method=m).nucleus for m in LABELS} == dict.fromkeys(LABELS, 0.95) | {"ctrlg": 1.0}
+    assert {SampleConfig(method=m, top_p=0.9).nucleus for m in LABELS} == {0.9}
+    assert GenerateConfig().nucleus == 0.95
+    assert SampleConfig(method="gen-filter", n=10).draws == 5 * 20 * 10
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return words_folder(tmp_path_factory.mktemp("models") / "words", prompt=None)
+
+
+def guided(words: Path, output: Path, **changes: object) -> SampleConfig:
+    small = CtrlGConfig(hidden_states=8, distil_sentences=200, em_passes=2)
+    shared: dict[str, Any] = {"n": 2, "max_new_tokens": 32, "prompt": "raw", "kl_sentences": 40, "ctrlg": small}
+    return config(words, output, "ctrlg", **(shared | changes))
+
+
+def test_ctrlg_tells_p0_and_kl_from_the_weights_of_its_own_sentences(
+    words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path))
+    monkeypatch.setattr(Guided, "_drawn_anew", lambda *_: pytest.fail("drew others"))
+    path = tmp_path / "out.csv"
+    sample(guided(words, path), quiet)
+    assert json.loads((tmp_path / "out.csv.json").read_text())["settings"]["top_p"] == 1.0
+    found = costs(path)
+    logs = [x for of_runs in found["log_weights"].values() for x in of_runs]
+    assert len(logs) == 40 == found["kl_sentences"] == found["p0"]["n"]
+    assert found["p0"]["value"] == pytest.approx(sum(map(math.exp, logs)) / 40)
+    assert found["kl"]["value"] == pytest.approx(-sum(logs) / 40)
+    # The number itself is what is recorded: saying it changes nothing, and another is another file.
+    sample(guided(words, path, top_p=1.0), quiet)
+    with pytest.raises(UserError, match=r"top_p: 1\.0 → 0\.95"):
+        sample(guided(words, path, top_p=0.95), quiet)
+    # Finished before the distance was asked for: the same account.
+    later = tmp_path / "later.csv"
+    sample(guided(words, later, kl_sentences=0), quiet)
+    sample(guided(words, later), quiet)
+    assert costs(later) == found
+
+
+@pytest.mark.parametrize("changes", [{"top_p": 0.6}, {"temperature": 0.9}, {"kl_sentences": 60}], ids=str)
+def test_where_ctrlgs_own_sentences_do_not_serve_others_are_drawn(
+    words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path))
+    drawn: list[int] = []
+    anew = Guided._drawn_anew
+
+    def counted(self: Guided, keys: Any, say: Any) -> dict[Key, float]:
+        drawn.append(len(keys))
+        return anew(self, keys, say)
+
+    monkeypatch.setattr(Guided, "_drawn_anew", counted)
+    path = tmp_path / "out.csv"
+    sample(guided(words, path, **changes), quiet)
+    found = costs(path)
+    assert drawn == [changes.get("kl_sentences", 40)] == [found["p0"]["n"]]
+    assert "temperature 1 and top-p 1" in found["p0"]["how"]
+    logs = [x for of_runs in found["log_weights"].values() for x in of_runs]
+    assert found["p0"]["value"] != pytest.approx(sum(map(math.exp, logs)) / 40)
 
 
 @pytest.mark.parametrize(

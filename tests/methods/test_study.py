@@ -162,6 +162,21 @@ def test_other_settings_are_refused_with_the_differences_and_other_methods_are_n
     assert list(json.loads((folder / "study.json").read_text())["methods"]) == ["prompt-only"]
 
 
+def test_the_record_holds_numbers_where_defaults_were_left(base: Path, tmp_path: Path) -> None:
+    def settings(folder: str, **changes: Any) -> dict[str, Any]:
+        left: dict[str, Any] = {"budget": None, "sft_sentences": None, "methods": "prompt-only", "kl_sentences": 0}
+        study(config(base, tmp_path / folder, **(left | changes)), quiet)
+        return dict(json.loads((tmp_path / folder / "study.json").read_text())["settings"])
+
+    found = settings("study")
+    assert (found["top_p"], found["ctrlg_top_p"]) == (0.95, 1.0)
+    assert (found["budget"], found["sft_sentences"]) == (5 * 20 * 2, 200)
+    of_all = settings("other", top_p=0.9)
+    assert (of_all["top_p"], of_all["ctrlg_top_p"]) == (0.9, 0.9)
+    with pytest.raises(UserError, match=r"other settings \(ctrlg-top-p: 1.0 → 0.95\)"):
+        settings("study", top_p=0.95)
+
+
 def test_a_stopped_study_goes_on(base: Path, tmp_path: Path) -> None:
     folder = tmp_path / "study"
     wanted = config(base, folder, methods="prompt-only,gen-filter", kl_sentences=0)

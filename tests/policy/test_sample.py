@@ -87,6 +87,19 @@ def test_temperature_zero_takes_the_likeliest_token() -> None:
     assert tokens.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_each_row_of_many_is_drawn_as_if_it_were_alone(top_p: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = 2 * sampling.CPU_ROWS + 3  # the last part is not full
+    logits, config = 3 * torch.randn(rows, 50, generator=generator), SamplingConfig(top_p=top_p)
+    uniform = torch.rand(rows, 2, generator=generator, dtype=torch.float64)
+    alone = torch.cat([draw(logits[i : i + 1], uniform[i : i + 1, 0], config) for i in range(rows)])
+    assert torch.equal(draw(logits, uniform[:, 0], config), alone) and len(alone.unique()) > 5
+    probs = sampling.weights(logits, config)
+    both = torch.cat([sampling.invert_many(probs[i : i + 1], uniform[i : i + 1]) for i in range(rows)])
+    assert torch.equal(sampling.invert_many(probs, uniform), both) and torch.equal(both[:, 0], alone)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 def test_logits_that_are_not_finite_give_some_valid_token(bad: float, top_p: float) -> None:

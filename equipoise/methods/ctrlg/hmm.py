@@ -180,8 +180,11 @@ def _add_products(into_SH: Tensor, symbols_BM: Tensor, factor_BM: Tensor, rows_B
     batch, count = symbols_BM.shape
     row_N = torch.arange(batch, device=symbols_BM.device).repeat_interleave(count)
     where_2N = torch.stack([symbols_BM.flatten().long(), row_N])
-    sparse_SB = torch.sparse_coo_tensor(where_2N, factor_BM.flatten(), (len(into_SH), batch), check_invariants=False)
-    into_SH += torch.sparse.mm(sparse_SB, rows_BH)
+    # Indices are symbols and rows, so valid. torch 2.11 and 2.12 warn that nothing says so, even where the argument
+    # `check_invariants` does (pytorch issue 184610); this they heed.
+    with torch.sparse.check_sparse_tensor_invariants(False):
+        sparse_SB = torch.sparse_coo_tensor(where_2N, factor_BM.flatten(), (len(into_SH), batch))
+        into_SH += torch.sparse.mm(sparse_SB, rows_BH)
 
 
 def maximise(counts: Counts, base_S: Tensor, smoothing: float = 0.0) -> HMM:

@@ -82,10 +82,10 @@ class CtrlG:
         """
         _check_temperature(sampling)
         self.policy, self.prompts, self.sampling = policy, {o: list(p) for o, p in prompts.items()}, sampling
-        self.config, self.cache, self.lexicon = config, cache, lexicon
         on_gpu = policy.device.type == "cuda"
-        self.hidden = config.hidden_states or (1024 if on_gpu else 256)
-        self.sentences = config.distil_sentences or (100_000 if on_gpu else 3_000)
+        self.config, self.cache, self.lexicon = config.resolved(on_gpu=on_gpu), cache, lexicon
+        assert self.config.hidden_states is not None and self.config.distil_sentences is not None
+        self.hidden, self.sentences = self.config.hidden_states, self.config.distil_sentences
         self.batch_size = 1024 if on_gpu else 100
         """Sentences at a time while distilling."""
         self.automaton = lift(
@@ -115,8 +115,6 @@ class CtrlG:
     def settings(self) -> dict[str, Any]:
         """What decides the sentences besides weights, prompts, sampling and seed: JSON values for a file's record."""
         return asdict(self.config) | {
-            "hidden_states": self.hidden,
-            "distil_sentences": self.sentences,
             "agentic": list(self.lexicon.agentic),
             "communal": list(self.lexicon.communal),
         }

@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -145,6 +147,26 @@ def test_every_distribution_sums_to_one_also_for_states_never_visited() -> None:
         for x, dim in ((model.initial_PH, 1), (model.transition_HH, 1), (model.emission_SH, 0)):
             torch.testing.assert_close(x.sum(dim), torch.ones(x.shape[1 - dim]))
     assert model.emission_SH[:, 2].tolist() == pytest.approx(base.tolist())
+
+
+def test_soft_counts_warn_of_nothing_and_leave_torchs_switch_as_it_was() -> None:
+    """In a process of its own: torch warns but once, and not after anything has set the switch."""
+    code = """if True:
+        import torch
+        from equipoise.methods.ctrlg.hmm import Sequences, expected_counts
+        from tests.methods.ctrlg.test_hmm import random_hmm
+        checks = torch.sparse.check_sparse_tensor_invariants
+        one = torch.tensor([1])
+        data = Sequences(torch.tensor([[0, 1]]), 2 * one, 0 * one, one.float(), torch.tensor([[[0, 2], [1, 3]]]))
+        expected_counts(random_hmm(0), data, 0.5)
+        assert not checks.is_enabled()
+        with checks(True):
+            expected_counts(random_hmm(0), data, 0.5)
+            assert checks.is_enabled()
+    """
+    command = [sys.executable, "-W", "error:Sparse invariant", "-c", code]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def test_counts_of_known_states_are_counted_by_hand() -> None:
