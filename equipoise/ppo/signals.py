@@ -16,6 +16,10 @@ def tell(received: signal.Signals) -> None:
         os.write(2, line.encode())
 
 
+class Stopped(Exception):
+    """A stop signal came while there was no step to finish."""
+
+
 class StopSignals:
     """While entered, SIGTERM, SIGINT and SIGHUP are recorded instead of ending the process.
 
@@ -40,6 +44,11 @@ class StopSignals:
     def exit_code(self) -> int:
         """128 + the signal's number, as shells report it: SIGTERM 143, SIGINT 130, SIGHUP 129; 0 if none came."""
         return 128 + self.received if self.received else 0
+
+    def check(self) -> None:
+        """Raises Stopped if a signal has come."""
+        if self.received is not None:
+            raise Stopped
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is not threading.main_thread():

@@ -145,11 +145,13 @@ def supervise(
     packed: bool,
     say: Callable[[str], None],
     held_out: Sequence[Example] = (),
+    check: Callable[[], None] = lambda: None,
 ) -> list[Loss]:
     """Minimise the token-mean cross-entropy of the completions, `batch_size` at a time, with an optimizer of its own.
 
     The learning rate rises in equal steps over the first `warmup` of all steps and, with `decay`, falls linearly to 0
-    over the rest. Raises NonFiniteError where a loss is not finite.
+    over the rest. `check` is called after every optimizer step, and may raise to end it. Raises NonFiniteError where a
+    loss is not finite.
     """
     optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-8)
     steps = epochs * -(-len(examples) // batch_size)
@@ -167,6 +169,7 @@ def supervise(
             (-logprobs.mean()).backward()
             optimizer.step(1.0)
             total, count, step = total - logprobs.detach().sum(), count + len(logprobs), step + 1
+            check()
         training = float(total) / count
         held = cross_entropy(policy, held_out, packed=packed) if held_out else None
         losses.append(Loss(training, held))

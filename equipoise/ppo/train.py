@@ -30,7 +30,7 @@ from equipoise.ppo.metrics import distance, remember, step_metrics
 from equipoise.ppo.nonfinite import locate
 from equipoise.ppo.optimizer import MasterAdam
 from equipoise.ppo.run import Run, RunConfig, flatten
-from equipoise.ppo.signals import StopSignals
+from equipoise.ppo.signals import Stopped, StopSignals
 from equipoise.ppo.state import State
 from equipoise.ppo.update import Experience, PPOConfig, RowLimit, mini_batches, update
 from equipoise.ppo.warm_start import WarmStartConfig, warm_start
@@ -146,14 +146,19 @@ def train(
             run.restore(run.resumed, optimizer, state)
         else:
             state.base = base or base_rates(config, policy, prompts, run.log.say)
-        if run.resumed is None and config.warm_start.wanted:
-            optimizer = _warm_start(config, policy, state, prompts, run)
-
         try:
+            if run.resumed is None and config.warm_start.wanted:
+                optimizer = _warm_start(config, policy, state, prompts, run, stop)
+                run.save(optimizer, state)  # it took minutes, perhaps
             outcome = _run_steps(config, policy, optimizer, state, prompts, run, reward_fn, stop)
             if outcome.status == "done":
                 finish(config, policy, optimizer, state, everyone, run)
             return outcome
+        except Stopped:
+            assert stop.received is not None
+            run.log.event(state.step, "signal", name=stop.received.name)
+            run.log.say(f"stopped by {stop.received.name} in the warm start, with which the same command begins again")
+            return Outcome("stopped", state.step, stop.exit_code)
         except NonFiniteError as error:  # nothing of it was written: the run ends as it was last saved
             run.log.event(state.step, "gave_up", because=str(error))
             run.log.say(f"stopped: {error}. The same command continues from the last checkpoint.")
@@ -202,12 +207,12 @@ def _optimizer(config: TrainConfig, policy: Policy) -> MasterAdam:
 
 
 def _warm_start(
-    config: TrainConfig, policy: Policy, state: State, prompts: dict[str, list[int]], run: Run
+    config: TrainConfig, policy: Policy, state: State, prompts: dict[str, list[int]], run: Run, stop: StopSignals
 ) -> MasterAdam:
-    """The supervised stage before PPO; returns a fresh optimizer."""
+    """The supervised stage before PPO; returns a fresh optimizer. Raises Stopped."""
     warm_start(
         policy, config.warm_start, prompts, config.sampling, state.generator, config.ppo.batch_size,
-        packed=config.scoring == "packed", say=run.log.say,
+        packed=config.scoring == "packed", say=run.log.say, check=stop.check,
     )  # fmt: skip
     optimizer = _optimizer(config, policy)
     # Every new optimizer moves the weights: what was recorded before reads them where they no longer are.

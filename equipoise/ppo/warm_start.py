@@ -188,12 +188,15 @@ def _kept(
     return likeliest(policy, found, count)
 
 
-def said(say: Callable[[str], None], label: str = "") -> Callable[[int, int], None]:
-    """A `progress` that says a line at every tenth of the way."""
+def said(
+    say: Callable[[str], None], label: str = "", check: Callable[[], None] = lambda: None
+) -> Callable[[int, int], None]:
+    """A `progress` that says a line at every tenth of the way, and calls `check` first."""
     due = 0.0
 
     def progress(found: int, wanted: int) -> None:
         nonlocal due
+        check()
         if found >= due or found == wanted:
             say(f"{label}{found:,} of {wanted:,} sentences found")
             due = found + wanted / 10
@@ -303,8 +306,10 @@ def warm_start(
     *,
     packed: bool,
     say: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
 ) -> None:
-    """The whole stage: find the sentences, learn from them, as often as asked. Raises UserError; NonFiniteError."""
+    """The whole stage: find the sentences, learn from them, as often as asked. `check` is called now and then, and may
+    raise to end it. Raises UserError; NonFiniteError."""
     for number in range(config.warm_start_rounds):
         label = (
             f"warm start {number + 1} of {config.warm_start_rounds}" if config.warm_start_rounds > 1 else "warm start"
@@ -313,12 +318,12 @@ def warm_start(
             examples = read(Path(config.warm_start_file), policy, config, prompts, generator)
         else:
             how = config if number == 0 else replace(config, warm_start="samples", warm_start_file="")
-            examples = collect(policy, how, prompts, sampling, generator, batch_size, said(say, f"{label}: "))
+            examples = collect(policy, how, prompts, sampling, generator, batch_size, said(say, f"{label}: ", check))
         say(f"{label}: learning from {len(examples):,} sentences, such as {examples[0].text!r}")
         supervise(
             policy, examples, generator, batch_size=config.warm_start_batch_size, epochs=config.warm_start_epochs,
             learning_rate=config.warm_start_learning_rate, warmup=0.1, decay=True, packed=packed,
-            say=partial(_labelled, say, label),
+            say=partial(_labelled, say, label), check=check,
         )  # fmt: skip
         # Every new optimizer moves the weights: what was recorded before reads them where they no longer are.
         policy.graphs.clear()

@@ -10,6 +10,7 @@ import torch
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.ppo import maths
 from equipoise.ppo.nonfinite import locate
 from equipoise.ppo.optimizer import MasterAdam
 from equipoise.ppo.train import TrainConfig, train
@@ -18,6 +19,31 @@ from tests.tiny import bare_policy
 from .small import small_config
 
 CONFIG = TrainConfig()
+
+
+def test_masking_a_loss_by_multiplication_hides_a_gradient_that_is_not_finite_and_ours_has_none() -> None:
+    """A padding token, scored by a pass that did not mask it: its log-ratio is beyond the range of exp."""
+    old, mask, advantages = torch.tensor([-100.0, -1.0]), torch.tensor([0.0, 1.0]), torch.ones(2)
+    naive = torch.tensor([0.0, -1.0], requires_grad=True)
+    ratio = (naive - old).exp()
+    loss = (-torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages) * mask).sum()
+    loss.backward()
+    assert loss.isfinite() and naive.grad is not None and naive.grad[0].isnan()
+
+    ours = torch.tensor([0.0, -1.0], requires_grad=True)
+    (maths.policy_loss(ours, old, advantages, 0.2).loss * mask).sum().backward()
+    assert ours.grad is not None and ours.grad.tolist() == [0.0, -1.0]
+
+
+def test_a_padding_mask_that_is_added_twice_leaves_a_row_without_any_finite_score() -> None:
+    scores, lowest = torch.full((1, 4), -3.0, dtype=torch.bfloat16), torch.finfo(torch.bfloat16).min
+    assert (scores + lowest).softmax(-1).isfinite().all()
+    assert (scores + lowest + lowest).softmax(-1).isnan().all()
+
+
+def test_the_entropy_of_logits_that_a_nucleus_has_set_to_minus_infinity_is_not_a_number() -> None:
+    logprobs = torch.tensor([1.0, 2.0, -torch.inf]).log_softmax(-1)
+    assert (-(logprobs.exp() * logprobs).sum()).isnan()
 
 
 def batch(policy: Policy) -> tuple[Rollout, dict[str, torch.Tensor]]:

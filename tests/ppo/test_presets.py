@@ -44,18 +44,33 @@ def test_the_guides_preset_is_its_model_its_prompt_and_its_numbers() -> None:
 
 def test_bundled_gpu_has_the_guides_numbers_on_the_bundled_model() -> None:
     mine = preset("bundled-gpu")
-    assert (mine.policy.model, mine.prompt, mine.steps, mine.ppo) == ("bundled", "describe", 2000, preset("guide").ppo)
+    guide = dataclasses.replace(preset("guide").ppo, entropy_coef=0.01, average_weights=0.98)  # see presets.py
+    assert (mine.policy.model, mine.prompt, mine.steps, mine.ppo) == ("bundled", "describe", 2000, guide)
+
+
+@pytest.mark.parametrize("name", ["guide", "bundled-gpu"])
+def test_plain_presets_pay_the_protocols_reward_alone(name: str) -> None:
+    config = preset(name)
+    assert config.strict_bonus == config.missing_eos_penalty == 0.0 and config.reward == TrainConfig().reward
+    assert config.diversity.diversity_weight == config.diversity.opening_weight == 0.0
+    assert not config.warm_start.wanted
+
+
+def test_varied_keeps_the_guides_batch_and_bound_of_an_update() -> None:
+    mine, guide = preset("varied").ppo, preset("guide").ppo
+    for name in ("batch_size", "mini_batch_size", "ppo_epochs", "target_kl", "clip", "gamma", "gae_lambda"):
+        assert getattr(mine, name) == getattr(guide, name)
 
 
 def test_every_preset_is_named_as_it_is_called_and_bundled_ones_need_no_access() -> None:
-    assert set(PRESETS) == {"guide", "bundled-gpu", "bundled-cpu"}
+    assert set(PRESETS) == {"guide", "bundled-gpu", "varied", "bundled-cpu"}
     for name, config in PRESETS.items():
         assert config.preset == name and config.system == "" and config.sampling.temperature == 1.0
         assert (config.policy.model, config.prompt) == ("bundled", "describe") or name == "guide"
 
 
 def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
-    with pytest.raises(UserError, match="no preset 'gide': choose guide, bundled-gpu, bundled-cpu"):
+    with pytest.raises(UserError, match="no preset 'gide': choose guide, bundled-gpu, varied, bundled-cpu"):
         preset("gide")
 
 
