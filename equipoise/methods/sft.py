@@ -50,8 +50,9 @@ class SftConfig:
     likeliest, of each pair of terms alike."""
     budget: int | None = None
     """With `forced`: samples drawn at most in search of them. Default: 40 for each that is to be found."""
-    epochs: int = 3
-    """Held-out sentences are likeliest after the second; from the fourth on more is learnt by heart."""
+    epochs: int = 5
+    """Held-out sentences are likeliest after the second. Compliance goes on rising: of 200 sentences of the bundled
+    model, trained on 200 forced ones, 62 % after three; of 400, trained on 750, all after five."""
     learning_rate: float | None = None
     """Highest of the run. Default: 5e-4 for adapters, 2e-5 for all weights."""
     warmup: float = 0.1

@@ -26,7 +26,7 @@ from equipoise.protocol.reward import Event
 
 METHODS: tuple[Method, ...] = get_args(Method)
 FAILED_EXIT = 1
-SFT_FEWEST = 200
+SFT_FEWEST = 300
 """For small studies, which are to end in minutes on two cores."""
 RECORD = "study.json"
 
@@ -64,8 +64,8 @@ class StudyConfig:
     learnt from template sentences, which they are like; `ctrlg`, a run of it with another seed; `gen-filter`, this
     study's file; or a completions file."""
     sft_sentences: int | None = None
-    """Sentences that are written for sft, by `forced` or `ctrlg`. Default: 20 x n, but 200 to 750."""
-    sft_epochs: int = 3
+    """Sentences that are written for sft, by `forced` or `ctrlg`. Default: 20 x n, but 300 to 750."""
+    sft_epochs: int = 5
     sft_learning_rate: float | None = None
     batch_size: int | None = None
     """Sentences at a time. Default: by device; halved where memory does not suffice."""

@@ -170,7 +170,7 @@ def test_the_record_holds_numbers_where_defaults_were_left(base: Path, tmp_path:
 
     found = settings("study")
     assert (found["top_p"], found["ctrlg_top_p"]) == (0.95, 1.0)
-    assert (found["budget"], found["sft_sentences"]) == (5 * 20 * 2, 200)
+    assert (found["budget"], found["sft_sentences"]) == (5 * 20 * 2, 300)
     of_all = settings("other", top_p=0.9)
     assert (of_all["top_p"], of_all["ctrlg_top_p"]) == (0.9, 0.9)
     with pytest.raises(UserError, match=r"other settings \(ctrlg-top-p: 1.0 → 0.95\)"):
