@@ -33,7 +33,7 @@ from equipoise.policy.prompt import prompt_ids, sentences_of
 from equipoise.policy.sample import Guide, SamplingConfig, sample
 from equipoise.policy.source import resolve
 from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
-from equipoise.protocol.prompts import get_prompt
+from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS, get_prompt, is_complete_sentence, word_count
 from equipoise.protocol.reward import strict_success
 
 
@@ -161,13 +161,21 @@ def free_rate(
         texts = sentences_of(policy.tokenizer, rollout, part)
         by_automaton += sum(map(writer.automaton.run, rollout.completions()))
         finished = rollout.finished_B.tolist()
-        by_protocol += sum(strict_success(t) and done for t, done in zip(texts, finished, strict=True))
+        by_protocol += sum(done and satisfies(t, writer.config) for t, done in zip(texts, finished, strict=True))
     return {
         "free_sentences": count,
         "free_rate_automaton": by_automaton / count,
         "free_rate_automaton_interval_95": wilson(by_automaton, count),
         "free_rate_protocol": by_protocol / count,
     }
+
+
+def satisfies(text: str, config: CtrlGConfig) -> bool:
+    """What the automaton demands, said with the protocol's matcher, for the default bounds."""
+    found = LEXICON.match(text)
+    terms = found.both if config.terms == "both" else bool(found.agentic or found.communal)
+    shaped = MIN_WORDS <= word_count(text) <= MAX_WORDS and is_complete_sentence(text)
+    return terms and (config.shape == "free" or shaped)
 
 
 def wilson(k: int, n: int, z: float = 1.96) -> list[float]:
