@@ -64,12 +64,12 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, config: SamplingConfig, finite_B:
         from equipoise.policy.kernels import vocabulary
 
         return vocabulary.draw(logits_BV, uniform_B, config.temperature, config.top_p, finite_B)
+    rows = len(logits_BV) if logits_BV.is_cuda else CPU_ROWS
     if finite_B is not None:
-        rows = len(logits_BV) if logits_BV.is_cuda else CPU_ROWS
         finite_B &= torch.cat([part_BV.isfinite().all(-1) for part_BV in torch.split(logits_BV, rows)])
     if config.temperature == 0:
         return logits_BV.argmax(-1)
-    parts = zip(torch.split(logits_BV, CPU_ROWS), torch.split(uniform_B, CPU_ROWS), strict=True)
+    parts = zip(torch.split(logits_BV, rows), torch.split(uniform_B, rows), strict=True)
     return torch.cat([invert(weights(part_BV, config), part_B) for part_BV, part_B in parts])
 
 

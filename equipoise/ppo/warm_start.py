@@ -35,7 +35,8 @@ class WarmStartConfig:
     """`forced` begins each sentence with one agentic and one communal term, every pair alike, and lets the model go on
     at top-p 0.95; `samples` keeps those of its free samples that comply, unchanged but rare."""
     warm_start_file: str = ""
-    """Take the sentences from this completions file instead, of any method: those that succeed strictly."""
+    """Take the sentences from this completions file, of any method, whatever --warm-start says: those that succeed
+    strictly."""
     warm_start_sentences: int = 256
     """Distinct sentences to learn from."""
     warm_start_candidates: int = 1
@@ -59,11 +60,6 @@ class WarmStartConfig:
         return self.warm_start != "off" or bool(self.warm_start_file)
 
     def __post_init__(self) -> None:
-        if self.warm_start != "off" and self.warm_start_file:
-            raise UserError(
-                f"--warm-start {self.warm_start} makes sentences and --warm-start-file {self.warm_start_file} has "
-                "them: give one of the two"
-            )
         if self.warm_start_sentences < BATCH:
             raise UserError(f"warm-start-sentences {self.warm_start_sentences} must be at least {BATCH}")
         for name in ("warm_start_candidates", "warm_start_rounds", "warm_start_batch_size"):

@@ -19,7 +19,7 @@ def write(where: Path, model: Path, text: str) -> Path:
     path = where / "sweep.yaml"
     base = (
         f"base: {{preset: bundled-cpu, model: {model}, prompt: raw, dtype: float32, device: cpu, steps: 2, "
-        "batch-size: 8, mini-batch-size: 4, max-new-tokens: 8, base-samples: 16, holdout: true}\n"
+        "batch-size: 8, mini-batch-size: 4, max-new-tokens: 8, base-samples: 16, holdout: true, warm-start: off}\n"
     )
     path.write_text(base + text)
     return path
@@ -35,7 +35,7 @@ def test_a_file_becomes_runs_each_in_a_folder_of_its_own(model: Path, tmp_path: 
     assert [p.name for p in plans] == ["plain-0", "plain-3", "hot-0", "hot-3"]
     configs = [p.config for p in plans]
     assert [c.seed for c in configs] == [0, 3, 0, 3]
-    assert [c.ppo.kl_coef for c in configs] == [0.05, 0.05, 0.0, 0.0] and configs[2].ppo.learning_rate == 1e-3
+    assert [c.ppo.kl_coef for c in configs] == [0.02, 0.02, 0.0, 0.0] and configs[2].ppo.learning_rate == 1e-3
     assert {c.run.output_dir for c in configs} == {str(tmp_path / "out" / p.name) for p in plans}
     assert len({c.run.checkpoint_dir for c in configs}) == 4
     assert all(c.evaluation.final_sentences == 40 and c.evaluation.eval_top_p == 0.9 for c in configs)
