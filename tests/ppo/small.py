@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,7 @@ def in_child(work: Callable[[], int]) -> int:
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads; none is at work here
         child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under `nohup` it is ignored, which a run respects
         code = 99
         try:
             code = work()
