@@ -214,11 +214,7 @@ def _warm_start(
         policy, config.warm_start, prompts, config.sampling, state.generator, config.ppo.batch_size,
         packed=config.scoring == "packed", say=run.log.say, check=stop.check,
     )  # fmt: skip
-    optimizer = _optimizer(config, policy)
-    # Every new optimizer moves the weights: what was recorded before reads them where they no longer are.
-    policy.graphs.clear()
-    policy.decoders.clear()
-    return optimizer
+    return _optimizer(config, policy)
 
 
 class Step(NamedTuple):

@@ -141,6 +141,8 @@ def search(
     found: dict[str, Found] = {}
     is_forced = config.warm_start == "forced"
     tries = 1
+    if is_forced:
+        sampling = replace(sampling, top_p=min(sampling.top_p, FORCED_TOP_P))
     if policy.device.type == "cuda":
         batch_size = max(batch_size, GPU_ROWS)
     elif is_forced:
@@ -156,8 +158,7 @@ def search(
             chosen += [occupation] * tries
             forced += [list(policy.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []] * tries
         starts = [prompts[o] + f for o, f in zip(chosen, forced, strict=True)]
-        how = replace(sampling, top_p=min(sampling.top_p, FORCED_TOP_P)) if is_forced else sampling
-        rollout = sample(policy, starts, how, generator)
+        rollout = sample(policy, starts, sampling, generator)
         drawn += batch_size
         made = [
             Example(occupation, prompts[occupation], start + tokens, "")

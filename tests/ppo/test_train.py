@@ -3,8 +3,6 @@
 import itertools
 import json
 import math
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -252,46 +250,6 @@ def test_occupations_held_out_are_never_sampled_not_even_by_the_warm_start(
     assert len(texts) == 48
     assert {t.split()[1] for t in texts} == set(OCCUPATIONS) - set(HOLDOUT)
     assert {e.occupation for e in collected} <= set(OCCUPATIONS) - set(HOLDOUT) and len(collected) == 40
-
-
-def test_a_signal_in_the_warm_start_ends_it_and_the_same_command_begins_it_again(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def settings(folder: Path) -> TrainConfig:
-        return small_config(model, folder, steps=2, warm_start="forced", warm_start_sentences=16)
-
-    supervise = warm_start.supervise
-    with monkeypatch.context() as patched:
-
-        def struck(*args: Any, check: Any, **named: Any) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)
-            supervise(*args, check=check, **named)
-
-        patched.setattr(warm_start, "supervise", struck)
-        assert train(settings(tmp_path / "a")) == Outcome("stopped", 0, 143)
-    assert checkpoints(tmp_path / "a") == []
-    for name in ("a", "b"):
-        assert train(settings(tmp_path / name)).status == "done"
-    first, second = (load_file(tmp_path / name / "out/model.safetensors") for name in ("a", "b"))
-    assert all(torch.equal(first[key], second[key]) for key in first)
-
-
-def test_a_run_killed_after_the_warm_start_goes_on_from_there(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def settings(folder: Path) -> TrainConfig:
-        return small_config(model, folder, steps=2, warm_start="forced", warm_start_sentences=16)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(training, "_run_steps", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            train(settings(tmp_path / "a"))
-    with monkeypatch.context() as patched:
-        patched.setattr(warm_start, "supervise", lambda *_, **__: 1 / 0)
-        assert train(settings(tmp_path / "a")).status == "done"
-    assert train(settings(tmp_path / "b")).status == "done"
-    first, second = (load_file(tmp_path / name / "out/model.safetensors") for name in ("a", "b"))
-    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_what_was_recorded_before_the_warm_start_moved_the_weights_is_forgotten(

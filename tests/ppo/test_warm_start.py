@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import os
 import re
+import signal
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,15 +12,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from equipoise.errors import UserError
 from equipoise.policy.load import Policy, PolicyConfig, load_policy
 from equipoise.policy.prompt import prompt_ids
 from equipoise.policy.sample import SamplingConfig, sample
 from equipoise.policy.score import score
+from equipoise.ppo import train as training
 from equipoise.ppo import warm_start
 from equipoise.ppo.evaluate import plain_nll
 from equipoise.ppo.supervised import Example, as_rollout, supervise
+from equipoise.ppo.train import Outcome, TrainConfig, train
 from equipoise.ppo.warm_start import (
     Found,
     WarmStartConfig,
@@ -34,6 +39,8 @@ from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
 from equipoise.protocol.prompts import PROMPTS
 from equipoise.protocol.reward import score as reward
 from equipoise.protocol.reward import strict_success
+
+from .small import checkpoints, small_config
 
 JOBS = OCCUPATIONS[:5]
 
@@ -320,3 +327,43 @@ def test_what_the_terms_earn_is_the_point_of_it(model: Path) -> None:
 def test_settings_that_teach_nothing_are_refused(settings: dict[str, float], says: str) -> None:
     with pytest.raises(UserError, match=says):
         WarmStartConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_a_signal_in_the_warm_start_ends_it_and_the_same_command_begins_it_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def settings(folder: Path) -> TrainConfig:
+        return small_config(model, folder, steps=2, warm_start="forced", warm_start_sentences=16)
+
+    supervise = warm_start.supervise
+    with monkeypatch.context() as patched:
+
+        def struck(*args: Any, check: Any, **named: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            supervise(*args, check=check, **named)
+
+        patched.setattr(warm_start, "supervise", struck)
+        assert train(settings(tmp_path / "a")) == Outcome("stopped", 0, 143)
+    assert checkpoints(tmp_path / "a") == []
+    for name in ("a", "b"):
+        assert train(settings(tmp_path / name)).status == "done"
+    first, second = (load_file(tmp_path / name / "out/model.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_run_killed_after_the_warm_start_goes_on_from_there(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def settings(folder: Path) -> TrainConfig:
+        return small_config(model, folder, steps=2, warm_start="forced", warm_start_sentences=16)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "_run_steps", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(settings(tmp_path / "a"))
+    with monkeypatch.context() as patched:
+        patched.setattr(warm_start, "supervise", lambda *_, **__: 1 / 0)
+        assert train(settings(tmp_path / "a")).status == "done"
+    assert train(settings(tmp_path / "b")).status == "done"
+    first, second = (load_file(tmp_path / name / "out/model.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
