@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import torch
 
-from equipoise.ppo.optimizer import MasterAdam
+from equipoise.learning.optimizer import MasterAdam
+from equipoise.ppo.config import WatchConfig
 from equipoise.ppo.run import Run
 from equipoise.ppo.state import Remedies, State
-from equipoise.ppo.watch import Alert, WatchConfig
+from equipoise.ppo.watch import Alert
 
 NONFINITE_EXIT = 3
 ALERT_EXIT = 4

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from equipoise.measures.shares import kl_bound
 from equipoise.policy.rollout import Rollout
 from equipoise.ppo import maths
-from equipoise.ppo.evaluate import BaseRates
+from equipoise.ppo.base import BaseRates
 from equipoise.ppo.update import UpdateStats
 from equipoise.ppo.window import Sentence, Window
 from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS
@@ -103,6 +104,6 @@ def distance(recent: Window, base: BaseRates | None) -> dict[str, float]:
     if base is None:
         return {}
     kl = recent.mean(s.kl for s in recent.sentences)
-    bound = maths.kl_bound(recent.mean(s.both for s in recent.sentences), base.rate("both"))
-    strict = maths.kl_bound(recent.mean(s.strict for s in recent.sentences), base.rate("strict"))
+    bound = kl_bound(recent.mean(s.both for s in recent.sentences), base.rate("both"))
+    strict = kl_bound(recent.mean(s.strict for s in recent.sentences), base.rate("strict"))
     return {"kl/bound": bound, "kl/excess": kl - bound, "kl/excess_strict": kl - strict}

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from equipoise.policy.memory import RowLimit
+from equipoise.ppo.base import BaseRates
 from equipoise.ppo.choice import Choice
-from equipoise.ppo.diversity import DiversityConfig, TermWindow
-from equipoise.ppo.evaluate import BaseRates
-from equipoise.ppo.update import RowLimit
+from equipoise.ppo.config import DiversityConfig
+from equipoise.ppo.diversity import TermWindow
 from equipoise.ppo.watch import Watch
 from equipoise.ppo.window import Window
 
 if TYPE_CHECKING:
-    from equipoise.ppo.train import TrainConfig
+    from equipoise.ppo.config import TrainConfig
 
 RECENT = 8
 """Steps over whose sentences running measures are taken: 512 sentences at the guide's batch size."""

@@ -3,15 +3,18 @@
 import pytest
 import torch
 
-from equipoise.policy.load import Policy, PolicyConfig, load_policy
+from equipoise.learning.optimizer import MasterAdam
+from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.policy.likelihood import kl_to_reference
+from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.prompt import prompt_ids
 from equipoise.policy.rollout import Rollout
-from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.policy.sample import sample
 from equipoise.policy.score import score
-from equipoise.ppo.evaluate import draw_sentences, evaluate, fluency, kl_to_reference, measure_base
+from equipoise.ppo.base import measure_base
+from equipoise.ppo.config import TrainConfig
+from equipoise.ppo.evaluate import draw_sentences, evaluate, fluency
 from equipoise.ppo.nonfinite import locate
-from equipoise.ppo.optimizer import MasterAdam
-from equipoise.ppo.train import TrainConfig
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import PROMPTS
 

@@ -16,12 +16,15 @@ from equipoise.errors import UserError
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.score import score
+from equipoise.ppo import step as stepping
 from equipoise.ppo import train as training
 from equipoise.ppo import warm_start
-from equipoise.ppo.diversity import DiversityConfig, TermWindow
+from equipoise.ppo.config import DiversityConfig, TrainConfig
+from equipoise.ppo.diversity import TermWindow
 from equipoise.ppo.log import defined_keys, undefined_keys
 from equipoise.ppo.metrics import step_metrics
-from equipoise.ppo.train import Outcome, TrainConfig, occupation_at, train
+from equipoise.ppo.step import occupation_at
+from equipoise.ppo.train import Outcome, train
 from equipoise.ppo.update import UpdateStats
 from equipoise.protocol import reward as protocol
 from equipoise.protocol.lexicon import HOLDOUT, OCCUPATIONS
@@ -51,7 +54,7 @@ def updates(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, list[torch.Tenso
     """What each update is given, and whether the old log-probs are exactly those of the policy in the very groups that
     the first epoch's optimizer steps see."""
     seen: list[tuple[Any, list[torch.Tensor], bool]] = []
-    update = training.update
+    update = stepping.update
 
     def look(policy: Policy, adam: Any, experience: Any, batches: Any, config: Any, t: float, **named: Any) -> Any:
         exact = []
@@ -64,7 +67,7 @@ def updates(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, list[torch.Tenso
         seen.append((experience, batches, all(exact)))
         return update(policy, adam, experience, batches, config, t, **named)
 
-    monkeypatch.setattr(training, "update", look)
+    monkeypatch.setattr(stepping, "update", look)
     return seen
 
 
