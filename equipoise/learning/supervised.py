@@ -122,6 +122,19 @@ def as_rollout(examples: Sequence[Example]) -> Rollout:
     return Rollout([e.prompt for e in examples], tokens, lengths, torch.ones(len(examples), dtype=torch.bool))
 
 
+@dataclass(frozen=True)
+class Supervision:
+    """How sentences are learnt. The learning rate rises in equal steps over the first `warmup` (a share) of all steps
+    and, with `decay`, falls linearly to 0 over the rest."""
+
+    epochs: int
+    learning_rate: float
+    batch_size: int = BATCH
+    """Sentences of one optimizer step."""
+    warmup: float = 0.0
+    decay: bool = False
+
+
 class Loss(NamedTuple):
     """Mean cross-entropy of one epoch, nats per completion token, the stop token included. `training` is the mean while
     the weights moved; `held_out` is at the end of the epoch, None where nothing is held out."""
@@ -134,34 +147,30 @@ def supervise(
     policy: Policy,
     examples: Sequence[Example],
     generator: torch.Generator,
+    how: Supervision,
     *,
-    batch_size: int = BATCH,
-    epochs: int,
-    learning_rate: float,
-    warmup: float = 0.0,
-    decay: bool = False,
     packed: bool,
     say: Callable[[str], None],
     held_out: Sequence[Example] = (),
     check: Callable[[], None] = lambda: None,
 ) -> list[Loss]:
-    """Minimise the token-mean cross-entropy of the completions, `batch_size` at a time, with an optimizer of its own.
+    """Minimise the token-mean cross-entropy of the completions, with an optimizer of its own. The mean of each epoch.
 
-    The learning rate rises in equal steps over the first `warmup` of all steps and, with `decay`, falls linearly to 0
-    over the rest. `check` is called after every optimizer step, and may raise to end it. Raises NonFiniteError where a
-    loss is not finite.
+    `check` is called after every optimizer step, and may raise to end it. Raises NonFiniteError where a loss is not
+    finite.
     """
+    batch_size, epochs = how.batch_size, how.epochs
     optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-8)
     steps = epochs * -(-len(examples) // batch_size)
-    rising = round(warmup * steps)
+    rising = round(how.warmup * steps)
     losses: list[Loss] = []
     step = 0
     for epoch in range(epochs):
         total, count = torch.zeros((), dtype=torch.float64, device=policy.device), 0
         for rows in torch.randperm(len(examples), generator=generator).split(batch_size):
             rate = min(1.0, (step + 1) / (rising + 1))
-            rate = min(rate, (steps - step) / max(1, steps - rising)) if decay else rate
-            optimizer.set_learning_rates(learning_rate * rate, 0.0)
+            rate = min(rate, (steps - step) / max(1, steps - rising)) if how.decay else rate
+            optimizer.set_learning_rates(how.learning_rate * rate, 0.0)
             part = as_rollout([examples[i] for i in rows.tolist()])
             logprobs = score(policy, part, 1.0, packed=packed, entropy=False).logprobs
             (-logprobs.mean()).backward()

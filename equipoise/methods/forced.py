@@ -58,8 +58,7 @@ def forced_sentences(
     except NonFiniteLogits as error:
         raise NonFiniteError(f"{error}: try --dtype float32, or another model") from None
     # What was recorded to sample with reads the weights where an optimizer will no longer leave them.
-    policy.graphs.clear()
-    policy.decoders.clear()
+    policy.forget_recordings()
     found = len(collected.examples)
     if found < BATCH:
         raise UserError(

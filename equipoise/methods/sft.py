@@ -109,7 +109,7 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     import torch
 
     from equipoise.learning.search import BATCH
-    from equipoise.learning.supervised import examples_of, read_rows, supervise
+    from equipoise.learning.supervised import Supervision, examples_of, read_rows, supervise
     from equipoise.methods.forced import Forced, as_completions, forced_sentences
     from equipoise.methods.prompted import model_name
     from equipoise.policy.card import ModelCard
@@ -155,11 +155,10 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     )
     began = time.perf_counter()
     losses = supervise(
-        policy, learnt, generator, epochs=config.epochs, learning_rate=config.rate, warmup=config.warmup, decay=True,
+        policy, learnt, generator, Supervision(config.epochs, config.rate, warmup=config.warmup, decay=True),
         packed=True, say=say, held_out=held,
     )  # fmt: skip
-    policy.graphs.clear()
-    policy.decoders.clear()
+    policy.forget_recordings()
     assert policy.source is not None
     record = {
         "config": settings,

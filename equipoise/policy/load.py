@@ -131,6 +131,12 @@ class Policy:
         features = nn.functional.layer_norm(hidden.detach().float(), (width,)) * width**-0.5
         return self.value_head(features).squeeze(-1)  # type: ignore[no-any-return]
 
+    def forget_recordings(self) -> None:
+        """Drop recorded graphs and the decoders' buffers: they read the weights where a new optimizer, which moves the
+        weights, no longer keeps them, and they hold memory."""
+        self.graphs.clear()
+        self.decoders.clear()
+
     def trained(self) -> dict[str, nn.Parameter]:
         """Every parameter the optimizer owns, by name; the value head's begin with `value_head.`"""
         named = beside_each_other({n: p for n, p in self.model.named_parameters() if p.requires_grad})

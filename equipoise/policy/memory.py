@@ -38,7 +38,6 @@ class RowLimit:
             if undo is not None:
                 undo()
             self.rows //= 2
-            policy.graphs.clear()
-            policy.decoders.clear()
+            policy.forget_recordings()
             torch.cuda.empty_cache()
             self.say(f"out of GPU memory: going on with {self.rows} completions at a time, same mini-batches")

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from equipoise.measures.shares import wilson
+from equipoise.measures.shares import kl_bound, wilson
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.load import Policy
 from equipoise.policy.sample import NonFiniteLogits
 from equipoise.ppo.evaluate import draw_sentences, fluency
+from equipoise.ppo.window import Window
 from equipoise.protocol.reward import score, strict_success
 
 if TYPE_CHECKING:
@@ -94,3 +95,13 @@ def base_rates(
     if rates is not None:
         say(rates.describe())
     return rates
+
+
+def distance(recent: Window, base: BaseRates | None) -> dict[str, float]:
+    """KL(π‖π_ref) of the last sentences beyond what their compliance needs; nothing where the base is unknown."""
+    if base is None:
+        return {}
+    kl = recent.mean(s.kl for s in recent.sentences)
+    bound = kl_bound(recent.mean(s.both for s in recent.sentences), base.rate("both"))
+    strict = kl_bound(recent.mean(s.strict for s in recent.sentences), base.rate("strict"))
+    return {"kl/bound": bound, "kl/excess": kl - bound, "kl/excess_strict": kl - strict}

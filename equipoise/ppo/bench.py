@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from equipoise import __version__
-from equipoise.learning.optimizer import MasterAdam
 from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import prompt_ids
@@ -16,6 +15,7 @@ from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.presets import preset
 from equipoise.ppo.state import State
 from equipoise.ppo.step import ppo_step
+from equipoise.ppo.training import Training, new_optimizer
 from equipoise.protocol.prompts import get_prompt
 
 
@@ -78,10 +78,10 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         # In front, where all prompts share it, as a longer chat header would be.
         prompts = {o: [p[0]] * (config.prompt_tokens - len(p)) + p for o, p in prompts.items()}
     state = State.begin(train, RowLimit(train.ppo.micro_batch_size))
-    optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=train.ppo.adam_eps)
+    training = Training(train, policy, new_optimizer(train, policy), state, prompts)
     seen: list[dict[str, float]] = []
     for number in range(config.bench_warmup + config.bench_steps):
-        step = ppo_step(train, policy, optimizer, state, prompts)
+        step = ppo_step(training)
         # Random weights have nothing to say of the reward: a failed step is a failed benchmark.
         assert step.problem is None, step.problem
         if number >= config.bench_warmup:

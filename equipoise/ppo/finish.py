@@ -3,39 +3,27 @@
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from equipoise.learning.optimizer import MasterAdam
-from equipoise.policy.load import Policy
 from equipoise.policy.sample import NonFiniteLogits
 from equipoise.ppo.choice import Evaluation, better
 from equipoise.ppo.evaluate import evaluate, fluency, groups
 from equipoise.ppo.run import Run
-from equipoise.ppo.state import State
 from equipoise.ppo.summary import SUMMARY, alerts, describe, read_rows, training_summary
+from equipoise.ppo.training import Training
 from equipoise.runs.files import write_json
-
-if TYPE_CHECKING:
-    from equipoise.ppo.config import TrainConfig
 
 FINAL = "final_sentences.jsonl"
 """The sentences that the closing summary measures."""
 
 
-def finish(
-    config: "TrainConfig",
-    policy: Policy,
-    optimizer: MasterAdam,
-    state: State,
-    prompts: Mapping[str, Sequence[int]],
-    run: Run,
-) -> None:
-    """Measure, export and summarise. `prompts` are those of all occupations, the held-out ones among them."""
+def finish(training: Training, run: Run) -> None:
+    """Measure, export and summarise."""
+    config, state = training.config, training.state
     output = Path(config.run.output_dir)
-    trained = {o: prompts[o] for o in config.occupations}
-    step, because, evaluation = settle(config, policy, optimizer, state, trained, run)
+    step, because, evaluation = select_export(training, run)
     summary: dict[str, Any] = {
         "steps": state.step,
         "seed": config.seed,
@@ -48,12 +36,12 @@ def finish(
         "alert_rollbacks": state.remedies.rollbacks,
         "skipped": state.skipped,
     }
-    with optimizer.averaged():
-        summary |= _final(config, policy, prompts, run, output)
+    with training.optimizer.averaged():
+        summary |= _final(training, run, output)
         # The weights come last: a folder that has them is complete.
         write_json(output / SUMMARY, summary)
         run.export(
-            policy,
+            training.policy,
             f"PPO, {state.step} steps of {config.ppo.batch_size} sentences, KL coefficient {state.kl_coef:.3g}; "
             f"exported: step {step}, {because}"
             + (", moving average of the weights" if config.ppo.average_weights else ""),
@@ -65,10 +53,9 @@ def finish(
     )
 
 
-def _final(
-    config: "TrainConfig", policy: Policy, prompts: Mapping[str, Sequence[int]], run: Run, output: Path
-) -> dict[str, Any]:
+def _final(training: Training, run: Run, output: Path) -> dict[str, Any]:
     """The exported model's own sentences, measured."""
+    config, policy, prompts = training.config, training.policy, training.prompts
     count = config.evaluation.final_sentences
     if not count:
         return {}
@@ -94,20 +81,15 @@ def _final(
     }
 
 
-def evaluate_checkpoint(
-    config: "TrainConfig",
-    policy: Policy,
-    optimizer: MasterAdam,
-    state: "State",
-    prompts: Mapping[str, Sequence[int]],
-    run: Run,
-) -> Evaluation | None:
+def evaluate_checkpoint(training: Training, run: Run) -> Evaluation | None:
     """Sample and measure the weights as they would be exported. None where their logits are not finite."""
+    config, state = training.config, training.state
     count, rows = config.evaluation.eval_sentences, config.ppo.batch_size
     sampling = config.evaluation.sampling(config.sampling)
     try:
-        with optimizer.averaged():
-            measured, _ = evaluate(policy, prompts, sampling, count, "evaluation", rows)
+        with training.optimizer.averaged():
+            prompts = training.trained_prompts
+            measured, _ = evaluate(training.policy, prompts, sampling, count, "evaluation", rows)
     except NonFiniteLogits as error:
         run.log.event(state.step, "nonfinite", what=f"{error}, in an evaluation")
         return None
@@ -117,19 +99,13 @@ def evaluate_checkpoint(
     return {"step": state.step, **measured}
 
 
-def mark_checkpoint(
-    config: "TrainConfig",
-    policy: Policy,
-    optimizer: MasterAdam,
-    state: "State",
-    prompts: Mapping[str, Sequence[int]],
-    run: Run,
-) -> None:
+def mark_checkpoint(training: Training, run: Run) -> None:
     """Before a checkpoint that is kept: note whether it is the best so far, and whether nothing was amiss."""
+    state = training.state
     if state.watch.at_ease:
         state.watch.healthy_step = state.step
-    if config.evaluation.eval_sentences:
-        found = evaluate_checkpoint(config, policy, optimizer, state, prompts, run)
+    if training.config.evaluation.eval_sentences:
+        found = evaluate_checkpoint(training, run)
         if found is not None:
             run.log.evaluation(state.step, found)
             state.choice.consider(found)
@@ -143,24 +119,18 @@ class Exported(NamedTuple):
     evaluation: Evaluation | None
 
 
-def settle(
-    config: "TrainConfig",
-    policy: Policy,
-    optimizer: MasterAdam,
-    state: "State",
-    prompts: Mapping[str, Sequence[int]],
-    run: Run,
-) -> Exported:
+def select_export(training: Training, run: Run) -> Exported:
     """At the end: put the weights that are to be exported in place.
 
     The last weights take part without being remembered, so that a run which goes on is not changed by having ended.
     """
+    config, state = training.config, training.state
     evaluation, choice = config.evaluation, state.choice
     if not evaluation.eval_sentences:
         return Exported(state.step, "the last step", None)
     last = choice.best if choice.step == state.step else None
     if last is None and state.step % config.run.save_every != 0:
-        last = evaluate_checkpoint(config, policy, optimizer, state, prompts, run)
+        last = evaluate_checkpoint(training, run)
     if evaluation.export == "last":
         return Exported(state.step, "the last step, as asked", last)
     if last is not None and (
@@ -170,7 +140,7 @@ def settle(
     checkpoint = run.checkpoint_at(choice.step) if choice.step is not None else None
     if checkpoint is None or choice.best is None:
         return Exported(state.step, "the last step: the checkpoint of the best evaluation is gone", last)
-    optimizer.load_state(checkpoint.tensors("weights"), checkpoint.tensors("optimizer"))
+    training.optimizer.load_state(checkpoint.tensors("weights"), checkpoint.tensors("optimizer"))
     because = f"the best evaluation ({_words(choice.best)}), not the last step {state.step}"
     return Exported(checkpoint.step, because, choice.best)
 

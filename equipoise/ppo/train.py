@@ -1,8 +1,4 @@
-"""PPO: sample → reward → score by policy and reference → advantages → update → log → save.
-
-Shapes: B completions, T steps, N real tokens laid flat; tensors of a step's experience live on the CPU, where they are
-small, and go to the device where the model needs them.
-"""
+"""The training loop: one PPO step after the other, logged, guarded and saved, until the run is complete or stopped."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,18 +6,18 @@ from typing import Literal
 import torch
 
 from equipoise.errors import NonFiniteError
-from equipoise.learning.optimizer import MasterAdam
-from equipoise.policy.load import Policy, load_policy
+from equipoise.policy.load import load_policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import leaked_terms, prompt_ids
 from equipoise.ppo.base import BaseRates, base_rates
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.finish import finish, mark_checkpoint
-from equipoise.ppo.guard import ALERT_EXIT, NONFINITE_EXIT, react, recover
+from equipoise.ppo.guard import ALERT_EXIT, NONFINITE_EXIT, on_alert, on_nonfinite
 from equipoise.ppo.nonfinite import locate
 from equipoise.ppo.run import Run
 from equipoise.ppo.state import State
-from equipoise.ppo.step import RewardFunction, ppo_step
+from equipoise.ppo.step import ppo_step
+from equipoise.ppo.training import RewardFunction, Training, new_optimizer
 from equipoise.ppo.warm_start import warm_start
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import get_prompt
@@ -57,25 +53,15 @@ def train(
                 f"this run is complete ({config.steps} steps): raise --steps to go on, or --overwrite to start anew"
             )
             return Outcome("done", config.steps, 0)
-        torch.manual_seed(config.seed)  # adapters start at random
-        prompt = get_prompt(config.prompt)
-        policy = load_policy(config.policy, prompt)
-        everyone = {o: prompt_ids(policy.tokenizer, prompt, o, config.system) for o in OCCUPATIONS}
-        prompts = {o: everyone[o] for o in config.occupations}
-        leaked = leaked_terms(policy.tokenizer, prompt, config.system)
-        state = State.begin(config, RowLimit(config.ppo.micro_batch_size, run.log.say), leaked)
-        optimizer = _optimizer(config, policy)
-        if run.resumed is not None:
-            run.restore(run.resumed, optimizer, state)
-        else:
-            state.base = base or base_rates(config, policy, prompts, run.log.say)
+        training = _begin(config, reward_fn, run, base)
+        state = training.state
         try:
             if run.resumed is None and config.warm_start.wanted:
-                optimizer = _warm_start(config, policy, state, prompts, run, stop)
-                run.save(optimizer, state)  # it took minutes, perhaps
-            outcome = _run_steps(config, policy, optimizer, state, prompts, run, reward_fn, stop)
+                warm_start(training, run.log.say, stop.check)
+                run.save(training.optimizer, state)  # the warm start can take minutes
+            outcome = _run_steps(training, run, stop)
             if outcome.status == "done":
-                finish(config, policy, optimizer, state, everyone, run)
+                finish(training, run)
             return outcome
         except Stopped:
             assert stop.received is not None
@@ -88,32 +74,40 @@ def train(
             return Outcome("nonfinite", state.step, NONFINITE_EXIT)
 
 
-def _run_steps(
-    config: TrainConfig,
-    policy: Policy,
-    optimizer: MasterAdam,
-    state: State,
-    prompts: dict[str, list[int]],
-    run: Run,
-    reward_fn: RewardFunction | None,
-    stop: StopSignals,
-) -> Outcome:
+def _begin(config: TrainConfig, reward_fn: RewardFunction | None, run: Run, base: BaseRates | None) -> Training:
+    """The policy and all that belongs to it: as the run's newest checkpoint left it, or untrained and measured."""
+    torch.manual_seed(config.seed)  # adapters start at random
+    prompt = get_prompt(config.prompt)
+    policy = load_policy(config.policy, prompt)
+    prompts = {o: prompt_ids(policy.tokenizer, prompt, o, config.system) for o in OCCUPATIONS}
+    leaked = leaked_terms(policy.tokenizer, prompt, config.system)
+    state = State.begin(config, RowLimit(config.ppo.micro_batch_size, run.log.say), leaked)
+    training = Training(config, policy, new_optimizer(config, policy), state, prompts, reward_fn)
+    if run.resumed is not None:
+        run.restore(run.resumed, training.optimizer, state)
+    else:
+        state.base = base or base_rates(config, policy, training.trained_prompts, run.log.say)
+    return training
+
+
+def _run_steps(training: Training, run: Run, stop: StopSignals) -> Outcome:
+    config, state, optimizer = training.config, training.state, training.optimizer
     while state.step < config.steps and stop.received is None:
-        step = ppo_step(config, policy, optimizer, state, prompts, reward_fn)
+        step = ppo_step(training)
         if step.metrics:
             run.log.step(state.step, step.metrics, step.timings | {"time/save": run.take_save_seconds()})
         if state.step % config.run.sample_every == 0 or state.step == 1:
             run.log.samples(state.step, step.rewards)
-        if step.alerts and not react(run, optimizer, state, config.watch, step.alerts):
+        if step.alerts and not on_alert(training, run, step.alerts):
             run.save(optimizer, state)
             return Outcome("alert", state.step, ALERT_EXIT)
         if step.problem is not None:
-            origin = locate(policy, step.rollout, step.evidence, config)
+            origin = locate(training.policy, step.rollout, step.evidence, config)
             run.dump(state.step, step.problem, step.rollout, step.evidence, origin)
-            if not recover(run, optimizer, state, step.problem):
+            if not on_nonfinite(training, run, step.problem):
                 return Outcome("nonfinite", state.step, NONFINITE_EXIT)
         if run.is_due(state) and state.step > run.saved_step:
-            mark_checkpoint(config, policy, optimizer, state, prompts, run)
+            mark_checkpoint(training, run)
         run.save_if_due(optimizer, state)
 
     run.save(optimizer, state)
@@ -122,19 +116,3 @@ def _run_steps(
         run.log.say(f"stopped by {stop.received.name} after step {state.step}; saved. The same command continues.")
         return Outcome("stopped", state.step, stop.exit_code)
     return Outcome("done", state.step, 0)
-
-
-def _optimizer(config: TrainConfig, policy: Policy) -> MasterAdam:
-    ppo = config.ppo
-    return MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=ppo.adam_eps, average=ppo.average_weights)
-
-
-def _warm_start(
-    config: TrainConfig, policy: Policy, state: State, prompts: dict[str, list[int]], run: Run, stop: StopSignals
-) -> MasterAdam:
-    """The supervised stage before PPO; returns a fresh optimizer. Raises Stopped."""
-    warm_start(
-        policy, config.warm_start, prompts, config.sampling, state.generator, config.ppo.batch_size,
-        packed=config.scoring == "packed", say=run.log.say, check=stop.check,
-    )  # fmt: skip
-    return _optimizer(config, policy)

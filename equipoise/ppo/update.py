@@ -4,7 +4,7 @@ Shapes as in `maths`: B completions, T steps, N real tokens laid flat.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,17 +18,7 @@ from equipoise.policy.rollout import Rollout
 from equipoise.policy.score import Pack, pack, score, score_pack
 from equipoise.ppo import maths
 from equipoise.ppo.config import PPOConfig
-
-
-class Experience(NamedTuple):
-    """A rollout with all that the update needs; (B, T) tensors, 0 outside the mask."""
-
-    rollout: Rollout
-    old_logp_BT: Tensor
-    old_values_BT: Tensor
-    returns_BT: Tensor
-    advantages_BT: Tensor
-    """Whitened over the whole batch."""
+from equipoise.ppo.experience import Experience
 
 
 class UpdateStats(NamedTuple):
@@ -59,11 +49,10 @@ def update(
     temperature: float,
     *,
     packed: bool,
-    limit: "RowLimit | None" = None,
-    meanwhile: Callable[[], None] = lambda: None,
+    limit: RowLimit | None = None,
 ) -> UpdateStats:
     """Take up to len(batches) optimizer steps. Stops, before stepping, at the first mini-batch whose KL exceeds
-    target_kl, and at anything non-finite. `meanwhile` is called once, while a GPU works on the first mini-batch."""
+    target_kl, and at anything non-finite."""
     seen: list[dict[str, float]] = []
     update_kl, early_stop, nonfinite = 0.0, False, None
     limit = limit or RowLimit(config.micro_batch_size)
@@ -85,8 +74,6 @@ def update(
             return torch.cat([_total(sums), optimizer.norms()])
 
         numbers = limit.run(policy, gradients, undo=optimizer.zero_grad)
-        if number == 0:
-            meanwhile()
         if number + 1 < len(batches):
             # Laid out while the GPU works: reading the numbers waits for it, once per optimizer step.
             ahead[number + 1, limit.rows] = parts_of(number + 1, limit.rows)

@@ -15,10 +15,10 @@ import torch
 from equipoise.errors import UserError
 from equipoise.learning.collect import collect, said
 from equipoise.learning.search import BATCH
-from equipoise.learning.supervised import Example, examples_of, read_rows, supervise
-from equipoise.policy.config import SamplingConfig
+from equipoise.learning.supervised import Example, Supervision, examples_of, read_rows, supervise
 from equipoise.policy.load import Policy
 from equipoise.ppo.config import WarmStartConfig
+from equipoise.ppo.training import Training, new_optimizer
 
 
 def read(
@@ -39,40 +39,28 @@ def read(
     return [examples[i] for i in chosen.tolist()]
 
 
-def warm_start(
-    policy: Policy,
-    config: WarmStartConfig,
-    prompts: dict[str, list[int]],
-    sampling: SamplingConfig,
-    generator: torch.Generator,
-    batch_size: int,
-    *,
-    packed: bool,
-    say: Callable[[str], None],
-    check: Callable[[], None] = lambda: None,
-) -> None:
-    """The whole stage: find the sentences, learn from them, as often as asked. `check` is called now and then, and may
-    raise to end it. Raises UserError; NonFiniteError."""
+def warm_start(training: Training, say: Callable[[str], None], check: Callable[[], None] = lambda: None) -> None:
+    """The whole stage: find the sentences, learn from them, as often as asked; then a fresh optimizer. `check` is
+    called now and then, and may raise to end it. Raises UserError; NonFiniteError."""
+    config, policy, generator = training.config.warm_start, training.policy, training.state.generator
+    prompts, sampling, batch_size = training.trained_prompts, training.config.sampling, training.config.ppo.batch_size
+    how = Supervision(
+        config.warm_start_epochs, config.warm_start_learning_rate, config.warm_start_batch_size, warmup=0.1, decay=True
+    )
     for number in range(config.warm_start_rounds):
-        label = (
-            f"warm start {number + 1} of {config.warm_start_rounds}" if config.warm_start_rounds > 1 else "warm start"
-        )
+        rounds = f" {number + 1} of {config.warm_start_rounds}" if config.warm_start_rounds > 1 else ""
+        label = f"warm start{rounds}"
         if config.warm_start_file and number == 0:
             examples = read(Path(config.warm_start_file), policy, config, prompts, generator)
         else:
-            how = config if number == 0 else replace(config, warm_start="samples", warm_start_file="")
-            examples = collect(
-                policy, how.search, prompts, sampling, generator, batch_size, said(say, f"{label}: ", check)
-            )
+            wanted = config.search if number == 0 else replace(config.search, forced=False)
+            told = said(say, f"{label}: ", check)
+            examples = collect(policy, wanted, prompts, sampling, generator, batch_size, told)
         say(f"{label}: learning from {len(examples):,} sentences, such as {examples[0].text!r}")
-        supervise(
-            policy, examples, generator, batch_size=config.warm_start_batch_size, epochs=config.warm_start_epochs,
-            learning_rate=config.warm_start_learning_rate, warmup=0.1, decay=True, packed=packed,
-            say=partial(_labelled, say, label), check=check,
-        )  # fmt: skip
-        # Every new optimizer moves the weights: what was recorded before reads them where they no longer are.
-        policy.graphs.clear()
-        policy.decoders.clear()
+        packed = training.config.scoring == "packed"
+        supervise(policy, examples, generator, how, packed=packed, say=partial(_labelled, say, label), check=check)
+        policy.forget_recordings()
+    training.optimizer = new_optimizer(training.config, policy)
 
 
 def _labelled(say: Callable[[str], None], label: str, line: str) -> None:

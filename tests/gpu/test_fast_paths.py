@@ -13,7 +13,8 @@ from equipoise.policy.sample import sample
 from equipoise.policy.score import score
 from equipoise.ppo import maths
 from equipoise.ppo.config import PPOConfig
-from equipoise.ppo.update import Experience, mini_batches, update
+from equipoise.ppo.experience import Experience
+from equipoise.ppo.update import mini_batches, update
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import PROMPTS
 

@@ -63,8 +63,7 @@ def test_weights_swapped_for_their_average_are_what_recorded_graphs_compute_with
         return sample(policy, ids, config, uniform_BT=torch.zeros(20, config.max_new_tokens, dtype=torch.float64)).cpu()
 
     adam = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-5, average=0.9)
-    policy.graphs.clear()
-    policy.decoders.clear()
+    policy.forget_recordings()
     before = greedy()
     assert adam.average is not None
     adam.average.add_(0.02 * torch.randn_like(adam.average))
@@ -75,8 +74,7 @@ def test_weights_swapped_for_their_average_are_what_recorded_graphs_compute_with
 
 def test_an_evaluation_is_the_same_when_repeated_and_the_search_for_an_origin_leaves_no_trace(policy: Policy) -> None:
     MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-5)
-    policy.graphs.clear()
-    policy.decoders.clear()
+    policy.forget_recordings()
     first, drawn = evaluate(policy, prompts(policy), NUCLEUS, 150, "evaluation", 64)
     assert fluency(policy, drawn) is not None
     rollout = drawn.rollouts[0]

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from equipoise.errors import UserError
-from equipoise.learning.supervised import Example, as_rollout, cross_entropy, examples_of, read_rows, supervise
+from equipoise.learning.supervised import (
+    Example,
+    Supervision,
+    as_rollout,
+    cross_entropy,
+    examples_of,
+    read_rows,
+    supervise,
+)
 from equipoise.policy.config import PolicyConfig
 from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.prompt import prompt_ids, sentences_of
@@ -94,7 +102,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_completion_tokens_the_stop_among_
     said: list[str] = []
     generator = torch.Generator().manual_seed(0)
     losses = supervise(
-        policy, examples, generator, epochs=2, learning_rate=1e-12, packed=True, say=said.append, held_out=examples[:3]
+        policy, examples, generator, Supervision(2, 1e-12), packed=True, say=said.append, held_out=examples[:3]
     )
     # Without a step to speak of, both epochs report the same.
     assert [loss.training for loss in losses] == pytest.approx([expected, expected], abs=1e-5)
@@ -114,11 +122,11 @@ def test_the_learning_rate_rises_in_equal_steps_and_falls_to_nothing(
     examples = [Example("nurse", prompts_of(policy)["nurse"], [4, 1], "")] * 80  # five steps an epoch
     arguments = {"packed": True, "say": lambda _: None}
     generator = torch.Generator().manual_seed(0)
-    supervise(policy, examples, generator, epochs=2, learning_rate=1.0, warmup=0.4, decay=True, **arguments)  # type: ignore[arg-type]
+    supervise(policy, examples, generator, Supervision(2, 1.0, warmup=0.4, decay=True), **arguments)  # type: ignore[arg-type]
     # Four of ten steps rise to the top, which the fifth has; six fall.
     assert rates == pytest.approx([1 / 5, 2 / 5, 3 / 5, 4 / 5, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
     rates.clear()
-    supervise(policy, examples, generator, epochs=1, learning_rate=1.0, **arguments)  # type: ignore[arg-type]
+    supervise(policy, examples, generator, Supervision(1, 1.0), **arguments)  # type: ignore[arg-type]
     assert rates == [1.0] * 5
 
 

@@ -61,8 +61,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
     script: dict[int, float] = {}
     evaluate = finishing.evaluate_checkpoint
 
-    def pretend(config: Any, policy: Any, optimizer: Any, state: Any, *rest: Any) -> Any:
-        return evaluate(config, policy, optimizer, state, *rest) | {"strict": script.get(state.step, 0.0)}
+    def pretend(training: Any, run: Any) -> Any:
+        return evaluate(training, run) | {"strict": script.get(training.state.step, 0.0)}
 
     monkeypatch.setattr(finishing, "evaluate_checkpoint", pretend)
     return script

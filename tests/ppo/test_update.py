@@ -17,7 +17,8 @@ from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import sample
 from equipoise.policy.score import score
 from equipoise.ppo.config import PPOConfig
-from equipoise.ppo.update import Experience, mini_batches, update
+from equipoise.ppo.experience import Experience
+from equipoise.ppo.update import mini_batches, update
 from tests.tiny import bare_policy, next_logprobs, perturb, pretend_graphs
 
 PROMPTS = [[1, 2, 3], [4], [1, 2, 3], [2, 2], [4], [1, 2], [3], [1, 2, 3]]

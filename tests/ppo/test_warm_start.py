@@ -18,18 +18,21 @@ from equipoise.errors import UserError
 from equipoise.learning import collect as collecting
 from equipoise.learning.collect import Found, collect, conditional, forced_cases, likeliest, repeats, search
 from equipoise.learning.search import Search
-from equipoise.learning.supervised import Example, as_rollout, supervise
+from equipoise.learning.supervised import Example, Supervision, as_rollout, supervise
 from equipoise.measures.variety import masked
 from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.likelihood import plain_nll
 from equipoise.policy.load import Policy, load_policy
+from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import prompt_ids
 from equipoise.policy.sample import sample
 from equipoise.policy.score import score
 from equipoise.ppo import train as training
 from equipoise.ppo import warm_start
 from equipoise.ppo.config import TrainConfig, WarmStartConfig
+from equipoise.ppo.state import State
 from equipoise.ppo.train import Outcome, train
+from equipoise.ppo.training import Training, new_optimizer
 from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
 from equipoise.protocol.prompts import PROMPTS
 from equipoise.protocol.reward import score as reward
@@ -210,11 +213,11 @@ def test_later_rounds_learn_what_the_policy_writes_by_itself(model: Path, monkey
         warm_start="forced", warm_start_sentences=16, warm_start_candidates=2, warm_start_rounds=3,
         warm_start_learning_rate=3e-3,
     )  # fmt: skip
-    prompts = {job: prompt_ids(policy.tokenizer, PROMPTS["raw"], job) for job in JOBS}
-    generator = torch.Generator().manual_seed(0)
-    warm_start.warm_start(
-        policy, config, prompts, SamplingConfig(max_new_tokens=12), generator, 64, packed=True, say=lambda _: None
-    )
+    prompts = {job: prompt_ids(policy.tokenizer, PROMPTS["raw"], job) for job in OCCUPATIONS}
+    whole = TrainConfig(warm_start=config, sampling=SamplingConfig(max_new_tokens=12))
+    state = State.begin(whole, RowLimit(16))
+    training = Training(whole, policy, new_optimizer(whole, policy), state, prompts)
+    warm_start.warm_start(training, say=lambda _: None)
     assert [kind for kind, _ in calls] == [True, False, False] and len(shown) == 3
     before = mean_logprob(load(model), shown[0])
     assert calls[1][1] > before + 0.1  # the second round draws from a policy that has learnt the first
@@ -271,7 +274,7 @@ def test_learning_makes_the_sentences_likelier_and_moves_neither_reference_nor_v
     before = {r: (mean_logprob(policy, examples, r), mean_logprob(policy, others, r)) for r in (False, True)}
     lines: list[str] = []
     generator = torch.Generator().manual_seed(0)
-    supervise(policy, examples, generator, epochs=3, learning_rate=3e-3, packed=True, say=lines.append)
+    supervise(policy, examples, generator, Supervision(3, 3e-3), packed=True, say=lines.append)
     after = {r: (mean_logprob(policy, examples, r), mean_logprob(policy, others, r)) for r in (False, True)}
     assert after[False][0] > before[False][0] + 0.1
     assert after[False][0] - before[False][0] > after[False][1] - before[False][1]  # those it was shown, above all
@@ -290,7 +293,7 @@ def test_learning_is_deterministic(model: Path, packed: bool) -> None:
         policy = load(model)
         examples = gather(policy, "forced", sentences=32)
         generator = torch.Generator().manual_seed(0)
-        supervise(policy, examples, generator, epochs=2, learning_rate=1e-4, packed=packed, say=lambda _: None)
+        supervise(policy, examples, generator, Supervision(2, 1e-4), packed=packed, say=lambda _: None)
         ends.append({name: p.detach().clone() for name, p in policy.trained().items()})
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
