@@ -1,4 +1,4 @@
-"""What the documentation says is there: commands, options, files, functions, links, examples, and tables of all kinds."""
+"""What the documentation says is there: commands, options, files, functions, links, examples, tables."""
 
 import ast
 import dataclasses
