@@ -169,7 +169,7 @@ def test_every_file_and_function_that_is_named_is_there(page: str) -> None:
     for name in re.findall(r"`([\w-]+/[\w./-]+\.(?:py|yaml|csv|md))`", PAGES[page]):
         if "NAME" not in name and not name.startswith(("study/", "rlhf_")):
             assert (ROOT / name).is_file() or (ROOT / "equipoise" / name).is_file(), name
-    for name, called in re.findall(r"`([\w/]+\.py)` → ((?:`\w+`(?:, | and )?)+)", PAGES[page]):
+    for name, called in re.findall(r"`([\w/]+\.py)` →\s+((?:`\w+`(?:,\s+|\s+and\s+)?)+)", PAGES[page]):
         missing = set(re.findall(r"`(\w+)`", called)) - top_level(ROOT / name)
         assert not missing, f"{name} has no {missing}"
 
