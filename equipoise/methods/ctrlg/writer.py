@@ -26,6 +26,7 @@ from equipoise.policy.prompt import Tokenizer, sentences_of, stop_ids
 from equipoise.policy.sample import sample
 from equipoise.protocol.lexicon import LEXICON, Lexicon
 from equipoise.protocol.prompts import Prompt
+from equipoise.protocol.task import PROTOCOL
 
 VERSION = 1
 """Raised when the distillation changes, so that an HMM made before is not used."""
@@ -221,7 +222,7 @@ class CtrlG:
             rows = torch.nonzero(chosen_B == c).squeeze(-1)
             named = [occupations[i] for i in rows.tolist()]
             for i, text in zip(
-                rows.tolist(), sentences_of(self.policy.tokenizer, rollout.select(rows), named), strict=True
+                rows.tolist(), sentences_of(self.policy.tokenizer, rollout.select(rows), named, PROTOCOL), strict=True
             ):
                 texts[i] = text
         return Written(texts, log_weight_B.tolist(), sum(int(rollout.lengths_B.sum()) for rollout in rollouts))
