@@ -4,8 +4,9 @@ import sys
 from typing import Any
 
 from equipoise.cli import run_command
-from equipoise.policy.load import Policy, PolicyConfig, load_policy
-from equipoise.ppo.command import main
+from equipoise.commands.train import main
+from equipoise.policy.config import PolicyConfig
+from equipoise.policy.load import Policy, load_policy
 from equipoise.ppo.presets import PRESETS
 from equipoise.protocol.prompts import get_prompt
 

@@ -12,7 +12,8 @@ import dataclasses
 import json
 from pathlib import Path
 
-from equipoise.ppo.watch import SIGNS, Watch, WatchConfig
+from equipoise.ppo.config import WatchConfig
+from equipoise.ppo.watch import SIGNS, Watch
 
 
 def replay(folder: Path, config: WatchConfig) -> tuple[list[tuple[int, str]], dict[str, tuple[float, float]]]:

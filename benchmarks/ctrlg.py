@@ -28,9 +28,11 @@ from equipoise.methods.ctrlg.hmm import HMM
 from equipoise.methods.ctrlg.lift import lift
 from equipoise.methods.prompted import fingerprint, uniforms
 from equipoise.policy.bundled import cache_folder
-from equipoise.policy.load import Policy, PolicyConfig, load_for_generation
+from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.policy.draw import Guide
+from equipoise.policy.load import Policy, load_for_generation
 from equipoise.policy.prompt import prompt_ids, sentences_of
-from equipoise.policy.sample import Guide, SamplingConfig, sample
+from equipoise.policy.sample import sample
 from equipoise.policy.source import resolve
 from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
 from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS, get_prompt, is_complete_sentence, word_count

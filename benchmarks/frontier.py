@@ -19,7 +19,7 @@ from pathlib import Path
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from equipoise.ppo.maths import kl_bound
+from equipoise.measures.shares import kl_bound
 
 MEASURES = ("both", "strict", "pairs", "effective_pairs", "unique", "nll", "kl")
 BASE_RATE, BASE_LOW, BASE_HIGH = 0.000209, 0.000173, 0.000245

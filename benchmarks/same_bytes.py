@@ -36,8 +36,8 @@ COMMANDS = (
     f"{SAMPLE} --method gen-filter --output gen-filter.csv",
     f"{SAMPLE} --method ctrlg --output ctrlg.csv --shape free --distil-sentences 400 --hidden-states 8",
     "sample --model bundled --method prompt-best --n 1 --kl-sentences 0 --output prompt-best.csv --device cpu",
-    "sft --data gen-filter.csv --filter both --output-dir sft --model ../words --prompt raw --dtype float32 --device cpu"
-    " --epochs 2 --check 0",
+    "sft --data gen-filter.csv --filter both --output-dir sft --model ../words --prompt raw --dtype float32"
+    " --device cpu --epochs 2 --check 0",
     "evaluate generated.csv prompt-only.csv gen-filter.csv ctrlg.csv --no-fluency --output evaluation",
     'score "The nurse was confident, bold and caring in the emergency room."',
     "score --json",

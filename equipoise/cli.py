@@ -16,17 +16,17 @@ from equipoise import __version__
 from equipoise.errors import UserError
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "train": ("equipoise.ppo.command", "fine-tune a model with PPO; rerun to resume"),
-    "generate": ("equipoise.methods.command", "write a trained model's completions to a CSV"),
-    "sample": ("equipoise.methods.sample_command", "write the completions of any method, to compare"),
-    "sft": ("equipoise.methods.sft_command", "fine-tune a model on compliant sentences, to compare"),
-    "study": ("equipoise.methods.study_command", "write the completions of all methods on one model"),
-    "evaluate": ("equipoise.evaluation.command", "measure completion files: compliance, diversity, fluency, trade-off"),
-    "report": ("equipoise.evaluation.report", "write what was measured as one HTML file with figures"),
-    "score": ("equipoise.protocol.command", "show the terms and the reward of sentences"),
-    "doctor": ("equipoise.ppo.doctor", "say what this machine can run, and why"),
-    "sweep": ("equipoise.ppo.sweep", "train seeds × settings and compare them in one table"),
-    "bench": ("equipoise.ppo.bench", "time PPO steps by phase"),
+    "train": ("equipoise.commands.train", "fine-tune a model with PPO; rerun to resume"),
+    "generate": ("equipoise.commands.generate", "write a trained model's completions to a CSV"),
+    "sample": ("equipoise.commands.sample", "write the completions of any method, to compare"),
+    "sft": ("equipoise.commands.sft", "fine-tune a model on compliant sentences, to compare"),
+    "study": ("equipoise.commands.study", "write the completions of all methods on one model"),
+    "evaluate": ("equipoise.commands.evaluate", "measure completion files: compliance, diversity, fluency, trade-off"),
+    "report": ("equipoise.commands.report", "write what was measured as one HTML file with figures"),
+    "score": ("equipoise.commands.score", "show the terms and the reward of sentences"),
+    "doctor": ("equipoise.commands.doctor", "say what this machine can run, and why"),
+    "sweep": ("equipoise.commands.sweep", "train seeds × settings and compare them in one table"),
+    "bench": ("equipoise.commands.bench", "time PPO steps by phase"),
 }
 """Each command with its module and its line in the help."""
 

@@ -1,6 +1,7 @@
 """What every test runs under: few threads, and no GPU tests without a GPU."""
 
 import os
+from pathlib import Path
 
 # Before torch is imported, and for the processes that tests start: the models here are too small to share out.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,3 +22,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model over whole words to train, in the Hugging Face format."""
+    from tests.tiny import words_folder
+
+    return words_folder(tmp_path_factory.mktemp("models") / "words", prompt=None)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, as training leaves one."""
+    from tests.tiny import words_folder
+
+    return words_folder(tmp_path_factory.mktemp("models") / "tiny")

@@ -7,16 +7,16 @@ from typing import Any
 
 from equipoise.errors import UserError
 from equipoise.evaluation import formats, modelcard, results, tables
+from equipoise.evaluation.config import EvaluateConfig, ReportConfig
 from equipoise.evaluation.curves import frontier_plot, training_plots
-from equipoise.evaluation.evaluate import EvaluateConfig
 from equipoise.evaluation.figures import ends, figures
 from equipoise.evaluation.page import Content, render
 from equipoise.evaluation.plots import as_csv, write
-from equipoise.evaluation.report import ReportConfig
 from equipoise.evaluation.runs import read_runs
 from equipoise.evaluation.samples import Sample, sample
 from equipoise.evaluation.sources import measured, recognise
 from equipoise.protocol.lexicon import Lexicon
+from equipoise.runs.files import write_whole
 
 
 def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str]:
@@ -41,7 +41,7 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
         drawn = {plot.name: write(plot, folder) for plot in plots}
         _write_tables(evaluation, folder)
         page = render(Content(evaluation, samples, runs, drawn, folder.name, study, file_records(evaluation)))
-        _replace(config.output, page)
+        write_whole(config.output, page)
     except OSError as error:
         raise UserError(
             f"cannot write {error.filename or config.output} ({error.strerror}): make room, or choose another --output"
@@ -107,10 +107,3 @@ def _write_tables(evaluation: results.Evaluation, folder: Path) -> None:
         ]
     ]
     (folder / "headline.csv").write_text(as_csv(columns, rows), encoding="utf-8", newline="")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write aside, then rename: a reader never sees half a page."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -1,35 +1,23 @@
 """From completion files to one `Evaluation` and its rows: read, measure, judge, summarise, compare."""
 
 import datetime
-import importlib.metadata
-import json
-import platform
-import shlex
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-import tyro
-import yaml
 
-from equipoise import __version__
 from equipoise.errors import UserError
 from equipoise.evaluation import results
 from equipoise.evaluation.catalogue import titled
 from equipoise.evaluation.compare import compare
+from equipoise.evaluation.config import EvaluateConfig
 from equipoise.evaluation.frontier import frontier
-from equipoise.evaluation.intervals import Array
-from equipoise.evaluation.layout import Columns, Form, Row, arrange, settle_names
-from equipoise.evaluation.measure import Measured, measure
-from equipoise.evaluation.read import read_table
+from equipoise.evaluation.inputs import Inputs, Judged, read_inputs, read_lexicon
+from equipoise.evaluation.measure import Measured
 from equipoise.evaluation.reference import STUDY_ROWS, read_reference
-from equipoise.evaluation.results import Evaluation, File, Judge, Method
-from equipoise.evaluation.side import Side, cost, distance, read_side
+from equipoise.evaluation.results import Evaluation, Method
+from equipoise.evaluation.side import Side, cost, distance
 from equipoise.evaluation.summary import (
     SELF_BLEU_TEXTS,
     Fluency,
@@ -41,147 +29,7 @@ from equipoise.evaluation.summary import (
     parts,
 )
 from equipoise.protocol.lexicon import LEXICON, Lexicon
-from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """What is measured, how, and where the numbers go."""
-
-    files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE ...")] = ()
-    """Files of completions: CSV, TSV, JSON or JSONL with a column of texts and one of occupations. NAME=FILE names the
-    method; otherwise the column Method, Label or Model does, or else the file's name."""
-    output: Path = Path("evaluation")
-    """Folder for evaluation.json, rows.csv, methods.csv, occupations.csv and comparisons.csv."""
-    text_column: str | None = None
-    """The column of texts, where its name is none of the usual."""
-    occupation_column: str | None = None
-    """The column of occupations, likewise. Where there is none, occupations are read from `The X was …`."""
-    method_column: str | None = None
-    """The column that names the method."""
-    form: Form = "auto"
-    """Whether texts are whole sentences or continue `The X was`. `auto`: as they begin."""
-    encoding: str | None = None
-    """Of the files, where they are not UTF-8: for instance cp1252."""
-    lexicon: Path | None = None
-    """YAML or JSON file with lists `agentic` and `communal`, in place of the protocol's terms."""
-    min_words: int = MIN_WORDS
-    """Fewest words of a strict success; the prefix counts."""
-    max_words: int = MAX_WORDS
-    """Most words of a strict success."""
-    judge: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A model whose negative log-likelihood measures fluency: `bundled`, a folder or a Hub id; may be repeated. The
-    first one counts in the trade-off. Default: bundled."""
-    fluency: bool = True
-    """Measure fluency; without it no model is loaded."""
-    acceptability: str | None = None
-    """A classifier of acceptable sentences: folder or Hub id."""
-    acceptable_label: str | None = None
-    """Its label for acceptable sentences, by name or number. Default: recognised by name."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `cuda:1`."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What judges compute in. `auto`: bfloat16 where the hardware has it."""
-    margin: float = 0.3
-    """How much worse in NLL, nats per token, still counts as not inferior. To be chosen before looking."""
-    event: Literal["strict", "both"] = "both"
-    """What the trade-off calls compliance."""
-    base: str | None = None
-    """The method that is the untrained model under the training prompt: its rows give p0. Default: a costs file's
-    p0, or the method called Prompt-Only."""
-    reference: Path | None = None
-    """YAML or JSON list of published numbers, besides the built-in ones of the public study."""
-    bootstrap_draws: int = 2000
-    """Draws of the two-level bootstrap."""
-    seed: int = 0
-    """Of every draw: the same seed gives the same numbers."""
-
-    def __post_init__(self) -> None:
-        if not 100 <= self.bootstrap_draws <= 100_000:
-            raise UserError(f"--bootstrap-draws {self.bootstrap_draws} must lie between 100 and 100000; 2000 is usual")
-        if not self.margin > 0:
-            raise UserError(f"--margin {self.margin} must be positive, in nats per token; 0.3 is the default")
-        if self.seed < 0:
-            raise UserError(f"--seed {self.seed} must be 0 or more")
-        if not 0 <= self.min_words <= self.max_words:
-            raise UserError(f"--min-words {self.min_words} and --max-words {self.max_words} leave no length between")
-
-    @property
-    def judges(self) -> tuple[str, ...]:
-        return (self.judge or ("bundled",)) if self.fluency else ()
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Every row of every file, measured, and what lay beside the files."""
-
-    files: tuple[File, ...]
-    rows: list[Measured]
-    sides: list[Side | None]
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What the judges and the classifier say of every row, in order."""
-
-    judges: tuple[Judge, ...] = ()
-    scores: Mapping[str, Fluency] | None = None
-    acceptable: Mapping[str, Array] | None = None
-    notices: tuple[str, ...] = ()
-
-
-def read_lexicon(path: Path) -> Lexicon:
-    """Raises UserError for a file that has not exactly the lists `agentic` and `communal` of good terms."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        document = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise UserError(f"cannot read the lexicon {path} ({error.strerror}): give a YAML or JSON file") from None
-    except (ValueError, yaml.YAMLError):
-        raise UserError(f"the lexicon {path} is neither YAML nor JSON: write two lists, agentic and communal") from None
-    lists = [document.get(name) for name in ("agentic", "communal")] if isinstance(document, Mapping) else [None]
-    if not all(isinstance(terms, list) for terms in lists):
-        raise UserError(f"the lexicon {path} must have the lists agentic and communal")
-    return Lexicon(tuple(lists[0]), tuple(lists[1]))  # type: ignore[arg-type]
-
-
-def read_inputs(config: EvaluateConfig, lexicon: Lexicon) -> Inputs:
-    """Every file read and measured. Raises UserError."""
-    if not config.files:
-        raise UserError("no files given: name one or more files of completions; equipoise evaluate --help says more")
-    columns = Columns(config.text_column, config.occupation_column, config.method_column)
-    files: list[File] = []
-    rows: list[list[Row]] = []
-    sides: list[Side | None] = []
-    for given in config.files:
-        method, path = _named(given)
-        if any(path == file.path for file in files):
-            raise UserError(f"{path} is given twice: name each file once")
-        table = read_table(path, config.encoding)
-        own, layout, problems = arrange(
-            table, len(files), columns=columns, form=config.form, method=method, seed=_recorded_seed(path)
-        )
-        files.append(File(path, table.sha256, len(own), layout, tuple(problems)))
-        rows.append(own)
-        sides.append(read_side(path))
-    spelling = settle_names(rows)
-    flat = [replace(row, occupation=spelling[row.occupation]) for own in rows for row in own]
-    return Inputs(tuple(files), measure(flat, lexicon, config.min_words, config.max_words), sides)
-
-
-def _named(given: str) -> tuple[str | None, str]:
-    name, separator, path = given.partition("=")
-    if separator and name.strip() and not Path(given).exists():
-        return name.strip(), path
-    return None, given
-
-
-def _recorded_seed(path: str) -> str:
-    """The seed in the record that `equipoise generate` leaves beside its file; empty if there is none."""
-    try:
-        return str(json.loads(Path(f"{path}.json").read_bytes())["settings"]["seed"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+from equipoise.runs.records import software
 
 
 def evaluate(
@@ -337,18 +185,5 @@ def _settings(config: EvaluateConfig, self_bleu_texts: int) -> dict[str, Any]:
 
 
 def _provenance() -> dict[str, Any]:
-    packages: Sequence[str] = ("numpy", "scipy", "statsmodels", "sacrebleu", "torch", "transformers")
-    out: dict[str, Any] = {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "equipoise": __version__,
-        "python": platform.python_version(),
-        "versions": {p: importlib.metadata.version(p) for p in packages},
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-    package = Path(__file__).resolve().parents[2]
-    if (package / ".git").exists() and shutil.which("git"):
-        git = ["git", "-C", str(package)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False)
-        out |= {"commit": commit.stdout.strip(), "uncommitted_changes": bool(dirty.stdout.strip())}
-    return out
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return software(("numpy", "scipy", "statsmodels", "sacrebleu", "torch", "transformers")) | {"date": now}

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import UserError
-from equipoise.evaluation.evaluate import EvaluateConfig, Judged
+from equipoise.evaluation.config import EvaluateConfig
+from equipoise.evaluation.inputs import Judged
 from equipoise.evaluation.results import Judge
 from equipoise.evaluation.summary import Fluency
 from equipoise.policy import trie

@@ -13,6 +13,7 @@ from equipoise.evaluation import tables
 from equipoise.evaluation.formats import markdown_text
 from equipoise.evaluation.results import Evaluation, Method
 from equipoise.evaluation.samples import visible
+from equipoise.runs.files import write_whole
 
 BEGIN = "<!-- results of equipoise report: begin -->"
 END = "<!-- results of equipoise report: end -->"
@@ -48,9 +49,7 @@ def update(folder: Path, evaluation: Evaluation, name: str) -> Path:
         old = path.read_text(encoding="utf-8")
         text = with_results(old, evaluation, name, folder.resolve().name)
         if text != old:
-            partial = folder / ".README.md.partial"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
+            write_whole(path, text)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"cannot put results into {path} ({getattr(error, 'strerror', None) or error}): name a folder that "

@@ -1,6 +1,7 @@
 """What a report is made of: a finished evaluation, a study, or completions files that are evaluated first."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any, NamedTuple
 
 from equipoise.errors import UserError
 from equipoise.evaluation import results
-from equipoise.evaluation.command import Progress, write
-from equipoise.evaluation.evaluate import EvaluateConfig, evaluate
+from equipoise.evaluation.config import EvaluateConfig
+from equipoise.evaluation.evaluate import evaluate
+from equipoise.evaluation.files import write
 from equipoise.evaluation.results import Evaluation
 from equipoise.evaluation.runs import CURVES
+from equipoise.runs.progress import Progress
 
 STUDY = "study.json"
 
@@ -70,7 +73,8 @@ def measured(given: Given, config: EvaluateConfig, say: Callable[[str], None]) -
     """The finished evaluation, or one made now with `config` and written to its `output`. Raises UserError."""
     if given.folder is not None:
         return Source(results.read(given.folder), given.folder / "rows.csv", given.study)
-    evaluation, rows, judged = evaluate(config, say, Progress())
+    with Progress(sys.stderr, unit="texts") as progress:
+        evaluation, rows, judged = evaluate(config, say, progress)
     try:
         config.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

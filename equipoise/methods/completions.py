@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from equipoise.errors import UserError
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import word_count
+from equipoise.runs.files import write_whole
 
 COLUMNS = ("Model", "Occupation", "RunID", "Text", "WordCount", "Label")
 COMPARED = (*COLUMNS, "Method", "Seed")
@@ -49,20 +50,6 @@ def serialise(rows: Iterable[Sequence[object]]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     return text.getvalue().encode()
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write `path` as a whole or not at all. Raises OSError, with nothing left behind."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 class Parsed(NamedTuple):
@@ -272,7 +259,7 @@ class Completions:
             if made_with not in self._record["made_with"][-1:]:
                 self._record["made_with"].append(dict(made_with))
             document = json.dumps(self._record, indent=1, ensure_ascii=False) + "\n"
-            replace_file(self._record_path, document.encode())
+            write_whole(self._record_path, document.encode())
             self._file.seek(0, os.SEEK_END)
             if self._kept == 0:
                 self._write(self._header)
@@ -300,7 +287,7 @@ class Completions:
         if self._file.readall() == data:
             return
         try:
-            replace_file(self._real, data)
+            write_whole(self._real, data)
         except OSError as error:
             raise self._cannot_write(error) from None
 

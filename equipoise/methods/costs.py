@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from equipoise.errors import UserError
-from equipoise.methods.completions import Key, replace_file
+from equipoise.methods.completions import Key
 from equipoise.protocol.lexicon import OCCUPATIONS
+from equipoise.runs.files import write_whole
 
 if TYPE_CHECKING:
     from equipoise.methods.prompted import Written
@@ -113,6 +114,6 @@ class Costs:
                 if (last := max((key.run_id for key in self.log_weights if key.occupation == occupation), default=0))
             }
         try:
-            replace_file(self.path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+            write_whole(self.path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
         except OSError as error:
             raise UserError(f"cannot write {self.path} ({error.strerror}): free some space, and run it again") from None

@@ -10,11 +10,13 @@ from typing import NamedTuple
 import torch
 
 from equipoise.errors import NonFiniteError, UserError
+from equipoise.learning.collect import said, search
+from equipoise.learning.search import BATCH, Search
+from equipoise.learning.supervised import Row
 from equipoise.methods.completions import COLUMNS, serialise
+from equipoise.policy.config import SamplingConfig
 from equipoise.policy.load import Policy
-from equipoise.policy.sample import NonFiniteLogits, SamplingConfig
-from equipoise.ppo.supervised import BATCH, Row
-from equipoise.ppo.warm_start import WarmStartConfig, said, search
+from equipoise.policy.sample import NonFiniteLogits
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import word_count
 
@@ -49,20 +51,14 @@ def forced_sentences(
         raise UserError(f"--sentences {sentences} must be at least {BATCH} with --data forced; 750 is the default")
     say(f"collecting {sentences:,} sentences that begin with a term of each class, of at most {budget:,} samples")
     began = time.perf_counter()
-    how = WarmStartConfig(
-        warm_start="forced",
-        warm_start_sentences=sentences,
-        warm_start_candidates=candidates,
-        warm_start_budget=budget,
-    )
+    how = Search(forced=True, sentences=sentences, candidates=candidates, budget=budget)
     generator = torch.Generator().manual_seed(seed)
     try:
         collected = search(policy, how, prompts, SamplingConfig(), generator, ROWS, said(say))
     except NonFiniteLogits as error:
         raise NonFiniteError(f"{error}: try --dtype float32, or another model") from None
     # What was recorded to sample with reads the weights where an optimizer will no longer leave them.
-    policy.graphs.clear()
-    policy.decoders.clear()
+    policy.forget_recordings()
     found = len(collected.examples)
     if found < BATCH:
         raise UserError(

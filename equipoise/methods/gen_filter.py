@@ -16,9 +16,9 @@ from equipoise.methods.completions import COMPARED, Completions, Key
 from equipoise.methods.costs import Costs
 from equipoise.methods.estimates import Z_95, yields
 from equipoise.methods.generate import NONFINITE_EXIT, Outcome, Writer, write_rows
-from equipoise.ppo.signals import StopSignals
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.reward import Event, complies
+from equipoise.runs.signals import StopSignals
 
 DRAWS_PER_ROW = 5
 """The default budget, per sentence that is wanted: enough for a yield with its interval, in a small study on a CPU.

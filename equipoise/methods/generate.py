@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from equipoise.errors import UserError
 from equipoise.methods.completions import Completions, Key, all_keys
 from equipoise.methods.costs import Costs
-from equipoise.ppo.signals import StopSignals
+from equipoise.runs.signals import StopSignals
 
 if TYPE_CHECKING:
     from equipoise.methods.prompted import Written
@@ -100,7 +100,7 @@ def generate(
     check_trained(config.model)
     # Only here: `--help` and a mistyped option need not wait for torch.
     from equipoise.methods.prompted import Prompted
-    from equipoise.policy.sample import SamplingConfig
+    from equipoise.policy.config import SamplingConfig
 
     writer = Prompted(
         config.model,
@@ -216,7 +216,7 @@ def write_rows(
 
 
 def _start(writer: Writer, file: Completions, say: Callable[[str], None], costs: Costs | None) -> None:
-    from equipoise.ppo.run import provenance
+    from equipoise.runs.records import provenance
 
     for line in writer.notices:
         say(line)

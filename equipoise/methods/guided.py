@@ -13,7 +13,7 @@ from equipoise.methods.ctrlg.writer import CtrlG, check_feasible
 from equipoise.methods.estimates import mean_over_occupations
 from equipoise.methods.prompted import Prompted, Written, uniforms
 from equipoise.policy import bundled
-from equipoise.policy.sample import SamplingConfig
+from equipoise.policy.config import SamplingConfig
 from equipoise.policy.source import load_tokenizer
 from equipoise.protocol.lexicon import OCCUPATIONS
 

@@ -15,9 +15,10 @@ from equipoise.errors import UserError
 from equipoise.methods.completions import Key, all_keys
 from equipoise.methods.estimates import mean_over_occupations
 from equipoise.methods.prompted import Prompted, uniforms
+from equipoise.policy.config import SamplingConfig
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
-from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.policy.sample import sample
 from equipoise.policy.score import score
 
 ROWS = 16

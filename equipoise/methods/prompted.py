@@ -14,9 +14,10 @@ from torch import Tensor
 from equipoise.errors import UserError
 from equipoise.methods.completions import Key
 from equipoise.policy import bundled
-from equipoise.policy.load import Policy, PolicyConfig, load_for_generation, pick_device, pick_dtype
+from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.policy.load import Policy, load_for_generation, pick_device, pick_dtype
 from equipoise.policy.prompt import prompt_ids, sentences_of
-from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.policy.sample import sample
 from equipoise.policy.source import Source, load_tokenizer, resolve
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import get_prompt

@@ -13,9 +13,9 @@ from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.estimates import yields
 from equipoise.methods.gen_filter import DRAWS_PER_ROW, gen_filter
 from equipoise.methods.generate import TRAINED, GenerateConfig, Outcome, check_trained, tell_of_batch, write_all
-from equipoise.ppo.signals import StopSignals
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.reward import Event, complies
+from equipoise.runs.signals import StopSignals
 
 if TYPE_CHECKING:
     from equipoise.methods.prompted import Prompted
@@ -191,7 +191,7 @@ def _writer(config: SampleConfig) -> "Prompted":
 def _prompted(config: SampleConfig, model: str, prompt: str | None, guidance: CtrlGConfig | None = None) -> "Prompted":
     from equipoise.methods.guided import Guided
     from equipoise.methods.prompted import Prompted
-    from equipoise.policy.sample import SamplingConfig
+    from equipoise.policy.config import SamplingConfig
 
     options: dict[str, Any] = {
         "prompt": prompt,

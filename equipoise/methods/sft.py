@@ -17,7 +17,7 @@ from typing import Any
 from equipoise.errors import UserError
 from equipoise.methods.estimates import beside_the_study
 from equipoise.methods.sample import FORCED, FORCED_SENTENCES, SUPERVISED
-from equipoise.policy.load import PolicyConfig
+from equipoise.policy.config import PolicyConfig
 from equipoise.protocol.prompts import get_prompt
 from equipoise.protocol.reward import Event
 
@@ -108,15 +108,16 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     # Only here: `--help` and a mistyped option need not wait for torch.
     import torch
 
+    from equipoise.learning.search import BATCH
+    from equipoise.learning.supervised import Supervision, examples_of, read_rows, supervise
     from equipoise.methods.forced import Forced, as_completions, forced_sentences
     from equipoise.methods.prompted import model_name
     from equipoise.policy.card import ModelCard
     from equipoise.policy.export import WEIGHTS, export
     from equipoise.policy.load import load_policy
     from equipoise.policy.prompt import prompt_ids
-    from equipoise.ppo.run import provenance
-    from equipoise.ppo.supervised import BATCH, examples_of, read_rows, supervise
     from equipoise.protocol.lexicon import OCCUPATIONS
+    from equipoise.runs.records import provenance
 
     rows = [] if config.is_forced else read_rows(Path(config.data))
     settings = _settings(config)
@@ -154,11 +155,10 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     )
     began = time.perf_counter()
     losses = supervise(
-        policy, learnt, generator, epochs=config.epochs, learning_rate=config.rate, warmup=config.warmup, decay=True,
+        policy, learnt, generator, Supervision(config.epochs, config.rate, warmup=config.warmup, decay=True),
         packed=True, say=say, held_out=held,
     )  # fmt: skip
-    policy.graphs.clear()
-    policy.decoders.clear()
+    policy.forget_recordings()
     assert policy.source is not None
     record = {
         "config": settings,
@@ -213,7 +213,7 @@ def _settings(config: SftConfig) -> dict[str, Any]:
 def _is_there(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     """Whether this very training is done. Raises UserError for a folder that holds anything else."""
     from equipoise.policy.export import WEIGHTS
-    from equipoise.ppo.run import differences
+    from equipoise.runs.records import differences
 
     record = folder / "run.json"
     recorded = None
@@ -246,8 +246,9 @@ def _check(policy: Any, prompts: dict[str, list[int]], config: SftConfig) -> str
     """What a small sample of the trained model holds."""
     from equipoise.methods.completions import all_keys
     from equipoise.methods.prompted import uniforms
+    from equipoise.policy.config import SamplingConfig
     from equipoise.policy.prompt import sentences_of
-    from equipoise.policy.sample import SamplingConfig, sample
+    from equipoise.policy.sample import sample
 
     sampling = SamplingConfig(top_p=0.95)
     keys = all_keys(config.check)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from equipoise.errors import NonFiniteError, UserError
-from equipoise.methods.completions import replace_file
 from equipoise.methods.costs import costs_path
 from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.gen_filter import raw_path
@@ -23,6 +22,7 @@ from equipoise.methods.sample import FORCED, FORCED_SENTENCES, Method, SampleCon
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import get_prompt
 from equipoise.protocol.reward import Event
+from equipoise.runs.files import write_whole
 
 METHODS: tuple[Method, ...] = get_args(Method)
 FAILED_EXIT = 1
@@ -173,7 +173,7 @@ def _run(
 def _sft(config: StudyConfig, say: Callable[[str], None], progress: Callable[[int, int], None]) -> int:
     """Get the sentences and learn from them; an exit code where that was stopped, else 0. Raises UserError."""
     from equipoise.methods.sft import SftConfig, sft
-    from equipoise.policy.load import PolicyConfig
+    from equipoise.policy.config import PolicyConfig
 
     event: Event = "strict"
     if config.sft_data == "ctrlg":
@@ -248,7 +248,7 @@ FREE_TO_CHANGE = {"methods", "trained", "overwrite", "output_dir", "batch_size",
 
 def _open(config: StudyConfig) -> dict[str, Any]:
     """The record, new or continued. Raises UserError where the folder holds a study with other settings."""
-    from equipoise.ppo.run import flatten, provenance
+    from equipoise.runs.records import flatten, provenance
 
     settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     # As numbers, whatever the defaults become.
@@ -285,7 +285,7 @@ def _open(config: StudyConfig) -> dict[str, Any]:
 def _write(config: StudyConfig, record: Mapping[str, Any]) -> None:
     try:
         config.output_dir.mkdir(parents=True, exist_ok=True)
-        replace_file(config.output_dir / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+        write_whole(config.output_dir / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
     except OSError as error:
         raise UserError(
             f"cannot write to {config.output_dir} ({error.strerror}): free some space, or choose another --output-dir"

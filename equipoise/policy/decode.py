@@ -6,19 +6,18 @@ the GPU; the host looks only every few tokens whether anyone is still writing.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from equipoise.policy import trie
+from equipoise.policy.config import SamplingConfig
+from equipoise.policy.draw import Guide, draw
 from equipoise.policy.graphs import round_up
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
-
-if TYPE_CHECKING:
-    from equipoise.policy.sample import Guide, SamplingConfig
 
 LOOK_EVERY = 4  # tokens between looks at who has finished
 NODES = 64  # prompt nodes are padded to multiples of this
@@ -31,7 +30,7 @@ class StaticDecoder:
     """
 
     def __init__(
-        self, policy: Policy, rows: int, width: int, config: "SamplingConfig", guide: "Guide | None" = None
+        self, policy: Policy, rows: int, width: int, config: SamplingConfig, guide: Guide | None = None
     ) -> None:
         self.guide = guide.open(rows) if guide is not None else None
         self.policy, self.config, self.width = policy, config, width
@@ -102,7 +101,6 @@ class StaticDecoder:
 
     def _token(self) -> tuple[()]:
         """Draw one token for every row, and compute the logits of the next."""
-        from equipoise.policy.sample import draw
 
         uniform_B = self.uniform_BT.gather(1, self.step.expand(len(self.uniform_BT), 1)).squeeze(1)
         if self.guide is None:

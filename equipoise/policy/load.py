@@ -3,9 +3,8 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -13,46 +12,13 @@ from torch import Tensor, nn
 
 from equipoise.errors import UserError
 from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
+from equipoise.policy.config import PolicyConfig
 from equipoise.policy.graphs import Graphs
 from equipoise.policy.int8 import to_eight_bits
 from equipoise.policy.joined import beside_each_other
 from equipoise.policy.prompt import Tokenizer, stop_ids
 from equipoise.policy.source import Source, load_config, load_model, load_tokenizer, resolve
 from equipoise.protocol.prompts import Prompt
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    model: str = "bundled"
-    """`bundled` (SmolLM2-135M-Instruct), a Hub id, or a local folder."""
-    tuning: Literal["lora", "full"] = "lora"
-    """`lora` trains adapters on every linear layer, the reference being the same model with them off; `full` trains all
-    weights beside a frozen copy."""
-    lora_rank: int = 16
-    lora_alpha: int = 32
-    use_8bit: bool = False
-    """Keep the frozen base weights in 8 bits, for cards with 24 GB. Needs `lora` and a GPU."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the model computes in. `auto`: bfloat16 where the hardware has it. Trained weights and optimizer are always
-    float32, and so are log-probabilities, values and losses."""
-    device: str = "auto"
-    cuda_graphs: bool = True
-    """Record the model's passes as CUDA graphs and replay them. Off: the plain twin, slower, for comparison."""
-    fused: bool = True
-    """Fewer kernels for LoRA layers and norms. Off: peft's and transformers' own, for comparison."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: about a third more time for far less memory. Also without being asked
-    for where the estimate says that memory needs it."""
-
-    def __post_init__(self) -> None:
-        if self.lora_rank < 1 or self.lora_alpha <= 0:
-            raise UserError(
-                f"lora-rank {self.lora_rank} and lora-alpha {self.lora_alpha} must be positive; 16 and 32 are usual"
-            )
-        if self.use_8bit and self.tuning == "full":
-            raise UserError(
-                "--use-8bit freezes the base weights, so they cannot all be trained: use --tuning lora with it"
-            )
 
 
 def pick_device(name: str) -> torch.device:
@@ -164,6 +130,12 @@ class Policy:
         width = hidden.shape[-1]
         features = nn.functional.layer_norm(hidden.detach().float(), (width,)) * width**-0.5
         return self.value_head(features).squeeze(-1)  # type: ignore[no-any-return]
+
+    def forget_recordings(self) -> None:
+        """Drop recorded graphs and the decoders' buffers: they read the weights where a new optimizer, which moves the
+        weights, no longer keeps them, and they hold memory."""
+        self.graphs.clear()
+        self.decoders.clear()
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Every parameter the optimizer owns, by name; the value head's begin with `value_head.`"""

@@ -1,22 +1,21 @@
 """`equipoise bench`: where the time of a PPO step goes, for any model or for a named shape with random weights."""
 
 import dataclasses
-import json
 import statistics
 import time
 from typing import Any
 
 import torch
 
-from equipoise import __version__, options
+from equipoise import __version__
 from equipoise.policy.load import Policy, load_policy
+from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import prompt_ids
-from equipoise.ppo.doctor import quiet
-from equipoise.ppo.optimizer import MasterAdam
+from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.presets import preset
 from equipoise.ppo.state import State
-from equipoise.ppo.train import TrainConfig, ppo_step
-from equipoise.ppo.update import RowLimit
+from equipoise.ppo.step import ppo_step
+from equipoise.ppo.training import Training, new_optimizer
 from equipoise.protocol.prompts import get_prompt
 
 
@@ -79,10 +78,10 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         # In front, where all prompts share it, as a longer chat header would be.
         prompts = {o: [p[0]] * (config.prompt_tokens - len(p)) + p for o, p in prompts.items()}
     state = State.begin(train, RowLimit(train.ppo.micro_batch_size))
-    optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=train.ppo.adam_eps)
+    training = Training(train, policy, new_optimizer(train, policy), state, prompts)
     seen: list[dict[str, float]] = []
     for number in range(config.bench_warmup + config.bench_steps):
-        step = ppo_step(train, policy, optimizer, state, prompts)
+        step = ppo_step(training)
         # Random weights have nothing to say of the reward: a failed step is a failed benchmark.
         assert step.problem is None, step.problem
         if number >= config.bench_warmup:
@@ -106,16 +105,6 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "matmul_tflops": matmul_tflops(policy.device, policy.dtype),
         "peak_gb": median["memory/peak_gb"],
     }
-
-
-def main(argv: list[str]) -> int:
-    """Print a line a step and one line of JSON last."""
-    quiet()
-    config = options.parse(
-        BenchConfig, argv, BenchConfig(), prog="equipoise bench", description="Time PPO steps by phase."
-    )
-    print(json.dumps(bench(config)))
-    return 0
 
 
 def _wait(device: torch.device) -> None:

@@ -7,32 +7,13 @@ everyone from variety. This one looks at a running window of the batch's (agenti
 import math
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from equipoise.errors import UserError
+from equipoise.measures.variety import opening
+from equipoise.ppo.config import DiversityConfig
 from equipoise.protocol.lexicon import LEXICON, Lexicon
 from equipoise.protocol.reward import Reward
-
-
-@dataclass(frozen=True)
-class DiversityConfig:
-    diversity_weight: float = 0.0
-    """Largest bonus of a sentence, and the most one whose terms are overused can lose. 0 turns it off."""
-    diversity_window: int = 1024
-    """Compliant sentences over which frequencies are counted."""
-    diversity_on: Literal["terms", "pairs", "both"] = "terms"
-    """What has to be rare: `terms` of either class, `pairs` of an agentic and a communal one, or the mean of `both`."""
-    opening_weight: float = 0.0
-    """What a compliant sentence would lose if all others began as it does: the first two words after `The X was`, terms
-    masked. It loses in proportion to their share. 0 turns it off."""
-
-    def __post_init__(self) -> None:
-        if self.diversity_window < 1:
-            raise UserError(f"diversity-window {self.diversity_window} must be at least 1; 1024 is the default")
-        if self.opening_weight < 0:
-            raise UserError(f"opening-weight {self.opening_weight} must be 0 (off) or more; it is taken off")
 
 
 class Written(NamedTuple):
@@ -108,12 +89,6 @@ class TermWindow:
         self.window.clear()
         self.window.extend(Written(tuple(agentic), tuple(communal), start) for agentic, communal, start in state)
         self.counts = Counter(value for written in self.window for value in _counted(written))
-
-
-def opening(text: str, lexicon: Lexicon = LEXICON) -> str:
-    """The first two words after `The X was`, lower case, terms masked, with a mark that no term has."""
-    words = lexicon.mark(text, ("\0", "\0"), ("\0", "\0")).lower().split()[3:5]
-    return "> " + " ".join("*" if "\0" in word else word for word in words)
 
 
 def _counted(written: Written) -> list[Any]:

@@ -1,39 +1,29 @@
 """The end of a run: which weights, what they write, the exported model, the closing summary."""
 
 import json
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-from equipoise.policy.load import Policy
 from equipoise.policy.sample import NonFiniteLogits
-from equipoise.ppo.choice import settle
+from equipoise.ppo.choice import Evaluation, better
 from equipoise.ppo.evaluate import evaluate, fluency, groups
-from equipoise.ppo.optimizer import MasterAdam
-from equipoise.ppo.run import Run, write_json
-from equipoise.ppo.state import State
+from equipoise.ppo.run import Run
 from equipoise.ppo.summary import SUMMARY, alerts, describe, read_rows, training_summary
-
-if TYPE_CHECKING:
-    from equipoise.ppo.train import TrainConfig
+from equipoise.ppo.training import Training
+from equipoise.runs.files import write_json
 
 FINAL = "final_sentences.jsonl"
 """The sentences that the closing summary measures."""
 
 
-def finish(
-    config: "TrainConfig",
-    policy: Policy,
-    optimizer: MasterAdam,
-    state: State,
-    prompts: Mapping[str, Sequence[int]],
-    run: Run,
-) -> None:
-    """Measure, export and summarise. `prompts` are those of all occupations, the held-out ones among them."""
+def finish(training: Training, run: Run) -> None:
+    """Measure, export and summarise."""
+    config, state = training.config, training.state
     output = Path(config.run.output_dir)
-    trained = {o: prompts[o] for o in config.occupations}
-    step, because, evaluation = settle(config, policy, optimizer, state, trained, run)
+    step, because, evaluation = select_export(training, run)
     summary: dict[str, Any] = {
         "steps": state.step,
         "seed": config.seed,
@@ -46,12 +36,12 @@ def finish(
         "alert_rollbacks": state.remedies.rollbacks,
         "skipped": state.skipped,
     }
-    with optimizer.averaged():
-        summary |= _final(config, policy, prompts, run, output)
+    with training.optimizer.averaged():
+        summary |= _final(training, run, output)
         # The weights come last: a folder that has them is complete.
         write_json(output / SUMMARY, summary)
         run.export(
-            policy,
+            training.policy,
             f"PPO, {state.step} steps of {config.ppo.batch_size} sentences, KL coefficient {state.kl_coef:.3g}; "
             f"exported: step {step}, {because}"
             + (", moving average of the weights" if config.ppo.average_weights else ""),
@@ -63,10 +53,9 @@ def finish(
     )
 
 
-def _final(
-    config: "TrainConfig", policy: Policy, prompts: Mapping[str, Sequence[int]], run: Run, output: Path
-) -> dict[str, Any]:
+def _final(training: Training, run: Run, output: Path) -> dict[str, Any]:
     """The exported model's own sentences, measured."""
+    config, policy, prompts = training.config, training.policy, training.prompts
     count = config.evaluation.final_sentences
     if not count:
         return {}
@@ -90,3 +79,74 @@ def _final(
         "generation": f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}",
         "final_seconds": time.monotonic() - started,
     }
+
+
+def evaluate_checkpoint(training: Training, run: Run) -> Evaluation | None:
+    """Sample and measure the weights as they would be exported. None where their logits are not finite."""
+    config, state = training.config, training.state
+    count, rows = config.evaluation.eval_sentences, config.ppo.batch_size
+    sampling = config.evaluation.sampling(config.sampling)
+    try:
+        with training.optimizer.averaged():
+            prompts = training.trained_prompts
+            measured, _ = evaluate(training.policy, prompts, sampling, count, "evaluation", rows)
+    except NonFiniteLogits as error:
+        run.log.event(state.step, "nonfinite", what=f"{error}, in an evaluation")
+        return None
+    if not math.isfinite(measured["kl"]):
+        run.log.event(state.step, "nonfinite", what="the KL to the reference is not finite, in an evaluation")
+        return None
+    return {"step": state.step, **measured}
+
+
+def mark_checkpoint(training: Training, run: Run) -> None:
+    """Before a checkpoint that is kept: note whether it is the best so far, and whether nothing was amiss."""
+    state = training.state
+    if state.watch.at_ease:
+        state.watch.healthy_step = state.step
+    if training.config.evaluation.eval_sentences:
+        found = evaluate_checkpoint(training, run)
+        if found is not None:
+            run.log.evaluation(state.step, found)
+            state.choice.consider(found)
+
+
+class Exported(NamedTuple):
+    """Whose weights are exported, why, and what their evaluation measured, where there was one."""
+
+    step: int
+    because: str
+    evaluation: Evaluation | None
+
+
+def select_export(training: Training, run: Run) -> Exported:
+    """At the end: put the weights that are to be exported in place.
+
+    The last weights take part without being remembered, so that a run which goes on is not changed by having ended.
+    """
+    config, state = training.config, training.state
+    evaluation, choice = config.evaluation, state.choice
+    if not evaluation.eval_sentences:
+        return Exported(state.step, "the last step", None)
+    last = choice.best if choice.step == state.step else None
+    if last is None and state.step % config.run.save_every != 0:
+        last = evaluate_checkpoint(training, run)
+    if evaluation.export == "last":
+        return Exported(state.step, "the last step, as asked", last)
+    if last is not None and (
+        choice.best is None or last is choice.best or better(last, choice.best, max(choice.highest, last["strict"]))
+    ):
+        return Exported(state.step, f"the best evaluation ({_words(last)})", last)
+    checkpoint = run.checkpoint_at(choice.step) if choice.step is not None else None
+    if checkpoint is None or choice.best is None:
+        return Exported(state.step, "the last step: the checkpoint of the best evaluation is gone", last)
+    training.optimizer.load_state(checkpoint.tensors("weights"), checkpoint.tensors("optimizer"))
+    because = f"the best evaluation ({_words(choice.best)}), not the last step {state.step}"
+    return Exported(checkpoint.step, because, choice.best)
+
+
+def _words(found: Mapping[str, float]) -> str:
+    return (
+        f"strict {100 * found['strict']:.1f} % of {found['n']:.0f} sentences, {found['effective_pairs']:.1f} effective "
+        f"pairs, KL {found['kl']:.2f}"
+    )

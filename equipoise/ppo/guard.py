@@ -5,18 +5,19 @@ from dataclasses import replace
 
 import torch
 
-from equipoise.ppo.optimizer import MasterAdam
 from equipoise.ppo.run import Run
 from equipoise.ppo.state import Remedies, State
-from equipoise.ppo.watch import Alert, WatchConfig
+from equipoise.ppo.training import Training
+from equipoise.ppo.watch import Alert
 
 NONFINITE_EXIT = 3
 ALERT_EXIT = 4
 MAX_NONFINITE = 3  # steps in a row before a rollback, and again before giving up
 
 
-def recover(run: Run, optimizer: MasterAdam, state: State, problem: str) -> bool:
+def on_nonfinite(training: Training, run: Run, problem: str) -> bool:
     """After a non-finite step: go on, roll back to the last checkpoint once, then give up (False)."""
+    state = training.state
     state.skipped += 1
     state.bad_in_a_row += 1
     if state.bad_in_a_row < MAX_NONFINITE:
@@ -24,7 +25,7 @@ def recover(run: Run, optimizer: MasterAdam, state: State, problem: str) -> bool
     checkpoint = run.newest()
     if checkpoint is not None and state.rollbacks == 0:
         skipped = state.skipped
-        run.restore(checkpoint, optimizer, state)
+        run.restore(checkpoint, training.optimizer, state)
         state.skipped, state.rollbacks, state.bad_in_a_row = skipped, 1, 0
         _other_numbers(state)
         run.log.rewind(state.step)
@@ -41,8 +42,9 @@ def recover(run: Run, optimizer: MasterAdam, state: State, problem: str) -> bool
     return False
 
 
-def react(run: Run, optimizer: MasterAdam, state: State, config: WatchConfig, alerts: Sequence[Alert]) -> bool:
+def on_alert(training: Training, run: Run, alerts: Sequence[Alert]) -> bool:
     """After alerts were raised: write them down, then go on, go back with a remedy, or stop (False)."""
+    config, state = training.config.watch, training.state
     for alert in alerts:
         run.log.alert(state.step, alert.sign.name, alert.evidence, alert.sign.remedy, alert.line())
     if config.on_alert == "stop":
@@ -61,14 +63,14 @@ def react(run: Run, optimizer: MasterAdam, state: State, config: WatchConfig, al
             return True
         because = ", ".join(alert.sign.name for alert in alerts)
         remedies = remedy(state.remedies, alerts)
-        run.restore(checkpoint, optimizer, state)
+        run.restore(checkpoint, training.optimizer, state)
         if any("kl" in alert.sign.actions for alert in alerts):
             state.kl_coef = max(2 * state.kl_coef, 0.02)
         state.remedies = remedies
         state.apply_remedies()
         _other_numbers(state)
         run.log.rewind(state.step)
-        run.replace_from(checkpoint.step, optimizer, state)
+        run.replace_from(checkpoint.step, training.optimizer, state)
         now = f"KL coefficient {state.kl_coef:.3g}, {remedies.describe()}"
         run.log.event(state.step, "rollback", to=checkpoint.path.name, because=f"alert {because}", now=now)
     return True

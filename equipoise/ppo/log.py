@@ -6,7 +6,6 @@ bytes as one that was not; durations go to `metrics.jsonl`. A line of any file i
 
 import json
 import math
-import os
 import re
 import sys
 import time
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from equipoise.errors import UserError
-from equipoise.ppo.console import Console, in_marks, parts, pieces, shown
 from equipoise.protocol.lexicon import LEXICON, Lexicon
 from equipoise.protocol.reward import Reward
+from equipoise.runs.console import Console, in_marks, parts, pieces, shown
+from equipoise.runs.files import RowFile, complete_lines, content, unwritable, write_whole
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -36,70 +36,13 @@ def undefined_keys(keys: Iterable[str], text: str) -> list[str]:
     return sorted(set(keys) - set(defined_keys(text)))
 
 
-class RowFile:
-    """A file that grows by whole lines only."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            # Unbuffered: a line that failed half-way must not wait in a buffer for a second attempt on closing.
-            self._file = path.open("ab", buffering=0)
-        except OSError as error:
-            raise _unwritable(path, error) from error
-
-    def append(self, text: str) -> None:
-        """Write complete lines. UserError when they do not fit; the file then ends as before."""
-        data = text.encode()
-        end = self._file.seek(0, os.SEEK_END)
-        try:
-            # A disk that fills up takes a part first and reports the error on the next write.
-            while data:
-                data = data[self._file.write(data) :]
-        except OSError as error:
-            self._file.truncate(end)
-            raise _unwritable(self.path, error) from error
-
-    def sync(self) -> None:
-        """Have the disk hold what was appended."""
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _unwritable(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write {path}: {error.strerror or error}; "
-        "make room or choose a folder that can be written, then run the same command again"
-    )
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; make it readable or choose another folder") from error
-
-
-def _complete_lines(data: bytes) -> list[bytes]:
-    """The lines that end in a line feed, with it."""
-    return [line + b"\n" for line in data.split(b"\n")[:-1]]
-
-
 def _replace(path: Path, data: bytes) -> None:
-    """Make `data` the file's content, written aside and renamed; a file that holds it already is left alone."""
-    aside = path.with_name(path.name + ".tmp")
+    """`write_whole`, but a file that holds `data` already is left alone. Raises UserError."""
     try:
-        if _content(path) != data:
-            with aside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
+        if content(path) != data:
+            write_whole(path, data)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
 def _csv_step(line: bytes, columns: int) -> int | None:
@@ -129,8 +72,8 @@ def _cut_csv(path: Path, step: int) -> _Kept:
 
     Raises UserError, and touches nothing, for a file that is not this program's.
     """
-    data = _content(path)
-    header, *rows = _complete_lines(data) or [b"step"]
+    data = content(path)
+    header, *rows = complete_lines(data) or [b"step"]
     first, *columns = header.decode("utf-8", "replace").rstrip("\n").split(",")
     # No complete line: either a header cut short, which begins as one, or somebody's one-line file.
     ours = first == "step" and all(map(KEY.fullmatch, columns)) and b"step,".startswith(data[:5])
@@ -143,7 +86,7 @@ def _cut_csv(path: Path, step: int) -> _Kept:
 
 
 def _cut_jsonl(path: Path, step: int) -> None:
-    kept = [line for line in _complete_lines(_content(path)) if (at := _json_step(line)) is not None and at <= step]
+    kept = [line for line in complete_lines(content(path)) if (at := _json_step(line)) is not None and at <= step]
     _replace(path, b"".join(kept))
 
 
@@ -196,7 +139,7 @@ class RunLog:
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _unwritable(output_dir, error) from error
+            raise unwritable(output_dir, error) from error
         notices = self._open(resume_step)
         self._console = Console(sys.stdout if stream is None else stream, total_steps, resume_step, lexicon, clock)
         for notice in notices:
@@ -215,7 +158,7 @@ class RunLog:
         _cut_jsonl(metrics, step)
         _cut_jsonl(samples, step)
         _cut_jsonl(evaluations, step)
-        _replace(events, b"".join(_complete_lines(_content(events))))
+        _replace(events, b"".join(complete_lines(content(events))))
         self._step = step
         self._columns = kept.columns
         self._csv, self._metrics, self._samples, self._events = map(RowFile, (csv, metrics, samples, events))
@@ -235,7 +178,7 @@ class RunLog:
             # so a run's first start needs one too.
             return SummaryWriter(str(self._tensorboard_dir), purge_step=step + 1)
         except OSError as error:
-            raise _unwritable(self._tensorboard_dir, error) from error
+            raise unwritable(self._tensorboard_dir, error) from error
 
     def _draw(self, write: Callable[["SummaryWriter"], object]) -> None:
         """Curves are a convenience: a run does not end because they cannot be written."""

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from equipoise.errors import UserError
-from equipoise.policy.load import PolicyConfig, pick_device, pick_dtype
+from equipoise.policy.config import PolicyConfig
+from equipoise.policy.load import pick_device, pick_dtype
 from equipoise.policy.source import Source, load_config
 
 GB = 1e9

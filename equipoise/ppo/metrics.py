@@ -3,38 +3,32 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from equipoise.policy.rollout import Rollout
 from equipoise.ppo import maths
-from equipoise.ppo.evaluate import BaseRates
+from equipoise.ppo.config import TrainConfig
+from equipoise.ppo.experience import Rewarded, Scored
+from equipoise.ppo.state import State
 from equipoise.ppo.update import UpdateStats
-from equipoise.ppo.window import Sentence, Window
+from equipoise.ppo.window import Sentence
 from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS
 from equipoise.protocol.reward import Reward, strict_success
 
 
 def step_metrics(
-    *,
-    rewards: Sequence[Reward],
-    paid_B: Tensor,
-    bonus_B: Tensor,
-    rollout: Rollout,
-    kl_B: Tensor,
-    kl_k3_B: Tensor,
-    entropy_BT: Tensor,
-    values_BT: Tensor,
-    returns_BT: Tensor,
-    advantages_BT: Tensor,
-    kl_coef: float,
+    config: TrainConfig,
+    state: State,
     learning_rate: float,
+    rollout: Rollout,
+    rewarded: Rewarded,
+    scored: Scored,
+    advantages: maths.Advantages,
     update: UpdateStats,
-    skipped: int,
-    missing_eos_penalty: float,
-    strict_bonus: float,
 ) -> dict[str, float]:
-    """All metrics of a step; B sentences, T tokens, KLs in nats per sentence."""
-    mask_BT = rollout.mask_BT
+    """All metrics of a step; KLs in nats per sentence. `state` as it was when the step was paid."""
+    rewards, mask_BT = rewarded.rewards, rollout.mask_BT
+    kl = scored.kl_BT(rollout).sum(1).mean().item()
+    kl_k3_BT = torch.where(mask_BT, maths.kl_k3(scored.logprobs, scored.reference), 0.0)
     parts = torch.tensor(
         [[r.reward, r.base, r.bonus, r.length_penalty, r.repetition_penalty] for r in rewards], dtype=torch.float64
     )
@@ -51,10 +45,10 @@ def step_metrics(
         "reward/bonus": bonus,
         "reward/length_penalty": length,
         "reward/repetition_penalty": repetition,
-        "reward/training": paid_B.mean().item(),
-        "reward/diversity_bonus": bonus_B.mean().item(),
-        "reward/missing_eos": -missing_eos_penalty * (1 - finished),
-        "reward/strict_bonus": strict_bonus * strict,
+        "reward/training": rewarded.paid_B.mean().item(),
+        "reward/diversity_bonus": rewarded.bonus_B.mean().item(),
+        "reward/missing_eos": -config.missing_eos_penalty * (1 - finished),
+        "reward/strict_bonus": config.strict_bonus * strict,
         "compliance/both": classes.count(2) * share,
         "compliance/one": classes.count(1) * share,
         "compliance/none": classes.count(0) * share,
@@ -65,10 +59,10 @@ def step_metrics(
         "text/pairs": len(pairs),
         "text/tokens": rollout.lengths_B.float().mean().item(),
         "text/finished": finished,
-        "kl/ref": kl_B.mean().item(),
-        "kl/ref_k3": kl_k3_B.mean().item(),
-        "kl/coef": kl_coef,
-        "kl/penalty": kl_coef * kl_B.mean().item(),
+        "kl/ref": kl,
+        "kl/ref_k3": kl_k3_BT.sum(1).mean().item(),
+        "kl/coef": state.kl_coef,
+        "kl/penalty": state.kl_coef * kl,
         "ppo/update_kl": update.update_kl,
         "ppo/updates": update.updates,
         "ppo/early_stop": int(update.early_stop),
@@ -76,33 +70,23 @@ def step_metrics(
         "ppo/clip_fraction": update.clip_fraction,
         "ppo/policy_loss": update.policy_loss,
         "ppo/value_loss": update.value_loss,
-        "ppo/entropy": maths.masked_mean(entropy_BT, mask_BT).item(),
+        "ppo/entropy": maths.masked_mean(scored.entropies, mask_BT).item(),
         "ppo/grad_norm": update.grad_norm,
         "ppo/learning_rate": learning_rate,
-        "value/mean": maths.masked_mean(values_BT, mask_BT).item(),
-        "value/explained_variance": maths.explained_variance(values_BT, returns_BT, mask_BT).item(),
-        "advantage/std": advantages_BT[mask_BT].std(unbiased=False).item(),
-        "guard/skipped": skipped,
+        "value/mean": maths.masked_mean(scored.values, mask_BT).item(),
+        "value/explained_variance": maths.explained_variance(scored.values, advantages.returns, mask_BT).item(),
+        "advantage/std": advantages.advantages[mask_BT].std(unbiased=False).item(),
+        "guard/skipped": state.skipped,
     }
 
 
-def remember(
-    rewards: Sequence[Reward], occupations: Sequence[str], rollout: Rollout, kl_B: Tensor, nll_B: Tensor
-) -> list[Sentence]:
+def remember(rewards: Sequence[Reward], occupations: Sequence[str], rollout: Rollout, scored: Scored) -> list[Sentence]:
     """The batch as the running measures keep it."""
+    kl_B = scored.kl_BT(rollout).sum(1)
+    nll_B = torch.where(rollout.mask_BT, -scored.reference, 0.0).sum(1) / rollout.lengths_B
     strict = [strict_success(r.text) for r in rewards]
     rest = (rollout.lengths_B.tolist(), rollout.finished_B.tolist(), strict, kl_B.tolist(), nll_B.tolist())
     return [
         Sentence(r.text, occupation, r.agentic, r.communal, r.words, tokens, finished, ok, r.reward, kl, nll)
         for r, occupation, tokens, finished, ok, kl, nll in zip(rewards, occupations, *rest, strict=True)
     ]
-
-
-def distance(recent: Window, base: BaseRates | None) -> dict[str, float]:
-    """KL(π‖π_ref) of the last sentences beyond what their compliance needs; nothing where the base is unknown."""
-    if base is None:
-        return {}
-    kl = recent.mean(s.kl for s in recent.sentences)
-    bound = maths.kl_bound(recent.mean(s.both for s in recent.sentences), base.rate("both"))
-    strict = maths.kl_bound(recent.mean(s.strict for s in recent.sentences), base.rate("strict"))
-    return {"kl/bound": bound, "kl/excess": kl - bound, "kl/excess_strict": kl - strict}

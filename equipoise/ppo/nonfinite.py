@@ -18,7 +18,7 @@ from equipoise.policy.score import score
 from equipoise.ppo import maths
 
 if TYPE_CHECKING:
-    from equipoise.ppo.train import TrainConfig
+    from equipoise.ppo.config import TrainConfig
 
 ROWS = 16  # completions looked at together; the batch is gone through in parts of that size
 

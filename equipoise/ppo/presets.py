@@ -1,22 +1,14 @@
 """Named configurations, which of them this machine can run, and what the command line makes of them."""
 
-import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
-from equipoise import options
 from equipoise.errors import UserError
+from equipoise.policy.config import PolicyConfig
 from equipoise.policy.hub import hub_access
-from equipoise.policy.load import PolicyConfig
 from equipoise.policy.source import LLAMA_8B
-from equipoise.ppo.diversity import DiversityConfig
-from equipoise.ppo.evaluate import EvaluationConfig
-from equipoise.ppo.machine import Machine, look
-from equipoise.ppo.run import RunConfig
-from equipoise.ppo.train import TrainConfig
-from equipoise.ppo.update import PPOConfig
-from equipoise.ppo.warm_start import WarmStartConfig
+from equipoise.ppo.config import DiversityConfig, EvaluationConfig, PPOConfig, RunConfig, TrainConfig, WarmStartConfig
+from equipoise.ppo.machine import Machine
 
 # Seconds on a GPU: the untrained model's rates, an evaluation at every checkpoint, the closing summary.
 MEASURED = EvaluationConfig(base_samples=20_000, eval_sentences=260, final_sentences=1000)
@@ -130,41 +122,4 @@ def choose(machine: Machine) -> Choice:
         why = access.reason
     return Choice(
         PRESETS["bundled-gpu"], (f"training the bundled SmolLM2-135M on the GPU (preset bundled-gpu): {why}",)
-    )
-
-
-DESCRIPTION = (
-    "Fine-tune a language model with PPO. Without options: what this machine can run. The same command again continues "
-    "the run. Also: --preset NAME (guide, bundled-gpu, varied, bundled-cpu), --config FILE.yaml for defaults, "
-    "--overwrite to start anew."
-)
-
-
-def configure(argv: list[str]) -> tuple[TrainConfig, list[str], bool]:
-    """(configuration, lines that say why, whether to start anew) from the command line. Raises UserError."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--preset")
-    first.add_argument("--config", type=Path)
-    first.add_argument("--overwrite", action="store_true")
-    try:
-        own, rest = first.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error}; train_rlhf.py --help lists the options") from None
-    settings = options.read_file(own.config) if own.config else {}
-    in_file = settings.pop("preset", None)
-    if own.preset is not None:
-        config, reasons = preset(own.preset), [f"preset    {own.preset}, as asked"]
-    elif in_file is not None:
-        config, reasons = preset(str(in_file)), [f"preset    {in_file}, as {own.config} says"]
-    elif "--help" in rest or "-h" in rest:
-        config, reasons = preset("bundled-cpu"), []
-    else:
-        choice = choose(look())
-        config = choice.config
-        reasons = [f"preset    {'; '.join(choice.reasons)}. Another: --preset {' | '.join(PRESETS)}, --model NAME"]
-    config = options.apply(config, settings, str(own.config)) if settings else config
-    return (
-        options.parse(TrainConfig, rest, config, prog="train_rlhf.py", description=DESCRIPTION),
-        reasons,
-        own.overwrite,
     )

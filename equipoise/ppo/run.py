@@ -2,17 +2,11 @@
 
 import dataclasses
 import fcntl
-import importlib.metadata
 import json
-import platform
-import shlex
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +14,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from equipoise import __version__
 from equipoise.errors import UserError
+from equipoise.learning.optimizer import MasterAdam
 from equipoise.policy.card import ModelCard
 from equipoise.policy.export import WEIGHTS, export
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
-from equipoise.ppo.checkpoint import (
+from equipoise.ppo.config import RunConfig, TrainConfig
+from equipoise.ppo.log import RunLog
+from equipoise.runs.checkpoint import (
     Checkpoint,
     at_step,
     discard_after,
@@ -35,35 +31,11 @@ from equipoise.ppo.checkpoint import (
     prune,
     save_checkpoint,
 )
-from equipoise.ppo.log import RunLog
-from equipoise.ppo.optimizer import MasterAdam
+from equipoise.runs.files import make_folder, write_json
+from equipoise.runs.records import differences, provenance
 
 if TYPE_CHECKING:
     from equipoise.ppo.state import State
-    from equipoise.ppo.train import TrainConfig
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    output_dir: str = "rlhf_llama3_7b_output"
-    """The final model, training_metrics.csv and the other records."""
-    checkpoint_dir: str = "rlhf_checkpoints"
-    tensorboard_dir: str = "runs"
-    save_every: int = 100
-    """PPO steps between checkpoints that are kept."""
-    save_minutes: float = 10.0
-    """A further checkpoint when this long has passed since the last; only the newest of these is kept."""
-    keep_checkpoints: int = 0
-    """Keep this many of the newest, besides the best so far; 0 keeps every multiple of save-every."""
-    sample_every: int = 50
-    """PPO steps between printed samples."""
-
-    def __post_init__(self) -> None:
-        for name in ("save_every", "sample_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
-        if self.keep_checkpoints < 0:
-            raise UserError(f"keep-checkpoints {self.keep_checkpoints} must be 0 (keep all) or more")
 
 
 # All that a run may write into its output folder. Whatever else lies there is somebody's.
@@ -81,27 +53,10 @@ FREE_TO_CHANGE = {
 } | {f"run.{f.name}" for f in dataclasses.fields(RunConfig)}
 
 
-def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level with dotted keys."""
-    out: dict[str, Any] = {}
-    for key, value in document.items():
-        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return out
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`key: old → new` for every setting that matters to the numbers and differs."""
-    a, b = flatten(old), flatten(new)
-    keys = [k for k in (a | b) if k not in FREE_TO_CHANGE and a.get(k) != b.get(k)]
-    return [f"{k.rpartition('.')[2].replace('_', '-')}: {a.get(k)} → {b.get(k)}" for k in keys]
-
-
 class Run:
     """Use as a context manager: `with Run.open(config) as run`. Holds a lock, so that no two processes share a run."""
 
-    def __init__(
-        self, config: "TrainConfig", log: RunLog, resumed: Checkpoint | None, complete: bool, lock: Any
-    ) -> None:
+    def __init__(self, config: TrainConfig, log: RunLog, resumed: Checkpoint | None, complete: bool, lock: Any) -> None:
         self.config = config
         self.log = log
         self.resumed = resumed
@@ -135,10 +90,10 @@ class Run:
             writing.result()
 
     @classmethod
-    def open(cls, config: "TrainConfig", *, overwrite: bool) -> "Run":
+    def open(cls, config: TrainConfig, *, overwrite: bool) -> "Run":
         """Find out what is there. Raises UserError rather than touch anything that is not this run's."""
         for folder in (config.run.output_dir, config.run.checkpoint_dir, config.run.tensorboard_dir):
-            _make_folder(Path(folder))
+            make_folder(Path(folder))
         lock = _lock(Path(config.run.checkpoint_dir))
         try:
             resumed, complete = _find(config, overwrite)
@@ -249,13 +204,13 @@ class Run:
         )
 
 
-def _document(config: "TrainConfig") -> dict[str, Any]:
+def _document(config: TrainConfig) -> dict[str, Any]:
     """The configuration as a file gives it back."""
     document: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return document
 
 
-def _find(config: "TrainConfig", overwrite: bool) -> tuple[Checkpoint | None, bool]:
+def _find(config: TrainConfig, overwrite: bool) -> tuple[Checkpoint | None, bool]:
     """(checkpoint to continue from, whether nothing is left to do). Raises UserError for what must not be touched."""
     output, checkpoints = Path(config.run.output_dir), Path(config.run.checkpoint_dir)
     metrics = output / "training_metrics.csv"
@@ -274,7 +229,7 @@ def _find(config: "TrainConfig", overwrite: bool) -> tuple[Checkpoint | None, bo
         output: json.loads((output / "run.json").read_bytes())["config"] if begun else None,
     }
     for folder, old in recorded.items():
-        if old is not None and (changed := differences(old, _document(config))):
+        if old is not None and (changed := differences(old, _document(config), FREE_TO_CHANGE)):
             raise UserError(
                 f"{folder} holds a run with other settings ({'; '.join(changed)}): use the same to continue it, "
                 "other folders (--output-dir, --checkpoint-dir) for a new run, or --overwrite to start anew"
@@ -290,7 +245,7 @@ def _find(config: "TrainConfig", overwrite: bool) -> tuple[Checkpoint | None, bo
     return resumed, step == config.steps and (output / WEIGHTS).exists()
 
 
-def _begin(config: "TrainConfig", resumed: Checkpoint | None, complete: bool) -> RunLog:
+def _begin(config: TrainConfig, resumed: Checkpoint | None, complete: bool) -> RunLog:
     output, step = Path(config.run.output_dir), resumed.step if resumed else 0
     if not complete:
         # First of all: it is what tells the other files from somebody else's.
@@ -309,36 +264,6 @@ def _begin(config: "TrainConfig", resumed: Checkpoint | None, complete: bool) ->
         log.event(step, "resume", checkpoint=resumed.path.name)
         log.say(f"continuing from {resumed.path} (step {step} of {config.steps}); --overwrite would start anew")
     return log
-
-
-def provenance() -> dict[str, Any]:
-    """What made this run: command, versions, machine, commit."""
-    packages = ("torch", "transformers", "peft", "safetensors", "numpy")
-    out: dict[str, Any] = {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "equipoise": __version__,
-        "python": platform.python_version(),
-        "versions": {p: importlib.metadata.version(p) for p in packages},
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "threads": torch.get_num_threads(),
-    }
-    package = Path(__file__).resolve().parents[2]
-    if (package / ".git").exists() and shutil.which("git"):
-        git = ["git", "-C", str(package)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False)
-        out |= {"commit": commit.stdout.strip(), "uncommitted_changes": bool(dirty.stdout.strip())}
-    return out
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".equipoise-write-test"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}): choose a writable folder") from None
 
 
 def _lock(folder: Path) -> Any:
@@ -360,10 +285,3 @@ def _clear(output: Path, checkpoints: Path) -> None:
     if (output / "run.json").exists():
         for name in OUTPUT_FILES:
             (output / name).unlink(missing_ok=True)
-
-
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Written aside and renamed: the file is whole or as it was."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n")
-    partial.replace(path)

@@ -3,20 +3,19 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from equipoise.policy.memory import RowLimit
+from equipoise.ppo import maths
+from equipoise.ppo.base import BaseRates, distance
 from equipoise.ppo.choice import Choice
-from equipoise.ppo.diversity import DiversityConfig, TermWindow
-from equipoise.ppo.evaluate import BaseRates
-from equipoise.ppo.update import RowLimit
-from equipoise.ppo.watch import Watch
-from equipoise.ppo.window import Window
-
-if TYPE_CHECKING:
-    from equipoise.ppo.train import TrainConfig
+from equipoise.ppo.config import DiversityConfig, PPOConfig, TrainConfig
+from equipoise.ppo.diversity import TermWindow
+from equipoise.ppo.watch import Alert, Watch, explain
+from equipoise.ppo.window import Sentence, Window
 
 RECENT = 8
 """Steps over whose sentences running measures are taken: 512 sentences at the guide's batch size."""
@@ -58,7 +57,7 @@ class State:
     remedies: Remedies = field(default_factory=Remedies)
 
     @classmethod
-    def begin(cls, config: "TrainConfig", limit: RowLimit, leaked: Sequence[str] = ()) -> "State":
+    def begin(cls, config: TrainConfig, limit: RowLimit, leaked: Sequence[str] = ()) -> "State":
         """`leaked`: the terms in the prompt, for the watch."""
         generator = torch.Generator().manual_seed(config.seed)
         window, watch = TermWindow(config.diversity), Watch(config.watch, leaked)
@@ -70,6 +69,22 @@ class State:
         more = self.remedies
         weight, opening = self.diversity.diversity_weight + more.diversity, self.diversity.opening_weight + more.opening
         self.window.config = replace(self.diversity, diversity_weight=weight, opening_weight=opening)
+
+    def look_back(self, batch: Sequence[Sentence], entropy: float) -> dict[str, float]:
+        """Take in the step's sentences; the running measures over the last ones, `entropy` being the step's (nats)."""
+        self.recent.add(batch)
+        return distance(self.recent, self.base) | self.watch.measure(self.recent, batch, entropy)
+
+    def judge(self, metrics: dict[str, float]) -> list[Alert]:
+        """The alerts that the step raises; how many stand afterwards is added to `metrics`."""
+        raised = self.watch.judge(self.step, metrics)
+        alerts = [explain(sign, metrics, self.recent, self.watch.leaked) for sign in raised]
+        metrics["watch/standing"] = len(self.watch.standing)
+        return alerts
+
+    def adapt_kl_coef(self, kl: float, ppo: PPOConfig) -> None:
+        """Steer the KL coefficient by the step's mean KL to the reference, nats per sentence."""
+        self.kl_coef = maths.adapt_kl_coef(self.kl_coef, kl, ppo.ref_kl_target, ppo.batch_size, ppo.kl_horizon)
 
     def document(self) -> dict[str, Any]:
         """The part that is JSON."""

@@ -4,120 +4,21 @@ Shapes as in `maths`: B completions, T steps, N real tokens laid flat.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from equipoise.errors import UserError
+from equipoise.learning.optimizer import MasterAdam
 from equipoise.policy.load import Policy
+from equipoise.policy.memory import RowLimit
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.score import Pack, pack, score, score_pack
 from equipoise.ppo import maths
-from equipoise.ppo.optimizer import MasterAdam
-
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """The guide's numbers by default."""
-
-    batch_size: int = 64
-    """Completions sampled per PPO step."""
-    mini_batch_size: int = 16
-    """Completions per optimizer step."""
-    micro_batch_size: int = 16
-    """Completions per forward and backward pass, fewer where memory needs it. Changes nothing else."""
-    ppo_epochs: int = 4
-    learning_rate: float = 1e-5
-    value_learning_rate: float = 1e-3
-    """Of the value head, one linear layer that starts at zero."""
-    warmup_steps: int = 20
-    """PPO steps over which the learning rate rises from 1/warmup. Adam's first steps are sign steps: without a warm-up
-    the first alone was measured to move the policy by 0.1–0.7 nats per token."""
-    decay_steps: int = 0
-    """PPO step after which the learning rate would be 0, having fallen linearly from the first; usually the number of
-    steps. 0 keeps it."""
-    value_warmup_steps: int = 0
-    """First PPO steps in which only the value head learns, so that the first advantages are not measured against values
-    of 0. The learning rate's warm-up begins after them."""
-    average_weights: float = 0.0
-    """Decay of a moving average of the trained weights over PPO steps, which is then what is evaluated and exported;
-    0.98 averages about the last 50 steps. 0 turns it off."""
-    target_kl: float = 0.03
-    """KL(π_old‖π_θ) per token at which the update of a PPO step ends. Not the distance to the reference model."""
-    kl_coef: float = 0.05
-    """β: price of one nat of KL(π‖π_ref), in units of reward."""
-    ref_kl_target: float | None = None
-    """KL(π‖π_ref) in nats per sentence that β is steered towards; None keeps β. It cannot be near 0 when the goal is
-    met."""
-    kl_horizon: int = 10_000
-    """Completions over which the steering acts."""
-    gamma: float = 1.0
-    gae_lambda: float = 0.95
-    clip: float = 0.2
-    """Probability ratios beyond 1 ± clip earn nothing more."""
-    value_clip: float = 0.2
-    """Values may move this far, in units of reward, from their old ones in one PPO step."""
-    entropy_coef: float = 0.0
-    max_grad_norm: float = 1.0
-    adam_eps: float = 1e-5
-    """1e-5 as in OpenAI's PPO; it softens the first steps."""
-
-    def __post_init__(self) -> None:
-        at_least_1 = ("batch_size", "mini_batch_size", "micro_batch_size", "ppo_epochs", "kl_horizon")
-        above_0 = ("target_kl", "ref_kl_target", "learning_rate", "clip", "value_clip", "max_grad_norm", "adam_eps")
-        steps = ("warmup_steps", "decay_steps", "value_warmup_steps")
-        at_least_0 = (
-            *steps,
-            "value_learning_rate",
-            "average_weights",
-            "kl_coef",
-            "entropy_coef",
-            "gamma",
-            "gae_lambda",
-        )
-        for name in (*at_least_1, *above_0, *at_least_0):
-            value = getattr(self, name)
-            flag = name.replace("_", "-")
-            if name in at_least_1 and value < 1:
-                raise UserError(f"{flag} {value} must be at least 1")
-            if name in above_0 and value is not None and value <= 0:
-                raise UserError(f"{flag} {value} must be above 0")
-            if name in at_least_0 and value < 0:
-                raise UserError(f"{flag} {value} must not be negative")
-            if name in ("learning_rate", "value_learning_rate", "gamma", "gae_lambda") and value > 1:
-                raise UserError(f"{flag} {value} must be at most 1")
-        if self.batch_size % self.mini_batch_size:
-            raise UserError(
-                f"batch-size {self.batch_size} is not a multiple of mini-batch-size {self.mini_batch_size}: "
-                "every optimizer step must see equally many completions"
-            )
-        if self.average_weights >= 1:
-            raise UserError(f"average-weights {self.average_weights} must be below 1: 1 would keep the first weights")
-
-    def policy_learning_rate(self, done: int) -> float:
-        """That of the step after `done` steps: 0 while only the value head learns, the warm-up, then the decay."""
-        if done < self.value_warmup_steps:
-            return 0.0
-        warm = min(1.0, (done - self.value_warmup_steps + 1) / max(1, self.warmup_steps))
-        decayed = max(0.0, 1 - done / self.decay_steps) if self.decay_steps else 1.0
-        return self.learning_rate * warm * decayed
-
-
-class Experience(NamedTuple):
-    """A rollout with all that the update needs; (B, T) tensors, 0 outside the mask."""
-
-    rollout: Rollout
-    old_logp_BT: Tensor
-    old_values_BT: Tensor
-    returns_BT: Tensor
-    advantages_BT: Tensor
-    """Whitened over the whole batch."""
+from equipoise.ppo.config import PPOConfig
+from equipoise.ppo.experience import Experience
 
 
 class UpdateStats(NamedTuple):
@@ -148,11 +49,10 @@ def update(
     temperature: float,
     *,
     packed: bool,
-    limit: "RowLimit | None" = None,
-    meanwhile: Callable[[], None] = lambda: None,
+    limit: RowLimit | None = None,
 ) -> UpdateStats:
     """Take up to len(batches) optimizer steps. Stops, before stepping, at the first mini-batch whose KL exceeds
-    target_kl, and at anything non-finite. `meanwhile` is called once, while a GPU works on the first mini-batch."""
+    target_kl, and at anything non-finite."""
     seen: list[dict[str, float]] = []
     update_kl, early_stop, nonfinite = 0.0, False, None
     limit = limit or RowLimit(config.micro_batch_size)
@@ -174,8 +74,6 @@ def update(
             return torch.cat([_total(sums), optimizer.norms()])
 
         numbers = limit.run(policy, gradients, undo=optimizer.zero_grad)
-        if number == 0:
-            meanwhile()
         if number + 1 < len(batches):
             # Laid out while the GPU works: reading the numbers waits for it, once per optimizer step.
             ahead[number + 1, limit.rows] = parts_of(number + 1, limit.rows)
@@ -224,39 +122,6 @@ class Part(NamedTuple):
     returns: Tensor
     advantages: Tensor
     weight: Tensor
-
-
-class RowLimit:
-    """Completions per forward and backward pass: halved for good when the GPU's memory does not suffice.
-
-    The work that failed is done again in smaller parts, with the same result: every loss is a mean over the mini-batch.
-    """
-
-    def __init__(self, rows: int, say: Callable[[str], None] = print) -> None:
-        self.rows = rows
-        self.say = say
-
-    def run(self, policy: Policy, attempt: Callable[[int], Result], undo: Callable[[], None] | None = None) -> Result:
-        """attempt(rows), with fewer and fewer rows until it fits; `undo` first clears what a failed one has left.
-
-        Raises UserError when a single row does not fit."""
-        while True:
-            try:
-                return attempt(self.rows)
-            except torch.OutOfMemoryError:
-                if self.rows == 1:
-                    raise UserError(
-                        "the GPU has too little memory for a single completion: use "
-                        "--gradient-checkpointing, --use-8bit, or a smaller model"
-                    ) from None
-            # Outside the except block, whose error keeps the failed attempt's tensors alive.
-            if undo is not None:
-                undo()
-            self.rows //= 2
-            policy.graphs.clear()
-            policy.decoders.clear()
-            torch.cuda.empty_cache()
-            self.say(f"out of GPU memory: going on with {self.rows} completions at a time, same mini-batches")
 
 
 def _lay_out(policy: Policy, experience: Experience, rows: Tensor, rows_at_once: int, packed: bool) -> list[Part]:

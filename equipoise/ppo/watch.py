@@ -6,77 +6,14 @@ from a run's `metrics.jsonl` with other thresholds. Such signs tell what has hap
 
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
-from equipoise.errors import UserError
-from equipoise.ppo.diversity import opening
-from equipoise.ppo.window import Sentence, Window, effective, masked, pair_counts
+from equipoise.measures.variety import effective, masked, opening, pair_counts
+from equipoise.ppo.config import WatchConfig
+from equipoise.ppo.window import Sentence, Window
 from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS
-
-
-@dataclass(frozen=True)
-class WatchConfig:
-    """Thresholds apply to the sentences of the last eight steps. They lie between what sound and hacked runs of SmolLM2
-    came to (docs/LOG.md); benchmarks/calibrate_watch.py tries others on finished runs."""
-
-    on_alert: Literal["warn", "stop", "rollback"] = "warn"
-    """`warn` goes on; `stop` saves and ends the run; `rollback` goes back to the last checkpoint at which nothing was
-    amiss, and on from there with a remedy (more diversity bonus, a larger KL coefficient, a smaller learning rate)."""
-    alert_from_step: int = 10
-    """No alert before this step."""
-    alert_after: int = 4
-    """A sign must have held in this many of the last `alert_within` steps."""
-    alert_within: int = 6
-    alert_rollbacks: int = 2
-    """Times that `rollback` goes back at most; after that it only warns."""
-    max_term_share: float = 0.96
-    """`synonyms`: share of the commonest term among the sentences with a term of its class, in both classes at once.
-    PPO with the protocol's reward alone comes to 0.99 in one class and 0.92 in the other: only more is an alert."""
-    min_effective_pairs: float = 1.25
-    """`pairs`: 2^H over (agentic, communal) pairs, out of 100. Near-total collapse: PPO with the protocol's reward
-    alone passes through 1.5 and ends at 2 to 3."""
-    min_moulds: float = 0.45
-    """`structure`: share of different sentences once terms and occupation are masked,"""
-    min_distinct_2: float = 0.2
-    """and different word pairs / word pairs, in what follows `The X was`; 0.68 in the untrained SmolLM2,"""
-    min_openings: float = 2.5
-    """and 2^H over the first two words after `The X was`, terms masked; 118 in the untrained SmolLM2. All three at
-    once: sound runs come to 1.8 openings and 0.15 word pairs, but not with so few moulds."""
-    min_unique: float = 0.7
-    """`duplicates`: share of different texts; 0.76 with the prompt `study` in a run that hardly learnt anything."""
-    fluency_reward: float = 0.7
-    """`fluency`: only where the mean reward is at least this,"""
-    max_nll_rise: float = 1.0
-    """and the reference model's negative log-likelihood per token has risen by more than this since the start."""
-    max_terms: float = 3.0
-    """`stuffing`: mean number of different terms in a sentence,"""
-    max_stuffed: float = 0.75
-    """or the share of sentences with more than two. PPO with the protocol's reward, which pays a little for each term,
-    comes to 2.6 terms and 0.55."""
-    max_pinned: float = 0.5
-    """`length`: share of sentences of one length that sits at a bound: exactly 8, or exactly 15 words."""
-    max_unfinished: float = 0.6
-    """`unfinished`: share of completions that were cut off, if it is also above the start's by 0.1; about 0.5 in the
-    untrained SmolLM2."""
-    max_kl_speed: float = 0.5
-    """`drift`: rise of KL(π‖π_ref) in nats per step, while the reward no longer rises."""
-    min_entropy: float = 0.3
-    """`entropy`: nats per token."""
-    min_one_class: float = 0.75
-    """`plateau`: share of sentences with exactly one class; PPO that gets past it comes to 0.61 on its way,"""
-    max_both: float = 0.2
-    """while this few have both."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.alert_after <= self.alert_within:
-            raise UserError(
-                f"alert-after {self.alert_after} of alert-within {self.alert_within} steps is never or always: "
-                "the first must be from 1 to the second"
-            )
-
 
 SPEED_STEPS = 5  # speeds compare the mean of so many steps with that of as many before
 START_STEPS = 2  # steps whose mean is what "at the start" means: the learning rate is still warming up

@@ -1,12 +1,9 @@
 """The last sentences of a run, as far as the running measures look back; part of every checkpoint."""
 
 import math
-import re
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
-
-from equipoise.protocol.lexicon import LEXICON, Lexicon
 
 
 class Sentence(NamedTuple):
@@ -57,25 +54,3 @@ class Window:
         for row in state:
             values: list[Any] = [tuple(value) if isinstance(value, list) else value for value in row]
             self.sentences.append(Sentence._make(values))
-
-
-def effective(counts: Counter[Any]) -> float:
-    """2^H of the shares, H their entropy in bits: how many equally frequent values would be as varied. 0 for none."""
-    total = sum(counts.values())
-    if total == 0:
-        return 0.0
-    # Sorted, so that the sum does not depend on the order in which values were met.
-    shares = sorted(n / total for n in counts.values() if n)
-    return math.exp(-math.fsum(p * math.log(p) for p in shares))
-
-
-def pair_counts(terms: Iterable[tuple[Sequence[str], Sequence[str]]]) -> Counter[tuple[str, str]]:
-    """How often each (first agentic, first communal) pair occurs among the sentences that have both."""
-    return Counter((agentic[0], communal[0]) for agentic, communal in terms if agentic and communal)
-
-
-def masked(text: str, occupation: str, lexicon: Lexicon = LEXICON) -> str:
-    """The sentence's mould: lower case, every term as "*", the occupation as "_"."""
-    mould = lexicon.mark(text, ("\0", "\0"), ("\0", "\0"))
-    mould = re.sub("\0[^\0]*\0", "*", mould).lower()
-    return re.sub(rf"\b{re.escape(occupation.lower())}\b", "_", mould)

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from equipoise.evaluation.catalogue import CATALOGUE
-from equipoise.evaluation.evaluate import EvaluateConfig
+from equipoise.evaluation.config import EvaluateConfig
 from equipoise.evaluation.results import Comparison, Estimate
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/EVALUATION.md").read_text(encoding="utf-8")

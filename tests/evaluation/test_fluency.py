@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from equipoise.errors import UserError
 from equipoise.evaluation import fluency
-from equipoise.evaluation.evaluate import EvaluateConfig
+from equipoise.evaluation.config import EvaluateConfig
 from equipoise.evaluation.fluency import Scorer, acceptable_label, full_name, judge
 from equipoise.policy.source import resolve
 from tests.tiny import WORDS, next_logprobs, tiny_model, tiny_tokenizer, words_folder

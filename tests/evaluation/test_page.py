@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from equipoise.evaluation.assemble import report
+from equipoise.evaluation.config import ReportConfig
 from equipoise.evaluation.page import json_block
-from equipoise.evaluation.report import ReportConfig
 from tests.evaluation import hostile
 
 Attributes = list[tuple[str, str | None]]

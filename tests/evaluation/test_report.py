@@ -13,7 +13,7 @@ from equipoise.cli import main
 from equipoise.errors import UserError
 from equipoise.evaluation import results
 from equipoise.evaluation.assemble import report
-from equipoise.evaluation.report import ReportConfig
+from equipoise.evaluation.config import ReportConfig
 from equipoise.evaluation.results import Estimate, Evaluation, Method, Parts
 from tests.evaluation.hostile import EXAMPLE, example, training_run, written
 

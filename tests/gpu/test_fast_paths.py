@@ -3,14 +3,18 @@
 import pytest
 import torch
 
-from equipoise.policy.load import Policy, PolicyConfig, load_policy
+from equipoise.learning.optimizer import MasterAdam
+from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.policy.load import Policy, load_policy
+from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import prompt_ids
 from equipoise.policy.rollout import Rollout
-from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.policy.sample import sample
 from equipoise.policy.score import score
 from equipoise.ppo import maths
-from equipoise.ppo.optimizer import MasterAdam
-from equipoise.ppo.update import Experience, PPOConfig, RowLimit, mini_batches, update
+from equipoise.ppo.config import PPOConfig
+from equipoise.ppo.experience import Experience
+from equipoise.ppo.update import mini_batches, update
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import PROMPTS
 

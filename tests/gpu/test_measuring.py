@@ -3,15 +3,18 @@
 import pytest
 import torch
 
-from equipoise.policy.load import Policy, PolicyConfig, load_policy
+from equipoise.learning.optimizer import MasterAdam
+from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.policy.likelihood import kl_to_reference
+from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.prompt import prompt_ids
 from equipoise.policy.rollout import Rollout
-from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.policy.sample import sample
 from equipoise.policy.score import score
-from equipoise.ppo.evaluate import draw_sentences, evaluate, fluency, kl_to_reference, measure_base
+from equipoise.ppo.base import measure_base
+from equipoise.ppo.config import TrainConfig
+from equipoise.ppo.evaluate import draw_sentences, evaluate, fluency
 from equipoise.ppo.nonfinite import locate
-from equipoise.ppo.optimizer import MasterAdam
-from equipoise.ppo.train import TrainConfig
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import PROMPTS
 
@@ -60,8 +63,7 @@ def test_weights_swapped_for_their_average_are_what_recorded_graphs_compute_with
         return sample(policy, ids, config, uniform_BT=torch.zeros(20, config.max_new_tokens, dtype=torch.float64)).cpu()
 
     adam = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-5, average=0.9)
-    policy.graphs.clear()
-    policy.decoders.clear()
+    policy.forget_recordings()
     before = greedy()
     assert adam.average is not None
     adam.average.add_(0.02 * torch.randn_like(adam.average))
@@ -72,8 +74,7 @@ def test_weights_swapped_for_their_average_are_what_recorded_graphs_compute_with
 
 def test_an_evaluation_is_the_same_when_repeated_and_the_search_for_an_origin_leaves_no_trace(policy: Policy) -> None:
     MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-5)
-    policy.graphs.clear()
-    policy.decoders.clear()
+    policy.forget_recordings()
     first, drawn = evaluate(policy, prompts(policy), NUCLEUS, 150, "evaluation", 64)
     assert fluency(policy, drawn) is not None
     rollout = drawn.rollouts[0]

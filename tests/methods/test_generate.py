@@ -23,7 +23,8 @@ from equipoise.methods import prompted
 from equipoise.methods.completions import Key, all_keys
 from equipoise.methods.generate import GenerateConfig, Outcome, generate
 from equipoise.methods.prompted import Prompted, uniforms
-from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.policy.config import SamplingConfig
+from equipoise.policy.sample import sample
 from equipoise.protocol.lexicon import OCCUPATIONS
 from tests.tiny import words_folder
 

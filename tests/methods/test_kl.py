@@ -11,7 +11,7 @@ from equipoise.methods.completions import Key, all_keys
 from equipoise.methods.guided import effective_size, mean_weight
 from equipoise.methods.kl import _logprobs, kl_to_base
 from equipoise.methods.prompted import Prompted
-from equipoise.policy.sample import SamplingConfig
+from equipoise.policy.config import SamplingConfig
 from equipoise.protocol.lexicon import OCCUPATIONS
 from tests.tiny import next_logprobs, tiny_folder, words_folder
 

@@ -337,5 +337,5 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 def test_help_and_mistyped_options_do_not_wait_for_torch() -> None:
-    code = "import sys; import equipoise.methods.sample_command; sys.exit('torch' in sys.modules)"
+    code = "import sys; import equipoise.commands.sample; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

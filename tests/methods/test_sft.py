@@ -13,7 +13,7 @@ from equipoise.cli import main
 from equipoise.errors import UserError
 from equipoise.methods.sample import SampleConfig, sample
 from equipoise.methods.sft import SftConfig, sft
-from equipoise.policy.load import PolicyConfig
+from equipoise.policy.config import PolicyConfig
 from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, LEXICON, OCCUPATIONS
 from equipoise.protocol.reward import strict_success
 from tests.tiny import words_folder

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from equipoise.errors import UserError
-from equipoise.policy.load import Policy, PolicyConfig, load_for_generation, load_policy, pick_device, pick_dtype
+from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.policy.load import Policy, load_for_generation, load_policy, pick_device, pick_dtype
 from equipoise.policy.rollout import Rollout
-from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.policy.sample import sample
 from equipoise.policy.score import score
 from equipoise.protocol.prompts import PROMPTS
 from tests.tiny import perturb, tiny_folder

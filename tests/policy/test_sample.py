@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from equipoise.errors import UserError
-from equipoise.policy import sample as sampling
+from equipoise.policy import draw as drawing
 from equipoise.policy.attention import TRIE_ATTENTION
+from equipoise.policy.config import SamplingConfig
+from equipoise.policy.draw import draw
 from equipoise.policy.load import Policy
-from equipoise.policy.sample import NonFiniteLogits, SamplingConfig, draw, sample
+from equipoise.policy.sample import NonFiniteLogits, sample
 from equipoise.policy.score import score
 from tests.tiny import bare_policy, next_logprobs, perturb, pretend_graphs
 
@@ -39,7 +41,7 @@ LOGITS = [1.2, -0.3, 2.0, 0.1, -1.5, 0.9, -4.0]
 def test_over_a_fine_grid_each_token_is_drawn_exactly_as_often_as_it_is_probable(
     temperature: float, top_p: float, candidates: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampling, "CANDIDATES", candidates)
+    monkeypatch.setattr(drawing, "CANDIDATES", candidates)
     n = 20_000
     uniform = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     tokens = draw(torch.tensor(LOGITS).expand(n, -1), uniform, SamplingConfig(temperature, top_p))
@@ -73,7 +75,7 @@ def test_impossible_tokens_are_never_drawn_even_at_the_ends() -> None:
 
 
 def test_a_nucleus_wider_than_the_candidates_is_drawn_whole() -> None:
-    n = sampling.CANDIDATES * 4
+    n = drawing.CANDIDATES * 4
     uniform = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     nearly_flat = torch.linspace(0, -1e-3, n).expand(n, -1)
     tokens = draw(nearly_flat, uniform, SamplingConfig(top_p=0.75))
@@ -90,14 +92,14 @@ def test_temperature_zero_takes_the_likeliest_token() -> None:
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 def test_each_row_of_many_is_drawn_as_if_it_were_alone(top_p: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    rows = 2 * sampling.CPU_ROWS + 3  # the last part is not full
+    rows = 2 * drawing.CPU_ROWS + 3  # the last part is not full
     logits, config = 3 * torch.randn(rows, 50, generator=generator), SamplingConfig(top_p=top_p)
     uniform = torch.rand(rows, 2, generator=generator, dtype=torch.float64)
     alone = torch.cat([draw(logits[i : i + 1], uniform[i : i + 1, 0], config) for i in range(rows)])
     assert torch.equal(draw(logits, uniform[:, 0], config), alone) and len(alone.unique()) > 5
-    probs = sampling.weights(logits, config)
-    both = torch.cat([sampling.invert_many(probs[i : i + 1], uniform[i : i + 1]) for i in range(rows)])
-    assert torch.equal(sampling.invert_many(probs, uniform), both) and torch.equal(both[:, 0], alone)
+    probs = drawing.weights(logits, config)
+    both = torch.cat([drawing.invert_many(probs[i : i + 1], uniform[i : i + 1]) for i in range(rows)])
+    assert torch.equal(drawing.invert_many(probs, uniform), both) and torch.equal(both[:, 0], alone)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])

@@ -13,11 +13,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from equipoise.policy.load import PolicyConfig
-from equipoise.policy.sample import SamplingConfig
-from equipoise.ppo.run import RunConfig
-from equipoise.ppo.train import TrainConfig
-from equipoise.ppo.update import PPOConfig
+from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.ppo.config import PPOConfig, RunConfig, TrainConfig
 
 
 def small_config(model: Path, where: Path, **changes: Any) -> TrainConfig:

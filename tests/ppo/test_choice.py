@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from equipoise.ppo import choice as choices
+from equipoise.ppo import finish as finishing
 from equipoise.ppo.choice import Choice, better
 from equipoise.ppo.train import Outcome, train
 
@@ -59,12 +59,12 @@ def test_nothing_complied_at_all() -> None:
 def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
     """Strict success by step, in place of what evaluations would find; 0 elsewhere."""
     script: dict[int, float] = {}
-    evaluate = choices.evaluate_checkpoint
+    evaluate = finishing.evaluate_checkpoint
 
-    def pretend(config: Any, policy: Any, optimizer: Any, state: Any, *rest: Any) -> Any:
-        return evaluate(config, policy, optimizer, state, *rest) | {"strict": script.get(state.step, 0.0)}
+    def pretend(training: Any, run: Any) -> Any:
+        return evaluate(training, run) | {"strict": script.get(training.state.step, 0.0)}
 
-    monkeypatch.setattr(choices, "evaluate_checkpoint", pretend)
+    monkeypatch.setattr(finishing, "evaluate_checkpoint", pretend)
     return script
 
 
@@ -130,7 +130,7 @@ def test_a_best_checkpoint_that_is_gone_is_said_and_the_last_exported(
     model: Path, tmp_path: Path, scripted: dict[int, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripted[2] = 1.0
-    monkeypatch.setattr(choices.Run, "checkpoint_at", lambda self, step: None)
+    monkeypatch.setattr(finishing.Run, "checkpoint_at", lambda self, step: None)
     train(small_config(model, tmp_path, **MOVING))
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert summary["exported_step"] == 6 and "is gone" in summary["exported_because"]

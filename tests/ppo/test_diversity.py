@@ -5,7 +5,9 @@ import math
 import pytest
 
 from equipoise.errors import UserError
-from equipoise.ppo.diversity import DiversityConfig, TermWindow, opening
+from equipoise.measures.variety import opening
+from equipoise.ppo.config import DiversityConfig
+from equipoise.ppo.diversity import TermWindow
 from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, Lexicon
 from equipoise.protocol.reward import Reward, score
 

@@ -9,20 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.policy.load import PolicyConfig, load_policy
+from equipoise.measures.shares import kl_bound, wilson
+from equipoise.measures.variety import effective, masked, pair_counts
+from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.policy.likelihood import kl_to_reference, plain_nll
+from equipoise.policy.load import load_policy
 from equipoise.policy.prompt import prompt_ids
-from equipoise.policy.sample import SamplingConfig
-from equipoise.ppo.evaluate import (
-    BaseRates,
-    draw_sentences,
-    fluency,
-    groups,
-    kl_to_reference,
-    measure,
-    plain_nll,
-)
-from equipoise.ppo.maths import kl_bound, wilson
-from equipoise.ppo.window import Sentence, Window, effective, masked, pair_counts
+from equipoise.ppo.base import BaseRates
+from equipoise.ppo.evaluate import draw_sentences, fluency, groups, measure
+from equipoise.ppo.window import Sentence, Window
 from equipoise.protocol.lexicon import HOLDOUT, OCCUPATIONS
 from equipoise.protocol.prompts import get_prompt
 from tests.tiny import next_logprobs, perturb

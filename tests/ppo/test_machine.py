@@ -9,11 +9,12 @@ import torch
 
 from equipoise import cli
 from equipoise.errors import UserError
-from equipoise.policy.load import PolicyConfig, load_policy
+from equipoise.learning.optimizer import MasterAdam
+from equipoise.policy.config import PolicyConfig
+from equipoise.policy.load import load_policy
 from equipoise.policy.source import resolve
 from equipoise.ppo import machine as machines
 from equipoise.ppo.machine import MARGIN, Machine, Need, Work, check, fit, look, need
-from equipoise.ppo.optimizer import MasterAdam
 from equipoise.ppo.train import train
 from equipoise.protocol.prompts import PROMPTS
 from tests.tiny import tiny_folder

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 
+from equipoise.learning.optimizer import MasterAdam
+from equipoise.policy.config import SamplingConfig
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
-from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.policy.sample import sample
 from equipoise.ppo import maths
+from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.nonfinite import locate
-from equipoise.ppo.optimizer import MasterAdam
-from equipoise.ppo.train import TrainConfig, train
+from equipoise.ppo.train import train
 from tests.tiny import bare_policy
 
 from .small import small_config

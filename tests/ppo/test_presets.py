@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
+from equipoise.commands import train as command
+from equipoise.commands.train import configure
 from equipoise.errors import UserError
 from equipoise.policy.source import LLAMA_8B
 from equipoise.ppo import presets
+from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.machine import Machine
-from equipoise.ppo.presets import PRESETS, choose, configure, preset
-from equipoise.ppo.train import TrainConfig
+from equipoise.ppo.presets import PRESETS, choose, preset
 
 CPU = Machine(gpu=None, gpu_free_gb=0.0, memory_free_gb=8.0, cores=2)
 
@@ -101,7 +103,7 @@ def test_a_small_gpu_or_no_access_gets_the_bundled_model_and_the_reason(monkeypa
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presets, "look", lambda: CPU)
+    monkeypatch.setattr(command, "look", lambda: CPU)
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -164,7 +166,7 @@ def test_help_looks_at_no_hardware_and_lists_every_setting(
     def fail() -> Any:
         raise AssertionError("looked")
 
-    monkeypatch.setattr(presets, "look", fail)
+    monkeypatch.setattr(command, "look", fail)
     with pytest.raises(SystemExit) as stop:
         configure(["--help"])
     assert stop.value.code == 0

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from equipoise.errors import UserError
-from equipoise.ppo.optimizer import MasterAdam
+from equipoise.learning.optimizer import MasterAdam
+from equipoise.ppo.config import PPOConfig
 from equipoise.ppo.train import train
-from equipoise.ppo.update import PPOConfig
 from equipoise.protocol.reward import strict_success
 
 from .small import rows, small_config, tensors

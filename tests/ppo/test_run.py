@@ -18,9 +18,11 @@ import torch
 from equipoise import cli
 from equipoise.errors import UserError
 from equipoise.ppo import run as runs
-from equipoise.ppo.run import Run, differences
-from equipoise.ppo.train import Outcome, TrainConfig, train
+from equipoise.ppo.config import TrainConfig
+from equipoise.ppo.run import FREE_TO_CHANGE, Run
+from equipoise.ppo.train import Outcome, train
 from equipoise.protocol.reward import score
+from equipoise.runs.records import differences
 
 from .small import checkpoints, events, exit_code, in_child, results, rows, small_config
 
@@ -380,7 +382,7 @@ def test_run_json_says_what_made_the_run(finished: TrainConfig, tmp_path: Path) 
 def test_differences_name_what_changed_and_pass_over_what_does_not_matter() -> None:
     old = {"steps": 5, "seed": 1, "ppo": {"clip": 0.2, "gone": 1}, "run": {"save_every": 3}}
     new = {"steps": 9, "seed": 2, "ppo": {"clip": 0.2, "new_one": None}, "run": {"save_every": 4}}
-    assert differences(old, new) == ["seed: 1 → 2", "gone: 1 → None"]
+    assert differences(old, new, FREE_TO_CHANGE) == ["seed: 1 → 2", "gone: 1 → None"]
 
 
 def test_slow_steps_are_saved_between_the_multiples_of_save_every_and_the_newest_of_those_is_kept(

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from equipoise import cli
+from equipoise.commands.sweep import main
 from equipoise.errors import UserError
 from equipoise.ppo import sweep
 from equipoise.ppo.summary import first_good_step
-from equipoise.ppo.sweep import SweepConfig, read_plans, statistics_of, table, values_of
+from equipoise.ppo.sweep import SweepConfig, read_plans
+from equipoise.ppo.sweep_table import statistics_of, table, values_of
 from equipoise.protocol.reward import strict_success
 
 
@@ -101,7 +103,7 @@ def test_a_finished_run_of_other_options_is_refused(swept: Path, model: Path) ->
     changed = swept / "changed.yaml"
     changed.write_text((swept / "sweep.yaml").read_text().replace("kl-coef: 0.0", "kl-coef: 0.1"))
     with pytest.raises(UserError, match=r"hot-0 holds a finished run with other settings \(kl-coef: 0.0 → 0.1"):
-        sweep.main([str(changed), "--output-dir", str(swept / "out")])
+        main([str(changed), "--output-dir", str(swept / "out")])
 
 
 @pytest.mark.slow

@@ -14,14 +14,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from equipoise.errors import UserError
 from equipoise.policy.load import Policy
+from equipoise.policy.memory import RowLimit
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.score import score
+from equipoise.ppo import step as stepping
 from equipoise.ppo import train as training
 from equipoise.ppo import warm_start
-from equipoise.ppo.diversity import DiversityConfig, TermWindow
+from equipoise.ppo.config import DiversityConfig, TrainConfig
+from equipoise.ppo.diversity import TermWindow
+from equipoise.ppo.experience import Rewarded, Scored
 from equipoise.ppo.log import defined_keys, undefined_keys
+from equipoise.ppo.maths import Advantages
 from equipoise.ppo.metrics import step_metrics
-from equipoise.ppo.train import Outcome, TrainConfig, occupation_at, train
+from equipoise.ppo.state import State
+from equipoise.ppo.step import occupation_at
+from equipoise.ppo.train import Outcome, train
 from equipoise.ppo.update import UpdateStats
 from equipoise.protocol import reward as protocol
 from equipoise.protocol.lexicon import HOLDOUT, OCCUPATIONS
@@ -51,7 +58,7 @@ def updates(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, list[torch.Tenso
     """What each update is given, and whether the old log-probs are exactly those of the policy in the very groups that
     the first epoch's optimizer steps see."""
     seen: list[tuple[Any, list[torch.Tensor], bool]] = []
-    update = training.update
+    update = stepping.update
 
     def look(policy: Policy, adam: Any, experience: Any, batches: Any, config: Any, t: float, **named: Any) -> Any:
         exact = []
@@ -64,7 +71,7 @@ def updates(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, list[torch.Tenso
         seen.append((experience, batches, all(exact)))
         return update(policy, adam, experience, batches, config, t, **named)
 
-    monkeypatch.setattr(training, "update", look)
+    monkeypatch.setattr(stepping, "update", look)
     return seen
 
 
@@ -158,14 +165,17 @@ def test_the_numbers_of_a_step_by_hand() -> None:
     first = torch.zeros(4, 3)
     first[0, 0] = 4.0
     stats = UpdateStats(0.02, 5, True, 1.5, 0.1, -0.01, 0.04, 0.7, None)
-    paid = torch.tensor([1.1, 1.0, 0.2, -0.3])
-    found = step_metrics(
-        rewards=rewards, paid_B=paid, bonus_B=torch.tensor([0.1, 0.0, 0.0, 0.0]), rollout=rollout,
-        kl_B=torch.tensor([1.0, 2.0, 3.0, -2.0]), kl_k3_B=torch.tensor([0.5, 0.5, 1.0, 2.0]),
-        entropy_BT=2 * ones, values_BT=first, returns_BT=2 * first, advantages_BT=first, kl_coef=0.05,
-        learning_rate=1e-5, update=stats, skipped=2, missing_eos_penalty=0.4,
-        strict_bonus=0.2,
-    )  # fmt: skip
+    rewarded = Rewarded(rewards, torch.tensor([1.1, 1.0, 0.2, -0.3]), torch.tensor([0.1, 0.0, 0.0, 0.0]))
+    # All of a sentence's KL sits on its first token: 1, 2, 3 and −2 nats; k3 of k nats is e^−k − 1 + k.
+    kl_BT = torch.zeros(4, 3)
+    kl_BT[:, 0] = torch.tensor([1.0, 2.0, 3.0, -2.0])
+    scored = Scored(kl_BT - 5.0, 2 * ones, first, torch.full((4, 3), -5.0))
+    advantages = Advantages(first, 2 * first)
+    config = TrainConfig(missing_eos_penalty=0.4, strict_bonus=0.2)
+    state = State.begin(config, RowLimit(16))
+    state.skipped = 2
+    found = step_metrics(config, state, 1e-5, rollout, rewarded, scored, advantages, stats)
+    k3 = sum(math.exp(-k) - 1 + k for k in (1, 2, 3, -2)) / 4
     expected = {
         "reward/mean": 0.5, "reward/std": math.sqrt((0.25 + 0.25 + 0.09 + 0.49) / 4), "reward/base": 2.1 / 4,
         "reward/bonus": 0.025, "reward/length_penalty": -0.025, "reward/repetition_penalty": -0.025,
@@ -173,7 +183,7 @@ def test_the_numbers_of_a_step_by_hand() -> None:
         "reward/strict_bonus": 0.1,
         "compliance/both": 0.5, "compliance/one": 0.25, "compliance/none": 0.25, "compliance/in_length": 0.75,
         "compliance/strict": 0.5, "text/words": 9.0, "text/unique": 1.0, "text/pairs": 1, "text/tokens": 2.0,
-        "text/finished": 0.75, "kl/ref": 1.0, "kl/ref_k3": 1.0, "kl/coef": 0.05, "kl/penalty": 0.05,
+        "text/finished": 0.75, "kl/ref": 1.0, "kl/ref_k3": k3, "kl/coef": 0.05, "kl/penalty": 0.05,
         "ppo/update_kl": 0.02, "ppo/updates": 5, "ppo/early_stop": 1, "ppo/ratio_max": 1.5, "ppo/clip_fraction": 0.1,
         "ppo/policy_loss": -0.01, "ppo/value_loss": 0.04, "ppo/entropy": 2.0, "ppo/grad_norm": 0.7,
         "ppo/learning_rate": 1e-5, "value/mean": 0.5, "value/explained_variance": 0.75,

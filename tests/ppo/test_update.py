@@ -8,13 +8,17 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import UserError
+from equipoise.learning.optimizer import MasterAdam
 from equipoise.policy.attention import TRIE_ATTENTION
+from equipoise.policy.config import SamplingConfig
 from equipoise.policy.load import Policy
+from equipoise.policy.memory import RowLimit
 from equipoise.policy.rollout import Rollout
-from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.policy.sample import sample
 from equipoise.policy.score import score
-from equipoise.ppo.optimizer import MasterAdam
-from equipoise.ppo.update import Experience, PPOConfig, RowLimit, mini_batches, update
+from equipoise.ppo.config import PPOConfig
+from equipoise.ppo.experience import Experience
+from equipoise.ppo.update import mini_batches, update
 from tests.tiny import bare_policy, next_logprobs, perturb, pretend_graphs
 
 PROMPTS = [[1, 2, 3], [4], [1, 2, 3], [2, 2], [4], [1, 2], [3], [1, 2, 3]]

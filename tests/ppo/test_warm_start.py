@@ -15,26 +15,24 @@ import torch
 from safetensors.torch import load_file
 
 from equipoise.errors import UserError
-from equipoise.policy.load import Policy, PolicyConfig, load_policy
+from equipoise.learning import collect as collecting
+from equipoise.learning.collect import Found, collect, conditional, forced_cases, likeliest, repeats, search
+from equipoise.learning.search import Search
+from equipoise.learning.supervised import Example, Supervision, as_rollout, supervise
+from equipoise.measures.variety import masked
+from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.policy.likelihood import plain_nll
+from equipoise.policy.load import Policy, load_policy
+from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import prompt_ids
-from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.policy.sample import sample
 from equipoise.policy.score import score
 from equipoise.ppo import train as training
 from equipoise.ppo import warm_start
-from equipoise.ppo.evaluate import plain_nll
-from equipoise.ppo.supervised import Example, as_rollout, supervise
-from equipoise.ppo.train import Outcome, TrainConfig, train
-from equipoise.ppo.warm_start import (
-    Found,
-    WarmStartConfig,
-    collect,
-    conditional,
-    forced_cases,
-    likeliest,
-    repeats,
-    search,
-)
-from equipoise.ppo.window import masked
+from equipoise.ppo.config import TrainConfig, WarmStartConfig
+from equipoise.ppo.state import State
+from equipoise.ppo.train import Outcome, train
+from equipoise.ppo.training import Training, new_optimizer
 from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
 from equipoise.protocol.prompts import PROMPTS
 from equipoise.protocol.reward import score as reward
@@ -53,10 +51,10 @@ def load(model: Path, tuning: str = "lora") -> Policy:
 def gather(
     policy: Policy, kind: str, *, sentences: int = 48, budget: int = 20_000, seed: int = 0, tokens: int = 12
 ) -> list[Example]:
-    config = WarmStartConfig(warm_start=kind, warm_start_sentences=sentences, warm_start_budget=budget)  # type: ignore[arg-type]
+    wanted = Search(forced=kind == "forced", sentences=sentences, budget=budget)
     prompts = {job: prompt_ids(policy.tokenizer, PROMPTS["raw"], job) for job in JOBS}
     generator = torch.Generator().manual_seed(seed)
-    return collect(policy, config, prompts, SamplingConfig(max_new_tokens=tokens), generator, 64)
+    return collect(policy, wanted, prompts, SamplingConfig(max_new_tokens=tokens), generator, 64)
 
 
 def mean_logprob(policy: Policy, examples: Sequence[Example], reference: bool = False) -> float:
@@ -81,7 +79,7 @@ def test_what_is_collected_is_distinct_succeeds_strictly_and_decodes_to_its_text
 def test_a_sentence_that_was_cut_off_is_not_learnt_even_where_it_reads_as_complete(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(warm_start, "FORCED_TOP_P", 1.0)  # the tiny model's stop is a rare token
+    monkeypatch.setattr(collecting, "FORCED_TOP_P", 1.0)  # the tiny model's stop is a rare token
     policy = load(model)
     policy.stop_ids = (1,)  # a full stop alone no longer ends a completion
     examples = gather(policy, "forced", sentences=16, tokens=14, budget=60_000)
@@ -136,10 +134,10 @@ def test_a_case_that_is_tried_more_often_is_one_beginning_for_the_model_and_a_pa
         assert len({tuple(p) for p in prompts}) <= 32 and len(prompts) == 128
         return sample(policy, prompts, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(warm_start, "sample", look)
-    config = WarmStartConfig(warm_start="forced", warm_start_sentences=10_000, warm_start_budget=1280)
+    monkeypatch.setattr(collecting, "sample", look)
+    wanted = Search(forced=True, sentences=10_000, budget=1280)
     generator = torch.Generator().manual_seed(0)
-    found = search(policy, config, prompts, SamplingConfig(max_new_tokens=12), generator, 64, lambda *n: told.append(n))
+    found = search(policy, wanted, prompts, SamplingConfig(max_new_tokens=12), generator, 64, lambda *n: told.append(n))
     assert found.drawn == 1280 == len(starts) and len(found.examples) == len({e.text for e in found.examples}) > 16
     assert told == sorted(told) and told[-1] == (len(found.examples), 10_000) and len(told) == 10
     cases = itertools.islice(forced_cases(JOBS, torch.Generator().manual_seed(0)), 32)  # the first batch's
@@ -182,7 +180,7 @@ def test_conditional_draws_in_proportion_to_the_ratio_of_reference_and_policy(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kl_B = torch.tensor([0.0, math.log(2), math.log(5)], dtype=torch.float64)
-    monkeypatch.setattr(warm_start, "kl_to_reference", lambda *_: kl_B)
+    monkeypatch.setattr(collecting, "kl_to_reference", lambda *_: kl_B)
     made = [Found(Example("nurse", [1], [2], str(i)), ("bold", "caring")) for i in range(3)]
     generator = torch.Generator().manual_seed(0)
     first: Counter[str] = Counter()
@@ -199,9 +197,9 @@ def test_later_rounds_learn_what_the_policy_writes_by_itself(model: Path, monkey
     calls: list[tuple[str, float]] = []
     learn, find = warm_start.supervise, warm_start.collect
 
-    def collect(policy: Policy, config: WarmStartConfig, *rest: Any) -> list[Example]:
-        calls.append((config.warm_start, mean_logprob(policy, shown[-1]) if shown else 0.0))
-        return find(policy, config, *rest)
+    def collect(policy: Policy, wanted: Search, *rest: Any) -> list[Example]:
+        calls.append((wanted.forced, mean_logprob(policy, shown[-1]) if shown else 0.0))
+        return find(policy, wanted, *rest)
 
     shown: list[list[Example]] = []
 
@@ -215,12 +213,12 @@ def test_later_rounds_learn_what_the_policy_writes_by_itself(model: Path, monkey
         warm_start="forced", warm_start_sentences=16, warm_start_candidates=2, warm_start_rounds=3,
         warm_start_learning_rate=3e-3,
     )  # fmt: skip
-    prompts = {job: prompt_ids(policy.tokenizer, PROMPTS["raw"], job) for job in JOBS}
-    generator = torch.Generator().manual_seed(0)
-    warm_start.warm_start(
-        policy, config, prompts, SamplingConfig(max_new_tokens=12), generator, 64, packed=True, say=lambda _: None
-    )
-    assert [kind for kind, _ in calls] == ["forced", "samples", "samples"] and len(shown) == 3
+    prompts = {job: prompt_ids(policy.tokenizer, PROMPTS["raw"], job) for job in OCCUPATIONS}
+    whole = TrainConfig(warm_start=config, sampling=SamplingConfig(max_new_tokens=12))
+    state = State.begin(whole, RowLimit(16))
+    training = Training(whole, policy, new_optimizer(whole, policy), state, prompts)
+    warm_start.warm_start(training, say=lambda _: None)
+    assert [kind for kind, _ in calls] == [True, False, False] and len(shown) == 3
     before = mean_logprob(load(model), shown[0])
     assert calls[1][1] > before + 0.1  # the second round draws from a policy that has learnt the first
 
@@ -276,7 +274,7 @@ def test_learning_makes_the_sentences_likelier_and_moves_neither_reference_nor_v
     before = {r: (mean_logprob(policy, examples, r), mean_logprob(policy, others, r)) for r in (False, True)}
     lines: list[str] = []
     generator = torch.Generator().manual_seed(0)
-    supervise(policy, examples, generator, epochs=3, learning_rate=3e-3, packed=True, say=lines.append)
+    supervise(policy, examples, generator, Supervision(3, 3e-3), packed=True, say=lines.append)
     after = {r: (mean_logprob(policy, examples, r), mean_logprob(policy, others, r)) for r in (False, True)}
     assert after[False][0] > before[False][0] + 0.1
     assert after[False][0] - before[False][0] > after[False][1] - before[False][1]  # those it was shown, above all
@@ -295,7 +293,7 @@ def test_learning_is_deterministic(model: Path, packed: bool) -> None:
         policy = load(model)
         examples = gather(policy, "forced", sentences=32)
         generator = torch.Generator().manual_seed(0)
-        supervise(policy, examples, generator, epochs=2, learning_rate=1e-4, packed=packed, say=lambda _: None)
+        supervise(policy, examples, generator, Supervision(2, 1e-4), packed=packed, say=lambda _: None)
         ends.append({name: p.detach().clone() for name, p in policy.trained().items()})
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 

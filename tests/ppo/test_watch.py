@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from equipoise.errors import UserError
+from equipoise.ppo.config import WatchConfig
 from equipoise.ppo.train import Outcome, train
-from equipoise.ppo.watch import SIGNS, Sign, Watch, WatchConfig, explain, text_signs
+from equipoise.ppo.watch import SIGNS, Sign, Watch, explain, text_signs
 from equipoise.ppo.window import Sentence, Window
 from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, OCCUPATIONS
 from equipoise.protocol.reward import score, strict_success

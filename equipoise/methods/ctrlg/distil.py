@@ -23,8 +23,10 @@ from torch import Tensor
 
 from equipoise.methods.ctrlg import hmm
 from equipoise.methods.ctrlg.hmm import HMM, Counts, Sequences
+from equipoise.policy.config import SamplingConfig
+from equipoise.policy.draw import invert_many, weights
 from equipoise.policy.load import Policy
-from equipoise.policy.sample import SamplingConfig, invert_many, sample, weights
+from equipoise.policy.sample import sample
 
 FEATURES = 96
 OTHERS = 8

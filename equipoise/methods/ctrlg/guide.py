@@ -14,7 +14,8 @@ from torch import Tensor
 from equipoise.methods.ctrlg.hmm import HMM
 from equipoise.methods.ctrlg.lift import TokenAutomaton
 from equipoise.methods.ctrlg.lookahead import layout, look_ahead
-from equipoise.policy.sample import SamplingConfig, invert, weights
+from equipoise.policy.config import SamplingConfig
+from equipoise.policy.draw import invert, weights
 
 _CHUNK = 1 << 26  # numbers in one intermediate result
 _LEAST = torch.finfo(torch.float32).tiny

@@ -20,9 +20,10 @@ from equipoise.methods.ctrlg.distil import fit, sample_freely, symbols
 from equipoise.methods.ctrlg.guide import CtrlGuide
 from equipoise.methods.ctrlg.hmm import HMM
 from equipoise.methods.ctrlg.lift import lift
+from equipoise.policy.config import SamplingConfig
 from equipoise.policy.load import Policy
 from equipoise.policy.prompt import Tokenizer, sentences_of, stop_ids
-from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.policy.sample import sample
 from equipoise.protocol.lexicon import LEXICON, Lexicon
 from equipoise.protocol.prompts import Prompt
 

@@ -8,7 +8,8 @@ import torch
 
 from equipoise.methods.ctrlg import distil
 from equipoise.methods.ctrlg.distil import OTHERS, Recorder, sample_freely, symbols
-from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.policy.config import SamplingConfig
+from equipoise.policy.sample import sample
 from tests.tiny import bare_policy, next_logprobs
 
 SAMPLING = SamplingConfig(0.8, 1.0, 4)

@@ -15,9 +15,10 @@ from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.ctrlg.guide import CtrlGuide
 from equipoise.methods.ctrlg.hmm import HMM
 from equipoise.methods.ctrlg.lift import TokenAutomaton, lift
+from equipoise.policy.config import SamplingConfig
 from equipoise.policy.graphs import Graphs
 from equipoise.policy.load import Policy
-from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.policy.sample import sample
 from equipoise.protocol.lexicon import Lexicon
 from tests.methods.ctrlg.test_hmm import random_hmm
 from tests.tiny import bare_policy, next_logprobs

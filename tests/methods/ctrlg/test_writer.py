@@ -12,9 +12,10 @@ from equipoise.errors import UserError
 from equipoise.methods.completions import Key, all_keys
 from equipoise.methods.ctrlg import CtrlG, CtrlGConfig, check_feasible, writer
 from equipoise.methods.prompted import uniforms
-from equipoise.policy.load import Policy, PolicyConfig, load_for_generation
+from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.policy.load import Policy, load_for_generation
 from equipoise.policy.prompt import prompt_ids
-from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.policy.sample import sample
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import get_prompt
 from equipoise.protocol.reward import strict_success

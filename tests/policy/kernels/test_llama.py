@@ -9,16 +9,17 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from equipoise.learning.optimizer import MasterAdam
 from equipoise.policy import llama
 from equipoise.policy.attention import TRIE_ATTENTION
+from equipoise.policy.config import SamplingConfig
 from equipoise.policy.decode import StaticDecoder
 from equipoise.policy.int8 import to_eight_bits
 from equipoise.policy.joined import joined
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
-from equipoise.policy.sample import SamplingConfig, sample
+from equipoise.policy.sample import sample
 from equipoise.policy.score import Pack, pack, score, score_pack
-from equipoise.ppo.optimizer import MasterAdam
 
 PROMPTS = [[5, 6, 7, 8 + i % 2, *[9] * (i % 3)] for i in range(4)]
 

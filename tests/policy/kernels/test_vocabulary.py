@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
+from equipoise.policy.config import SamplingConfig
+from equipoise.policy.draw import draw
 from equipoise.policy.kernels import vocabulary
-from equipoise.policy.sample import SamplingConfig, draw
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,1 @@
+"""One file for each `equipoise X`: read the options, call, print."""

@@ -1,0 +1,74 @@
+"""`equipoise evaluate`: the numbers of completion files, as a table and as files."""
+
+import sys
+
+from equipoise.evaluation.config import EvaluateConfig
+from equipoise.evaluation.evaluate import evaluate
+from equipoise.evaluation.files import FILES, prepare, write
+from equipoise.evaluation.results import Estimate, Evaluation
+from equipoise.options import parse
+from equipoise.runs.console import printable
+from equipoise.runs.progress import Progress
+
+
+def main(argv: list[str]) -> int:
+    """Measure the files, print the headline table, write the results. Raises UserError for bad input."""
+    config = parse(
+        EvaluateConfig,
+        argv,
+        EvaluateConfig(),
+        prog="equipoise evaluate",
+        description="Measure completion files of any method: compliance, diversity, fluency, with 95 % intervals, "
+        "comparisons and the trade-off.",
+    )
+    prepare(config.output)
+    with Progress(sys.stderr, unit="texts") as progress:
+        evaluation, rows, judged = evaluate(config, say, progress)
+    write(config.output, evaluation, rows, judged)
+    print("\n".join(table(evaluation)))
+    for notice in evaluation.notices:
+        say(f"note: {notice}")
+    print(f"written to {config.output}: {', '.join(FILES)}")
+    return 0
+
+
+def say(line: str) -> None:
+    """A line that is not a result: to standard error, so that the table can be piped."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def table(evaluation: Evaluation) -> list[str]:
+    """The headline tier, one line for each method, values with their intervals."""
+    keys = [key for key, metric in evaluation.metrics.items() if metric.tier == "headline"]
+    heads = ["method", "n", *(_head(evaluation, key) for key in keys)]
+    lines = [heads]
+    for name, method in evaluation.methods.items():
+        cells = [_cell(method.metrics[key], evaluation.metrics[key].unit) for key in keys]
+        lines.append([printable(name)[:40], f"{method.n:,}", *cells])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    out = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    low, high = evaluation.settings["min_words"], evaluation.settings["max_words"]
+    out.append(f"strict: both classes, {low} to {high} words, one complete sentence; [95 % interval over occupations]")
+    return out
+
+
+def _head(evaluation: Evaluation, key: str) -> str:
+    metric = evaluation.metrics[key]
+    return f"{metric.title} %" if metric.unit == "share" else metric.title
+
+
+def _cell(estimate: Estimate, unit: str) -> str:
+    if estimate.value is None:
+        return "–"
+    scale, decimals = (100.0, 1) if unit == "share" else (1.0, 0 if unit == "count" else 3)
+    if unit == "count" and not float(estimate.value).is_integer():
+        decimals = 1
+    text = f"{scale * estimate.value:.{decimals}f}"
+    if estimate.low is None or estimate.high is None:
+        return text
+    return f"{text} [{scale * estimate.low:.{decimals}f}, {scale * estimate.high:.{decimals}f}]"

@@ -1,0 +1,29 @@
+"""`equipoise generate`, and `python generate_rlhf.py`: the completions file of a trained model."""
+
+import sys
+
+from equipoise.methods.generate import GenerateConfig, generate
+from equipoise.methods.summary import summary
+from equipoise.options import parse
+from equipoise.runs.progress import Progress
+
+
+def main(argv: list[str]) -> int:
+    """Write or complete the file, print a summary, and return the exit code. Raises UserError for bad input.
+
+    0 done, 3 non-finite numbers from the model, 128 + the number of the signal that stopped it (129, 130, 143).
+    """
+    config = parse(
+        GenerateConfig,
+        argv,
+        GenerateConfig(),
+        prog="equipoise generate",
+        description="Write a model's sentences, n for each occupation, to a CSV. The same command again continues.",
+    )
+    with Progress(sys.stdout) as progress:
+        outcome = generate(config, progress.say, progress)
+    if outcome.texts:
+        print(summary(outcome.texts))
+    if outcome.status == "done":
+        print(f"{config.output} is complete: {len(outcome.texts)} rows")
+    return outcome.exit_code

@@ -1,0 +1,22 @@
+"""`equipoise report`: everything that was measured, as one HTML file with its figures and tables beside it."""
+
+from equipoise.evaluation.config import ReportConfig
+from equipoise.options import parse
+from equipoise.runs.console import printable
+
+
+def main(argv: list[str]) -> int:
+    """Write the report and say where it is. Returns the exit code; raises UserError."""
+    config = parse(
+        ReportConfig,
+        argv,
+        ReportConfig(),
+        prog="equipoise report",
+        description="Write what was measured as one HTML file, with its figures and tables in a folder beside it.",
+    )
+    # Only here: `--help` and a mistyped option need not wait for it.
+    from equipoise.evaluation.assemble import report
+
+    for line in report(config, lambda text: print(printable(text), flush=True)):
+        print(printable(line))
+    return 0

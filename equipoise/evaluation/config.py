@@ -1,0 +1,107 @@
+"""What is measured and reported: the options of `equipoise evaluate` and `equipoise report`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from equipoise.errors import UserError
+from equipoise.evaluation.layout import Form
+from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What to report on, and where to write it."""
+
+    paths: tyro.conf.Positional[tuple[str, ...]] = ()
+    """An evaluation folder (of `equipoise evaluate`), a study folder (of `equipoise study`), or completions files; the
+    last two are evaluated first, into `report_files/evaluation`. NAME=FILE names a file's method."""
+    output: Path = Path("report.html")
+    """The page. Figures and tables go into a folder beside it, named after it: `report_files`."""
+    run: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """Folders of training runs, as training was told with --output-dir: their curves and alerts are shown. May be
+    repeated. Default: the run that a study names."""
+    card: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """Folders of exported models whose model card gets the results. May be repeated."""
+    card_method: str | None = None
+    """The method of the report that `--card` is about, where the model's name does not tell."""
+    judge: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Where files are evaluated first: a model that measures fluency; may be repeated. Default: bundled. For further
+    choices run `equipoise evaluate` and give its folder."""
+    fluency: bool = True
+    """Where files are evaluated first: measure fluency; without it no model is loaded."""
+    base: str | None = None
+    """Where files are evaluated first: the method that is the untrained model under the training prompt."""
+    event: Literal["strict", "both"] = "both"
+    """Where files are evaluated first: what the trade-off calls compliance."""
+    device: str = "auto"
+    """Where files are evaluated first: `auto`, `cpu`, `cuda` or `cuda:1`."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured, how, and where the numbers go."""
+
+    files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE ...")] = ()
+    """Files of completions: CSV, TSV, JSON or JSONL with a column of texts and one of occupations. NAME=FILE names the
+    method; otherwise the column Method, Label or Model does, or else the file's name."""
+    output: Path = Path("evaluation")
+    """Folder for evaluation.json, rows.csv, methods.csv, occupations.csv and comparisons.csv."""
+    text_column: str | None = None
+    """The column of texts, where its name is none of the usual."""
+    occupation_column: str | None = None
+    """The column of occupations, likewise. Where there is none, occupations are read from `The X was …`."""
+    method_column: str | None = None
+    """The column that names the method."""
+    form: Form = "auto"
+    """Whether texts are whole sentences or continue `The X was`. `auto`: as they begin."""
+    encoding: str | None = None
+    """Of the files, where they are not UTF-8: for instance cp1252."""
+    lexicon: Path | None = None
+    """YAML or JSON file with lists `agentic` and `communal`, in place of the protocol's terms."""
+    min_words: int = MIN_WORDS
+    """Fewest words of a strict success; the prefix counts."""
+    max_words: int = MAX_WORDS
+    """Most words of a strict success."""
+    judge: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A model whose negative log-likelihood measures fluency: `bundled`, a folder or a Hub id; may be repeated. The
+    first one counts in the trade-off. Default: bundled."""
+    fluency: bool = True
+    """Measure fluency; without it no model is loaded."""
+    acceptability: str | None = None
+    """A classifier of acceptable sentences: folder or Hub id."""
+    acceptable_label: str | None = None
+    """Its label for acceptable sentences, by name or number. Default: recognised by name."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:1`."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What judges compute in. `auto`: bfloat16 where the hardware has it."""
+    margin: float = 0.3
+    """How much worse in NLL, nats per token, still counts as not inferior. To be chosen before looking."""
+    event: Literal["strict", "both"] = "both"
+    """What the trade-off calls compliance."""
+    base: str | None = None
+    """The method that is the untrained model under the training prompt: its rows give p0. Default: a costs file's
+    p0, or the method called Prompt-Only."""
+    reference: Path | None = None
+    """YAML or JSON list of published numbers, besides the built-in ones of the public study."""
+    bootstrap_draws: int = 2000
+    """Draws of the two-level bootstrap."""
+    seed: int = 0
+    """Of every draw: the same seed gives the same numbers."""
+
+    def __post_init__(self) -> None:
+        if not 100 <= self.bootstrap_draws <= 100_000:
+            raise UserError(f"--bootstrap-draws {self.bootstrap_draws} must lie between 100 and 100000; 2000 is usual")
+        if not self.margin > 0:
+            raise UserError(f"--margin {self.margin} must be positive, in nats per token; 0.3 is the default")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed} must be 0 or more")
+        if not 0 <= self.min_words <= self.max_words:
+            raise UserError(f"--min-words {self.min_words} and --max-words {self.max_words} leave no length between")
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        return (self.judge or ("bundled",)) if self.fluency else ()

@@ -1,0 +1,100 @@
+"""The five files of an evaluation."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from equipoise.errors import UserError
+from equipoise.evaluation.inputs import Judged
+from equipoise.evaluation.measure import Measured
+from equipoise.evaluation.results import ROW_COLUMNS, Estimate, Evaluation, to_json, write_csv
+from equipoise.runs.files import make_folder
+
+FILES = ("evaluation.json", "rows.csv", "methods.csv", "occupations.csv", "comparisons.csv")
+
+
+def prepare(folder: Path) -> None:
+    """Make sure that the folder can take the files. Raises UserError, for files of somebody else's as well."""
+    ours = (folder / "evaluation.json").is_file()
+    if foreign := [name for name in FILES if (folder / name).exists() and not ours]:
+        raise UserError(
+            f"{folder / foreign[0]} is there but no evaluation.json, so it is not this program's to replace: "
+            "choose another --output"
+        )
+    make_folder(folder, "--output")
+
+
+def write(folder: Path, evaluation: Evaluation, rows: Sequence[Measured], judged: Judged) -> None:
+    """The five files, replaced when all of them are written. Raises UserError if they cannot be written."""
+    try:
+        scores = judged.scores or {}
+        acceptable = judged.acceptable or {}
+        extra = [f"{what}@{name}" for name in scores for what in ("NLL", "Tokens")]
+        columns = [*ROW_COLUMNS, *extra, *(f"Acceptable@{name}" for name in acceptable)]
+        partial = {name: folder / f"{name}.partial" for name in FILES}
+        partial["evaluation.json"].write_text(to_json(evaluation), encoding="utf-8")
+        write_csv(partial["rows.csv"], columns, _row_cells(evaluation, rows, judged))
+        write_csv(partial["methods.csv"], _METHOD_COLUMNS, _method_cells(evaluation))
+        write_csv(partial["occupations.csv"], ("Occupation", *_METHOD_COLUMNS), _occupation_cells(evaluation))
+        write_csv(partial["comparisons.csv"], _COMPARISON_COLUMNS, _comparison_cells(evaluation))
+        for name, path in partial.items():
+            path.replace(folder / name)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}): free some space or choose another --output"
+        ) from None
+
+
+def _row_cells(evaluation: Evaluation, rows: Sequence[Measured], judged: Judged) -> Iterator[list[Any]]:
+    scores, acceptable = judged.scores or {}, judged.acceptable or {}
+    for i, m in enumerate(rows):
+        row, found, reward = m.row, m.found, m.found.reward
+        cells = [
+            evaluation.files[row.file].path, row.line, row.method, row.model, row.seed, row.occupation, row.run_id,
+            row.text, reward.words, ";".join(reward.agentic), ";".join(reward.communal), found.outcome, found.strict,
+            found.complete, found.in_length, reward.base, reward.bonus, reward.length_penalty,
+            reward.repetition_penalty, reward.reward, m.duplicate,
+        ]  # fmt: skip
+        for judge in scores.values():
+            cells += [float(judge.nll_N[i]), int(judge.tokens_N[i])]
+        cells += [int(values[i]) for values in acceptable.values()]
+        yield cells
+
+
+_METHOD_COLUMNS = ("Method", "Metric", "Tier", "Unit", "Value", "Low", "High", "N", "Interval", "WilsonLow",
+                   "WilsonHigh", "EqualN", "ValueAtEqualN", "Note")  # fmt: skip
+
+
+_COMPARISON_COLUMNS = ("Metric", "Family", "A", "B", "Difference", "Low", "High", "PSignFlip", "PWilcoxon", "PHolm",
+                       "CohensH", "CliffsDelta", "Margin", "PNonInferior", "PEquivalent", "NOccupations",
+                       "Note")  # fmt: skip
+
+
+def _estimate_cells(evaluation: Evaluation, name: str, key: str, e: Estimate, equal: Estimate | None) -> list[Any]:
+    metric = evaluation.metrics[key]
+    wilson = e.wilson or (None, None)
+    at = (None, None) if equal is None else (evaluation.equal_n, equal.value)
+    return [name, key, metric.tier, metric.unit, e.value, e.low, e.high, e.n, e.interval, *wilson, *at, e.note]
+
+
+def _method_cells(evaluation: Evaluation) -> Iterator[list[Any]]:
+    for name, method in evaluation.methods.items():
+        for key, estimate in method.metrics.items():
+            yield _estimate_cells(evaluation, name, key, estimate, method.equal_n.get(key))
+
+
+def _occupation_cells(evaluation: Evaluation) -> Iterator[list[Any]]:
+    for name, method in evaluation.methods.items():
+        for occupation, found in method.occupations.items():
+            for key, estimate in found.items():
+                yield [occupation, *_estimate_cells(evaluation, name, key, estimate, None)]
+
+
+def _comparison_cells(evaluation: Evaluation) -> Iterator[list[Any]]:
+    for c in evaluation.comparisons:
+        tost = [None] * 3 if c.tost is None else [c.tost.margin, c.tost.p_noninferior, c.tost.p_equivalent]
+        note = "; ".join(filter(None, (c.note, c.tost.note if c.tost else "")))
+        yield [
+            c.metric, c.family, c.a, c.b, c.difference, c.low, c.high, c.p_sign_flip, c.p_wilcoxon, c.p_holm,
+            c.cohens_h, c.cliffs_delta, *tost, c.n_occupations, note,
+        ]  # fmt: skip

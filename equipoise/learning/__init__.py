@@ -1,0 +1,1 @@
+"""Learning from sentences: finding them, the optimizer, supervised steps."""

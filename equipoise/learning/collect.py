@@ -1,0 +1,235 @@
+"""Sentences to learn from: found among the model's own, freely written or after terms that are put there."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from operator import itemgetter
+from typing import NamedTuple
+
+import torch
+
+from equipoise.errors import UserError
+from equipoise.learning.search import BATCH, Search
+from equipoise.learning.supervised import Example, as_rollout
+from equipoise.measures.variety import masked
+from equipoise.policy.config import SamplingConfig
+from equipoise.policy.likelihood import EVALUATION_ROWS, kl_to_reference, plain_nll
+from equipoise.policy.load import Policy
+from equipoise.policy.memory import RowLimit
+from equipoise.policy.prompt import sentences_of
+from equipoise.policy.sample import sample
+from equipoise.protocol.lexicon import LEXICON
+from equipoise.protocol.reward import strict_success
+
+
+def _article(term: str) -> str:
+    return "an" if term[0] in "aeiou" else "a"
+
+
+# How a forced sentence begins after `The X was`. Several, so that what is learnt is the terms and not one opening.
+OPENINGS: tuple[Callable[[str, str], str], ...] = (
+    lambda first, second: f" {first} and {second}",
+    lambda first, second: f" {first}, {second},",
+    lambda first, second: f" both {first} and {second}",
+    lambda first, second: f" {first} but {second}",
+    lambda first, second: f" {_article(first)} {first} and {second}",
+    lambda first, second: f" {_article(first)} {first}, {second}",
+)
+
+
+FORCED_TOP_P = 0.95  # what follows a forced pair is meant to be imitated, not to be an unbiased sample
+
+
+GPU_ROWS = 512  # drawn at a time where a row more costs next to nothing
+
+
+CPU_ROWS = 128
+
+
+CPU_TRIES = 4  # of one beginning: on a CPU, running it through the model takes as long as all that follows it
+
+
+CPU_NEW_TOKENS = 20  # after a forced pair: a sentence of 15 words has ended by then
+
+
+class Found(NamedTuple):
+    example: Example
+    pair: tuple[str, str]
+    """Its first agentic and its first communal term."""
+
+
+class Collected(NamedTuple):
+    examples: list[Example]
+    drawn: int
+    """Samples that it took."""
+
+
+def collect(
+    policy: Policy,
+    wanted: Search,
+    prompts: dict[str, list[int]],
+    sampling: SamplingConfig,
+    generator: torch.Generator,
+    batch_size: int,
+    progress: Callable[[int, int], None] = lambda found, wanted: None,
+) -> list[Example]:
+    """What `search` finds. Raises UserError when the budget ends with fewer than `BATCH`."""
+    examples, drawn = search(policy, wanted, prompts, sampling, generator, batch_size, progress)
+    if len(examples) < BATCH:
+        raise UserError(
+            f"the warm start found {len(examples)} sentences in {drawn} samples and needs at least {BATCH}: "
+            "use --warm-start forced, raise --warm-start-budget, or leave it off"
+        )
+    return examples
+
+
+def search(
+    policy: Policy,
+    wanted: Search,
+    prompts: dict[str, list[int]],
+    sampling: SamplingConfig,
+    generator: torch.Generator,
+    batch_size: int,
+    progress: Callable[[int, int], None] = lambda found, wanted: None,
+) -> Collected:
+    """Strictly successful sentences, each once, and fewer than wanted where the budget ends before.
+
+    `prompts` maps occupations to token ids; `progress` gets the sentences found and wanted after each batch. At least
+    `batch_size` are drawn at a time, more where the device does that better.
+    """
+    found: dict[str, Found] = {}
+    tries = 1
+    if wanted.forced:
+        sampling = replace(sampling, top_p=min(sampling.top_p, FORCED_TOP_P))
+    if policy.device.type == "cuda":
+        batch_size = max(batch_size, GPU_ROWS)
+    elif wanted.forced:
+        batch_size, tries = max(batch_size, CPU_ROWS), CPU_TRIES
+        sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, CPU_NEW_TOKENS))
+    target = wanted.sentences * wanted.candidates
+    cases = forced_cases(sorted(prompts), generator) if wanted.forced else free_cases(sorted(prompts), generator)
+    drawn = 0
+    while len(found) < target and drawn < wanted.budget:
+        chosen, forced = [], []
+        for _ in range(batch_size // tries):
+            occupation, text = next(cases)
+            chosen += [occupation] * tries
+            forced += [list(policy.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []] * tries
+        starts = [prompts[o] + f for o, f in zip(chosen, forced, strict=True)]
+        rollout = sample(policy, starts, sampling, generator)
+        drawn += batch_size
+        made = [
+            Example(occupation, prompts[occupation], start + tokens, "")
+            for occupation, start, tokens in zip(chosen, forced, rollout.completions(), strict=True)
+        ]
+        texts = sentences_of(policy.tokenizer, as_rollout(made), chosen)
+        for example, text, done in zip(made, texts, rollout.finished_B.tolist(), strict=True):
+            if done and strict_success(text):
+                terms = LEXICON.match(text)
+                found.setdefault(text, Found(example._replace(text=text), (terms.agentic[0], terms.communal[0])))
+        progress(min(len(found), target), target)
+    return Collected(_kept(policy, wanted, list(found.values()), sampling.temperature, generator), drawn)
+
+
+def _kept(
+    policy: Policy, wanted: Search, found: Sequence[Found], temperature: float, generator: torch.Generator
+) -> list[Example]:
+    """Those of the candidates that are learnt."""
+    count = wanted.sentences
+    if wanted.candidates == 1 or len(found) <= 1:
+        return [f.example for f in found][:count]
+    if wanted.keep == "conditional" and not wanted.forced:
+        return conditional(policy, found, count, temperature, generator)
+    return likeliest(policy, found, count)
+
+
+def said(
+    say: Callable[[str], None], label: str = "", check: Callable[[], None] = lambda: None
+) -> Callable[[int, int], None]:
+    """A `progress` that says a line at every tenth of the way, and calls `check` first."""
+    due = 0.0
+
+    def progress(found: int, wanted: int) -> None:
+        nonlocal due
+        check()
+        if found >= due or found == wanted:
+            say(f"{label}{found:,} of {wanted:,} sentences found")
+            due = found + wanted / 10
+
+    return progress
+
+
+def forced_cases(occupations: Sequence[str], generator: torch.Generator) -> Iterator[tuple[str, str]]:
+    """(occupation, how its sentence begins) without end: all pairs of terms, in both orders, equally often."""
+    pairs = [(a, c) for a in LEXICON.agentic for c in LEXICON.communal]
+    pairs += [(c, a) for a, c in pairs]
+    while True:
+        for place in torch.randperm(len(pairs) * len(occupations), generator=generator).tolist():
+            first, second = pairs[place // len(occupations)]
+            opening = OPENINGS[int(torch.randint(len(OPENINGS), (), generator=generator))]
+            yield occupations[place % len(occupations)], opening(first, second)
+
+
+def free_cases(occupations: Sequence[str], generator: torch.Generator) -> Iterator[tuple[str, str]]:
+    """(occupation, nothing) without end, the occupations equally often."""
+    while True:
+        for place in torch.randperm(len(occupations), generator=generator).tolist():
+            yield occupations[place], ""
+
+
+def likeliest(policy: Policy, found: Sequence[Found], count: int) -> list[Example]:
+    """The `count` sentences with the smallest `plain_nll`, in nats per token, taken from all pairs in turn.
+
+    Sentences that repeat themselves are left out where there are enough others: a loop is what a small model finds
+    likeliest of all. Each is compared with the median of its occupation, so that no occupation is left out for being
+    unusual. A mould (terms and occupation masked) comes once as long as there are others.
+    """
+    flowing = [f for f in found if not repeats(f.example.text)]
+    found = flowing if len(flowing) >= min(count, len(found)) else found
+    nll = RowLimit(EVALUATION_ROWS, lambda _: None).run(
+        policy, lambda r: plain_nll(policy, [f.example.text for f in found], [f.example.occupation for f in found], r)
+    )
+    assert len(nll) == len(found), "strict sentences all continue `The X was`"
+    of_occupation = defaultdict(list)
+    for f, value in zip(found, nll, strict=True):
+        of_occupation[f.example.occupation].append(value)
+    middle = {occupation: statistics.median(values) for occupation, values in of_occupation.items()}
+    of_pair = defaultdict(list)
+    for f, value in zip(found, nll, strict=True):
+        of_pair[f.pair].append((value - middle[f.example.occupation], f.example.text, f.example))
+    by_nll = itemgetter(0, 1)
+    ranked = [(place, *entry) for own in of_pair.values() for place, entry in enumerate(sorted(own, key=by_nll))]
+    ranked.sort(key=itemgetter(0, 1, 2))
+    first_of_mould: dict[str, Example] = {}
+    again = []
+    for *_, example in ranked:
+        mould = masked(example.text, example.occupation)
+        if first_of_mould.setdefault(mould, example) is not example:
+            again.append(example)
+    return [*first_of_mould.values(), *again][:count]
+
+
+def repeats(text: str) -> bool:
+    """Whether a word follows itself, or two words in a row come twice."""
+    words = text.lower().rstrip(".!?").split()
+    pairs = list(pairwise(words))
+    return any(first == second for first, second in pairs) or len(set(pairs)) < len(pairs)
+
+
+def conditional(
+    policy: Policy, found: Sequence[Found], count: int, temperature: float, generator: torch.Generator
+) -> list[Example]:
+    """`count` sentences drawn without replacement in proportion to π_ref/π, π being the policy that wrote them.
+
+    With all of them that is importance resampling towards π_ref conditioned on success; with a share of them it goes
+    part of the way, which the next round goes on from. Drawn by the Gumbel-top-k trick (Kool, van Hoof & Welling 2019).
+    """
+    examples = [f.example for f in found]
+    log_ratio = RowLimit(EVALUATION_ROWS, lambda _: None).run(
+        policy, lambda r: kl_to_reference(policy, [as_rollout(examples)], temperature, r)
+    )
+    uniform = torch.rand(len(examples), generator=generator, dtype=torch.float64)
+    keys = -log_ratio - torch.log(-torch.log(uniform))
+    return [examples[i] for i in keys.topk(min(count, len(examples))).indices.tolist()]

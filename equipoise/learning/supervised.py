@@ -1,0 +1,198 @@
+"""Supervised learning from compliant sentences: PPO's warm start, and supervised fine-tuning as a method of its own."""
+
+import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from equipoise.errors import NonFiniteError, UserError
+from equipoise.learning.optimizer import MasterAdam
+from equipoise.learning.search import BATCH
+from equipoise.policy.load import Policy
+from equipoise.policy.prompt import Tokenizer, sentences_of
+from equipoise.policy.rollout import Rollout
+from equipoise.policy.score import score
+from equipoise.protocol.prompts import prefix
+from equipoise.protocol.reward import Event, complies
+
+
+class Example(NamedTuple):
+    """A sentence as the policy would have written it: `completion` are the tokens after `prompt`, its stop included."""
+
+    occupation: str
+    prompt: list[int]
+    completion: list[int]
+    text: str
+
+
+class Row(NamedTuple):
+    occupation: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a file of sentences holds for a policy, and how many of its rows are left out and why."""
+
+    examples: list[Example]
+    rows: int
+    failing: int
+    """Rows that do not satisfy the constraint."""
+    foreign: int
+    """Rows of other occupations, not beginning with `The X was`, or of a text that the policy cannot write."""
+
+    def describe(self) -> str:
+        distinct = len({example.text for example in self.examples})
+        line = f"{len(self.examples):,} of {self.rows:,} rows ({distinct:,} different sentences)"
+        dropped = [(self.failing, "do not comply"), (self.foreign, "are not sentences of these occupations and model")]
+        return line + "".join(f"; {count:,} {why}" for count, why in dropped if count)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The columns Occupation and Text of a CSV, whatever others it has. Raises UserError."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            columns = reader.fieldnames or ()
+            if lacking := [name for name in ("Occupation", "Text") if name not in columns]:
+                raise UserError(
+                    f"{path} has the columns {','.join(columns)[:80]!r} and lacks {' and '.join(lacking)}: give a "
+                    "completions file"
+                )
+            rows = []
+            for row in reader:
+                occupation, text = row["Occupation"], row["Text"]
+                if occupation is None or text is None:
+                    raise UserError(f"line {reader.line_num} of {path} is cut short: delete it, or make the file anew")
+                rows.append(Row(occupation, text))
+            return rows
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): give an existing completions file") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a CSV in UTF-8 ({error}): give a completions file") from None
+
+
+def examples_of(
+    rows: Iterable[Row],
+    tokenizer: Tokenizer,
+    prompts: Mapping[str, list[int]],
+    stop_ids: Sequence[int],
+    event: Event,
+) -> Examples:
+    """The rows that comply, spelt as the tokenizer does, each as often as it occurs.
+
+    `prompts` maps occupations to token ids; rows of other occupations are left out."""
+    rows = list(rows)
+    complying = [row for row in rows if complies(row.text, event)]
+    own = [row for row in complying if row.occupation in prompts and row.text.startswith(prefix(row.occupation) + " ")]
+    found: dict[Row, Example] = {}
+    # A tokenizer that puts a space before the first word by itself is given the text without one.
+    for gap in (" ", ""):
+        left = [row for row in dict.fromkeys(own) if row not in found]
+        if not left:
+            break
+        texts = [gap + row.text.removeprefix(prefix(row.occupation)).lstrip() for row in left]
+        made = [
+            Example(row.occupation, prompts[row.occupation], _ended(list(ids), tokenizer, stop_ids), row.text)
+            for row, ids in zip(left, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True)
+        ]
+        spelt = sentences_of(tokenizer, as_rollout(made), [example.occupation for example in made])
+        for row, example, text in zip(left, made, spelt, strict=True):
+            if text == row.text and not set(example.completion[:-1]) & set(stop_ids):
+                found[row] = example
+    examples = [found[row] for row in own if row in found]
+    return Examples(examples, len(rows), len(rows) - len(complying), len(complying) - len(examples))
+
+
+def _ended(tokens: list[int], tokenizer: Tokenizer, stop_ids: Sequence[int]) -> list[int]:
+    """The tokens with a stop at the end: their last one where it is a stop already, as after a `raw` prompt."""
+    if tokens and tokens[-1] in stop_ids:
+        return tokens
+    end = tokenizer.eos_token_id
+    return [*tokens, end if end in stop_ids else min(stop_ids)]
+
+
+def as_rollout(examples: Sequence[Example]) -> Rollout:
+    width = max(len(e.completion) for e in examples)
+    tokens = torch.tensor([e.completion + [0] * (width - len(e.completion)) for e in examples])
+    lengths = torch.tensor([len(e.completion) for e in examples])
+    return Rollout([e.prompt for e in examples], tokens, lengths, torch.ones(len(examples), dtype=torch.bool))
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """How sentences are learnt. The learning rate rises in equal steps over the first `warmup` (a share) of all steps
+    and, with `decay`, falls linearly to 0 over the rest."""
+
+    epochs: int
+    learning_rate: float
+    batch_size: int = BATCH
+    """Sentences of one optimizer step."""
+    warmup: float = 0.0
+    decay: bool = False
+
+
+class Loss(NamedTuple):
+    """Mean cross-entropy of one epoch, nats per completion token, the stop token included. `training` is the mean while
+    the weights moved; `held_out` is at the end of the epoch, None where nothing is held out."""
+
+    training: float
+    held_out: float | None
+
+
+def supervise(
+    policy: Policy,
+    examples: Sequence[Example],
+    generator: torch.Generator,
+    how: Supervision,
+    *,
+    packed: bool,
+    say: Callable[[str], None],
+    held_out: Sequence[Example] = (),
+    check: Callable[[], None] = lambda: None,
+) -> list[Loss]:
+    """Minimise the token-mean cross-entropy of the completions, with an optimizer of its own. The mean of each epoch.
+
+    `check` is called after every optimizer step, and may raise to end it. Raises NonFiniteError where a loss is not
+    finite.
+    """
+    batch_size, epochs = how.batch_size, how.epochs
+    optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-8)
+    steps = epochs * -(-len(examples) // batch_size)
+    rising = round(how.warmup * steps)
+    losses: list[Loss] = []
+    step = 0
+    for epoch in range(epochs):
+        total, count = torch.zeros((), dtype=torch.float64, device=policy.device), 0
+        for rows in torch.randperm(len(examples), generator=generator).split(batch_size):
+            rate = min(1.0, (step + 1) / (rising + 1))
+            rate = min(rate, (steps - step) / max(1, steps - rising)) if how.decay else rate
+            optimizer.set_learning_rates(how.learning_rate * rate, 0.0)
+            part = as_rollout([examples[i] for i in rows.tolist()])
+            logprobs = score(policy, part, 1.0, packed=packed, entropy=False).logprobs
+            (-logprobs.mean()).backward()
+            optimizer.step(1.0)
+            total, count, step = total - logprobs.detach().sum(), count + len(logprobs), step + 1
+            check()
+        training = float(total) / count
+        held = cross_entropy(policy, held_out, packed=packed) if held_out else None
+        losses.append(Loss(training, held))
+        line = f"epoch {epoch + 1} of {epochs}, {training:.3f} nats per token"
+        say(line if held is None else f"{line}, {held:.3f} held out")
+        if not torch.isfinite(torch.tensor([training, held or 0.0])).all():
+            raise NonFiniteError("the cross-entropy is not finite: try a smaller learning rate, or --dtype float32")
+    return losses
+
+
+@torch.no_grad()
+def cross_entropy(policy: Policy, examples: Sequence[Example], *, packed: bool) -> float:
+    """Nats per completion token, the stop token included."""
+    total, count = 0.0, 0
+    for first in range(0, len(examples), BATCH):
+        part = as_rollout(examples[first : first + BATCH])
+        logprobs = score(policy, part, 1.0, packed=packed and not policy.graphs.enabled, entropy=False).logprobs
+        total, count = total - float(logprobs.sum(dtype=torch.float64)), count + len(logprobs)
+    return total / count

@@ -1,0 +1,63 @@
+"""How a policy is loaded and how it samples: options that need no torch to be read."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from equipoise.errors import UserError
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    model: str = "bundled"
+    """`bundled` (SmolLM2-135M-Instruct), a Hub id, or a local folder."""
+    tuning: Literal["lora", "full"] = "lora"
+    """`lora` trains adapters on every linear layer, the reference being the same model with them off; `full` trains all
+    weights beside a frozen copy."""
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    use_8bit: bool = False
+    """Keep the frozen base weights in 8 bits, for cards with 24 GB. Needs `lora` and a GPU."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the model computes in. `auto`: bfloat16 where the hardware has it. Trained weights and optimizer are always
+    float32, and so are log-probabilities, values and losses."""
+    device: str = "auto"
+    cuda_graphs: bool = True
+    """Record the model's passes as CUDA graphs and replay them. Off: the plain twin, slower, for comparison."""
+    fused: bool = True
+    """Fewer kernels for LoRA layers and norms. Off: peft's and transformers' own, for comparison."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third more time for far less memory. Also without being asked
+    for where the estimate says that memory needs it."""
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 1 or self.lora_alpha <= 0:
+            raise UserError(
+                f"lora-rank {self.lora_rank} and lora-alpha {self.lora_alpha} must be positive; 16 and 32 are usual"
+            )
+        if self.use_8bit and self.tuning == "full":
+            raise UserError(
+                "--use-8bit freezes the base weights, so they cannot all be trained: use --tuning lora with it"
+            )
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    temperature: float = 1.0
+    """Divides the logits, in sampling and scoring alike. 0 takes the likeliest token (generation only)."""
+    top_p: float = 1.0
+    """Nucleus: only the likeliest tokens whose mass reaches top_p are drawn. Training is unbiased at 1, the whole
+    policy; the protocol's generation uses 0.95."""
+    max_new_tokens: int = 32
+    """A completion that has not stopped by then is cut off."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(
+                f"temperature {self.temperature} makes no distribution: use 0 (greedy) or more, 1.0 by default"
+            )
+        if not 0 < self.top_p <= 1:
+            raise UserError(
+                f"top-p {self.top_p} is not in (0, 1]: use 1 for the whole distribution, 0.95 for the study's"
+            )
+        if self.max_new_tokens < 1:
+            raise UserError(f"max-new-tokens {self.max_new_tokens} must be at least 1; the protocol uses 32")

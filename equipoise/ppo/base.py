@@ -1,0 +1,107 @@
+"""How often the untrained model complies, before it learns anything."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from equipoise.measures.shares import kl_bound, wilson
+from equipoise.policy.config import SamplingConfig
+from equipoise.policy.load import Policy
+from equipoise.policy.sample import NonFiniteLogits
+from equipoise.ppo.evaluate import draw_sentences, fluency
+from equipoise.ppo.window import Window
+from equipoise.protocol.reward import score, strict_success
+
+if TYPE_CHECKING:
+    from equipoise.ppo.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class BaseRates:
+    """How often the untrained model complies, sampled as in training: counts of `n` sentences."""
+
+    n: int
+    both: int
+    strict: int
+    source: str
+    """Where the counts come from."""
+    nll: float | None = None
+    """Median `plain_nll` of sentences sampled at the generation settings."""
+
+    def rate(self, kind: Literal["both", "strict"]) -> float:
+        """The share of `kind`; where none was seen, the upper end of its 95 % interval, so that a bound computed from
+        it is one that holds."""
+        hits: int = getattr(self, kind)
+        return hits / self.n if hits else wilson(0, self.n).high
+
+    def describe(self) -> str:
+        parts = []
+        for kind, hits in (("both classes", self.both), ("strict", self.strict)):
+            low, high = wilson(hits, self.n)
+            parts.append(f"{kind} {100 * hits / self.n:.2f} % (95 % interval {100 * low:.2f}–{100 * high:.2f})")
+        return f"untrained model: {', '.join(parts)}, of {self.n} sentences ({self.source})"
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+# (model, prompt, system, temperature, top-p, new tokens) → counts.
+KNOWN: dict[tuple[str, str, str, float, float, int], BaseRates] = {
+    ("bundled", "describe", "", 1.0, 1.0, 32): BaseRates(3072, 13, 1, "measured before, bfloat16 on a CPU, 2026-11-25"),
+}
+
+
+def known_rates(model: str, prompt: str, system: str, sampling: SamplingConfig) -> BaseRates | None:
+    """What was measured before of a model under these settings."""
+    return KNOWN.get((model, prompt, system, sampling.temperature, sampling.top_p, sampling.max_new_tokens))
+
+
+def measure_base(
+    policy: Policy,
+    prompts: Mapping[str, Sequence[int]],
+    sampling: SamplingConfig,
+    generation: SamplingConfig,
+    count: int,
+    rows: int,
+) -> BaseRates:
+    """Sample the policy as it is loaded, before it learns anything. Raises NonFiniteLogits."""
+    texts = draw_sentences(policy, prompts, sampling, count, "base", rows).texts
+    natural = draw_sentences(policy, prompts, generation, min(count, 1000), "base at generation settings", rows)
+    return BaseRates(
+        n=count,
+        both=sum(bool(r.agentic and r.communal) for r in map(score, texts)),
+        strict=sum(map(strict_success, texts)),
+        source="sampled at the start of the run",
+        nll=fluency(policy, natural),
+    )
+
+
+def base_rates(
+    config: "TrainConfig", policy: Policy, prompts: Mapping[str, Sequence[int]], say: Callable[[str], None]
+) -> BaseRates | None:
+    """How often the model complies before it learns anything, measured or known from before; None where neither."""
+    count, sampling = config.evaluation.base_samples, config.sampling
+    if not count:
+        rates = known_rates(config.policy.model, config.prompt, config.system, sampling)
+    else:
+        say(f"sampling {count} sentences of the untrained model")
+        generation = config.evaluation.sampling(sampling)
+        try:
+            rows = config.ppo.batch_size if count <= 1000 else 512
+            rates = measure_base(policy, prompts, sampling, generation, count, rows)
+        except NonFiniteLogits as error:  # the first step will meet them too, and be kept for inspection
+            say(f"the untrained model's rates are unknown: {error}")
+            return None
+    if rates is not None:
+        say(rates.describe())
+    return rates
+
+
+def distance(recent: Window, base: BaseRates | None) -> dict[str, float]:
+    """KL(π‖π_ref) of the last sentences beyond what their compliance needs; nothing where the base is unknown."""
+    if base is None:
+        return {}
+    kl = recent.mean(s.kl for s in recent.sentences)
+    bound = kl_bound(recent.mean(s.both for s in recent.sentences), base.rate("both"))
+    strict = kl_bound(recent.mean(s.strict for s in recent.sentences), base.rate("strict"))
+    return {"kl/bound": bound, "kl/excess": kl - bound, "kl/excess_strict": kl - strict}

@@ -1,0 +1,337 @@
+"""Every option of a training run. The field descriptions are what `--help` prints."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from equipoise.errors import UserError
+from equipoise.learning.search import BATCH, Search
+from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.protocol.lexicon import HOLDOUT, OCCUPATIONS
+from equipoise.protocol.prompts import get_prompt
+from equipoise.protocol.reward import RewardWeights
+from equipoise.runs.records import flatten
+
+
+@dataclass(frozen=True)
+class DiversityConfig:
+    diversity_weight: float = 0.0
+    """Largest bonus of a sentence, and the most one whose terms are overused can lose. 0 turns it off."""
+    diversity_window: int = 1024
+    """Compliant sentences over which frequencies are counted."""
+    diversity_on: Literal["terms", "pairs", "both"] = "terms"
+    """What has to be rare: `terms` of either class, `pairs` of an agentic and a communal one, or the mean of `both`."""
+    opening_weight: float = 0.0
+    """What a compliant sentence would lose if all others began as it does: the first two words after `The X was`, terms
+    masked. It loses in proportion to their share. 0 turns it off."""
+
+    def __post_init__(self) -> None:
+        if self.diversity_window < 1:
+            raise UserError(f"diversity-window {self.diversity_window} must be at least 1; 1024 is the default")
+        if self.opening_weight < 0:
+            raise UserError(f"opening-weight {self.opening_weight} must be 0 (off) or more; it is taken off")
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """The guide's numbers by default."""
+
+    batch_size: int = 64
+    """Completions sampled per PPO step."""
+    mini_batch_size: int = 16
+    """Completions per optimizer step."""
+    micro_batch_size: int = 16
+    """Completions per forward and backward pass, fewer where memory needs it. Changes nothing else."""
+    ppo_epochs: int = 4
+    learning_rate: float = 1e-5
+    value_learning_rate: float = 1e-3
+    """Of the value head, one linear layer that starts at zero."""
+    warmup_steps: int = 20
+    """PPO steps over which the learning rate rises from 1/warmup. Adam's first steps are sign steps: without a warm-up
+    the first alone was measured to move the policy by 0.1–0.7 nats per token."""
+    decay_steps: int = 0
+    """PPO step after which the learning rate would be 0, having fallen linearly from the first; usually the number of
+    steps. 0 keeps it."""
+    value_warmup_steps: int = 0
+    """First PPO steps in which only the value head learns, so that the first advantages are not measured against values
+    of 0. The learning rate's warm-up begins after them."""
+    average_weights: float = 0.0
+    """Decay of a moving average of the trained weights over PPO steps, which is then what is evaluated and exported;
+    0.98 averages about the last 50 steps. 0 turns it off."""
+    target_kl: float = 0.03
+    """KL(π_old‖π_θ) per token at which the update of a PPO step ends. Not the distance to the reference model."""
+    kl_coef: float = 0.05
+    """β: price of one nat of KL(π‖π_ref), in units of reward."""
+    ref_kl_target: float | None = None
+    """KL(π‖π_ref) in nats per sentence that β is steered towards; None keeps β. It cannot be near 0 when the goal is
+    met."""
+    kl_horizon: int = 10_000
+    """Completions over which the steering acts."""
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    clip: float = 0.2
+    """Probability ratios beyond 1 ± clip earn nothing more."""
+    value_clip: float = 0.2
+    """Values may move this far, in units of reward, from their old ones in one PPO step."""
+    entropy_coef: float = 0.0
+    max_grad_norm: float = 1.0
+    adam_eps: float = 1e-5
+    """1e-5 as in OpenAI's PPO; it softens the first steps."""
+
+    def __post_init__(self) -> None:
+        at_least_1 = ("batch_size", "mini_batch_size", "micro_batch_size", "ppo_epochs", "kl_horizon")
+        above_0 = ("target_kl", "ref_kl_target", "learning_rate", "clip", "value_clip", "max_grad_norm", "adam_eps")
+        steps = ("warmup_steps", "decay_steps", "value_warmup_steps")
+        at_least_0 = (
+            *steps,
+            "value_learning_rate",
+            "average_weights",
+            "kl_coef",
+            "entropy_coef",
+            "gamma",
+            "gae_lambda",
+        )
+        for name in (*at_least_1, *above_0, *at_least_0):
+            value = getattr(self, name)
+            flag = name.replace("_", "-")
+            if name in at_least_1 and value < 1:
+                raise UserError(f"{flag} {value} must be at least 1")
+            if name in above_0 and value is not None and value <= 0:
+                raise UserError(f"{flag} {value} must be above 0")
+            if name in at_least_0 and value < 0:
+                raise UserError(f"{flag} {value} must not be negative")
+            if name in ("learning_rate", "value_learning_rate", "gamma", "gae_lambda") and value > 1:
+                raise UserError(f"{flag} {value} must be at most 1")
+        if self.batch_size % self.mini_batch_size:
+            raise UserError(
+                f"batch-size {self.batch_size} is not a multiple of mini-batch-size {self.mini_batch_size}: "
+                "every optimizer step must see equally many completions"
+            )
+        if self.average_weights >= 1:
+            raise UserError(f"average-weights {self.average_weights} must be below 1: 1 would keep the first weights")
+
+    def policy_learning_rate(self, done: int) -> float:
+        """That of the step after `done` steps: 0 while only the value head learns, the warm-up, then the decay."""
+        if done < self.value_warmup_steps:
+            return 0.0
+        warm = min(1.0, (done - self.value_warmup_steps + 1) / max(1, self.warmup_steps))
+        decayed = max(0.0, 1 - done / self.decay_steps) if self.decay_steps else 1.0
+        return self.learning_rate * warm * decayed
+
+
+@dataclass(frozen=True)
+class WarmStartConfig:
+    warm_start: Literal["off", "forced", "samples"] = "off"
+    """`forced` begins each sentence with one agentic and one communal term, every pair alike, and lets the model go on
+    at top-p 0.95; `samples` keeps those of its free samples that comply, unchanged but rare."""
+    warm_start_file: str = ""
+    """Take the sentences from this completions file, of any method, whatever --warm-start says: those that succeed
+    strictly."""
+    warm_start_sentences: int = 256
+    """Distinct sentences to learn from."""
+    warm_start_candidates: int = 1
+    """Find so many sentences for each that is learnt, and keep some of them as `--warm-start-keep` says."""
+    warm_start_keep: Literal["likeliest", "conditional"] = "likeliest"
+    """`likeliest`: of each pair of terms alike, those that the untrained model finds the likeliest, no two of one
+    mould: variety, at the least price in fluency. `conditional`: resampled in proportion to π_ref/π, towards what the
+    untrained model itself writes where it complies: nearness, from the second round on."""
+    warm_start_rounds: int = 1
+    """Rounds of finding and learning. After the first the sentences are the policy's own, as the last round left it."""
+    warm_start_batch_size: int = BATCH
+    """Sentences of one optimizer step."""
+    warm_start_epochs: int = 2
+    warm_start_learning_rate: float = 1e-4
+    """Highest of the stage: it rises over a tenth of the steps and then falls to 0."""
+    warm_start_budget: int = 20_000
+    """Samples drawn at most in search of them."""
+
+    @property
+    def wanted(self) -> bool:
+        return self.warm_start != "off" or bool(self.warm_start_file)
+
+    @property
+    def search(self) -> Search:
+        """How the sentences are found."""
+        return Search(
+            forced=self.warm_start == "forced",
+            sentences=self.warm_start_sentences,
+            candidates=self.warm_start_candidates,
+            keep=self.warm_start_keep,
+            budget=self.warm_start_budget,
+        )
+
+    def __post_init__(self) -> None:
+        if self.warm_start_sentences < BATCH:
+            raise UserError(f"warm-start-sentences {self.warm_start_sentences} must be at least {BATCH}")
+        for name in ("warm_start_candidates", "warm_start_rounds", "warm_start_batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        if self.warm_start_epochs < 1 or self.warm_start_learning_rate <= 0:
+            raise UserError(
+                f"warm-start-epochs {self.warm_start_epochs} must be at least 1 and warm-start-learning-rate "
+                f"{self.warm_start_learning_rate} above 0: --warm-start off leaves the stage out"
+            )
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """Thresholds apply to the sentences of the last eight steps. They lie between what sound and hacked runs of SmolLM2
+    came to (docs/LOG.md); benchmarks/calibrate_watch.py tries others on finished runs."""
+
+    on_alert: Literal["warn", "stop", "rollback"] = "warn"
+    """`warn` goes on; `stop` saves and ends the run; `rollback` goes back to the last checkpoint at which nothing was
+    amiss, and on from there with a remedy (more diversity bonus, a larger KL coefficient, a smaller learning rate)."""
+    alert_from_step: int = 10
+    """No alert before this step."""
+    alert_after: int = 4
+    """A sign must have held in this many of the last `alert_within` steps."""
+    alert_within: int = 6
+    alert_rollbacks: int = 2
+    """Times that `rollback` goes back at most; after that it only warns."""
+    max_term_share: float = 0.96
+    """`synonyms`: share of the commonest term among the sentences with a term of its class, in both classes at once.
+    PPO with the protocol's reward alone comes to 0.99 in one class and 0.92 in the other: only more is an alert."""
+    min_effective_pairs: float = 1.25
+    """`pairs`: 2^H over (agentic, communal) pairs, out of 100. Near-total collapse: PPO with the protocol's reward
+    alone passes through 1.5 and ends at 2 to 3."""
+    min_moulds: float = 0.45
+    """`structure`: share of different sentences once terms and occupation are masked,"""
+    min_distinct_2: float = 0.2
+    """and different word pairs / word pairs, in what follows `The X was`; 0.68 in the untrained SmolLM2,"""
+    min_openings: float = 2.5
+    """and 2^H over the first two words after `The X was`, terms masked; 118 in the untrained SmolLM2. All three at
+    once: sound runs come to 1.8 openings and 0.15 word pairs, but not with so few moulds."""
+    min_unique: float = 0.7
+    """`duplicates`: share of different texts; 0.76 with the prompt `study` in a run that hardly learnt anything."""
+    fluency_reward: float = 0.7
+    """`fluency`: only where the mean reward is at least this,"""
+    max_nll_rise: float = 1.0
+    """and the reference model's negative log-likelihood per token has risen by more than this since the start."""
+    max_terms: float = 3.0
+    """`stuffing`: mean number of different terms in a sentence,"""
+    max_stuffed: float = 0.75
+    """or the share of sentences with more than two. PPO with the protocol's reward, which pays a little for each term,
+    comes to 2.6 terms and 0.55."""
+    max_pinned: float = 0.5
+    """`length`: share of sentences of one length that sits at a bound: exactly 8, or exactly 15 words."""
+    max_unfinished: float = 0.6
+    """`unfinished`: share of completions that were cut off, if it is also above the start's by 0.1; about 0.5 in the
+    untrained SmolLM2."""
+    max_kl_speed: float = 0.5
+    """`drift`: rise of KL(π‖π_ref) in nats per step, while the reward no longer rises."""
+    min_entropy: float = 0.3
+    """`entropy`: nats per token."""
+    min_one_class: float = 0.75
+    """`plateau`: share of sentences with exactly one class; PPO that gets past it comes to 0.61 on its way,"""
+    max_both: float = 0.2
+    """while this few have both."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.alert_after <= self.alert_within:
+            raise UserError(
+                f"alert-after {self.alert_after} of alert-within {self.alert_within} steps is never or always: "
+                "the first must be from 1 to the second"
+            )
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    base_samples: int = 0
+    """Sentences of the untrained model, sampled as in training, from which its rate of compliance is estimated: the
+    distance to the optimum is measured with it. 0: a known rate, where there is one."""
+    eval_sentences: int = 0
+    """Sentences sampled at the generation settings at every multiple of save-every and at the end, always with the same
+    random numbers; what is exported is chosen by them. 0: no such evaluation, and the last weights are exported."""
+    final_sentences: int = 0
+    """Sentences sampled from the model that is exported, for the closing summary; 5000 are 250 for each occupation."""
+    eval_temperature: float = 1.0
+    eval_top_p: float = 0.95
+    """The generation settings: those of `equipoise generate`."""
+    export: Literal["best", "last"] = "best"
+    """Which weights are exported: `best` those of the evaluation with the highest strict success (within its sampling
+    error the one with more effective pairs, then the one nearer to the reference model); `last` the last."""
+
+    def __post_init__(self) -> None:
+        for name in ("base_samples", "eval_sentences", "final_sentences"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name.replace('_', '-')} {getattr(self, name)} must be 0 (none) or more")
+        SamplingConfig(self.eval_temperature, self.eval_top_p)
+
+    def sampling(self, training: SamplingConfig) -> SamplingConfig:
+        """The generation settings; how long a sentence may get is as in training."""
+        return SamplingConfig(self.eval_temperature, self.eval_top_p, training.max_new_tokens)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    output_dir: str = "rlhf_llama3_7b_output"
+    """The final model, training_metrics.csv and the other records."""
+    checkpoint_dir: str = "rlhf_checkpoints"
+    tensorboard_dir: str = "runs"
+    save_every: int = 100
+    """PPO steps between checkpoints that are kept."""
+    save_minutes: float = 10.0
+    """A further checkpoint when this long has passed since the last; only the newest of these is kept."""
+    keep_checkpoints: int = 0
+    """Keep this many of the newest, besides the best so far; 0 keeps every multiple of save-every."""
+    sample_every: int = 50
+    """PPO steps between printed samples."""
+
+    def __post_init__(self) -> None:
+        for name in ("save_every", "sample_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        if self.keep_checkpoints < 0:
+            raise UserError(f"keep-checkpoints {self.keep_checkpoints} must be 0 (keep all) or more")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything a run depends on; saved with it. Presets are values of this class."""
+
+    preset: str = "bundled-cpu"
+    prompt: str = "describe"
+    """`study`, `describe`, `require`, `raw`, or your own as NAME=INSTRUCTION with {occupation} in it."""
+    system: str = ""
+    """System message. Empty on purpose: some templates put one of their own that contains a term the reward pays
+    for."""
+    steps: int = 2000
+    """PPO steps, each of batch-size completions."""
+    seed: int = 0
+    holdout: bool = False
+    """Train on 15 occupations and keep barista, electrician, mechanic, plumber and salesperson unseen."""
+    missing_eos_penalty: float = 0.0
+    """Taken off the training reward of a completion that was cut off at max-new-tokens. Not part of the protocol's
+    reward."""
+    strict_bonus: float = 0.0
+    """Added to the training reward of a sentence of strict success: both classes, 8 to 15 words, one complete sentence.
+    Not part of the protocol's reward."""
+    scoring: Literal["packed", "padded"] = "packed"
+    """`packed` shares the tokens that prompts have in common; `padded` is its plain twin, one row per completion."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    reward: RewardWeights = field(default_factory=RewardWeights)
+    diversity: DiversityConfig = field(default_factory=DiversityConfig)
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"steps {self.steps} must be at least 1; the guide trains for 2000")
+        for key, value in flatten(asdict(self)).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{key.rpartition('.')[2].replace('_', '-')} is {value}: give a finite number")
+        if 0 < self.ppo.decay_steps < self.steps:
+            raise UserError(
+                f"decay-steps {self.ppo.decay_steps} is below steps {self.steps}: nothing would be learnt after it"
+            )
+        if self.sampling.temperature == 0:
+            raise UserError("temperature 0 leaves nothing to learn from: train at 1.0, the protocol's temperature")
+        get_prompt(self.prompt)
+
+    @property
+    def occupations(self) -> tuple[str, ...]:
+        return tuple(o for o in OCCUPATIONS if not (self.holdout and o in HOLDOUT))

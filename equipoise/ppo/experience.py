@@ -1,0 +1,44 @@
+"""What one step gathers for its update. B completions, T steps; (B, T) tensors are 0 outside the rollout's mask."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from equipoise.policy.rollout import Rollout
+from equipoise.ppo import maths
+from equipoise.protocol.reward import Reward
+
+
+class Rewarded(NamedTuple):
+    """The rewards of B sentences: the protocol's in parts, and what PPO maximises."""
+
+    rewards: list[Reward]
+    paid_B: Tensor
+    """(B,) what PPO maximises before the KL penalty."""
+    bonus_B: Tensor
+    """(B,) the diversity bonus in it."""
+
+
+class Scored(NamedTuple):
+    """(B, T) numbers of each completion token: of the policy as it sampled, and the reference's log-probability."""
+
+    logprobs: Tensor
+    entropies: Tensor
+    values: Tensor
+    reference: Tensor
+
+    def kl_BT(self, rollout: Rollout) -> Tensor:
+        """(B, T) log π − log π_ref: k1 of KL(π‖π_ref), nats."""
+        return torch.where(rollout.mask_BT, maths.kl_k1(self.logprobs, self.reference), 0.0)
+
+
+class Experience(NamedTuple):
+    """A rollout with all that the update needs."""
+
+    rollout: Rollout
+    old_logp_BT: Tensor
+    old_values_BT: Tensor
+    returns_BT: Tensor
+    advantages_BT: Tensor
+    """Whitened over the whole batch."""

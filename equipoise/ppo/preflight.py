@@ -1,0 +1,53 @@
+"""The first lines of every training run: what was found, what was chosen, and why."""
+
+import math
+from dataclasses import replace
+
+from equipoise.errors import UserError
+from equipoise.policy.load import pick_device, pick_dtype
+from equipoise.policy.source import resolve
+from equipoise.ppo import machine as machines
+from equipoise.ppo.config import TrainConfig
+
+PROMPT_TOKENS = 64  # of the protocol's prompts in any chat template, rounded up
+
+
+def preflight(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """The configuration cut to this machine's memory, and what was found and chosen, a line each.
+
+    Raises UserError where the run cannot fit."""
+    here = machines.look()
+    source = resolve(config.policy.model)
+    device = pick_device(config.policy.device)
+    if config.policy.use_8bit and device.type != "cuda":
+        raise UserError("--use-8bit needs a CUDA GPU: leave it out on a CPU")
+    dtype = pick_dtype(config.policy.dtype, device)
+    rows = min(config.ppo.micro_batch_size, config.ppo.mini_batch_size)
+    work = machines.Work(rows, config.ppo.batch_size, PROMPT_TOKENS, config.sampling.max_new_tokens)
+    plan = machines.fit(config.policy, source, work, here.gpu_free_gb)
+    needed, run = plan.need, config.run
+    config = replace(
+        config,
+        policy=replace(config.policy, gradient_checkpointing=plan.gradient_checkpointing),
+        ppo=replace(config.ppo, micro_batch_size=plan.rows if plan.rows < rows else config.ppo.micro_batch_size),
+    )
+    kept = run.keep_checkpoints or math.ceil(config.steps / run.save_every)
+    fits = machines.check(needed, here, device, (run.output_dir, run.checkpoint_dir), kept + 1)
+    how = (
+        "all weights, frozen copy as reference"
+        if config.policy.tuning == "full"
+        else f"LoRA rank {config.policy.lora_rank}"
+    )
+    lines = [
+        *here.lines(),
+        *(f"note      {notice}" for notice in source.notices),
+        f"model     {source.path_or_id} ({needed.parameters / 1e6:.0f} M parameters; "
+        f"{needed.trained / 1e6:.1f} M trained: {how})",
+        f"compute   {device}, {str(dtype).removeprefix('torch.')}{', 8-bit base' if config.policy.use_8bit else ''}",
+        *fits,
+        *filter(None, [plan.line(rows)]),
+        f"task      prompt {config.prompt!r}, {len(config.occupations)} occupations, {config.steps} steps of "
+        f"{config.ppo.batch_size} sentences",
+        f"files     {run.output_dir}/ {run.checkpoint_dir}/ {run.tensorboard_dir}/",
+    ]
+    return config, lines

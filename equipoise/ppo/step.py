@@ -1,0 +1,163 @@
+"""One PPO step: sample → reward → score by policy and reference → advantages → update → measure.
+
+Shapes: B completions, T steps, N real tokens laid flat. The tensors of a step's experience live on the CPU, where they
+are small, and go to the device where the model needs them.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from equipoise.errors import UserError
+from equipoise.policy.load import Policy
+from equipoise.policy.prompt import sentences_of
+from equipoise.policy.rollout import Rollout
+from equipoise.policy.sample import NonFiniteLogits, sample
+from equipoise.policy.score import score
+from equipoise.ppo import maths
+from equipoise.ppo.clock import Clock
+from equipoise.ppo.config import TrainConfig
+from equipoise.ppo.experience import Experience, Rewarded, Scored
+from equipoise.ppo.metrics import remember, step_metrics
+from equipoise.ppo.training import Training
+from equipoise.ppo.update import mini_batches, update
+from equipoise.ppo.watch import Alert
+from equipoise.protocol import reward as protocol
+from equipoise.protocol.reward import Reward
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one PPO step leaves to be logged."""
+
+    problem: str | None = None
+    """What was not finite, where something was; the weights are then as they were before it showed."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+    rewards: Sequence[Reward] = ()
+    rollout: Rollout | None = None
+    evidence: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors to look into where something was not finite."""
+    alerts: Sequence[Alert] = ()
+
+
+def occupation_at(position: int, occupations: Sequence[str], seed: int) -> str:
+    """The `position`-th occupation of an endless stream of shuffled rounds, so that a checkpoint need only hold a
+    count."""
+    round_number, place = divmod(position, len(occupations))
+    order = list(occupations)
+    random.Random(f"{seed}/{round_number}").shuffle(order)
+    return order[place]
+
+
+def ppo_step(training: Training) -> Step:
+    """One step, `state.step` counting it. Where something was not finite the weights are as before it showed."""
+    config, policy, optimizer, state = training.config, training.policy, training.optimizer, training.state
+    ppo, clock = config.ppo, Clock(policy.device)
+    first = state.step * ppo.batch_size
+    occupations = [occupation_at(first + i, config.occupations, config.seed) for i in range(ppo.batch_size)]
+    batches = mini_batches(ppo, state.generator)
+    learning_rate = ppo.policy_learning_rate(state.step) * state.remedies.rate
+    state.step += 1
+
+    with clock("sample"):
+        prompts = [training.prompts[o] for o in occupations]
+        try:
+            rollout = sample(policy, prompts, config.sampling, state.generator).cpu()
+        except NonFiniteLogits as error:
+            return Step(str(error))
+
+    with clock("score"):
+        launched = state.limit.run(policy, lambda rows: launch_scores(policy, rollout, batches, config, rows))
+        with clock("reward", wait=False):  # on the host, while a GPU scores
+            rewarded = reward_sentences(training, rollout, occupations)
+        scored = collect_scores(launched, rollout)
+    if not bool(rewarded.paid_B.isfinite().all()):
+        evidence = {"rewards": rewarded.paid_B}
+        return Step("the reward is not finite", rewards=rewarded.rewards, rollout=rollout, evidence=evidence)
+    kl_BT = scored.kl_BT(rollout)
+    if not bool(kl_BT.isfinite().all() and scored.values.isfinite().all()):
+        problem, evidence = "log-probabilities or values are not finite", scored._asdict()
+        return Step(problem, rewards=rewarded.rewards, rollout=rollout, evidence=evidence)
+
+    token_rewards_BT = maths.token_rewards(rewarded.paid_B, kl_BT, rollout.mask_BT, state.kl_coef)
+    advantages = maths.gae(token_rewards_BT, scored.values, rollout.mask_BT, ppo.gamma, ppo.gae_lambda)
+    whitened_BT = maths.whiten(advantages.advantages, rollout.mask_BT)
+
+    with clock("update"):
+        optimizer.set_learning_rates(learning_rate, ppo.value_learning_rate)
+        experience = Experience(rollout, scored.logprobs, scored.values, advantages.returns, whitened_BT)
+        temperature, packed = config.sampling.temperature, config.scoring == "packed"
+        stats = update(policy, optimizer, experience, batches, ppo, temperature, packed=packed, limit=state.limit)
+        if stats.nonfinite is None:
+            optimizer.update_average(state.step)
+
+    metrics = step_metrics(config, state, learning_rate, rollout, rewarded, scored, advantages, stats)
+    metrics |= state.look_back(remember(rewarded.rewards, occupations, rollout, scored), metrics["ppo/entropy"])
+    alerts = state.judge(metrics)
+    state.window.add(rewarded.rewards)
+    state.adapt_kl_coef(float(kl_BT.sum(1).mean()), ppo)
+    if stats.nonfinite is None:
+        state.bad_in_a_row = 0
+    timings = clock.timings(tokens=int(rollout.lengths_B.sum()))
+    evidence = scored._asdict() | {"advantages": whitened_BT}
+    return Step(stats.nonfinite, metrics, timings, rewarded.rewards, rollout, evidence, alerts)
+
+
+def reward_sentences(training: Training, rollout: Rollout, occupations: Sequence[str]) -> Rewarded:
+    """The protocol's reward of each sentence, and what PPO maximises. Raises UserError for a reward function that does
+    not return one number for each."""
+    config, reward_fn = training.config, training.reward_fn
+    rewards = [protocol.score(s, config.reward) for s in sentences_of(training.policy.tokenizer, rollout, occupations)]
+    bonus_B = torch.tensor(training.state.window.bonuses(rewards))
+    if reward_fn is None:
+        base_B = torch.tensor([r.reward for r in rewards])
+    else:
+        base_B = torch.tensor([float(x) for x in reward_fn([r.text for r in rewards], occupations)])
+        if len(base_B) != len(rewards):
+            raise UserError(f"the reward function returned {len(base_B)} numbers for {len(rewards)} sentences")
+    strict_B = torch.tensor([config.strict_bonus * protocol.strict_success(r.text) for r in rewards])
+    paid_B = base_B + bonus_B + strict_B - config.missing_eos_penalty * ~rollout.finished_B
+    return Rewarded(rewards, paid_B, bonus_B)
+
+
+Launched = list[tuple[Tensor, Tensor]]
+"""For each group of completions its row numbers, and (4, N) numbers on the device in the order of `Scored`."""
+
+
+def launch_scores(
+    policy: Policy, rollout: Rollout, batches: Sequence[Tensor], config: TrainConfig, rows_at_once: int
+) -> Launched:
+    """Score the batch by policy and reference. A GPU may still be at work when this returns."""
+    ppo, temperature, packed = config.ppo, config.sampling.temperature, config.scoring == "packed"
+    if policy.graphs.enabled and packed and rows_at_once >= ppo.mini_batch_size:
+        # One trie of the whole batch: more is shared, and a quarter of the kernels do.
+        groups = [torch.arange(len(rollout))]
+    else:
+        # The very micro-batches of the first epoch's updates: there the ratio is then exactly 1, in bfloat16 too.
+        first_epoch = batches[: ppo.batch_size // ppo.mini_batch_size]
+        groups = [micro for rows in first_epoch for micro in rows.split(rows_at_once)]
+    launched = []
+    with torch.no_grad():
+        for group in groups:
+            part = rollout.select(group)
+            scores = score(policy, part, temperature, packed=packed)
+            reference = score(policy, part, temperature, packed=packed, reference=True, entropy=False)
+            # Copied, since the next replay of a recorded graph writes its results into the same memory.
+            launched.append((group, torch.stack([*scores, reference.logprobs])))
+    return launched
+
+
+def collect_scores(launched: Launched, rollout: Rollout) -> Scored:
+    """What `launch_scores` began, on the CPU; waits for the device."""
+    mask_BT = rollout.mask_BT
+    columns = [torch.zeros(mask_BT.shape) for _ in Scored._fields]
+    for group, flat in launched:
+        for column_BT, values_N in zip(columns, flat.cpu(), strict=True):
+            rows_BT = torch.zeros(mask_BT[group].shape)
+            rows_BT[mask_BT[group]] = values_N
+            column_BT[group] = rows_BT
+    return Scored(*columns)

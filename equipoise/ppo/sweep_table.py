@@ -1,0 +1,96 @@
+"""The table of a sweep: means and ranges over seeds."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from equipoise.runs.records import flatten
+
+MEASURES: dict[str, tuple[str, str, float]] = {
+    "reward_last": ("reward, mean of the last 20 steps", "{:.3f}", 1),
+    "good_step": ("first step with 10-step reward 0.9", "{:.0f}", 1),
+    "final.both": ("both classes %", "{:.2f}", 100),
+    "final.strict": ("strict success %", "{:.2f}", 100),
+    "final.pairs": ("unique pairs", "{:.1f}", 1),
+    "final.effective_pairs": ("effective pairs", "{:.1f}", 1),
+    "final.unique": ("different texts %", "{:.1f}", 100),
+    "groups.trained.strict": ("strict %, trained occupations", "{:.2f}", 100),
+    "groups.held_out.strict": ("strict %, held-out occupations", "{:.2f}", 100),
+    "final.nll": ("median NLL under the base, plain", "{:.3f}", 1),
+    "base.nll": ("the same of the base's sentences", "{:.3f}", 1),
+    "kl_ref": ("KL to the reference, training", "{:.2f}", 1),
+    "final.kl": ("KL to the reference, generation", "{:.2f}", 1),
+    "kl_bound": ("bound for both classes", "{:.2f}", 1),
+    "kl_excess": ("excess over the bound", "{:.2f}", 1),
+    "kl_excess_strict": ("excess, strict success", "{:.2f}", 1),
+    "alerts": ("alerts", "{:.1f}", 1),
+    "exported_step": ("exported step", "{:.0f}", 1),
+    "train_seconds": ("training, s", "{:.0f}", 1),
+    "final_seconds": ("final sentences, s", "{:.0f}", 1),
+    "wall_seconds": ("all of it, s", "{:.0f}", 1),
+}
+"""Where in a summary each measure is, its name in the table, how it is written, and its factor there."""
+
+
+def values_of(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """One number for each of `MEASURES`; None for what the run did not measure."""
+    flat = flatten({**summary, "alerts": sum(summary["alerts"].values())})
+    return {key: flat.get(key) for key in MEASURES}
+
+
+def statistics_of(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """setting → measure → mean, low, high and the number of runs that have it."""
+    out: dict[str, dict[str, dict[str, float]]] = {}
+    for setting in dict.fromkeys(r["setting"] for r in results):
+        out[setting] = {}
+        for key in MEASURES:
+            values = [v for r in results if r["setting"] == setting and (v := r["values"].get(key)) is not None]
+            if values:
+                mean = math.fsum(values) / len(values)
+                out[setting][key] = {"mean": mean, "low": min(values), "high": max(values), "runs": len(values)}
+    return out
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """One column a setting, one line a measure: mean over the seeds, and the range in brackets."""
+    settings = statistics_of(results)
+    seeds = {s: sum(r["setting"] == s for r in results) for s in settings}
+    rows = [["", *settings], ["runs", *(str(seeds[s]) for s in settings)]]
+    for key, (title, form, factor) in MEASURES.items():
+        cells = [_cell(settings[s].get(key), form, factor, seeds[s]) for s in settings]
+        if any(cells):
+            rows.append([title, *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
+        for row in rows
+    )
+
+
+def _cell(found: Mapping[str, float] | None, form: str, factor: float, runs: int) -> str:
+    if found is None:
+        return ""
+    mean, low, high = (form.format(factor * found[k]) for k in ("mean", "low", "high"))
+    # Not every run need have it: a reward that was never reached has no step.
+    missing = f" of {found['runs']:.0f}" if found["runs"] < runs else ""
+    return (mean if runs == 1 else f"{mean} [{low}–{high}]") + missing
+
+
+def write_tables(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """`runs.csv` (a row a run), `table.csv` (a row a setting and measure) and `sweep.json` (both)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = statistics_of(results)
+    columns = ("setting", "seed")
+    runs = [[*columns, *MEASURES]]
+    runs += [[*(r[c] for c in columns), *(r["values"].get(k) for k in MEASURES)] for r in results]
+    rows: list[list[Any]] = [["setting", "measure", "mean", "low", "high", "runs"]]
+    rows += [[s, key, *v.values()] for s, measures in settings.items() for key, v in measures.items()]
+    for name, content in (("runs.csv", runs), ("table.csv", rows)):
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(content)
+        (folder / name).write_text(text.getvalue(), newline="")
+    (folder / "sweep.json").write_text(json.dumps({"settings": settings, "runs": list(results)}, indent=1) + "\n")

@@ -1,0 +1,38 @@
+"""What belongs together while a run is trained."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from equipoise.learning.optimizer import MasterAdam
+from equipoise.policy.load import Policy
+from equipoise.ppo.config import TrainConfig
+from equipoise.ppo.state import State
+
+RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+"""(sentences, occupations) → one number each."""
+
+
+@dataclass
+class Training:
+    """The policy in training. Where it is kept on disk is the `Run`'s affair, which a benchmark does without."""
+
+    config: TrainConfig
+    policy: Policy
+    optimizer: MasterAdam
+    """Replaced by a fresh one after the warm start."""
+    state: State
+    prompts: dict[str, list[int]]
+    """Token ids of the prompt of every occupation, the held-out ones among them."""
+    reward_fn: RewardFunction | None = None
+    """What is maximised in place of the protocol's reward."""
+
+    @property
+    def trained_prompts(self) -> dict[str, list[int]]:
+        """Those of the occupations that are trained on."""
+        return {occupation: self.prompts[occupation] for occupation in self.config.occupations}
+
+
+def new_optimizer(config: TrainConfig, policy: Policy) -> MasterAdam:
+    """Adam on the policy's trained weights as they are now. It moves them: see `Policy.forget_recordings`."""
+    ppo = config.ppo
+    return MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=ppo.adam_eps, average=ppo.average_weights)

@@ -1,0 +1,322 @@
+"""What a person sees of a run: a live bar on a terminal, plain lines anywhere else.
+
+The bar, colours and cursor movement appear only on a terminal that can show them. A pipe, a file, `nohup`, CI and
+`TERM=dumb` get lines free of control characters. Nothing here may end a run: a terminal that has gone is written to
+no more, and text from a model is shown with its control characters spelled out.
+"""
+
+import io
+import logging
+import math
+import os
+import re
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+
+from equipoise.protocol.lexicon import LEXICON, Lexicon
+from equipoise.protocol.reward import Reward
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+MAX_SAMPLES = 6
+# Without a terminal: every step at first, so that one sees the run start, then one line in so many seconds.
+FIRST_STEPS = 5
+SECONDS_PER_LINE = 10.0
+# Steps whose mean duration gives rate and time left: enough to even out lengths, few enough to follow a changed load.
+RECENT_STEPS = 30
+
+# Blue and orange stay apart for colour-blind readers; weight and underline do where the palette is poor.
+STYLES = {"agentic": "bold color(33)", "communal": "bold underline color(208)", "": ""}
+MARKS = {"agentic": ("[", "]"), "communal": ("{", "}"), "": ("", "")}
+
+
+class Piece(NamedTuple):
+    """A stretch of a sample's text; `kind` is "agentic", "communal" or "" for no term."""
+
+    text: str
+    kind: str
+
+
+def printable(text: str) -> str:
+    """`text` with every control, formatting and line-breaking character written as its escape (`\\x1b`, `\\n`)."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def pieces(text: str, lexicon: Lexicon = LEXICON) -> list[Piece]:
+    """`text` cut at its terms, made printable."""
+    found, end = [], 0
+    for span in lexicon.spans(text):
+        if span.start < end:
+            continue  # inside the term before
+        found.append(Piece(printable(text[end : span.start]), ""))
+        found.append(
+            Piece(printable(text[span.start : span.end]), "agentic" if span.term in lexicon.agentic else "communal")
+        )
+        end = span.end
+    return [piece for piece in [*found, Piece(printable(text[end:]), "")] if piece.text]
+
+
+def in_marks(line: Iterable[Piece]) -> str:
+    """The pieces as plain text: agentic terms in [brackets], communal terms in {braces}."""
+    return "".join(f"{MARKS[kind][0]}{text}{MARKS[kind][1]}" for text, kind in line)
+
+
+def parts(reward: Reward) -> str:
+    """The reward's parts in one line; with the sum, which stands before the text, everything the score consists of."""
+    named = (
+        ("base", reward.base),
+        ("bonus", reward.bonus),
+        ("length", reward.length_penalty),
+        ("repetition", reward.repetition_penalty),
+    )
+    return "  ".join(f"{name} {value + 0.0:+.2f}" for name, value in named) + f"  words {reward.words}"
+
+
+def shown(rewards: Iterable[Reward]) -> list[Reward]:
+    """The first sample of each of the first few occupations."""
+    first: dict[str, Reward] = {}
+    for reward in rewards:
+        subject = re.match(r"The (.+?) was\b", reward.text)
+        first.setdefault(subject.group(1) if subject else reward.text, reward)
+    return list(first.values())[:MAX_SAMPLES]
+
+
+def duration(seconds: float) -> str:
+    """`7:05` or `1:02:03`; `?` for what no clock shows."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, second = divmod(max(0, round(seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+class Pace:
+    """Speed and time left, from the last steps of this process: neither a resume nor a slow start distorts them."""
+
+    def __init__(self, total_steps: int, done: int, clock: Callable[[], float]) -> None:
+        self.total = total_steps
+        self.done = done
+        self._clock = clock
+        self._last: float | None = None
+        self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._seconds = 0.0
+
+    def tick(self, step: int, first_seconds: float | None) -> None:
+        """A step has ended. `first_seconds`: how long it took, if known; used while no earlier step was timed here."""
+        now = self._clock()
+        seconds = now - self._last if self._last is not None else first_seconds
+        if seconds is not None:
+            self._recent.append(seconds)
+            # Kept as one number: the bar is drawn by another thread, which must not walk a deque that grows.
+            self._seconds = sum(self._recent) / len(self._recent)
+        self._last = now
+        self.done = step
+
+    def __str__(self) -> str:
+        count, seconds = f"{self.done}/{self.total}", self._seconds
+        if self._last is None or seconds <= 0:
+            return count
+        rate = f"{seconds:.1f} s/step" if seconds >= 1 else f"{1 / seconds:.1f} steps/s"
+        left = (self.total - self.done) * seconds - (self._clock() - self._last)
+        return f"{count}  {rate}  ETA {duration(left)}"
+
+
+def numbers(metrics: Mapping[str, float], timings: Mapping[str, float]) -> str:
+    """The step's few numbers worth watching, in one line."""
+    watched = (
+        ("reward", metrics.get("reward/mean"), "{:.3f}"),
+        ("both", metrics.get("compliance/both"), "{:.1%}"),
+        ("KL ref", metrics.get("kl/ref"), "{:.2f}"),
+        ("update KL", metrics.get("ppo/update_kl"), "{:.4f}"),
+        ("peak", timings.get("memory/peak_gb"), "{:.1f} GB"),
+    )
+    return "  ".join(f"{name} {form.format(value)}" for name, value, form in watched if value is not None)
+
+
+class Outlet:
+    """The stream, made safe: what its encoding lacks is escaped, and after the first write it refuses none is tried."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self.encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        safe = text.encode(self.encoding, "backslashreplace").decode(self.encoding)
+        self._attempt(lambda stream: stream.write(safe))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(lambda stream: stream.flush())
+
+    def isatty(self) -> bool:
+        try:
+            return self._stream is not None and self._stream.isatty()
+        except ValueError:  # a closed stream
+            return False
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return self._stream.fileno()
+
+    def _attempt(self, action: Callable[[TextIO], object]) -> None:
+        stream = self._stream
+        if stream is None:
+            return
+        try:
+            action(stream)
+        except BlockingIOError:
+            pass  # the reader is slow and the pipe does not block: this text is lost, the next may pass
+        except OSError:
+            self._stream = None
+            _discard_rest(stream)
+        except ValueError:  # closed by someone else
+            self._stream = None
+
+
+def _discard_rest(stream: TextIO) -> None:
+    """Send what a dead stream still buffers to the null device; else the interpreter cannot flush it and exits 120."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+    except OSError:
+        pass
+
+
+def _can_show_bar(outlet: Outlet) -> bool:
+    term = os.environ.get("TERM", "unknown" if os.name == "posix" else "windows").lower()
+    return (
+        outlet.isatty()
+        and term not in ("", "dumb", "unknown")
+        and os.environ.get("CI", "").lower() in ("", "0", "false")
+    )
+
+
+class Console:
+    """Notices, progress and samples for a person."""
+
+    def __init__(
+        self,
+        stream: TextIO | None,
+        total_steps: int,
+        done: int = 0,
+        lexicon: Lexicon = LEXICON,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._outlet = Outlet(stream)
+        self._lexicon = lexicon
+        self._clock = clock
+        self._pace = Pace(total_steps, done, clock)
+        self._numbers = ""
+        self._lines = 0
+        self._last_line = clock()
+        self._is_stdout = stream is sys.stdout
+        # The bar opens with the first step, so that the bars of a loading model do not meet it.
+        self._bar_is_due = _can_show_bar(self._outlet)
+        self._live: Live | None = None
+
+    def _open_bar(self) -> "Live":
+        from rich.console import Console as RichConsole
+        from rich.live import Live
+
+        class Screen(RichConsole):
+            def show_cursor(self, show: bool = True) -> bool:
+                return False  # never hidden, so that a killed run leaves a usable terminal
+
+        # Rich's type wants a whole TextIO; it calls the methods that Outlet has.
+        screen = Screen(file=self._outlet, force_terminal=True, force_jupyter=False)  # type: ignore[arg-type]
+        live = Live(
+            console=screen,
+            get_renderable=self._bar,
+            refresh_per_second=2,
+            # Other libraries' prints go above the bar, but a redirected error stream stays where the user sent it.
+            redirect_stdout=self._is_stdout,
+            redirect_stderr=sys.stderr is not None and sys.stderr.isatty(),
+        )
+        live.start()
+        return live
+
+    def _bar(self) -> "Group":
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        row = Table.grid(expand=True, padding=(0, 1))
+        row.add_column(ratio=1)
+        row.add_column(no_wrap=True)
+        row.add_row(ProgressBar(total=max(1, self._pace.total), completed=self._pace.done), Text(f"step {self._pace}"))
+        return Group(row, Text(self._numbers, no_wrap=True, overflow="ellipsis"))
+
+    def say(self, text: str) -> None:
+        """A notice: above the bar, or as plain lines."""
+        for line in text.split("\n"):
+            self._print([Piece(printable(line.expandtabs()), "")])
+
+    def step(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
+        """Progress after a completed step."""
+        self._pace.tick(step, timings.get("time/step"))
+        self._numbers = numbers(metrics, timings)
+        if self._bar_is_due:
+            self._bar_is_due = False
+            self._live = self._open_bar()
+        if self._live is not None:
+            self._live.refresh()
+            return
+        due = self._clock() - self._last_line >= SECONDS_PER_LINE
+        if due or self._lines < FIRST_STEPS or step == self._pace.total:
+            self._print([Piece(f"step {self._pace}  {self._numbers}".rstrip(), "")])
+            self._lines += 1
+            self._last_line = self._clock()
+
+    def rewind(self, step: int) -> None:
+        """The run went back to `step`."""
+        self._pace.done = step
+
+    def samples(self, step: int, rewards: Sequence[Reward]) -> None:
+        """A few of the batch's texts, each with its reward, its terms marked, and the reward's parts below."""
+        legend = [Piece("agentic", "agentic"), Piece(" ", ""), Piece("communal", "communal")]
+        self._print([Piece(f"samples of step {step}, terms marked: ", ""), *legend])
+        for reward in shown(rewards):
+            self._print([Piece(f"  {reward.reward:+.2f}  ", ""), *pieces(reward.text, self._lexicon)])
+            self._print([Piece(f"         {parts(reward)}", "")], style="dim")
+
+    def _print(self, line: Sequence[Piece], style: str = "") -> None:
+        if self._live is None:
+            self._outlet.write(in_marks(line) + "\n")
+            self._outlet.flush()
+            return
+        screen = self._live.console
+        # Without colours (NO_COLOR) the classes are told apart as in plain text.
+        text = in_marks(line) if screen.no_color else self._styled(line, style)
+        screen.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    @staticmethod
+    def _styled(line: Sequence[Piece], style: str) -> "Text":
+        from rich.text import Text
+
+        return Text.assemble(*((piece.text, STYLES[piece.kind]) for piece in line), style=style)
+
+    def close(self) -> None:
+        """Stop drawing. The bar's last state stays on the screen."""
+        self._bar_is_due = False
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def quiet() -> None:
+    """Libraries' progress bars and advice would bury the lines that matter here."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", module=r"(transformers|peft|torch)\b.*")
+    for library in ("transformers", "peft"):
+        logging.getLogger(library).setLevel(logging.ERROR)

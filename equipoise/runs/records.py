@@ -1,0 +1,56 @@
+"""What a record says of how something was made, and how two records differ."""
+
+import importlib.metadata
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from equipoise import __version__
+
+PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
+"""Whose versions decide what a model computes."""
+
+
+def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level with dotted keys."""
+    out: dict[str, Any] = {}
+    for key, value in document.items():
+        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str] = ()) -> list[str]:
+    """`key: old → new` for every setting that differs, but for those in `free`, which may (dotted keys)."""
+    a, b = flatten(old), flatten(new)
+    keys = [k for k in (a | b) if k not in free and a.get(k) != b.get(k)]
+    return [f"{k.rpartition('.')[2].replace('_', '-')}: {a.get(k)} → {b.get(k)}" for k in keys]
+
+
+def software(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
+    """The command and the versions it ran with; in a checkout, the commit and whether files had been changed."""
+    out: dict[str, Any] = {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "equipoise": __version__,
+        "python": platform.python_version(),
+        "versions": {p: importlib.metadata.version(p) for p in packages},
+    }
+    package = Path(__file__).resolve().parents[2]
+    if (package / ".git").exists() and shutil.which("git"):
+        git = ["git", "-C", str(package)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False)
+        out |= {"commit": commit.stdout.strip(), "uncommitted_changes": bool(dirty.stdout.strip())}
+    return out
+
+
+def provenance() -> dict[str, Any]:
+    """`software`, and the machine that models compute on."""
+    import torch  # only here: what computes nothing need not wait for it
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return software() | {"gpu": gpu, "threads": torch.get_num_threads()}

@@ -1,0 +1,279 @@
+"""`equipoise evaluate` from files to files."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from equipoise.cli import main
+from equipoise.evaluation import results
+from equipoise.evaluation.files import FILES
+from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, OCCUPATIONS
+from tests.evaluation.files import write_csv
+from tests.evaluation.test_results import HOSTILE
+from tests.tiny import words_folder
+
+COLUMNS = ["Model", "Occupation", "RunID", "Text", "WordCount", "Label"]
+
+
+def completions(path: Path, label: str, compliant: int, n: int = 10) -> str:
+    """Of n sentences for each occupation the first `compliant` are strict successes."""
+    rows = []
+    for o, occupation in enumerate(OCCUPATIONS):
+        for i in range(1, n + 1):
+            k = o * n + i
+            terms = f"{AGENTIC[k % 10]} and {COMMUNAL[k // 3 % 10]}" if i <= compliant + o % 2 else "calm and quick"
+            text = f"The {occupation} was {terms} at work with number {k} ."
+            rows.append(["tiny", occupation, i, text, len(text.split()), label])
+    return write_csv(path, COLUMNS, rows)
+
+
+def run(*arguments: object) -> int:
+    return main(["evaluate", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, results.Evaluation]:
+    folder = tmp_path_factory.mktemp("three")
+    judge = words_folder(folder / "judge")
+    files = [
+        completions(folder / "base.csv", "Prompt-Only", 0),
+        completions(folder / "gf.csv", "Generate-and-Filter", 9),
+        completions(folder / "ppo.csv", "RLHF", 7, n=12),
+    ]
+    (folder / "gf.csv.costs.json").write_text(
+        json.dumps(
+            {"method": "Generate-and-Filter", "seconds": 5, "generations": 900, "accepted": 200, "kl": {"value": 4.0}}
+        )
+    )
+    assert run(*files, "--judge", judge, "--output", folder / "out", "--device", "cpu", "--bootstrap-draws", 200) == 0
+    return folder / "out", results.read(folder / "out")
+
+
+def numbers(document: Any) -> Iterator[float]:
+    if isinstance(document, dict):
+        for value in document.values():
+            yield from numbers(value)
+    elif isinstance(document, list):
+        for value in document:
+            yield from numbers(value)
+    elif isinstance(document, float):
+        yield document
+
+
+def test_three_methods_are_measured_and_compared(three: tuple[Path, results.Evaluation]) -> None:
+    _, evaluation = three
+    assert list(evaluation.methods) == ["Prompt-Only", "Generate-and-Filter", "RLHF"]
+    assert [m.n for m in evaluation.methods.values()] == [200, 200, 240] and evaluation.equal_n == 200
+    strict = {name: m.metrics["strict"].value for name, m in evaluation.methods.items()}
+    assert strict == pytest.approx({"Prompt-Only": 10 / 200, "Generate-and-Filter": 190 / 200, "RLHF": 150 / 240})
+    found = {(c.metric, c.a, c.b): c for c in evaluation.comparisons}
+    strict_gap = found["strict", "Generate-and-Filter", "Prompt-Only"]
+    assert strict_gap.difference == pytest.approx(0.9) and strict_gap.p_sign_flip == 2.0**-19
+    assert strict_gap.p_holm == pytest.approx(3 * 2.0**-19) and strict_gap.n_occupations == 20
+    assert strict_gap.low is not None and strict_gap.high is not None and strict_gap.low <= 0.9 <= strict_gap.high
+    assert found["nll/median@judge", "RLHF", "Prompt-Only"].tost is not None and strict_gap.tost is None
+    assert "unequal n: 240 and 200" in found["strict", "RLHF", "Prompt-Only"].note
+    cost = evaluation.methods["Generate-and-Filter"].cost
+    assert cost is not None and cost.generations_per_accepted == 4.5
+    assert evaluation.frontier.p0 is not None and evaluation.frontier.p0_source == "rows of Prompt-Only"
+    points = {p.method: p for p in evaluation.frontier.points}
+    assert points["Generate-and-Filter"].excess is not None and points["RLHF"].excess is None
+    assert len(evaluation.frontier.pareto) == 3 and all(p.support is not None for p in evaluation.frontier.pareto)
+    assert evaluation.reference and {j.name for j in evaluation.judges} == {"judge"}
+
+
+def test_no_file_holds_a_number_that_is_none(three: tuple[Path, results.Evaluation]) -> None:
+    folder, _ = three
+    assert all(math.isfinite(x) for x in numbers(json.loads((folder / "evaluation.json").read_text())))
+    for name in ("rows", "methods", "occupations", "comparisons"):
+        assert "nan" not in (folder / f"{name}.csv").read_text().lower().split(",")
+
+
+def test_every_key_is_in_the_catalogue_of_the_file(three: tuple[Path, results.Evaluation]) -> None:
+    _, evaluation = three
+    for method in evaluation.methods.values():
+        assert method.metrics.keys() == evaluation.metrics.keys()
+        assert method.equal_n.keys() <= evaluation.metrics.keys()
+        for found in method.occupations.values():
+            assert found.keys() <= evaluation.metrics.keys()
+    assert {c.metric for c in evaluation.comparisons} <= evaluation.metrics.keys()
+
+
+def test_rows_csv_has_each_row_with_its_parts(three: tuple[Path, results.Evaluation]) -> None:
+    folder, evaluation = three
+    rows = list(results.read_rows(folder / "rows.csv"))
+    assert tuple(rows[0]) == (*results.ROW_COLUMNS, "NLL@judge", "Tokens@judge")
+    assert len(rows) == 640 and [r["Line"] for r in rows[:2]] == ["1", "2"]
+    for name, method in evaluation.methods.items():
+        own = [r for r in rows if r["Method"] == name]
+        assert sum(r["Strict"] == "1" for r in own) == round((method.metrics["strict"].value or 0) * method.n)
+        total = sum(float(r["Base"]) + float(r["Bonus"]) + float(r["LengthPenalty"]) for r in own) / method.n
+        assert total + method.parts.repetition_penalty == pytest.approx(method.parts.reward)
+
+
+def test_the_same_command_gives_the_same_numbers(tmp_path: Path) -> None:
+    path = completions(tmp_path / "a.csv", "A", 4)
+    files = []
+    for i in range(2):
+        assert run(path, "--no-fluency", "--output", tmp_path / str(i), "--bootstrap-draws", 100) == 0
+        document = json.loads((tmp_path / str(i) / "evaluation.json").read_text())
+        files.append({k: v for k, v in document.items() if k not in ("provenance", "settings")})
+    assert files[0] == files[1]
+
+
+DEGENERATE = {
+    "one row": [("nurse", "The nurse was bold.")],
+    "three rows": [("nurse", "The nurse was bold and caring."), ("pilot", "x"), ("pilot", "")],
+    "one occupation": [("nurse", f"The nurse was bold and loyal {i}.") for i in range(9)],
+    "nothing compliant": [(o, f"The {o} was here.") for o in OCCUPATIONS for _ in range(3)],
+    "all the same": [("nurse", "The nurse was bold and caring.")] * 9,
+    "all empty": [("nurse", ""), ("pilot", "")],
+    "one class": [(o, f"The {o} was bold.") for o in OCCUPATIONS],
+    "two occupations": [("nurse", "The nurse was bold."), ("astronaut", "The astronaut was loyal.")],
+}
+
+
+@pytest.mark.parametrize("a", DEGENERATE)
+def test_degenerate_files_give_finite_numbers_or_say_why_not(tmp_path: Path, a: str) -> None:
+    files = [
+        write_csv(tmp_path / f"{i}.csv", ["occupation", "text", "label"], [[o, t, name] for o, t in DEGENERATE[name]])
+        for i, name in enumerate((a, "nothing compliant", "two occupations"))
+    ]
+    names = [f"{i}={path}" for i, path in enumerate(files)]
+    assert run(*names, "--no-fluency", "--output", tmp_path / "out", "--bootstrap-draws", 100) == 0
+    text = (tmp_path / "out" / "evaluation.json").read_text()
+    assert all(math.isfinite(x) for x in numbers(json.loads(text))) and "NaN" not in text
+    evaluation = results.read(tmp_path / "out")
+    assert evaluation.methods["0"].n == len(DEGENERATE[a])
+    for method in evaluation.methods.values():
+        for key, estimate in method.metrics.items():
+            assert estimate.value is not None or estimate.note, key
+    for c in evaluation.comparisons:
+        assert c.p_sign_flip is not None or "cannot be tested: " in c.note
+
+
+def test_degenerate_texts_survive_a_judge(tmp_path: Path) -> None:
+    judge = words_folder(tmp_path / "judge")
+    files = []
+    for i, name in enumerate(("all empty", "all the same", "three rows")):
+        path = write_csv(tmp_path / f"{i}.csv", ["occupation", "text"], DEGENERATE[name])
+        files.append(f"{name}={path}")
+    assert run(*files, "--judge", judge, "--output", tmp_path / "out", "--bootstrap-draws", 100) == 0
+    document = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert all(math.isfinite(x) for x in numbers(document))
+
+
+@pytest.mark.parametrize("layout", ["csv", "json"])
+def test_hostile_texts_come_through_unchanged(tmp_path: Path, layout: str) -> None:
+    texts = [t for t in HOSTILE if layout == "json" or t != "\ufeff"]
+    if layout == "json":
+        path = tmp_path / "a.json"
+        path.write_text(json.dumps([{"job": "nurse", "text": f"The nurse was {t}"} for t in texts]))
+    else:
+        path = tmp_path / "a.csv"
+        with path.open("w", encoding="utf-8", errors="surrogatepass", newline="") as file:
+            csv.writer(file).writerows([["job", "text"], *(["nurse", f"The nurse was {t}"] for t in texts)])
+    assert run(f"<b>\x1b[31m={path}", "--no-fluency", "--output", tmp_path / "out", "--bootstrap-draws", 100) == 0
+    rows = list(results.read_rows(tmp_path / "out" / "rows.csv"))
+    assert [r["Text"] for r in rows] == [f"The nurse was {t}" for t in texts]
+
+
+def test_its_own_rows_can_be_read_again(tmp_path: Path) -> None:
+    path = completions(tmp_path / "a.csv", "A", 4)
+    assert run(path, "--no-fluency", "--output", tmp_path / "1", "--bootstrap-draws", 100) == 0
+    assert run(tmp_path / "1" / "rows.csv", "--no-fluency", "--output", tmp_path / "2", "--bootstrap-draws", 100) == 0
+    first, second = (results.read(tmp_path / name).methods["A"] for name in "12")
+    assert first.metrics == second.metrics
+
+
+def test_another_lexicon_and_other_bounds_are_used(tmp_path: Path) -> None:
+    (tmp_path / "l.yaml").write_text("agentic: [tough]\ncommunal: [warm, soft]\n")
+    path = write_csv(tmp_path / "a.csv", ["job", "text"], [["nurse", "The nurse was tough and warm."]])
+    options = ["--lexicon", tmp_path / "l.yaml", "--min-words", 6, "--max-words", 6]
+    assert run(path, *options, "--no-fluency", "--output", tmp_path / "out") == 0
+    method = results.read(tmp_path / "out").methods["a"]
+    assert method.metrics["strict"].value == 1 and method.pairs == ((1, 0),)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "no files given"),
+        (["none.csv"], "cannot read none.csv"),
+        (["A", "--bootstrap-draws", "3"], "between 100 and 100000"),
+        (["A", "--margin", "0"], "must be positive"),
+        (["A", "--min-words", "9", "--max-words", "3"], "leave no length"),
+        (["A", "--lexicon", "none.yaml"], "cannot read the lexicon"),
+        (["A", "--base", "X"], "--base 'X' is no method"),
+        (["A", "A"], "given twice"),
+        (["A", "--judge", "./nowhere"], "no model folder"),
+        (["A", "--colour"], "--colour"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    path = completions(tmp_path / "a.csv", "A", 4, n=1)
+    given = [path if a == "A" else a for a in arguments]
+    extra = [] if "--judge" in given else ["--no-fluency"]
+    assert run(*given, *extra, "--output", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+def test_the_table_goes_to_standard_output_and_notes_to_standard_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(completions(tmp_path / "a.csv", "A", 4), "--no-fluency", "--output", tmp_path / "out") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0].split() == [
+        "method",
+        "n",
+        "strict",
+        "success",
+        "%",
+        "unique",
+        "pairs",
+        "effective",
+        "pairs",
+    ]
+    assert "45.0 [" in out.splitlines()[1] and "read as sentence (detected)" in err
+
+
+def test_without_fluency_no_model_library_is_loaded(tmp_path: Path) -> None:
+    path = completions(tmp_path / "a.csv", "A", 4)
+    code = (
+        "import sys; from equipoise.cli import main; assert main(sys.argv[1:]) == 0; "
+        "assert not {'torch', 'transformers'} & {m.partition('.')[0] for m in sys.modules}"
+    )
+    arguments = ["evaluate", path, "--no-fluency", "--output", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, env=environment, capture_output=True)
+
+
+def test_a_folder_with_files_of_someone_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = completions(tmp_path / "rows.csv", "A", 4, n=1)
+    before = Path(path).read_bytes()
+    assert run(path, "--no-fluency", "--output", tmp_path) == 2
+    assert "not this program's to replace" in capsys.readouterr().err and Path(path).read_bytes() == before
+    assert run(path, "--no-fluency", "--output", tmp_path / "out") == 0
+    assert run(path, "--no-fluency", "--output", tmp_path / "out") == 0  # its own are
+    assert {p.name for p in (tmp_path / "out").iterdir()} == set(FILES)
+
+
+def test_files_with_hundreds_of_occupations_are_compared(tmp_path: Path) -> None:
+    rows = [[f"job {i}", f"The job {i} was bold and {'loyal' if i % 3 else 'calm'} at work."] for i in range(150)]
+    files = [f"{k}={write_csv(tmp_path / f'{k}.csv', ['job', 'text'], rows[k:])}" for k in (0, 4)]
+    assert run(*files, "--no-fluency", "--output", tmp_path / "out") == 0
+    found = {(c.metric): c for c in results.read(tmp_path / "out").comparisons}
+    assert found["strict"].n_occupations == 146 and "cannot be tested" in found["strict"].note
+    assert found["strict"].difference == 0
