@@ -37,6 +37,7 @@ from equipoise.policy.source import resolve
 from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
 from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS, get_prompt, is_complete_sentence, word_count
 from equipoise.protocol.reward import strict_success
+from equipoise.protocol.task import PROTOCOL
 
 
 def main() -> None:
@@ -85,7 +86,9 @@ def main() -> None:
         guide = random_guide(policy, prompts, sampling, config, args.hidden_states or 1024, args.symbols)
         result |= {"hidden_states": args.hidden_states or 1024, "symbols": len(guide.emission_S1H) - 1}
     else:
-        writer = CtrlG(policy, prompts, sampling, config, args.cache, weights=fingerprint(resolve(args.model)))
+        writer = CtrlG(
+            policy, prompts, sampling, config, args.cache, weights=fingerprint(resolve(args.model)), task=PROTOCOL
+        )
         result |= writer.prepare(lambda line: print(line, file=sys.stderr, flush=True))
         assert writer.guide is not None
         guide = writer.guide
@@ -161,7 +164,7 @@ def free_rate(
         part = names[begin : begin + batch]
         rollout = sample(policy, [prompts[o] for o in part], sampling, generator)
         texts = sentences_of(policy.tokenizer, rollout, part)
-        by_automaton += sum(map(writer.automaton.run, rollout.completions()))
+        by_automaton += sum(map(writer.automaton.run, rollout.completions(), part))
         finished = rollout.finished_B.tolist()
         by_protocol += sum(done and satisfies(t, writer.config) for t, done in zip(texts, finished, strict=True))
     return {
@@ -198,7 +201,7 @@ def random_guide(
         policy.tokenizer,
         policy.stop_ids,
         config,
-        LEXICON,
+        PROTOCOL,
         max_new_tokens=sampling.max_new_tokens,
         vocabulary=vocabulary,
     )
@@ -215,8 +218,7 @@ def random_guide(
 
     emission = rows(hidden, int(symbol_V.max()) + 1).T.contiguous()
     model = HMM(rows(len(prompts), hidden), rows(hidden, hidden), emission)
-    ids = list(prompts.values())
-    return CtrlGuide(automaton, model, torch.from_numpy(symbol_V), ids, sampling, config.guidance, policy.device)
+    return CtrlGuide(automaton, model, torch.from_numpy(symbol_V), prompts, sampling, config.guidance, policy.device)
 
 
 def token_time(

@@ -6,7 +6,6 @@ character other than white space follows white space, or the text begins. `chara
 written.
 """
 
-import unicodedata
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.errors import UserError
-from equipoise.methods.ctrlg.characters import NEVER, Character, classify, describe, may_be_written
+from equipoise.methods.ctrlg.characters import NEVER, Character, Read, classify, describe
 from equipoise.methods.ctrlg.constraint import Constraint
+from equipoise.protocol.folding import fold_term, normalise
 
 DEAD = -1
 _MARKS = ".!?"
@@ -36,40 +36,57 @@ class _Reading(NamedTuple):
     missing: frozenset[int]
     """Classes of which no term has been found."""
     open: frozenset[tuple[int, int]]
-    """(term, characters of it read) of every term of a missing class that may be being spelt; it began a word."""
+    """(term, keys of it read) of every term of a missing class that may be being spelt; it began a word."""
     inside: bool
     """In a word of the matcher's kind: the last character is a letter, a digit or an underscore."""
+    late: str | None
+    """A key that follows once no accent does."""
+    begun: bool
 
 
 class _Matcher:
-    """The terms: whole words, stems as soon as they are read, each from a word boundary on."""
+    """The terms: whole words, and stems, each from the beginning of a word on. A term ends between characters, so
+    neither may be followed by an accent."""
 
     def __init__(self, classes: tuple[tuple[str, ...], ...]) -> None:
-        self.terms = [(number, term.rstrip("*")) for number, terms in enumerate(classes) for term in terms]
+        self.terms = [(n, fold_term(term.removesuffix("*"))) for n, terms in enumerate(classes) for term in terms]
         self.stem = [term.endswith("*") for terms in classes for term in terms]
-        self.start = _Reading(frozenset(range(len(classes))), frozenset(), False)
+        self.start = _Reading(frozenset(range(len(classes))), frozenset(), False, None, False)
         self.letters = frozenset("".join(term for _, term in self.terms))
 
     def missing(self, reading: _Reading) -> frozenset[int]:
-        """Classes still missing if a word boundary follows here, as one does at the end."""
-        if not reading.inside:
-            return reading.missing
-        return reading.missing - {self.terms[i][0] for i, read in reading.open if read == len(self.terms[i][1])}
+        """Classes still missing if the text ends here."""
+        if reading.late is not None:
+            reading = self._read(reading._replace(late=None), reading.late, reading.inside, False)
+        return reading.missing - self._complete(reading, True, True)
 
-    def step(self, reading: _Reading, folded: tuple[tuple[str, bool], ...]) -> _Reading:
-        for letter, word in folded:
-            boundary = word != reading.inside
-            missing = self.missing(reading) if boundary else reading.missing
-            spelt = set(reading.open)
-            if boundary and word:
-                spelt |= {(i, 0) for i in range(len(self.terms))}
-            # A word that ends inside a term ("self-") goes on; one that ends with it was counted above.
-            going = {
-                (i, read + 1) for i, read in spelt if letter and self.terms[i][1][read : read + 1] == letter
-            }  # fmt: skip
-            missing -= {self.terms[i][0] for i, read in going if self.stem[i] and read == len(self.terms[i][1])}
-            reading = _Reading(missing, frozenset(x for x in going if self.terms[x[0]][0] in missing), word)
-        return reading
+    def _complete(self, reading: _Reading, word_ends: bool, stem_ends: bool) -> set[int]:
+        return {
+            self.terms[i][0]
+            for i, read in reading.open
+            if read == len(self.terms[i][1]) and (stem_ends if self.stem[i] else word_ends)
+        }
+
+    def step(self, reading: _Reading, read: Read) -> _Reading:
+        if not read.keys and read.late is None:
+            return reading  # the matcher leaves it out
+        if reading.late is not None and not read.moves:
+            reading = self._read(reading._replace(late=None), reading.late, reading.inside, False)
+        word = reading.inside if read.mark and reading.begun else read.word
+        for key, mark in read.keys:
+            reading = self._read(reading, key, word, mark)
+        return reading._replace(late=read.late) if read.late is not None else reading
+
+    def _read(self, reading: _Reading, key: str, word: bool, mark: bool) -> _Reading:
+        missing = reading.missing - self._complete(reading, reading.inside and not word, not mark)
+        spelt = set(reading.open)
+        if word and not reading.inside:
+            spelt |= {(i, 0) for i in range(len(self.terms))}
+        # A word that ends inside a term ("self-") goes on; one that ends with it was counted above.
+        going = {
+            (i, n + 1) for i, n in spelt if key and self.terms[i][0] in missing and self.terms[i][1][n : n + 1] == key
+        }
+        return _Reading(missing, frozenset(going), word, reading.late, True)
 
 
 class _Shape(NamedTuple):
@@ -80,7 +97,7 @@ class _Shape(NamedTuple):
     open: frozenset[tuple[int, int]]
     """(abbreviation, characters of it read) of every abbreviation that may be being written."""
     end: str
-    """Since the last end mark: "mark" and closing marks, "gap" for white space, "opening" for opening marks; else ""."""
+    """Since the last end mark: "mark", closing marks too; "gap": white space; "opening": opening marks; else ""."""
     marked: bool
     """The last character that is no white space is an end mark."""
     over: bool
@@ -180,13 +197,13 @@ class CharAutomaton:
 
 
 def build(constraint: Constraint, prefixes: Iterable[str]) -> CharAutomaton:
-    """The automaton of a constraint with a start after each prefix. Raises UserError, with the reason, if a class has no
-    term that can be written, or for a prefix that no valid sentence begins with, its words aside."""
-    matcher = _Matcher(tuple(_writable(terms) for terms in constraint.classes))
+    """The automaton of a constraint with a start after each prefix. Raises UserError, with the reason, if a class has
+    no term that can be written, or for a prefix that no valid sentence begins with, its words aside."""
+    matcher = _Matcher(constraint.classes)
     sentence = _Sentence(constraint.abbreviations) if constraint.strict else _Anything()
     kind_N, characters = classify(matcher.letters, sentence.named)
     # Each component moves by itself, over states that are numbered as they are met.
-    read: dict[tuple[_Reading, tuple[tuple[str, bool], ...]], _Reading] = {}
+    read: dict[tuple[_Reading, Read], _Reading] = {}
     number: dict[tuple[_Reading, _Shape], int] = {}
     starts = {}
     for prefix in dict.fromkeys(prefixes):
@@ -202,7 +219,7 @@ def build(constraint: Constraint, prefixes: Iterable[str]) -> CharAutomaton:
             if following is None:
                 row.append(DEAD)
                 continue
-            key = (reading, character.folded)
+            key = (reading, character.read)
             if key not in read:
                 read[key] = matcher.step(*key)
             state = (read[key], following)
@@ -219,34 +236,17 @@ def build(constraint: Constraint, prefixes: Iterable[str]) -> CharAutomaton:
     return _minimal(whole)
 
 
-def _writable(terms: tuple[str, ...]) -> tuple[str, ...]:
-    """The terms that can be written. Raises UserError if there is none."""
-    able = tuple(term for term in terms if may_be_written(term) and not _reordered(term))
-    if not able:
-        raise UserError(
-            f"Ctrl-G can write none of the terms {', '.join(map(repr, terms[:3]))}: their accents or syllables are no "
-            "single characters in Unicode's form C; add a term without such"
-        )
-    return able
-
-
-def _reordered(term: str) -> bool:
-    """Whether two accents follow each other, which form C may put in another order."""
-    marks = [unicodedata.combining(character) != 0 for character in term]
-    return any(a and b for a, b in zip(marks, marks[1:], strict=False))
-
-
 def _after(prefix: str, matcher: _Matcher, sentence: _Sentence | _Anything) -> tuple[_Reading, _Shape]:
     """The state after a prefix, which `clean` strips on the left."""
     prefix = prefix.lstrip()
     if prefix[:1] and prefix[0] in _QUOTES:
         raise UserError(
-            f"Ctrl-G writes no sentences that begin with a quotation mark, as {prefix!r} does: put the mark elsewhere in "
-            "the frame"
+            f"Ctrl-G writes no sentences that begin with a quotation mark, as {prefix!r} does: take it out of the "
+            "frame or the occupation"
         )
     reading, shape = matcher.start, sentence.start
-    for character in unicodedata.normalize("NFC", prefix):
-        reading = matcher.step(reading, describe(character, matcher.letters, sentence.named).folded)
+    for character in normalise(prefix):
+        reading = matcher.step(reading, describe(character, matcher.letters, sentence.named).read)
     for character in prefix:
         following = sentence.step(shape, describe(character, matcher.letters, sentence.named))
         if following is None:
@@ -268,7 +268,10 @@ def _minimal(a: CharAutomaton) -> CharAutomaton:
         alive_S = more_S
     for prefix, state in a.starts.items():
         if not alive_S[state]:
-            raise UserError(f"no sentence that begins with {prefix!r} can meet Ctrl-G's constraint")
+            raise UserError(
+                f"no sentence that begins with {prefix!r} can meet Ctrl-G's constraint: each class needs a term whose "
+                "letters and accents are single characters in Unicode's form C"
+            )
     next_SK = np.where((a.next_SK != DEAD) & alive_S[a.next_SK], a.next_SK, DEAD)
     begins_SK = a.begins_SK & (next_SK != DEAD)
     _, label_S = np.unique(np.column_stack([a.accepts_S, begins_SK]), axis=0, return_inverse=True)
@@ -281,7 +284,9 @@ def _minimal(a: CharAutomaton) -> CharAutomaton:
     renumbered = np.where(next_kept == DEAD, DEAD, order[group_S[next_kept]]).astype(np.int32)
     starts = {prefix: int(order[group_S[state]]) for prefix, state in a.starts.items()}
     own_S = np.arange(len(kept))
-    return _stand_ins(_fewer_kinds(CharAutomaton(renumbered, a.accepts_S[kept], begins_SK[kept], a.kind_N, starts, own_S)))
+    return _stand_ins(
+        _fewer_kinds(CharAutomaton(renumbered, a.accepts_S[kept], begins_SK[kept], a.kind_N, starts, own_S))
+    )
 
 
 def _fewer_kinds(a: CharAutomaton) -> CharAutomaton:

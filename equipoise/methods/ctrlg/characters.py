@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.protocol.lexicon import normalise
+from equipoise.protocol import folding
 
 COUNT = 0x110000
 """Code points."""
@@ -26,14 +26,31 @@ NEVER = 0
 _LINE_BREAKS = frozenset("\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029")
 
 
+class Read(NamedTuple):
+    """What the matcher reads in a character's place.
+
+    keys: folded characters, each with whether it is a mark; "" stands for any that no term contains. Empty for what the
+    matcher leaves out. late: a key that comes after the accents that follow; a Greek letter's subscript iota is one.
+    word: whether they are letters, digits or underscores. mark: whether the character belongs to the one before it,
+    and is of a word if that is; it is no white space and ends nothing. moves: whether it is an accent that can come
+    before a late key.
+    """
+
+    keys: tuple[tuple[str, bool], ...]
+    late: str | None
+    word: bool
+    mark: bool
+    moves: bool
+
+
 class Character(NamedTuple):
     """All that a constraint may ask of a character.
 
-    folded: what the matcher reads in its place, each with whether it is a letter, digit or underscore; "" stands for
-    any character that no term contains. raw: the character itself if the sentence rule names it, else "".
+    read: what the matcher reads in its place. raw: the character itself if the sentence rule names it, else "". The
+    rest is what Python says of it.
     """
 
-    folded: tuple[tuple[str, bool], ...]
+    read: "Read"
     raw: str
     word: bool
     alnum: bool
@@ -43,23 +60,28 @@ class Character(NamedTuple):
 
 
 class _Tables(NamedTuple):
-    word_N: NDArray[np.bool_]
-    upper_N: NDArray[np.bool_]
+    plain_N: NDArray[np.int64]
+    """What there is to say of most characters, as a number below PLAIN."""
     never_N: NDArray[np.bool_]
     special: tuple[str, ...]
     """White space, and all that the matcher reads as another character or as several or not at all."""
 
 
+_PLAIN = 16  # word, capital, mark, accent that moves: four bits
+
+
 @lru_cache(maxsize=1)
 def _tables() -> _Tables:
     everything = "".join(map(chr, range(COUNT)))
-    word_N = np.zeros(COUNT, dtype=bool)
+    plain_N = np.zeros(COUNT, dtype=np.int64)
     for run in re.finditer(r"\w+", everything):
-        word_N[run.start() : run.end()] = True
-    upper_N = np.zeros(COUNT, dtype=bool)
-    upper_N[[i for i, c in enumerate(everything) if c.isupper()]] = True
-    special = [c for c in everything if c.isspace() or fold(c) != c]
-    return _Tables(word_N, upper_N, _never(everything), tuple(special))
+        plain_N[run.start() : run.end()] += 1
+    plain_N[[i for i, c in enumerate(everything) if c.isupper()]] += 2
+    marks = [i for i, c in enumerate(everything) if folding.is_mark(c)]
+    plain_N[marks] += 4
+    plain_N[[i for i in marks if unicodedata.combining(everything[i])]] += 8
+    special = [c for c in everything if c.isspace() or c.casefold() != c or folding.normalise(c) != c]
+    return _Tables(plain_N, _never(everything), tuple(special))
 
 
 def _never(everything: str) -> NDArray[np.bool_]:
@@ -78,22 +100,25 @@ def _never(everything: str) -> NDArray[np.bool_]:
     return never_N
 
 
-def fold(text: str) -> str:
-    """What the matcher reads of a text that is in form C."""
-    return normalise(text).casefold()
-
-
-def is_word(character: str) -> bool:
-    r"""Whether it is a `\w` of Python's `re`."""
-    return character.isalnum() or character == "_"
-
-
 def describe(character: str, letters: frozenset[str], named: frozenset[str]) -> Character:
     """A character for terms that are spelt with `letters`, folded, and a sentence rule that names some."""
+    keys = folding.fold(character).keys
+    mark = folding.is_mark(character)
+    late = keys[-1] if "\u0345" in unicodedata.normalize("NFD", character) else None
+
+    def known(key: str) -> str:
+        return key if key in letters else ""
+
     return Character(
-        folded=tuple((c if c in letters else "", is_word(c)) for c in fold(character)),
+        Read(
+            keys=tuple((known(key), folding.is_mark(key)) for key in (keys[:-1] if late else keys)),
+            late=known(late) if late else None,
+            word=folding.is_word(character),
+            mark=mark,
+            moves=mark and unicodedata.combining(character) > 0,
+        ),
         raw=character if character in named else "",
-        word=is_word(character),
+        word=folding.is_word(character),
         alnum=character.isalnum(),
         upper=character.isupper(),
         space=character.isspace(),
@@ -111,23 +136,18 @@ def classify(letters: Iterable[str], named: Iterable[str]) -> tuple[NDArray[np.u
     """(COUNT,) class of each code point, and what each class is; class NEVER is a dummy."""
     letters, named = frozenset(letters), frozenset(named)
     tables = _tables()
-    usual = [describe(c, letters, named) for c in _examples(tables, letters | named)]
-    number = {character: NEVER + 1 + i for i, character in enumerate(dict.fromkeys(usual))}
-    # Letters and digits that are no capitals, capitals, symbols, and capitals among the symbols ("Ⓐ").
-    plain_4 = np.array([number[c] for c in usual], dtype=np.uint16)
-    kind_N = plain_4[2 * tables.word_N + tables.upper_N]
-    for character in {*map(chr, range(128)), *tables.special, *letters, *named}:
-        found = describe(character, letters, named)
-        kind_N[ord(character)] = number.setdefault(found, NEVER + 1 + len(number))
-    kind_N[tables.never_N] = NEVER
+    explicit = [c for c in (*map(chr, range(128)), *tables.special, *letters, *named) if may_be_written(c)]
+    plain_N = tables.plain_N.copy()
+    plain_N[[ord(character) for character in explicit]] = _PLAIN
+    plain_N[tables.never_N] = _PLAIN
+    number: dict[Character, int] = {}
+    kind_of = np.full(_PLAIN + 1, NEVER, dtype=np.uint16)
+    kinds, examples = np.unique(plain_N, return_index=True)
+    for kind, example in zip(kinds.tolist(), examples.tolist(), strict=True):
+        if kind != _PLAIN:
+            kind_of[kind] = number.setdefault(describe(chr(example), letters, named), len(number) + 1)
+    kind_N = kind_of[plain_N]
+    for character in explicit:
+        kind_N[ord(character)] = number.setdefault(describe(character, letters, named), len(number) + 1)
     characters = list(number)
     return kind_N, [characters[0], *characters]
-
-
-def _examples(tables: _Tables, mentioned: frozenset[str]) -> list[str]:
-    """One character of each plain kind: not word, capital or not; word, capital or not."""
-    kind_N = 2 * tables.word_N + tables.upper_N
-    kind_N[:128] = 9
-    kind_N[[ord(c) for c in (*tables.special, *mentioned)]] = 9
-    kind_N[tables.never_N] = 9
-    return [chr(int(np.argmax(kind_N == kind))) for kind in range(4)]

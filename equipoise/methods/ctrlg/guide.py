@@ -72,9 +72,7 @@ class CtrlGuide:
         self.number = {tuple(prompt): i for i, prompt in enumerate(prompts.values())}
         self.start_P = torch.tensor([automaton.starts[occupation] for occupation in prompts], device=device)
         steps = sampling.max_new_tokens
-        look_TRH = look_ahead(
-            automaton, HMM(hmm.initial_PH, hmm.transition_HH, emission_SH), self.class_S1[:-1], steps
-        )
+        look_TRH = look_ahead(automaton, HMM(hmm.initial_PH, hmm.transition_HH, emission_SH), self.class_S1[:-1], steps)
         self.look = look_TRH.view(-1, look_TRH.shape[-1])
         self._states: dict[int, _State] = {}
 

@@ -10,19 +10,22 @@ character or after a soft hyphen within a word. What may be written is decided i
 look-ahead, which weighs and never decides, is kept for the usual ones alone: the others borrow the row of one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.errors import UserError
-from equipoise.methods.ctrlg.automaton import DEAD, CharAutomaton, build, refine
-from equipoise.methods.ctrlg.constraint import Constraint
+from equipoise.methods.ctrlg.automaton import DEAD, CharAutomaton, refine
+from equipoise.methods.ctrlg.config import CtrlGConfig
+from equipoise.methods.ctrlg.constraint import Constraint, constraint_of
+from equipoise.methods.ctrlg.feasible import characters_of
 from equipoise.methods.ctrlg.spelling import token_bytes
 from equipoise.methods.ctrlg.utf8 import ByteAutomaton, on_bytes
 from equipoise.policy.prompt import Tokenizer
 from equipoise.protocol.prompts import word_count
+from equipoise.protocol.task import Task
 
 NEVER = 1 << 20
 """Tokens needed from a state from which no valid sentence can be reached."""
@@ -34,11 +37,11 @@ class TokenAutomaton:
     """B states of the byte automaton, `done` and `dead` the last two; L numbers of words; C classes of tokens, class 0
     being those that are never allowed. State b · L + l is b after l words more than the shortest prefix has.
 
-    next_BC: where each class leads. words_BC: words that begin on the way. class_V: each token's class. need_F: (B · L,)
-    the fewest tokens, the stop token counted, with which a valid sentence can be ended from a state: what may be drawn
-    follows from it alone. starts: for each occupation the state after its prefix.
+    next_BC: where each class leads. words_BC: words that begin on the way. class_V: each token's class. need_F: of each
+    state the fewest tokens, the stop token counted, with which a valid sentence can be ended: what may be drawn follows
+    from it alone. starts: for each occupation the state after its prefix.
 
-    row_F: (B · L,) each state's row of the look-ahead. next_RC: (R, C) where each class leads from each row, as rows;
+    row_F: each state's row of the look-ahead. next_RC: (R, C) where each class leads from each row, as rows;
     the last two are those of `done` and `dead`. glued_C: whether a class's tokens begin with something other than a
     space.
     """
@@ -65,6 +68,10 @@ class TokenAutomaton:
         """Whether a valid sentence has ended."""
         return bool(self.need_F[state] == 0)
 
+    def fewest_tokens(self, occupation: str) -> int:
+        """Tokens after the prefix, the stop token counted, that a valid sentence of the occupation needs."""
+        return int(self.need_F[self.starts[occupation]])
+
     def step(self, state: int, token: int) -> int:
         base, level = divmod(state, self.levels)
         kind = self.class_V[token]
@@ -84,19 +91,39 @@ class TokenAutomaton:
 def lift(
     tokenizer: Tokenizer,
     stop_ids: Sequence[int],
+    config: CtrlGConfig,
+    task: Task,
+    *,
+    max_new_tokens: int | None = None,
+    vocabulary: int = 0,
+) -> TokenAutomaton:
+    """The automaton of a task's constraint for a tokenizer, with a start for each of the task's occupations.
+    `vocabulary` is the model's, where it has more ids than the tokenizer: the rest is never allowed.
+
+    Raises UserError, with the reason, where an occupation has no valid sentence, or none of so few tokens.
+    """
+    prefixes = {occupation: task.prefix(occupation) for occupation in task.names}
+    return lift_constraint(
+        tokenizer,
+        stop_ids,
+        constraint_of(config, task),
+        prefixes,
+        max_new_tokens=max_new_tokens,
+        vocabulary=vocabulary,
+    )
+
+
+def lift_constraint(
+    tokenizer: Tokenizer,
+    stop_ids: Sequence[int],
     constraint: Constraint,
     prefixes: Mapping[str, str],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | None = None,
     vocabulary: int = 0,
 ) -> TokenAutomaton:
-    """The automaton of a constraint for a tokenizer and a token limit. `prefixes`: for each occupation, how its
-    sentences begin. `vocabulary` is the model's, where it has more ids than the tokenizer: the rest is never allowed.
-
-    Raises UserError, with the reason, where an occupation has no valid sentence.
-    """
-    characters = build(constraint, prefixes.values())
-    check_words(characters, constraint, prefixes)
+    """As `lift`; `prefixes` says for each occupation how its sentences begin."""
+    characters = characters_of(constraint, prefixes)
     spelt = token_bytes(tokenizer)
     spelt += [None] * (vocabulary - len(spelt))
     # Of a stop token only what decoding shows becomes text: nothing if it is special.
@@ -105,43 +132,21 @@ def lift(
     ends = {i: b"" if i in hidden else spelt[i] or added.get(i, b"") for i in stop_ids if 0 <= i < len(spelt)}
     bytewise = on_bytes(characters)
     automaton = _count_words(characters, bytewise, _classes(bytewise, spelt, ends), constraint, prefixes)
-    occupation = max(prefixes, key=lambda name: fewest_tokens(automaton, name))
-    need = fewest_tokens(automaton, occupation)
+    occupation = max(prefixes, key=automaton.fewest_tokens)
+    need = automaton.fewest_tokens(occupation)
     if need >= NEVER:
+        within, raised = (f" in {constraint.max_words} words", "raise max-words or ") if constraint.strict else ("", "")
         raise UserError(
-            f"the model's tokens cannot spell any sentence that begins with {prefixes[occupation]!r} and meets Ctrl-G's "
-            "constraint: use another model"
+            f"the model's tokens spell no sentence that begins with {prefixes[occupation]!r} and meets Ctrl-G's "
+            f"constraint{within}: {raised}use another model"
         )
-    if need > max_new_tokens:
+    if max_new_tokens is not None and need > max_new_tokens:
         raise UserError(
             f"max-new-tokens {max_new_tokens} is too few: the shortest sentence that begins with "
             f"{prefixes[occupation]!r} and meets Ctrl-G's constraint needs {need} tokens more, its end counted; use "
             f"{max(need, 32)} or more"
         )
     return automaton
-
-
-def fewest_tokens(automaton: TokenAutomaton, occupation: str) -> int:
-    """Tokens after the prefix, the stop token counted, that a valid sentence of the occupation needs."""
-    return int(automaton.need_F[automaton.starts[occupation]])
-
-
-def fewest_words(characters: CharAutomaton, prefix: str) -> int:
-    """Words, the prefix's counted, that a sentence with this prefix has at least; 0 where words do not matter."""
-    if not characters.begins_SK.any():
-        return 0
-    return word_count(prefix) + int(characters.fewest_S[characters.starts[prefix]])
-
-
-def check_words(characters: CharAutomaton, constraint: Constraint, prefixes: Mapping[str, str]) -> None:
-    """Raises UserError if an occupation has no sentence of as few words as max_words."""
-    longest = max(prefixes.values(), key=lambda prefix: fewest_words(characters, prefix))
-    fewest = fewest_words(characters, longest)
-    if constraint.strict and constraint.max_words < fewest:
-        raise UserError(
-            f"max-words {constraint.max_words} is too few: a sentence that begins with {longest!r} and meets Ctrl-G's "
-            f"constraint has at least {fewest}; use {fewest} or more"
-        )
 
 
 @dataclass(frozen=True)

@@ -116,10 +116,8 @@ def _stand_ins(lists: _Lists, a: CharAutomaton) -> NDArray[np.int64]:
         codes, counts = np.unique(row[row != DEAD], return_counts=True)
         ends: dict[int, int] = {}
         for code, count in zip(codes.tolist(), counts.tolist(), strict=True):
-            if code < 2 * states:
-                inner = {2 * int(a.stand_in_S[code // 2]) + code % 2: 1}
-            else:
-                inner = found[code // 2 - states]
+            whole, begins = divmod(code, 2)
+            inner = {2 * int(a.stand_in_S[whole]) + begins: 1} if whole < states else found[whole - states]
             for end, characters in inner.items():
                 ends[end] = ends.get(end, 0) + count * characters
         rows += [(states + len(found), end // 2, end % 2, characters) for end, characters in ends.items()]

@@ -1,11 +1,10 @@
 """The constraint's slow definition, with the protocol's own functions where they can be told the constraint."""
 
-import re
 import unicodedata
 from collections.abc import Sequence
 
 from equipoise.methods.ctrlg.constraint import Constraint
-from equipoise.protocol.lexicon import normalise
+from equipoise.protocol.folding import fold, fold_term, is_mark, words_of
 from equipoise.protocol.prompts import clean, is_complete_sentence
 
 ABBREVIATIONS = ("Dr", "Mr", "Mrs", "Ms", "Mx", "Prof", "St")
@@ -18,15 +17,20 @@ def constraint(
 
 
 def holds(text: str, term: str) -> bool:
-    """Whether the matcher finds the term: regular expressions on the folded text, one for each term."""
-    folded = normalise(unicodedata.normalize("NFC", text)).casefold()
-    if term.endswith("*"):
-        return re.search(rf"\b{re.escape(term[:-1])}", folded) is not None
-    return re.search(rf"\b{re.escape(term)}\b", folded) is not None
+    """Whether the matcher finds the term, looked for at every place of the folded text."""
+    folded, key = fold(text), fold_term(term.removesuffix("*"))
+    words = words_of(folded)
+    for start, _ in words:
+        if folded.keys.startswith(key, start):
+            end = start + len(key)
+            following = folded.keys[end : end + 1]
+            if not (following and is_mark(following)) if term.endswith("*") else end in {e for _, e in words}:
+                return True
+    return False
 
 
 def accepts(demand: Constraint, text: str, *, words: bool = True) -> bool:
-    """Whether a whole text, prefix and continuation, is what is demanded; without the number of words unless `words`."""
+    """Whether a whole text, prefix and continuation, is what is demanded; its number of words only if `words`."""
     text = clean(text)
     if not all(any(holds(text, term) for term in terms) for terms in demand.classes):
         return False

@@ -26,11 +26,9 @@ DEMANDS = {
     "any": constraint(AGENTIC + COMMUNAL),
     "free": constraint(AGENTIC, COMMUNAL, strict=False),
     # Terms that begin, end and contain one another, with hyphens, spaces and digits.
-    "tricky": constraint(
-        ("self", "self-made", "made", "hard working", "a1"), ("made-up", "working class", "up", "s")
-    ),
+    "tricky": constraint(("self", "self-made", "made", "hard working", "a1"), ("made-up", "working class", "up", "s")),
     "stems": constraint(("skil*", "self-skil*"), ("nurtur*", "friendl*", "kin"), ("bold",), abbreviations=("z.B", "p")),
-    "letters": constraint(("groß", "ist", "kühn"), ("ffi*", "ǳ", "σοφός"), ("ωραίᾳ*", "x")),
+    "letters": constraint(("groß", "ist", "kühn"), ("ffi*", "ǳ", "σοφός", "α*"), ("ωραίᾳ*", "x", "ωι", "e\u0316")),
 }
 AUTOMATA = {name: build(demand, PREFIXES) for name, demand in DEMANDS.items()}
 BYTES: dict[str, ByteAutomaton] = {name: on_bytes(automaton) for name, automaton in AUTOMATA.items()}
@@ -38,17 +36,20 @@ BYTES: dict[str, ByteAutomaton] = {name: on_bytes(automaton) for name, automaton
 PIECES = {
     "both": [*AGENTIC, *COMMUNAL, "Self-Reliant", "BOLD", "self", "self-", "un", "ly", "Dr", "Mrs", "Prof"],
     "tricky": ["self", "made", "hard", "working", "class", "up", "a1", "s", "Up", "MADE", "ﬀ", "ſelf"],
-    "stems": ["skil", "SKILled", "nurtur", "nurturing", "un", "self", "friendl", "kin", "kins", "bold", "z.B", "p", "Z"],
+    "stems": ["skil", "SKILled", "nurtur", "nurturing", "un", "self", "friendl", "kin", "s", "bold", "z.B", "p", "Z"],
     "letters": [
         "groß", "GROSS", "gros", "GROẞ", "s", "ﬁst", "ist", "İst", "ist", "kühn", "KÜHN", "kuhn", "ﬃ", "FFI", "f", "ﬀ",
-        "i", "ǲ", "Ǳ", "σοφόσ", "ΣΟΦΌΣ", "σοφός", "ωραίᾳ", "ΩΡΑΊΑΙ", "ωραία", "ᾼ", "x", "ẖ", "ŉ", "ǰ",
+        "i", "ǲ", "Ǳ", "σοφόσ", "ΣΟΦΌΣ", "σοφός", "ωραίᾳ", "ΩΡΑΊΑΙ", "ωραία", "ᾼ", "ᾳ", "ῳ", "α", "ῷ", "e", "İ",
+        "x", "ẖ", "ŉ", "ǰ",
     ],
 }  # fmt: skip
 PIECES |= {"any": PIECES["both"], "free": PIECES["both"]}
 COMMON = [
     " ", " ", " ", " ", ".", "!", ". ", "?", '"', "'", "“", "”", "‘", "’", "(", ")", "[", "]", ",", "-", "‑", "－", "—",
     "\u00a0", "\u202f", "\u2009", "\u3000", "\u00ad", "\ufeff", "\u2060", "\u200b", "\n", "\r\n", "\u2028", "\x85",
-    "\x1c", "\x1f", "\t", "_", "9", "٣", "²", "A", "a", "É", "é", "ǅ", "Ⓐ", "𝐀", "字", "😀", "\u0334", "\u0316", "\u0301",
+    "\x1c", "\x1f", "\t", "_", "9", "٣", "²", "A", "a", "É", "é", "ǅ", "Ⓐ", "𝐀", "字", "😀",
+    "\u0334", "\u0316", "\u0316", "\u20dd", "\u0301",
+    "\u1160", "한", "हि",
     "The", "she", "U.S.", "Dr.", "J.", "n't",
 ]  # fmt: skip
 
@@ -168,6 +169,17 @@ def test_worked_examples(continuation: str, accepted: bool) -> None:
     assert AUTOMATA["both"].run(NURSE, continuation) is accepted
 
 
+def test_a_term_ends_between_characters_however_an_accent_sits_in_them() -> None:
+    letters = AUTOMATA["letters"]
+    rest = " ist x"
+    assert letters.run(NURSE, f"{rest} ᾳ.") and letters.run(NURSE, f"{rest} αι.")
+    assert not letters.run(NURSE, f"{rest} ᾳ\u0316."), "the accent stands on the alpha"
+    assert letters.run(NURSE, f"{rest} αι\u0316.") and letters.run(NURSE, f"{rest} ᾳ\u20dd.")
+    assert letters.run(NURSE, " ffi x groß.") and not letters.run(NURSE, " ffi x groß\u0316.")
+    for text in (f"{rest} ᾳ.", f"{rest} ᾳ\u0316.", f"{rest} αι\u0316.", f"{rest} ᾳ\u20dd.", " ffi x groß\u0316."):
+        assert letters.run(NURSE, text) == accepts(DEMANDS["letters"], NURSE + text, words=False)
+
+
 def test_a_term_of_the_prefix_counts() -> None:
     both = AUTOMATA["both"]
     assert both.run(INDEPENDENT, " caring.") and not both.run(NURSE, " caring.")
@@ -196,7 +208,15 @@ def test_all_of_utf_8_and_nothing_else_is_read() -> None:
     automaton, bytewise = AUTOMATA["both"], BYTES["both"]
     start = automaton.starts[NURSE]
     chance = random.Random(1)
-    for code in [*range(0x3000), *chance.sample(range(0x3000, 0x110000), 3000), 0xD7FF, 0xE000, 0xFFFF, 0x10000, 0x10FFFF]:
+    for code in [
+        *range(0x3000),
+        *chance.sample(range(0x3000, 0x110000), 3000),
+        0xD7FF,
+        0xE000,
+        0xFFFF,
+        0x10000,
+        0x10FFFF,
+    ]:
         if 0xD800 <= code < 0xE000:
             continue
         state = start

@@ -19,6 +19,7 @@ from equipoise.policy.sample import sample
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import get_prompt
 from equipoise.protocol.reward import strict_success
+from equipoise.protocol.task import PROTOCOL
 from tests.tiny import pretend_graphs, words_folder
 
 RAW = get_prompt("raw")
@@ -35,7 +36,9 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
 def make(policy: Policy, cache: Path, config: CtrlGConfig = SMALL, **changes: Any) -> CtrlG:
     prompts = {o: prompt_ids(policy.tokenizer, RAW, o) for o in OCCUPATIONS}
     sampling = SamplingConfig(1.0, 1.0, changes.pop("max_new_tokens", T))
-    return CtrlG(policy, prompts, sampling, config, cache, weights="tiny", **changes)
+    return CtrlG(
+        policy, prompts, sampling, config, cache, weights="tiny", task=changes.pop("task", PROTOCOL), **changes
+    )
 
 
 def quiet(_: str) -> None:
@@ -55,7 +58,7 @@ def test_every_sentence_complies_and_the_weights_agree_with_free_samples(policy:
     share, error = float(weights.mean()), float(weights.std()) / math.sqrt(len(weights))
     prompts = [write.prompts[key.occupation] for key in keys]
     free = sample(policy, prompts * 8, write.sampling, torch.Generator().manual_seed(1))
-    accepted = [write.automaton.run(completion) for completion in free.completions()]
+    accepted = [write.automaton.run(c, key.occupation) for c, key in zip(free.completions(), keys * 8, strict=True)]
     rate = sum(accepted) / len(accepted)
     assert abs(share - rate) < 4.5 * math.hypot(error, math.sqrt(rate * (1 - rate) / len(accepted)))
     assert rate > 0.005
@@ -93,7 +96,7 @@ def test_other_bounds_and_terms_are_kept(policy: Policy, tmp_path: Path, terms: 
     write.prepare(quiet)
     keys = all_keys(5)
     texts = write(keys, uniforms(0, keys, T)).texts
-    matches = [write.lexicon.match(text) for text in texts]
+    matches = [PROTOCOL.match(text) for text in texts]
     assert {len(text.split()) for text in texts} == {6, 7}
     assert all(m.both if terms == "both" else m.counts for m in matches)
     assert terms == "both" or not all(m.both for m in matches)
@@ -121,13 +124,13 @@ def test_what_cannot_be_met_is_refused_before_anything_is_sampled(
 ) -> None:
     monkeypatch.setattr(writer, "sample_freely", lambda *_: pytest.fail("sampled"))
     for config, sampling, reason in (
-        (CtrlGConfig(min_words=1, max_words=3), SamplingConfig(max_new_tokens=T), "max-words 3 is too few"),
+        (CtrlGConfig(min_words=1, max_words=2), SamplingConfig(max_new_tokens=T), "max-words 2 is too few"),
         (CtrlGConfig(), SamplingConfig(max_new_tokens=4), "max-new-tokens 4 is too few"),
         (CtrlGConfig(), SamplingConfig(0.0, max_new_tokens=T), "temperature 0"),
     ):
         with pytest.raises(UserError, match=reason):
-            check_feasible(policy.tokenizer, RAW, sampling, config)
-    check_feasible(policy.tokenizer, RAW, SamplingConfig(max_new_tokens=T), CtrlGConfig())
+            check_feasible(policy.tokenizer, RAW, sampling, config, PROTOCOL)
+    check_feasible(policy.tokenizer, RAW, SamplingConfig(max_new_tokens=T), CtrlGConfig(), PROTOCOL)
     with pytest.raises(UserError, match="max-new-tokens 4 is too few"):
         make(policy, tmp_path, max_new_tokens=4)
     assert not list(tmp_path.iterdir())
