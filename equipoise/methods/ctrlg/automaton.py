@@ -53,6 +53,9 @@ class _Matcher:
         self.stem = [term.endswith("*") for terms in classes for term in terms]
         self.start = _Reading(frozenset(range(len(classes))), frozenset(), False, None, False)
         self.letters = frozenset("".join(term for _, term in self.terms))
+        self.beginning: dict[str, list[int]] = {}
+        for i, (_, term) in enumerate(self.terms):
+            self.beginning.setdefault(term[0], []).append(i)
 
     def missing(self, reading: _Reading) -> frozenset[int]:
         """Classes still missing if the text ends here."""
@@ -79,14 +82,12 @@ class _Matcher:
 
     def _read(self, reading: _Reading, key: str, word: bool, mark: bool) -> _Reading:
         missing = reading.missing - self._complete(reading, reading.inside and not word, not mark)
-        spelt = set(reading.open)
-        if word and not reading.inside:
-            spelt |= {(i, 0) for i in range(len(self.terms))}
         # A word that ends inside a term ("self-") goes on; one that ends with it was counted above.
-        going = {
-            (i, n + 1) for i, n in spelt if key and self.terms[i][0] in missing and self.terms[i][1][n : n + 1] == key
-        }
-        return _Reading(missing, frozenset(going), word, reading.late, True)
+        going = [(i, n + 1) for i, n in reading.open if key and self.terms[i][1][n : n + 1] == key]
+        if word and not reading.inside:
+            going += [(i, 1) for i in self.beginning.get(key, ())]
+        spelt = frozenset(x for x in going if self.terms[x[0]][0] in missing)
+        return _Reading(missing, spelt, word, reading.late, True)
 
 
 class _Shape(NamedTuple):
@@ -334,8 +335,9 @@ def refine(next_SA: NDArray[np.int32], label_S: NDArray[np.int_]) -> NDArray[np.
     count = int(group_S.max()) + 1
     while True:
         code = random.integers(0, 2**63, size=count + 1, dtype=np.uint64)  # the last is that of DEAD
-        hashed_S = (code[np.where(next_SA == DEAD, count, group_S[next_SA])] * weights_A).sum(axis=1, dtype=np.uint64)
-        _, refined_S = np.unique(np.stack([group_S.astype(np.uint64), hashed_S]), axis=1, return_inverse=True)
+        of_S = np.append(code[group_S], code[count])
+        hashed_S = of_S[next_SA] @ weights_A + code[group_S] * np.uint64(0x9E3779B97F4A7C15)
+        _, refined_S = np.unique(hashed_S, return_inverse=True)
         if int(refined_S.max()) + 1 == count:
             break
         group_S, count = refined_S, int(refined_S.max()) + 1

@@ -77,10 +77,13 @@ def _tables() -> _Tables:
     for run in re.finditer(r"\w+", everything):
         plain_N[run.start() : run.end()] += 1
     plain_N[[i for i, c in enumerate(everything) if c.isupper()]] += 2
-    marks = [i for i, c in enumerate(everything) if folding.is_mark(c)]
+    marks = [i for i, c in enumerate(everything) if c.isprintable() and folding.is_mark(c)]
     plain_N[marks] += 4
     plain_N[[i for i in marks if unicodedata.combining(everything[i])]] += 8
-    special = [c for c in everything if c.isspace() or c.casefold() != c or folding.normalise(c) != c]
+    # A part that normalising leaves as it is has no character that normalising would change.
+    parts = (everything[i : i + 64] for i in range(0, COUNT, 64))
+    changed = {c for part in parts if folding.normalise(part) != part for c in part if folding.normalise(c) != c}
+    special = [c for c in everything if c.isspace() or c.casefold() != c or c in changed]
     return _Tables(plain_N, _never(everything), tuple(special))
 
 

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from equipoise.errors import UserError
 from equipoise.methods.ctrlg.automaton import CharAutomaton, build
 from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.ctrlg.constraint import Constraint, constraint_of
-from equipoise.policy.prompt import Tokenizer
 from equipoise.protocol.prompts import word_count
 from equipoise.protocol.task import Task
+
+if TYPE_CHECKING:
+    from equipoise.policy.prompt import Tokenizer
 
 _cached_build = lru_cache(maxsize=4)(build)
 
@@ -40,7 +43,7 @@ def fewest_words(task: Task, occupation: str) -> int:
     return _words(_cached_build(constraint_of(CtrlGConfig(), task), prefixes), task.prefix(occupation))
 
 
-def fewest_tokens(tokenizer: Tokenizer, stop_ids: Sequence[int], task: Task, occupation: str) -> int:
+def fewest_tokens(tokenizer: "Tokenizer", stop_ids: Sequence[int], task: Task, occupation: str) -> int:
     """Tokens after the prefix, the stop token counted, of the shortest sentence that is a strict success. Raises
     UserError if there is none. Takes seconds."""
     from equipoise.methods.ctrlg.lift import lift

@@ -150,9 +150,19 @@ def lift_constraint(
 
 
 @dataclass(frozen=True)
+class _Block:
+    """What some classes of tokens do to some states, and all that they do."""
+
+    first: int
+    """The first of the states."""
+    class_Y: NDArray[np.intp]
+    code_XY: NDArray[np.int64]
+    """Where each class leads and how many words begin on the way, as state · _WORDS + words, or DEAD."""
+
+
+@dataclass(frozen=True)
 class _Classes:
-    code_BC: NDArray[np.int64]
-    """(B, C) where each class leads and how many words begin on the way, as state · _WORDS + words, or DEAD."""
+    blocks: list[_Block]
     ends_C: NDArray[np.bool_]
     """Stop tokens: the text must be acceptable after them."""
     glued_C: NDArray[np.bool_]
@@ -212,12 +222,15 @@ def _classes(bytewise: ByteAutomaton, spelt: Sequence[bytes | None], ends: dict[
         within = text[:1] >= b"\x80" and text[:1] < b"\xc0"
         if (effect := halves[within].of(text)) is not None:
             class_V[index] = keys.setdefault((within, effect, ends_here, not text.startswith(b" ")), len(keys)) + 1
-    code_BC = np.full((states, len(keys) + 1), DEAD, dtype=np.int64)
-    for (within, effect, _, _), c in keys.items():
-        code_BC[whole if within else 0 : states if within else whole, c + 1] = halves[within].rows[effect]
+    blocks = []
+    for within, first in ((False, 0), (True, whole)):
+        chosen = [(c + 1, effect) for (inside, effect, _, _), c in keys.items() if inside == within]
+        if chosen:
+            code_YX = np.stack([halves[within].rows[effect] for _, effect in chosen])
+            blocks.append(_Block(first, np.array([c for c, _ in chosen]), code_YX.T))
     ends_C = np.array([False, *(ends_here for _, _, ends_here, _ in keys)])
     glued_C = np.array([True, *(glued for *_, glued in keys)])
-    return _Classes(code_BC, ends_C, glued_C, class_V)
+    return _Classes(blocks, ends_C, glued_C, class_V)
 
 
 def _count_words(
@@ -228,20 +241,10 @@ def _count_words(
     prefixes: Mapping[str, str],
 ) -> TokenAutomaton:
     """The product with the counter of words."""
-    states, count = classes.code_BC.shape
-    done, dead = states, states + 1
+    states = len(bytewise.next_B256)
     shortest = min(word_count(prefix) for prefix in prefixes.values())
     levels = constraint.max_words - shortest + 1 if constraint.strict else 1
-    next_BC = np.full((states + 2, count), dead, dtype=np.int32)
-    words_BC = np.zeros((states + 2, count), dtype=np.int16)
-    living_BC = classes.code_BC != DEAD
-    target_BC = np.where(living_BC, classes.code_BC // _WORDS, 0)
-    accepts_B = np.zeros(states, dtype=bool)
-    accepts_B[: bytewise.whole] = characters.accepts_S
-    ended_BC = np.where(accepts_B[target_BC], done, dead)
-    next_BC[:states] = np.where(living_BC, np.where(classes.ends_C, ended_BC, target_BC), dead)
-    next_BC[done] = done
-    words_BC[:states] = np.where(next_BC[:states] == dead, 0, classes.code_BC % _WORDS)
+    next_BC, words_BC = _tables(characters, states, classes)
     starts = {
         occupation: characters.starts[prefix] * levels + (word_count(prefix) - shortest if constraint.strict else 0)
         for occupation, prefix in prefixes.items()
@@ -252,6 +255,25 @@ def _count_words(
     return TokenAutomaton(
         next_BC, words_BC, classes.class_V, need_BL.reshape(-1), starts, row_BL.reshape(-1), next_RC, classes.glued_C
     )
+
+
+def _tables(characters: CharAutomaton, states: int, classes: _Classes) -> tuple[NDArray[np.int32], NDArray[np.int16]]:
+    """Where each class leads from each state, `done` and `dead` included, and the words that begin on the way."""
+    done, dead = states, states + 1
+    accepts_B = np.zeros(states, dtype=bool)
+    accepts_B[: len(characters.accepts_S)] = characters.accepts_S
+    next_BC = np.full((states + 2, len(classes.ends_C)), dead, dtype=np.int32)
+    words_BC = np.zeros(next_BC.shape, dtype=np.int16)
+    next_BC[done] = done
+    for block in classes.blocks:
+        living_XY = block.code_XY != DEAD
+        target_XY = np.where(living_XY, block.code_XY // _WORDS, 0)
+        ended_XY = np.where(accepts_B[target_XY], done, dead)
+        target_XY = np.where(living_XY, np.where(classes.ends_C[block.class_Y], ended_XY, target_XY), dead)
+        words_XY = np.where(target_XY == dead, 0, block.code_XY % _WORDS)
+        rows = slice(block.first, block.first + len(target_XY))
+        next_BC[rows, block.class_Y], words_BC[rows, block.class_Y] = target_XY, words_XY
+    return next_BC, words_BC
 
 
 def _explore(
@@ -266,12 +288,10 @@ def _explore(
     states = len(next_BC) - 2
     done = states
     # Each state's distinct edges.
-    kinds_E = np.unique(
-        (np.arange(states)[:, None] * (states + 2) + next_BC[:states]).astype(np.int64) * _WORDS + words_BC[:states]
-    )
+    from_X, class_X = np.nonzero((next_BC[:states] != states + 1) & (words_BC[:states] < levels))
+    target_X, words_X = next_BC[from_X, class_X].astype(np.int64), words_BC[from_X, class_X]
+    kinds_E = np.unique((from_X * (states + 2) + target_X) * _WORDS + words_X)
     words_E, target_E, from_E = kinds_E % _WORDS, kinds_E // _WORDS % (states + 2), kinds_E // _WORDS // (states + 2)
-    kept_E = (target_E != states + 1) & (words_E < levels)
-    words_E, target_E, from_E = words_E[kept_E], target_E[kept_E], from_E[kept_E]
     need_BL = np.full((states + 2, levels), NEVER, dtype=np.int32)
     need_BL[done, fewest:] = 0
     sources, begin_E = np.unique(from_E, return_index=True)
