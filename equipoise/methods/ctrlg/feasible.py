@@ -38,7 +38,7 @@ def _words(characters: CharAutomaton, prefix: str) -> int:
 
 def fewest_words(task: Task, occupation: str) -> int:
     """Words, the prefix's counted, of the shortest complete sentence of an occupation that holds a term of every class,
-    whatever the task's bounds. Raises UserError if there is none. Takes milliseconds, no model and no tokenizer."""
+    whatever the task's bounds. Raises UserError if there is none. Takes a second, no model and no tokenizer."""
     prefixes = tuple(task.prefix(name) for name in task.names)
     return _words(_cached_build(constraint_of(CtrlGConfig(), task), prefixes), task.prefix(occupation))
 

@@ -1,10 +1,11 @@
-"""The constraint's slow definition, with the protocol's own functions where they can be told the constraint."""
+"""What the protocol's own functions say of a text, and which texts the constraint leaves out."""
 
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 
 from equipoise.methods.ctrlg.constraint import Constraint
-from equipoise.protocol.folding import fold, fold_term, is_mark, words_of
+from equipoise.protocol.lexicon import Lexicon, TermClass
 from equipoise.protocol.prompts import clean, is_complete_sentence
 
 ABBREVIATIONS = ("Dr", "Mr", "Mrs", "Ms", "Mx", "Prof", "St")
@@ -16,29 +17,21 @@ def constraint(
     return Constraint(tuple(map(tuple, classes)), strict, *words, tuple(abbreviations or ABBREVIATIONS))
 
 
-def holds(text: str, term: str) -> bool:
-    """Whether the matcher finds the term, looked for at every place of the folded text."""
-    folded, key = fold(text), fold_term(term.removesuffix("*"))
-    words = words_of(folded)
-    for start, _ in words:
-        if folded.keys.startswith(key, start):
-            end = start + len(key)
-            following = folded.keys[end : end + 1]
-            if not (following and is_mark(following)) if term.endswith("*") else end in {e for _, e in words}:
-                return True
-    return False
+@lru_cache(maxsize=64)
+def _lexicon(classes: tuple[tuple[str, ...], ...]) -> Lexicon:
+    return Lexicon(tuple(TermClass(f"class-{n}", terms) for n, terms in enumerate(classes)))
 
 
 def accepts(demand: Constraint, text: str, *, words: bool = True) -> bool:
     """Whether a whole text, prefix and continuation, is what is demanded; its number of words only if `words`."""
     text = clean(text)
-    if not all(any(holds(text, term) for term in terms) for terms in demand.classes):
+    if not _lexicon(demand.classes).match(text).complete:
         return False
     if not demand.strict:
         return True
     if words and not demand.min_words <= len(text.split()) <= demand.max_words:
         return False
-    return is_complete_sentence(text)
+    return is_complete_sentence(text, demand.abbreviations)
 
 
 def never_written(text: str) -> bool:

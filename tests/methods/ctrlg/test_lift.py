@@ -1,6 +1,8 @@
 """The token automaton says of tokens what the protocol says of the text that they decode to."""
 
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +20,8 @@ from equipoise.methods.ctrlg.spelling import token_bytes
 from equipoise.policy import bundled
 from equipoise.policy.source import load_tokenizer, resolve
 from equipoise.protocol.lexicon import AGENTIC, COMMUNAL
-from equipoise.protocol.task import PROTOCOL
+from equipoise.protocol.prompts import clean
+from equipoise.protocol.task import PROTOCOL, read_task
 from tests.methods.ctrlg.oracle import accepts, constraint, never_written
 from tests.tiny import tiny_tokenizer
 
@@ -234,6 +237,51 @@ def test_the_fewest_words_and_tokens_of_a_task() -> None:
     assert (
         fewest_tokens(SENTENCE_PIECE, (SP_END,), PROTOCOL.with_bounds(5, 5), "nurse") == 4
     )  # ▁bold ▁loyal . and the end
+
+
+GERMAN = """
+name: arzt
+frame: "{occupation} ist"
+words: [4, 9]
+occupations: {Ärztin: die Ärztin, Makler: der selbständige Makler}
+classes:
+  stark: [kühn, groß*, selbständig]
+  warm: [herzlich*, treu]
+  klug: [weise]
+openings: ["{1}, {2} und {3}."]
+write: {groß*: [großzügig], herzlich*: [herzlich]}
+abbreviations: [Dr, z.B]
+"""
+GERMAN_WORDS = [
+    "kühn", "KÜHN", "groß", "GROSSE", "Großmut", "herzliche", "treu", "untreu", "treue", "weise", "Weise.", "z.B.",
+    "Dr.", "und,", "–", "“sehr”", "Haus",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("terms", "shape"), [("both", "strict"), ("any", "strict"), ("both", "free")])
+def test_a_task_of_three_classes_stems_and_other_letters(tmp_path: Path, terms: Any, shape: Any) -> None:
+    path = tmp_path / "task.yaml"
+    path.write_text(GERMAN, encoding="utf-8")
+    task = read_task(path)
+    tokenizer = tiny_tokenizer()
+    config = CtrlGConfig(terms=terms, shape=shape)
+    automaton = lift(tokenizer, (2,), config, task)
+    chance, accepted = random.Random(3), 0
+    for n in range(1500):
+        text = (
+            " " + " ".join(chance.choices(GERMAN_WORDS, k=chance.randint(2, 7))) + chance.choice([".", ".", "", "!\n"])
+        )
+        occupation = task.names[n % 2]
+        whole = clean(task.prefix(occupation) + text)
+        match = task.match(whole)
+        found = match.complete if terms == "both" else match.some
+        shaped = shape == "free" or (task.in_length(len(whole.split())) and task.is_complete_sentence(whole))
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert automaton.run([*ids, 2], occupation) == (found and shaped), text
+        if (terms, shape) == ("both", "strict"):
+            assert (found and shaped) == task.strict(whole)
+        accepted += found and shaped
+    assert accepted > 50
 
 
 def test_other_word_bounds_are_kept() -> None:
