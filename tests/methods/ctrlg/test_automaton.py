@@ -16,9 +16,10 @@ from equipoise.methods.ctrlg.automaton import DEAD, CharAutomaton, build
 from equipoise.methods.ctrlg.characters import may_be_written
 from equipoise.methods.ctrlg.constraint import Constraint
 from equipoise.methods.ctrlg.utf8 import ByteAutomaton, on_bytes
-from equipoise.protocol.lexicon import AGENTIC, COMMUNAL
+from equipoise.protocol.task import PROTOCOL
 from tests.methods.ctrlg.oracle import accepts, constraint, never_written
 
+AGENTIC, COMMUNAL = (each.terms for each in PROTOCOL.classes)
 NURSE, INDEPENDENT, OPEN = "The nurse was", "The independent contractor was", "La cheffe était semi-"
 PREFIXES = (NURSE, INDEPENDENT, OPEN)
 DEMANDS = {

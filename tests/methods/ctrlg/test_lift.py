@@ -19,12 +19,12 @@ from equipoise.methods.ctrlg.lift import NEVER, TokenAutomaton, lift, lift_const
 from equipoise.methods.ctrlg.spelling import token_bytes
 from equipoise.policy import bundled
 from equipoise.policy.source import load_tokenizer, resolve
-from equipoise.protocol.lexicon import AGENTIC, COMMUNAL
 from equipoise.protocol.prompts import clean
 from equipoise.protocol.task import PROTOCOL, read_task
 from tests.methods.ctrlg.oracle import accepts, constraint, never_written
 from tests.tiny import tiny_tokenizer
 
+AGENTIC, COMMUNAL = (each.terms for each in PROTOCOL.classes)
 SPECIAL = ["<unk>", "<s>", "</s>"]
 PIECES = [
     "▁bold", "▁Bold", "▁b", "old", "bold", "ly", "▁self", "-", "rel", "iant", "-reliant", "▁confident", "ident",

@@ -16,13 +16,10 @@ from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.load import Policy, load_for_generation
 from equipoise.policy.prompt import prompt_ids
 from equipoise.policy.sample import sample
-from equipoise.protocol.lexicon import OCCUPATIONS
-from equipoise.protocol.prompts import get_prompt
-from equipoise.protocol.reward import strict_success
 from equipoise.protocol.task import PROTOCOL
 from tests.tiny import pretend_graphs, words_folder
 
-RAW = get_prompt("raw")
+RAW = PROTOCOL.prompt("raw")
 T = 12
 SMALL = CtrlGConfig(candidates=1, hidden_states=8, distil_sentences=600, em_passes=3)
 
@@ -34,7 +31,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
 
 
 def make(policy: Policy, cache: Path, config: CtrlGConfig = SMALL, **changes: Any) -> CtrlG:
-    prompts = {o: prompt_ids(policy.tokenizer, RAW, o) for o in OCCUPATIONS}
+    prompts = {o: prompt_ids(policy.tokenizer, RAW, o) for o in PROTOCOL.names}
     sampling = SamplingConfig(1.0, 1.0, changes.pop("max_new_tokens", T))
     return CtrlG(
         policy, prompts, sampling, config, cache, weights="tiny", task=changes.pop("task", PROTOCOL), **changes
@@ -51,7 +48,7 @@ def test_every_sentence_complies_and_the_weights_agree_with_free_samples(policy:
     assert not facts["cached"] and facts["sentences"] == 600 and facts["generated_tokens"] > 600
     keys = all_keys(100)
     written = write(keys, uniforms(0, keys, T))
-    assert all(map(strict_success, written.texts))
+    assert all(map(PROTOCOL.strict, written.texts))
     assert len(set(written.texts)) > 1900
     assert all(text.startswith(f"The {key.occupation} was") for key, text in zip(keys, written.texts, strict=True))
     weights = torch.tensor(written.log_weights, dtype=torch.float64).exp()
@@ -98,14 +95,14 @@ def test_other_bounds_and_terms_are_kept(policy: Policy, tmp_path: Path, terms: 
     texts = write(keys, uniforms(0, keys, T)).texts
     matches = [PROTOCOL.match(text) for text in texts]
     assert {len(text.split()) for text in texts} == {6, 7}
-    assert all(m.both if terms == "both" else m.counts for m in matches)
-    assert terms == "both" or not all(m.both for m in matches)
+    assert all(m.complete if terms == "both" else m.counts for m in matches)
+    assert terms == "both" or not all(m.complete for m in matches)
 
 
 def test_both_decoders_write_the_same(policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = make(policy, tmp_path)
     plain.prepare(quiet)
-    keys = [Key(o, n) for n in (1, 2) for o in OCCUPATIONS]
+    keys = [Key(o, n) for n in (1, 2) for o in PROTOCOL.names]
     expected = plain(keys, uniforms(3, keys, T))
     fast_policy = load_for_generation(PolicyConfig(policy.source.path_or_id, dtype="float32"), RAW)  # type: ignore[union-attr]
     fast = make(pretend_graphs(fast_policy, monkeypatch), tmp_path)
@@ -150,7 +147,7 @@ def test_of_several_candidates_one_is_kept_in_proportion_to_its_weight(policy: P
     few = make(policy, tmp_path, dataclasses.replace(SMALL, candidates=4))
     assert few.prepare(quiet)["cached"]
     singles, chosen_of_four = one(keys, uniforms(0, keys, T)), few(keys, uniforms(0, keys, T))
-    assert all(map(strict_success, chosen_of_four.texts))
+    assert all(map(PROTOCOL.strict, chosen_of_four.texts))
     assert chosen_of_four.tokens > 3 * singles.tokens
     # Closer to the model's own compliant sentences: weights vary less.
     spread = [torch.tensor(w.log_weights, dtype=torch.float64).std() for w in (singles, chosen_of_four)]
