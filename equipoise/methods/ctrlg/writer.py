@@ -85,7 +85,7 @@ class CtrlG:
         _check_temperature(sampling)
         self.policy, self.prompts, self.sampling = policy, {o: list(p) for o, p in prompts.items()}, sampling
         on_gpu = policy.device.type == "cuda"
-        self.config, self.cache = config.resolved(task, on_gpu=on_gpu), cache
+        self.config, self.cache, self.task = config.resolved(task, on_gpu=on_gpu), cache, task
         assert self.config.hidden_states is not None and self.config.distil_sentences is not None
         self.hidden, self.sentences = self.config.hidden_states, self.config.distil_sentences
         self.batch_size = 1024 if on_gpu else 100
