@@ -33,7 +33,7 @@ from equipoise.protocol.prompts import (
     words_to_write,
 )
 from equipoise.protocol.reward import PROTOCOL_WEIGHTS, Event, Reward, RewardWeights, reward_of
-from equipoise.protocol.task_checks import Defaults, Occupation, check_bounds, parts_of
+from equipoise.protocol.task_checks import Defaults, Occupation, check_bounds, nearest, parts_of
 from equipoise.protocol.task_file import Document, read_document
 
 TASKS = Path(__file__).parent / "tasks"
@@ -73,7 +73,7 @@ class Task:
     openings: tuple[str, ...]
     """How a forced sentence may go on after the frame: {1}, {2} for terms, {a} for the article of the next one."""
     write: tuple[tuple[str, tuple[str, ...]], ...]
-    """Stems and the words to write of each."""
+    """Terms and the words to write instead: of a stem those that it stands for, of another term none."""
     abbreviations: tuple[str, ...]
     """What ends no sentence, without the last point."""
     not_in_source: tuple[str, ...]
@@ -226,8 +226,8 @@ class Task:
         """The prompt without the terms that `{NAME OF A CLASS}` puts into it: what it names by accident remains."""
         if prompt.instruction is None:
             return prompt
-        nothing = dict.fromkeys(self.lexicon.names, "")
-        return Prompt(prompt.name, fill(prompt.template or prompt.instruction, self._values | nothing))
+        template = fill(prompt.template or prompt.instruction, dict.fromkeys(self.lexicon.names, ""))
+        return filled(prompt.name, template, self._values)
 
     @cached_property
     def _values(self) -> dict[str, str]:
@@ -241,7 +241,7 @@ class Task:
     # Sentences that are made to begin with terms.
 
     def words_of(self, number: int) -> tuple[str, ...]:
-        """What can be written of a class: its terms, a stem's words in its place. A stem without any is left out."""
+        """What can be written of a class: its terms, with a stem's words in its place, or nothing of it without any."""
         return self._words[self.classes[number].name]
 
     @property
@@ -351,8 +351,11 @@ def read_task(path: Path | str) -> Task:
 
     Raises UserError for what is no task, in one line that names the file and, wherever there is one, the line.
     """
-    packaged = packaged_tasks()
-    return _task(read_document(packaged.get(str(path), Path(path))))
+    packaged, name = packaged_tasks(), str(path)
+    if Path(path).name == name and not Path(path).suffix and name not in packaged and not Path(path).exists():
+        near = nearest(name, list(packaged))
+        raise UserError(f"there is no task {name!r}{near}; give a YAML file, or one of {', '.join(packaged)}")
+    return _task(read_document(packaged.get(name, Path(path))))
 
 
 def task_from_document(document: Mapping[str, Any], where: str) -> Task:
