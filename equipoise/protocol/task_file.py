@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -30,7 +30,8 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
 
 
-class Unquoted(NamedTuple):
+@dataclass(frozen=True)
+class Unquoted:
     """A value that YAML reads as something else than text or a whole number."""
 
     written: str
@@ -110,7 +111,7 @@ def parse_document(text: str, where: str) -> Document:
             raise UserError(f"{where}{at}: a second document begins; a task file holds one") from None
         hint = "indent with spaces" if "\\t" in problem else "put text with special characters in quotation marks"
         raise UserError(f"{where}{at}: this is no YAML ({problem}); {hint}") from None
-    if node is None:
+    if node is None or node.tag == _TAG + "null":
         raise UserError(f"{where} is empty; a task file has at least a name, occupations and classes")
     reading = _Reading(where)
     return Document(reading.value(node, ()), where, reading.lines)
