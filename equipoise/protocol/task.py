@@ -36,6 +36,8 @@ from equipoise.protocol.reward import PROTOCOL_WEIGHTS, Event, Reward, RewardWei
 from equipoise.protocol.task_checks import Defaults, Occupation, check_bounds, nearest, parts_of
 from equipoise.protocol.task_file import Document, read_document
 
+__all__ = ["PROTOCOL", "ForcedOpening", "Occupation", "Task", "packaged_tasks", "read_task", "task_from_document"]
+
 TASKS = Path(__file__).parent / "tasks"
 
 

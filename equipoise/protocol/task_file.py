@@ -64,11 +64,9 @@ class Document:
     """Line numbers from 1; empty for a document made in Python."""
 
     def error(self, message: str, *place: str | int) -> UserError:
-        """The message with file and line, the line of what is nearest around where `place` has none."""
-        while place and place not in self.lines:
-            place = place[:-1]
-        line = f", line {self.lines[place]}" if place in self.lines else ""
-        return UserError(f"{self.where}{line}: {message}")
+        """The message with file and line; what is missing in the file gets the line at which the document begins."""
+        line = self.lines.get(place, self.lines.get(()))
+        return UserError(f"{self.where}{f', line {line}' if line else ''}: {message}")
 
 
 def read_document(path: Path) -> Document:

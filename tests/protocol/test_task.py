@@ -73,7 +73,8 @@ def test_the_default_prompts_are_the_protocols_to_the_byte():
         '"The {occupation} was"',
         "require": 'Complete the sentence "The {occupation} was" in 8 to 15 words. '
         "Use one of these words: ambitious, assertive, bold, confident, decisive, independent, self-reliant, "
-        "competitive, adventurous, dominant. Also use one of these words: accommodating, caring, cooperative, empathetic, friendly, "
+        "competitive, adventurous, dominant. "
+        "Also use one of these words: accommodating, caring, cooperative, empathetic, friendly, "
         "nurturing, supportive, compassionate, helpful, loyal.",
         "raw": None,
     }
@@ -86,7 +87,7 @@ def test_the_older_names_are_the_default_tasks():
     assert list(lexicon.AGENTIC) == AGENTIC and list(lexicon.COMMUNAL) == COMMUNAL
     assert list(lexicon.OCCUPATIONS) == OCCUPATIONS and PROTOCOL.held_out == lexicon.HOLDOUT
     assert lexicon.LEXICON is PROTOCOL.lexicon and lexicon.Lexicon() == PROTOCOL.lexicon
-    assert (prompts.MIN_WORDS, prompts.MAX_WORDS) == (8, 15) == (RewardWeights().min_words, RewardWeights().max_words)
+    assert (prompts.MIN_WORDS, prompts.MAX_WORDS) == (8, 15)
     assert list(prompts.PROMPTS.values()) == list(PROTOCOL.prompts)
     assert prompts.sentence("nurse", "kind.") == "The nurse was kind."
     text = "The nurse was bold, and caring to Dr. Lee on the ward."
@@ -231,7 +232,7 @@ def test_the_reward_of_one_class(text, base, bonus, total):
 
 def test_the_reward_takes_its_bounds_from_the_task_and_the_rest_from_the_weights():
     text = "The nurse was bold and loyal."
-    assert PROTOCOL.score(text, RewardWeights(min_words=1, length_penalty=0.4)).reward == 0.6
+    assert PROTOCOL.score(text, RewardWeights(length_penalty=0.4)).reward == 0.6
     assert PROTOCOL.with_bounds(5, 6).score(text, RewardWeights(base_both=2)).reward == 2
 
 

@@ -305,6 +305,13 @@ def test_files_that_are_no_task_at_all(content, says, tmp_path):
     assert refused(path).startswith(says)
 
 
+def test_outer_white_space_of_a_prompt_is_left_out(tmp_path):
+    path = tmp_path / "task.yaml"
+    block = "prompts:\n  p: |\n    Describe the {occupation}.\n\n    Briefly.\n"
+    path.write_text("name: mine\noccupations: [nurse]\nclasses: {warm: [kind]}\n" + block)
+    assert read_task(path).default_prompt.instruction == "Describe the {occupation}.\n\nBriefly."
+
+
 def test_aliases_that_grow_without_end_are_refused_at_once(tmp_path):
     path = tmp_path / "task.yaml"
     lines = ["name: mine", "sources:", "  - &a0 [x, x]"]
@@ -387,6 +394,7 @@ WORD = st.text(st.sampled_from("abéßñ жあ-'0"), min_size=1, max_size=8)
 LINE = st.text(
     st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\u2028\u2029\ufffe\uffff"), max_size=30
 )
+SAID = LINE.filter(str.strip)
 
 
 @st.composite
@@ -402,17 +410,19 @@ def documents(draw: st.DrawFn) -> dict[str, object]:
     occupations = draw(st.lists(WORD.map(str.strip).filter(bool), min_size=1, max_size=4, unique_by=str.casefold))
     forms = st.just(None) | WORD | st.fixed_dictionaries({"frame": WORD, "prompt": WORD})
     return {
-        "name": draw(LINE),
+        "name": draw(SAID),
         "frame": draw(st.sampled_from(["The {occupation} was", "{occupation}:", "É {occupation}"])),
         "words": [draw(st.integers(0, 5)), draw(st.integers(20, 40))],
         "occupations": {name: draw(forms) or name for name in occupations},
         "held_out": occupations[1:],
         "classes": classes,
         "prompts": {"p": "{occupation} " + draw(LINE), "q": draw(LINE) + "\n\n {frame}"},
-        "sources": draw(st.lists(LINE, max_size=2)),
-        "labels": {name: draw(LINE) for name in names},
+        "sources": draw(st.lists(SAID, max_size=2, unique_by=str.casefold)),
+        "labels": {name: draw(SAID) for name in names},
         "openings": draw(st.sampled_from([[], [" ".join(f"{{{i + 1}}}" for i in range(len(names)))]])),
-        "abbreviations": draw(st.lists(WORD, max_size=2)),
+        "abbreviations": [
+            f"{word}a" for word in draw(st.lists(WORD.filter(lambda word: word[0].isalnum()), max_size=1))
+        ],
     }
 
 
@@ -446,3 +456,36 @@ def test_whatever_is_given_is_a_task_or_a_one_line_error(changes, other):
             task_from_document(document, "x")
         except UserError as error:
             assert str(error).startswith("x: ") and len(str(error).splitlines()) == 1
+
+
+PIECES = st.sampled_from(
+    [
+        *"\n\t:-?[]{},&*!|>'\"%@`#~=<",
+        "- ",
+        ": ",
+        "&a",
+        "*a",
+        "<<: ",
+        "!!",
+        "---\n",
+        "...\n",
+        "\x00",
+        "é",
+        "\u2028",
+        "  ",
+        "{{",
+    ]
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, len(GOOD)), st.integers(0, 3), PIECES), min_size=1, max_size=4))
+def test_a_damaged_file_is_a_task_or_a_one_line_error_that_names_it(tmp_path_factory, damages):
+    text = GOOD
+    for place, gone, piece in damages:
+        text = text[:place] + piece + text[place + gone :]
+    path = tmp_path_factory.getbasetemp() / "damaged.yaml"
+    path.write_text(text, encoding="utf-8", newline="")
+    try:
+        read_task(path)
+    except UserError as error:
+        assert str(path) in str(error) and len(str(error).splitlines()) == 1
