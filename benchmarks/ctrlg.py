@@ -71,7 +71,7 @@ def main() -> None:
     sampling = SamplingConfig(max_new_tokens=args.max_new_tokens)
     prompt = PROTOCOL.prompt(args.prompt)
     policy = load_for_generation(PolicyConfig(args.model, device=args.device), prompt)
-    prompts = {o: prompt_ids(policy.tokenizer, prompt, o) for o in PROTOCOL.names}
+    prompts = {o: prompt_ids(policy.tokenizer, prompt, o, PROTOCOL) for o in PROTOCOL.names}
     on_gpu = policy.device.type == "cuda"
     result: dict[str, Any] = {
         "model": args.model,
@@ -161,7 +161,7 @@ def free_rate(
     for begin in range(0, count, batch):
         part = names[begin : begin + batch]
         rollout = sample(policy, [prompts[o] for o in part], sampling, generator)
-        texts = sentences_of(policy.tokenizer, rollout, part)
+        texts = sentences_of(policy.tokenizer, rollout, part, PROTOCOL)
         by_automaton += sum(map(writer.automaton.run, rollout.completions(), part))
         finished = rollout.finished_B.tolist()
         by_protocol += sum(done and satisfies(t, writer.config) for t, done in zip(texts, finished, strict=True))

@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 
 from equipoise.evaluation.layout import Row
 from equipoise.protocol.lexicon import LEXICON, Lexicon
-from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS, is_complete_sentence
-from equipoise.protocol.reward import Reward, RewardWeights, score
+from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS, is_complete_sentence, word_count
+from equipoise.protocol.reward import Reward, RewardWeights, reward_of
 
 Outcome = Literal["both", "agentic", "communal", "neither"]
 
@@ -36,14 +36,14 @@ def measure(
     rows: Sequence[Row], lexicon: Lexicon = LEXICON, min_words: int = MIN_WORDS, max_words: int = MAX_WORDS
 ) -> list[Measured]:
     """Every row measured, in order. Raises UserError for bounds that exclude every length."""
-    weights = RewardWeights(min_words=min_words, max_words=max_words)
+    bounds = (min_words, max_words)
     known: dict[str, Found] = {}
     seen: set[tuple[str, str, str]] = set()
     out = []
     for row in rows:
         text = row.measured
         if text not in known:
-            known[text] = _find(text, weights, lexicon)
+            known[text] = _find(text, bounds, lexicon)
         key = (row.method, row.occupation, text)
         out.append(Measured(row, known[text], key in seen))
         if text:
@@ -51,12 +51,12 @@ def measure(
     return out
 
 
-def _find(text: str, weights: RewardWeights, lexicon: Lexicon) -> Found:
-    reward = score(text, weights, lexicon)
+def _find(text: str, bounds: tuple[int, int], lexicon: Lexicon) -> Found:
+    in_length = bounds[0] <= word_count(text) <= bounds[1]
+    reward = reward_of(text, lexicon.match(text), lexicon.names, RewardWeights(), in_length)
     outcome: Outcome = (
         ("both" if reward.communal else "agentic") if reward.agentic else "communal" if reward.communal else "neither"
     )
     complete = is_complete_sentence(text)
-    in_length = weights.min_words <= reward.words <= weights.max_words
     strict = outcome == "both" and in_length and complete
     return Found(reward, outcome, complete, in_length, strict, reward.repetition_penalty < 0)

@@ -15,8 +15,8 @@ from equipoise.policy.load import Policy
 from equipoise.policy.prompt import Tokenizer, sentences_of
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.score import score
-from equipoise.protocol.prompts import prefix
-from equipoise.protocol.reward import Event, complies
+from equipoise.protocol.reward import Event
+from equipoise.protocol.task import Task
 
 
 class Example(NamedTuple):
@@ -42,7 +42,7 @@ class Examples:
     failing: int
     """Rows that do not satisfy the constraint."""
     foreign: int
-    """Rows of other occupations, not beginning with `The X was`, or of a text that the policy cannot write."""
+    """Rows of other occupations, not beginning with the task's prefix, or of a text that the policy cannot write."""
 
     def describe(self) -> str:
         distinct = len({example.text for example in self.examples})
@@ -78,6 +78,7 @@ def read_rows(path: Path) -> list[Row]:
 def examples_of(
     rows: Iterable[Row],
     tokenizer: Tokenizer,
+    task: Task,
     prompts: Mapping[str, list[int]],
     stop_ids: Sequence[int],
     event: Event,
@@ -86,20 +87,22 @@ def examples_of(
 
     `prompts` maps occupations to token ids; rows of other occupations are left out."""
     rows = list(rows)
-    complying = [row for row in rows if complies(row.text, event)]
-    own = [row for row in complying if row.occupation in prompts and row.text.startswith(prefix(row.occupation) + " ")]
+    complying = [row for row in rows if task.complies(row.text, event)]
+    own = [
+        row for row in complying if row.occupation in prompts and row.text.startswith(task.prefix(row.occupation) + " ")
+    ]
     found: dict[Row, Example] = {}
     # A tokenizer that puts a space before the first word by itself is given the text without one.
     for gap in (" ", ""):
         left = [row for row in dict.fromkeys(own) if row not in found]
         if not left:
             break
-        texts = [gap + row.text.removeprefix(prefix(row.occupation)).lstrip() for row in left]
+        texts = [gap + row.text.removeprefix(task.prefix(row.occupation)).lstrip() for row in left]
         made = [
             Example(row.occupation, prompts[row.occupation], _ended(list(ids), tokenizer, stop_ids), row.text)
             for row, ids in zip(left, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True)
         ]
-        spelt = sentences_of(tokenizer, as_rollout(made), [example.occupation for example in made])
+        spelt = sentences_of(tokenizer, as_rollout(made), [example.occupation for example in made], task)
         for row, example, text in zip(left, made, spelt, strict=True):
             if text == row.text and not set(example.completion[:-1]) & set(stop_ids):
                 found[row] = example

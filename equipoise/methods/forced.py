@@ -19,6 +19,7 @@ from equipoise.policy.load import Policy
 from equipoise.policy.sample import NonFiniteLogits
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import word_count
+from equipoise.protocol.task import PROTOCOL
 
 LABEL = "Forced-Pairs"
 ROWS = 128  # drawn at a time, at least
@@ -54,7 +55,7 @@ def forced_sentences(
     how = Search(forced=True, sentences=sentences, candidates=candidates, budget=budget)
     generator = torch.Generator().manual_seed(seed)
     try:
-        collected = search(policy, how, prompts, SamplingConfig(), generator, ROWS, said(say))
+        collected = search(policy, how, PROTOCOL, prompts, SamplingConfig(), generator, ROWS, said(say))
     except NonFiniteLogits as error:
         raise NonFiniteError(f"{error}: try --dtype float32, or another model") from None
     # What was recorded to sample with reads the weights where an optimizer will no longer leave them.

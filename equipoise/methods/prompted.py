@@ -21,6 +21,7 @@ from equipoise.policy.sample import sample
 from equipoise.policy.source import Source, load_tokenizer, resolve
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import get_prompt
+from equipoise.protocol.task import PROTOCOL
 
 Result = TypeVar("Result")
 
@@ -72,7 +73,7 @@ class Prompted:
         self.label = "RLHF" if training else "Prompt-Only"
         system = training.get("system", "")
         tokenizer = load_tokenizer(self.source)
-        self.prompts = {o: prompt_ids(tokenizer, self.prompt, o, system) for o in OCCUPATIONS}
+        self.prompts = {o: prompt_ids(tokenizer, self.prompt, o, PROTOCOL, system) for o in OCCUPATIONS}
         self.policy: Policy | None = None
         self.settings = {
             "weights": fingerprint(self.source),
@@ -146,7 +147,7 @@ class Prompted:
             self.sampling,
             uniform_BT=uniforms(self.seed, keys, self.sampling.max_new_tokens),
         )
-        texts = sentences_of(self.policy.tokenizer, rollout, [key.occupation for key in keys])
+        texts = sentences_of(self.policy.tokenizer, rollout, [key.occupation for key in keys], PROTOCOL)
         return [Written(text, tokens) for text, tokens in zip(texts, rollout.lengths_B.tolist(), strict=True)]
 
 

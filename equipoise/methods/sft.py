@@ -20,6 +20,7 @@ from equipoise.methods.sample import FORCED, FORCED_SENTENCES, SUPERVISED
 from equipoise.policy.config import PolicyConfig
 from equipoise.protocol.prompts import get_prompt
 from equipoise.protocol.reward import Event
+from equipoise.protocol.task import PROTOCOL
 
 DRAWS_PER_SENTENCE = 40
 """The default budget. The bundled model draws 7 for each sentence that it finds."""
@@ -129,7 +130,7 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     torch.manual_seed(config.seed)  # adapters start at random
     prompt = get_prompt(config.prompt)
     policy = load_policy(config.policy, prompt)
-    prompts = {o: prompt_ids(policy.tokenizer, prompt, o, config.system) for o in OCCUPATIONS}
+    prompts = {o: prompt_ids(policy.tokenizer, prompt, o, PROTOCOL, config.system) for o in OCCUPATIONS}
     forced: Forced | None = None
     if config.is_forced:
         forced = forced_sentences(
@@ -137,7 +138,7 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
             seed=config.seed, say=say,
         )  # fmt: skip
         rows = forced.rows
-    found = examples_of(rows, policy.tokenizer, prompts, policy.stop_ids, config.filter)
+    found = examples_of(rows, policy.tokenizer, PROTOCOL, prompts, policy.stop_ids, config.filter)
     say(f"{config.data}: {found.describe()}")
     generator = torch.Generator().manual_seed(config.seed)
     order = torch.randperm(len(found.examples), generator=generator).tolist()
@@ -257,5 +258,5 @@ def _check(policy: Any, prompts: dict[str, list[int]], config: SftConfig) -> str
         part = keys[first : first + 200]
         uniform_BT = uniforms(f"{config.seed}/check", part, sampling.max_new_tokens)
         rollout = sample(policy, [prompts[key.occupation] for key in part], sampling, uniform_BT=uniform_BT).cpu()
-        texts += sentences_of(policy.tokenizer, rollout, [key.occupation for key in part])
+        texts += sentences_of(policy.tokenizer, rollout, [key.occupation for key in part], PROTOCOL)
     return beside_the_study(texts)

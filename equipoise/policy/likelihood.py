@@ -8,7 +8,7 @@ from torch import Tensor
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.score import pack, score_pack
-from equipoise.protocol.prompts import prefix
+from equipoise.protocol.task import Task
 
 
 @torch.no_grad()
@@ -24,8 +24,11 @@ def kl_to_reference(policy: Policy, rollouts: Sequence[Rollout], temperature: fl
 
 
 @torch.no_grad()
-def plain_nll(policy: Policy, texts: Sequence[str], occupations: Sequence[str], rows: int) -> list[float]:
-    """Negative log-likelihood under the reference model, nats per token, of what follows `The X was` in each text.
+def continuation_nll(
+    policy: Policy, texts: Sequence[str], occupations: Sequence[str], task: Task, rows: int
+) -> list[float]:
+    """Negative log-likelihood under the reference model, nats per token, of what follows the task's prefix (such as
+    `The X was`) in each text, `rows` texts at a time.
 
     The text stands alone, without chat template or instruction: how natural it is in itself, not how well it follows a
     prompt. Texts of which nothing follows are left out.
@@ -33,7 +36,7 @@ def plain_nll(policy: Policy, texts: Sequence[str], occupations: Sequence[str], 
     prompts, completions = [], []
     for text, occupation in zip(texts, occupations, strict=True):
         ids = list(policy.tokenizer(text)["input_ids"])
-        start = list(policy.tokenizer(prefix(occupation))["input_ids"])
+        start = list(policy.tokenizer(task.prefix(occupation))["input_ids"])
         # Where the text continues within the prefix's last token, that token belongs to what follows.
         shared = next(
             (i for i, (a, b) in enumerate(zip(ids, start, strict=False)) if a != b), min(len(ids), len(start))

@@ -64,8 +64,8 @@ def _final(training: Training, run: Run, output: Path) -> dict[str, Any]:
     sampling = config.evaluation.sampling(config.sampling)
     rows = config.ppo.batch_size if count <= 1000 else 512
     try:
-        measured, drawn = evaluate(policy, prompts, sampling, count, "final", rows)
-        nll = fluency(policy, drawn)
+        measured, drawn = evaluate(policy, config.task, prompts, sampling, count, "final", rows)
+        nll = fluency(policy, drawn, config.task)
     except NonFiniteLogits as error:
         run.log.say(f"no sentences for the summary: {error}")
         return {}
@@ -75,7 +75,7 @@ def _final(training: Training, run: Run, output: Path) -> dict[str, Any]:
     (output / FINAL).write_text("".join(lines))
     return {
         "final": {**measured, "nll": nll},
-        "groups": groups(drawn.texts, drawn.occupations, config.occupations) if config.holdout else {},
+        "groups": groups(drawn.texts, drawn.occupations, config.occupations, config.task) if config.holdout else {},
         "generation": f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}",
         "final_seconds": time.monotonic() - started,
     }
@@ -89,7 +89,7 @@ def evaluate_checkpoint(training: Training, run: Run) -> Evaluation | None:
     try:
         with training.optimizer.averaged():
             prompts = training.trained_prompts
-            measured, _ = evaluate(training.policy, prompts, sampling, count, "evaluation", rows)
+            measured, _ = evaluate(training.policy, config.task, prompts, sampling, count, "evaluation", rows)
     except NonFiniteLogits as error:
         run.log.event(state.step, "nonfinite", what=f"{error}, in an evaluation")
         return None

@@ -19,8 +19,6 @@ from equipoise.ppo.state import State
 from equipoise.ppo.step import ppo_step
 from equipoise.ppo.training import RewardFunction, Training, new_optimizer
 from equipoise.ppo.warm_start import warm_start
-from equipoise.protocol.lexicon import OCCUPATIONS
-from equipoise.protocol.prompts import get_prompt
 from equipoise.runs.signals import Stopped, StopSignals
 
 
@@ -77,10 +75,10 @@ def train(
 def _begin(config: TrainConfig, reward_fn: RewardFunction | None, run: Run, base: BaseRates | None) -> Training:
     """The policy and all that belongs to it: as the run's newest checkpoint left it, or untrained and measured."""
     torch.manual_seed(config.seed)  # adapters start at random
-    prompt = get_prompt(config.prompt)
+    task, prompt = config.task, config.task.prompt(config.prompt)
     policy = load_policy(config.policy, prompt)
-    prompts = {o: prompt_ids(policy.tokenizer, prompt, o, config.system) for o in OCCUPATIONS}
-    leaked = leaked_terms(policy.tokenizer, prompt, config.system)
+    prompts = {o: prompt_ids(policy.tokenizer, prompt, o, task, config.system) for o in task.names}
+    leaked = leaked_terms(policy.tokenizer, prompt, task, config.system)
     state = State.begin(config, RowLimit(config.ppo.micro_batch_size, run.log.say), leaked)
     training = Training(config, policy, new_optimizer(config, policy), state, prompts, reward_fn)
     if run.resumed is not None:
@@ -97,7 +95,7 @@ def _run_steps(training: Training, run: Run, stop: StopSignals) -> Outcome:
         if step.metrics:
             run.log.step(state.step, step.metrics, step.timings | {"time/save": run.take_save_seconds()})
         if state.step % config.run.sample_every == 0 or state.step == 1:
-            run.log.samples(state.step, step.rewards)
+            run.log.samples(state.step, step.rewards, step.occupations)
         if step.alerts and not on_alert(training, run, step.alerts):
             run.save(optimizer, state)
             return Outcome("alert", state.step, ALERT_EXIT)

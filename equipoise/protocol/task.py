@@ -190,6 +190,23 @@ class Task:
         )
         return "> " + " ".join(masked)
 
+    # Words about the task.
+
+    @property
+    def pair_count(self) -> int:
+        """How many combinations of a term of each class there are."""
+        return self.lexicon.cells
+
+    @property
+    def pair_noun(self) -> str:
+        """What such combinations are called, in the plural."""
+        return {1: "terms", 2: "pairs"}.get(len(self.classes), "combinations")
+
+    @property
+    def all_classes(self) -> str:
+        """What it is called that every class is present."""
+        return {1: "the class", 2: "both classes"}.get(len(self.classes), f"all {len(self.classes)} classes")
+
     # Prompts.
 
     @property
@@ -292,8 +309,10 @@ class Task:
     def _digest(self) -> str:
         return hashlib.sha256(json.dumps(self.document()).encode()).hexdigest()
 
-    def with_bounds(self, min_words: int, max_words: int) -> Task:
+    def with_bounds(self, min_words: int | None, max_words: int | None) -> Task:
         """The task with other bounds, which its prompts name too. Raises UserError for bounds that leave no length."""
+        min_words = self.min_words if min_words is None else min_words
+        max_words = self.max_words if max_words is None else max_words
         check_bounds(min_words, max_words, self.frame, self.occupations, self.lexicon)
         values = placeholders(self.frame, min_words, max_words, self._words)
         prompts = tuple(

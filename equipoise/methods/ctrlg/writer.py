@@ -214,7 +214,7 @@ class CtrlG:
             rows = torch.nonzero(chosen_B == c).squeeze(-1)
             named = [occupations[i] for i in rows.tolist()]
             for i, text in zip(
-                rows.tolist(), sentences_of(self.policy.tokenizer, rollout.select(rows), named), strict=True
+                rows.tolist(), sentences_of(self.policy.tokenizer, rollout.select(rows), named, self.task), strict=True
             ):
                 texts[i] = text
         return Written(texts, log_weight_B.tolist(), sum(int(rollout.lengths_B.sum()) for rollout in rollouts))

@@ -31,7 +31,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
 
 
 def make(policy: Policy, cache: Path, config: CtrlGConfig = SMALL, **changes: Any) -> CtrlG:
-    prompts = {o: prompt_ids(policy.tokenizer, RAW, o) for o in PROTOCOL.names}
+    prompts = {o: prompt_ids(policy.tokenizer, RAW, o, PROTOCOL) for o in PROTOCOL.names}
     sampling = SamplingConfig(1.0, 1.0, changes.pop("max_new_tokens", T))
     return CtrlG(
         policy, prompts, sampling, config, cache, weights="tiny", task=changes.pop("task", PROTOCOL), **changes
