@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def write(writer: CtrlG, n: int, batch: int, show: int) -> dict[str, Any]:
-    keys = all_keys(n)
+    keys = all_keys(n, PROTOCOL.names)
     if writer.policy.device.type == "cuda":  # record the graphs
         writer(keys[:batch], uniforms(1, keys[:batch], writer.sampling.max_new_tokens))
     texts: list[str] = []

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -13,9 +13,9 @@ from equipoise.methods.ctrlg.writer import VERSION, CtrlG, check_feasible
 from equipoise.methods.estimates import mean_over_occupations
 from equipoise.methods.prompted import Prompted, Written, uniforms
 from equipoise.policy import bundled
-from equipoise.policy.config import SamplingConfig
+from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.source import load_tokenizer
-from equipoise.protocol.task import PROTOCOL, Task
+from equipoise.protocol.task import Task
 
 BOOTSTRAPS = 2000
 
@@ -25,26 +25,19 @@ class Guided(Prompted):
 
     def __init__(
         self,
-        model: str,
+        config: PolicyConfig,
         guidance: CtrlGConfig,
         *,
         prompt: str | None,
         sampling: SamplingConfig,
         seed: int,
-        device: str = "auto",
-        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-        use_8bit: bool = False,
         batch_size: int | None = None,
-        task: Task = PROTOCOL,
+        task: Task | None = None,
     ) -> None:
         """Raises UserError, for a constraint that no sentence can meet as well."""
-        super().__init__(
-            model, prompt=prompt, sampling=sampling, seed=seed, device=device, dtype=dtype, use_8bit=use_8bit,
-            batch_size=batch_size,
-        )  # fmt: skip
-        check_feasible(load_tokenizer(self.source), self.prompt, sampling, guidance, task)
-        self.task = task
-        self.guidance = guidance.resolved(task, on_gpu=self.device.type == "cuda")
+        super().__init__(config, prompt=prompt, sampling=sampling, seed=seed, batch_size=batch_size, task=task)
+        check_feasible(load_tokenizer(self.source), self.prompt, sampling, guidance, self.task)
+        self.guidance = guidance.resolved(self.task, on_gpu=self.device.type == "cuda")
         self.settings |= asdict(self.guidance) | {"ctrlg_version": VERSION}
         self.facts: dict[str, Any] = {}
         """Of the hidden Markov model, once it is there."""
@@ -90,7 +83,7 @@ class Guided(Prompted):
         E[w] = P(the base model's sentence complies), w = p/q, and KL(q‖p) = −E[log w]. `own`: the log weights of the
         writer's own sentences, which save drawing others where it `covers_all`.
         """
-        keys = all_keys(runs)
+        keys = all_keys(runs, self.task.names)
         if own is None:
             log_weights = self._drawn_anew(keys, say)
         else:
@@ -128,7 +121,7 @@ class Guided(Prompted):
         def draw(part: Sequence[Key]) -> list[float]:
             return guide(part, uniforms(f"{self.seed}/kl", part, sampling.max_new_tokens)).log_weights
 
-        return dict(zip(keys, self.in_parts(keys, draw, say), strict=True))
+        return dict(zip(keys, self.limit.over(keys, draw, self.device, say), strict=True))
 
 
 def effective_size(log_weights: Sequence[float]) -> float:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from equipoise.policy.load import Policy
-from equipoise.policy.rollout import Rollout
+from equipoise.policy.rollout import Rollout, rollout_of
 from equipoise.policy.score import pack, score_pack
 from equipoise.protocol.task import Task
 
@@ -46,12 +46,25 @@ def continuation_nll(
             completions.append(ids[shared:])
     if not completions:
         return []
-    width = max(map(len, completions))
-    tokens_BT = torch.tensor([c + [0] * (width - len(c)) for c in completions])
-    lengths_B = torch.tensor([len(c) for c in completions])
-    rollout = Rollout(prompts, tokens_BT, lengths_B, torch.ones(len(prompts), dtype=torch.bool))
+    rollout = rollout_of(prompts, completions)
     total_B = torch.cat([_summed(policy, part, 1.0, True) for part in _parts(rollout, rows)])
-    return (-total_B / lengths_B).tolist()
+    return (-total_B / rollout.lengths_B).tolist()
+
+
+@torch.no_grad()
+def completion_logprobs(
+    policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], rows: int
+) -> list[float]:
+    """Log-probability under the policy of each completion (token ids) after its prompt, in nats, `rows` at a time."""
+    sums = [0.0] * len(prompts)
+    # Rows of one prompt together: a pack holds it once, and it may be three times as long as what is scored.
+    order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
+    for first in range(0, len(order), rows):
+        part = order[first : first + rows]
+        rollout = rollout_of([prompts[i] for i in part], [completions[i] for i in part])
+        for i, total in zip(part, _summed(policy, rollout, 1.0, False).tolist(), strict=True):
+            sums[i] = total
+    return sums
 
 
 def _parts(rollout: Rollout, rows: int) -> list[Rollout]:

@@ -67,6 +67,28 @@ def test_rows_that_cannot_be_learnt_are_left_out_and_counted(model: Path, tmp_pa
     assert {e.occupation for e in few.examples} == {"chef"}
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'Occupation,Text\nnurse,"said ""so"", and\nleft"', [("nurse", 'said "so", and\nleft')]),
+        (b"\xef\xbb\xbfText,Other,Occupation\r\nkind,1,nurse\r\n\r\n", [("nurse", "kind")]),
+        (b"Occupation,Text\nnurse,5'3\" tall\nchef,x\n", [("nurse", "5'3\" tall"), ("chef", "x")]),
+        (b"Occupation,Text\nnurse,a\nchef\n", "line 3 of .* is cut short"),
+        (b'Occupation,Text\nnurse,"a\nchef,b\n', "is not a CSV in UTF-8"),
+        (b"Occupation,Text\nnurse,\xff\n", "is not a CSV in UTF-8"),
+        (b"", "lacks Occupation and Text"),
+    ],
+)
+def test_rows_are_read_by_their_columns(tmp_path: Path, content: bytes, expected: list[tuple[str, str]] | str) -> None:
+    path = tmp_path / "data.csv"
+    path.write_bytes(content)
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            read_rows(path)
+    else:
+        assert read_rows(path) == expected
+
+
 def test_an_example_is_what_the_policy_would_have_drawn(model: Path, tmp_path: Path) -> None:
     policy = load(model)
     (example,) = examples_of(

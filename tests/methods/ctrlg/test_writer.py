@@ -46,7 +46,7 @@ def test_every_sentence_complies_and_the_weights_agree_with_free_samples(policy:
     write = make(policy, tmp_path)
     facts = write.prepare(quiet)
     assert not facts["cached"] and facts["sentences"] == 600 and facts["generated_tokens"] > 600
-    keys = all_keys(100)
+    keys = all_keys(100, PROTOCOL.names)
     written = write(keys, uniforms(0, keys, T))
     assert all(map(PROTOCOL.strict, written.texts))
     assert len(set(written.texts)) > 1900
@@ -63,7 +63,7 @@ def test_every_sentence_complies_and_the_weights_agree_with_free_samples(policy:
 
 def test_a_second_writer_finds_the_hmm_and_writes_the_same(policy: Policy, tmp_path: Path) -> None:
     first, second = make(policy, tmp_path), make(policy, tmp_path)
-    keys = all_keys(2)
+    keys = all_keys(2, PROTOCOL.names)
     first.prepare(quiet)
     whole = first(keys, uniforms(0, keys, T))
     facts = second.prepare(quiet)
@@ -91,7 +91,7 @@ def test_other_bounds_and_terms_are_kept(policy: Policy, tmp_path: Path, terms: 
     config = dataclasses.replace(SMALL, terms=terms, min_words=6, max_words=7)
     write = make(policy, tmp_path, config)
     write.prepare(quiet)
-    keys = all_keys(5)
+    keys = all_keys(5, PROTOCOL.names)
     texts = write(keys, uniforms(0, keys, T)).texts
     matches = [PROTOCOL.match(text) for text in texts]
     assert {len(text.split()) for text in texts} == {6, 7}
@@ -141,7 +141,7 @@ def test_of_several_candidates_one_is_kept_in_proportion_to_its_weight(policy: P
     shares = torch.bincount(chosen, minlength=4) / n
     assert shares.tolist() == pytest.approx(weights[0].tolist(), abs=0.015)  # four standard errors
     assert log_mean.exp().tolist() == pytest.approx([0.25e-5] * n)
-    keys = all_keys(20)
+    keys = all_keys(20, PROTOCOL.names)
     one = make(policy, tmp_path)
     one.prepare(quiet)
     few = make(policy, tmp_path, dataclasses.replace(SMALL, candidates=4))
