@@ -47,8 +47,7 @@ def main(argv: list[str]) -> int:
         argv,
         TaskConfig(),
         prog="equipoise task",
-        description="Look at a task file before GPU hours are spent: prompts, leaks, feasibility and, with --model, how "
-        "often a model complies.",
+        description="Look at a task before GPU hours are spent: prompts, leaks, feasibility; with --model, base rates.",
     )
     if config.new:
         return _write_new(Path(config.file or NEW))

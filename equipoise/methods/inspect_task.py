@@ -1,4 +1,4 @@
-"""A look at a task before GPU hours are spent: what a model will read, what leaks, whether it can be met, how rare it is."""
+"""A look at a task before GPU hours are spent: what a model reads, what leaks, whether and how often it can be met."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -51,7 +51,8 @@ def _classes(task: Task) -> Iterator[str]:
     for each, label in zip(task.classes, task.labels, strict=True):
         named = each.name if label == each.name else f"{each.name} ({label})"
         yield f"class      {named}: {_shortened(list(each.terms))}"
-    yield f"           a sentence complies with a term of {task.all_classes}; {task.pair_count} {task.pair_noun} are possible"
+    possible = f"{task.pair_count} {task.pair_noun} are possible"
+    yield f"           a sentence complies with a term of {task.all_classes}; {possible}"
 
 
 def _prefixes(task: Task) -> Iterator[str]:
@@ -89,7 +90,8 @@ def leaks(task: Task) -> list[str]:
                     held.setdefault(term, name)
         if held:
             found.append(
-                f"the prompt {prompt.name!r} holds {', '.join(held)}, which a model can earn by copying: word it otherwise"
+                f"the prompt {prompt.name!r} holds {', '.join(held)}, which a model can earn by copying: "
+                "word it otherwise"
             )
     return found
 
@@ -115,7 +117,7 @@ def _forcing(task: Task) -> Iterator[str]:
         lacking = [c.name for n, c in enumerate(task.classes) if not task.words_of(n)]
         yield f"warm start no forced sentences: the stems of {', '.join(lacking)} have no words under `write`"
     else:
-        yield "warm start no forced sentences, since the task has no openings: it learns from the model's complying samples"
+        yield "warm start no forced sentences, since the task has no openings: free samples that comply are learnt"
 
 
 def infeasible(task: Task) -> list[str]:

@@ -168,6 +168,11 @@ class WarmStartConfig:
         for name in ("warm_start_candidates", "warm_start_rounds", "warm_start_batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        if self.warm_start_keep == "conditional" and self.warm_start == "forced" and self.warm_start_rounds == 1:
+            raise UserError(
+                "--warm-start-keep conditional needs sentences that the policy wrote freely, and one round of "
+                "--warm-start forced has none: use --warm-start samples, or --warm-start-rounds 2"
+            )
         if self.warm_start_epochs < 1 or self.warm_start_learning_rate <= 0:
             raise UserError(
                 f"warm-start-epochs {self.warm_start_epochs} must be at least 1 and warm-start-learning-rate "

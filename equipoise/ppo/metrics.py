@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from equipoise.measures.variety import pair_counts
 from equipoise.policy.rollout import Rollout
@@ -30,9 +31,7 @@ def step_metrics(
     rewards, mask_BT = rewarded.rewards, rollout.mask_BT
     kl = scored.kl_BT(rollout).sum(1).mean().item()
     kl_k3_BT = torch.where(mask_BT, maths.kl_k3(scored.logprobs, scored.reference), 0.0)
-    parts = torch.tensor(
-        [[r.reward, r.base, r.bonus, r.length_penalty, r.repetition_penalty] for r in rewards], dtype=torch.float64
-    )
+    parts = _parts(rewards)
     mean_reward, base, bonus, length, repetition = parts.mean(0).tolist()
     task, share = config.task, 1 / len(rewards)
     complete, some = sum(r.complete for r in rewards), sum(r.some for r in rewards)
@@ -78,6 +77,12 @@ def step_metrics(
         "advantage/std": advantages.advantages[mask_BT].std(unbiased=False).item(),
         "guard/skipped": state.skipped,
     }
+
+
+def _parts(rewards: Sequence[Reward]) -> Tensor:
+    """(B, 5) float64: the sum of each reward and its parts."""
+    parts = [[r.reward, r.base, r.bonus, r.length_penalty, r.repetition_penalty] for r in rewards]
+    return torch.tensor(parts, dtype=torch.float64)
 
 
 def remember(

@@ -205,6 +205,20 @@ class Run:
         )
 
 
+def _recorded_config(path: Path) -> dict[str, Any]:
+    """The configuration in a run's record. Raises UserError for a damaged one."""
+    try:
+        config = json.loads(path.read_bytes())["config"]
+        if isinstance(config, dict):
+            return config
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise UserError(
+        f"{path} is damaged, so nothing says which run the files beside it are of: restore it, choose another "
+        "--output-dir, or --overwrite to start anew"
+    )
+
+
 def _changes(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
     """What differs between a recorded configuration and this one and matters to the numbers."""
     old, new = dict(recorded), config.document()
@@ -233,7 +247,7 @@ def _find(config: TrainConfig, overwrite: bool) -> tuple[Checkpoint | None, bool
     begun = ours and metrics.exists() and metrics.stat().st_size > 0
     recorded = {
         checkpoints: resumed.document("config") if resumed else None,
-        output: json.loads((output / "run.json").read_bytes())["config"] if begun else None,
+        output: _recorded_config(output / "run.json") if begun else None,
     }
     for folder, old in recorded.items():
         if old is not None and (changed := _changes(old, config)):

@@ -1,6 +1,6 @@
 """Whether a task's constraint can be met at all, said without a model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from equipoise.protocol.prompts import word_count
 from equipoise.protocol.task import Task
 
 if TYPE_CHECKING:
-    from equipoise.policy.prompt import Tokenizer
+    pass
 
 _cached_build = lru_cache(maxsize=4)(build)
 
@@ -41,12 +41,3 @@ def fewest_words(task: Task, occupation: str) -> int:
     whatever the task's bounds. Raises UserError if there is none. Takes a second, no model and no tokenizer."""
     prefixes = tuple(task.prefix(name) for name in task.names)
     return _words(_cached_build(constraint_of(CtrlGConfig(), task), prefixes), task.prefix(occupation))
-
-
-def fewest_tokens(tokenizer: "Tokenizer", stop_ids: Sequence[int], task: Task, occupation: str) -> int:
-    """Tokens after the prefix, the stop token counted, of the shortest sentence that is a strict success. Raises
-    UserError if there is none. Takes seconds."""
-    from equipoise.methods.ctrlg.lift import lift
-
-    automaton = lift(tokenizer, stop_ids, CtrlGConfig(), task)
-    return automaton.fewest_tokens(occupation)

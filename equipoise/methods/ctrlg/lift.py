@@ -361,3 +361,10 @@ def _borrow(row_BL: NDArray[np.int32], dead: int, stand_ins: NDArray[np.int64], 
         row_L[: max(0, levels - words)] = row_BL[other, words:]
         better_L = able_BL[state] & (row_L != dead)
         row_BL[state, better_L] = row_L[better_L]
+
+
+def fewest_tokens(tokenizer: Tokenizer, stop_ids: Sequence[int], task: Task, occupation: str) -> int:
+    """Tokens after the prefix, the stop token counted, of the shortest sentence that is a strict success. Raises
+    UserError if there is none. Takes seconds."""
+    automaton = lift(tokenizer, stop_ids, CtrlGConfig(), task)
+    return automaton.fewest_tokens(occupation)

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from equipoise.errors import UserError
 from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.ctrlg.constraint import Constraint
-from equipoise.methods.ctrlg.feasible import fewest_tokens, fewest_words
-from equipoise.methods.ctrlg.lift import NEVER, TokenAutomaton, lift, lift_constraint
+from equipoise.methods.ctrlg.feasible import fewest_words
+from equipoise.methods.ctrlg.lift import NEVER, TokenAutomaton, fewest_tokens, lift, lift_constraint
 from equipoise.methods.ctrlg.spelling import token_bytes
 from equipoise.policy import bundled
 from equipoise.policy.source import load_tokenizer, resolve
