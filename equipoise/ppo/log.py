@@ -22,7 +22,7 @@ from equipoise.runs.files import RowFile, complete_lines, content, unwritable, w
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-KEY = re.compile(r"[a-z0-9_]+/[a-z0-9_]+")
+KEY = re.compile(r"[a-z0-9_]+/[\w-]+")  # a class of terms may be named in any script
 
 
 def defined_keys(text: str) -> list[str]:
