@@ -75,6 +75,7 @@ def ppo_step(training: Training) -> Step:
         launched = state.limit.run(policy, lambda rows: launch_scores(policy, rollout, batches, config, rows))
         with clock("reward", wait=False):  # on the host, while a GPU scores
             rewarded = reward_sentences(training, rollout, occupations)
+        state.watch.text_signs.read([reward.text for reward in rewarded.rewards], occupations)
         scored = collect_scores(launched, rollout)
     if not bool(rewarded.paid_B.isfinite().all()):
         evidence = {"rewards": rewarded.paid_B}

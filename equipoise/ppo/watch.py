@@ -35,6 +35,13 @@ class TextSigns:
         self._opening = lru_cache(maxsize=4096)(task.opening)
         self._bigrams = lru_cache(maxsize=4096)(self._word_pairs)
 
+    def read(self, texts: Sequence[str], occupations: Sequence[str]) -> None:
+        """Find now what a later call needs of these sentences, so that it need not while a GPU waits."""
+        for text, occupation in zip(texts, occupations, strict=True):
+            self._mould(text, occupation)
+            self._opening(text, occupation)
+            self._bigrams(text, occupation)
+
     def _word_pairs(self, text: str, occupation: str) -> tuple[tuple[str, str], ...]:
         """Adjacent words of what follows the prefix."""
         return tuple(pairwise(text.lower().split()[self.task.prefix_words(occupation) :]))
@@ -84,7 +91,7 @@ class Watch:
 
     def __init__(self, config: WatchConfig, task: Task, leaked: Sequence[str] = ()) -> None:
         self.config, self.task = config, task
-        self._text_signs = TextSigns(task)
+        self.text_signs = TextSigns(task)
         self.leaked = tuple(leaked)
         self.start: dict[str, list[float]] = {"nll": [], "unfinished": []}
         self.series: dict[str, deque[float]] = {
@@ -104,7 +111,7 @@ class Watch:
         self.series["kl"].append(sum(s.kl for s in batch) / n)
         self.series["reward"].append(sum(s.reward for s in batch) / n)
         self.series["entropy"].append(entropy)
-        values = self._text_signs(recent)
+        values = self.text_signs(recent)
         at_start = {name: sum(seen) / len(seen) for name, seen in self.start.items()}
         last = list(self.series["entropy"])[-SPEED_STEPS:]
         return {

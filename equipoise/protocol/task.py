@@ -36,6 +36,8 @@ from equipoise.protocol.reward import PROTOCOL_WEIGHTS, Event, Reward, RewardWei
 from equipoise.protocol.task_checks import Defaults, Occupation, check_bounds, nearest, parts_of
 from equipoise.protocol.task_file import Document, read_document
 
+__all__ = ["PROTOCOL", "ForcedOpening", "Occupation", "Task", "packaged_tasks", "read_task", "task_from_document"]
+
 TASKS = Path(__file__).parent / "tasks"
 
 
@@ -341,15 +343,13 @@ def _occupations(occupations: Sequence[Occupation]) -> list[str] | dict[str, Any
 
 
 def _differences(mine: Any, other: Any, where: str) -> list[str]:
-    if mine == other and (not isinstance(mine, dict) or list(mine) == list(other)):
-        return []
     if not (isinstance(mine, dict) and isinstance(other, dict)):
-        return [f"{where}: {_shown(mine)} → {_shown(other)}"]
-    if mine == other:
-        return [f"{where}: the order {_shown(list(mine))} → {_shown(list(other))}"]
+        return [] if mine == other else [f"{where}: {_shown(mine)} → {_shown(other)}"]
     lines: list[str] = []
     for key in [*mine, *(key for key in other if key not in mine)]:
         lines += _differences(mine.get(key), other.get(key), f"{where}.{key}" if where else key)
+    if not lines and list(mine) != list(other):
+        lines.append(f"{where}: the order {_shown(list(mine))} → {_shown(list(other))}")
     return lines
 
 

@@ -20,7 +20,7 @@ from equipoise.methods.ctrlg.spelling import token_bytes
 from equipoise.policy import bundled
 from equipoise.policy.source import load_tokenizer, resolve
 from equipoise.protocol.prompts import clean
-from equipoise.protocol.task import PROTOCOL, read_task
+from equipoise.protocol.task import PROTOCOL, packaged_tasks, read_task
 from tests.methods.ctrlg.oracle import accepts, constraint, never_written
 from tests.tiny import tiny_tokenizer
 
@@ -282,6 +282,16 @@ def test_a_task_of_three_classes_stems_and_other_letters(tmp_path: Path, terms: 
             assert (found and shaped) == task.strict(whole)
         accepted += found and shaped
     assert accepted > 50
+
+
+def test_every_packaged_task_can_be_met_and_its_longest_prefix_needs_the_most_words() -> None:
+    for name in packaged_tasks():
+        task = read_task(name)
+        words = {occupation: fewest_words(task, occupation) for occupation in task.names}
+        extra = {words[occupation] - task.prefix_words(occupation) for occupation in task.names}
+        assert extra == {0}, "glued to the prefix: was-bold-caring"
+        automaton = lift(tiny_tokenizer(), (2,), CtrlGConfig(), task)
+        assert all(automaton.fewest_tokens(occupation) < 100 for occupation in task.names)
 
 
 def test_other_word_bounds_are_kept() -> None:
