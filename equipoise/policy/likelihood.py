@@ -7,7 +7,7 @@ from torch import Tensor
 
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout, rollout_of
-from equipoise.policy.score import pack, score_pack
+from equipoise.policy.score import pack, score, score_pack
 from equipoise.protocol.task import Task
 
 
@@ -62,8 +62,11 @@ def completion_logprobs(
     for first in range(0, len(order), rows):
         part = order[first : first + rows]
         rollout = rollout_of([prompts[i] for i in part], [completions[i] for i in part])
-        for i, total in zip(part, _summed(policy, rollout, 1.0, False).tolist(), strict=True):
-            sums[i] = total
+        # On a GPU a pack's shape would be recorded as a graph for a single use.
+        packed = not policy.graphs.enabled
+        flat = score(policy, rollout, 1.0, packed=packed, entropy=False).logprobs.double().cpu()
+        for i, logprobs in zip(part, flat.split(rollout.lengths_B.tolist()), strict=True):
+            sums[i] = float(logprobs.sum())
     return sums
 
 
