@@ -8,14 +8,14 @@ from equipoise.commands.train import main
 from equipoise.policy.config import PolicyConfig
 from equipoise.policy.load import Policy, load_policy
 from equipoise.ppo.presets import PRESETS
-from equipoise.protocol.prompts import get_prompt
+from equipoise.protocol.task import PROTOCOL
 
 
 def setup_model_and_tokenizer(
     use_8bit: bool = False, model_name: str = PRESETS["guide"].policy.model
 ) -> tuple[Any, Any]:
     """The guide's function: the model with its adapters, and its tokenizer. `--use-8bit` does the same for a run."""
-    policy: Policy = load_policy(PolicyConfig(model=model_name, use_8bit=use_8bit), get_prompt("study"))
+    policy: Policy = load_policy(PolicyConfig(model=model_name, use_8bit=use_8bit), PROTOCOL.prompt("study"))
     return policy.model, policy.tokenizer
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from equipoise.policy.load import Policy
-from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, OCCUPATIONS
+from tests.default import AGENTIC, COMMUNAL, OCCUPATIONS
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TOKENS = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), "th"]

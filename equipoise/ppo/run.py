@@ -228,7 +228,7 @@ def _changes(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
     before = old.pop("task", None)
     task = task_from_document(before, "the record of the run") if before else PROTOCOL.with_bounds(*bounds)
     del new["task"]
-    return differences(old | {"reward": reward}, new, FREE_TO_CHANGE) + config.task.differences(task)
+    return differences(old | {"reward": reward}, new, FREE_TO_CHANGE) + task.differences(config.task)
 
 
 def _find(config: TrainConfig, overwrite: bool) -> tuple[Checkpoint | None, bool]:

@@ -15,7 +15,7 @@ import pytest
 from equipoise.cli import main
 from equipoise.evaluation import results
 from equipoise.evaluation.files import FILES
-from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, OCCUPATIONS
+from tests.default import AGENTIC, COMMUNAL, OCCUPATIONS
 from tests.evaluation.files import write_csv
 from tests.evaluation.test_results import HOSTILE
 from tests.tiny import words_folder

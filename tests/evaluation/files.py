@@ -7,7 +7,8 @@ from pathlib import Path
 from equipoise.evaluation.layout import Row
 from equipoise.evaluation.measure import measure
 from equipoise.evaluation.summary import Fluency, Sample
-from equipoise.protocol.lexicon import LEXICON, Lexicon
+from equipoise.protocol.lexicon import Lexicon
+from tests.default import LEXICON
 
 
 def row(text: str, occupation: str = "nurse", method: str = "m", line: int = 1) -> Row:

@@ -13,7 +13,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy as scipy_entropy
 
 from equipoise.evaluation import diversity
-from equipoise.protocol.lexicon import LEXICON
+from tests.default import LEXICON
 
 counts = st.lists(st.integers(0, 50), min_size=2, max_size=12).map(lambda x: np.array(x, dtype=float))
 

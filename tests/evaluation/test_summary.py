@@ -23,7 +23,8 @@ from equipoise.evaluation.summary import (
     parts,
     subsample,
 )
-from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, HOLDOUT, OCCUPATIONS, Lexicon
+from equipoise.protocol.lexicon import Lexicon
+from tests.default import AGENTIC, COMMUNAL, HOLDOUT, OCCUPATIONS
 from tests.evaluation.files import sample
 
 WORDS = (

@@ -15,9 +15,8 @@ from equipoise.ppo import maths
 from equipoise.ppo.config import PPOConfig
 from equipoise.ppo.experience import Experience
 from equipoise.ppo.update import mini_batches, update
-from equipoise.protocol.lexicon import OCCUPATIONS
-from equipoise.protocol.prompts import PROMPTS
 from equipoise.protocol.task import PROTOCOL
+from tests.default import OCCUPATIONS, PROMPTS
 
 pytestmark = pytest.mark.gpu
 PROMPT = PROMPTS["describe"]

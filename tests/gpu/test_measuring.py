@@ -15,9 +15,8 @@ from equipoise.ppo.base import measure_base
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.evaluate import draw_sentences, evaluate, fluency
 from equipoise.ppo.nonfinite import locate
-from equipoise.protocol.lexicon import OCCUPATIONS
-from equipoise.protocol.prompts import PROMPTS
 from equipoise.protocol.task import PROTOCOL
+from tests.default import OCCUPATIONS, PROMPTS
 
 pytestmark = pytest.mark.gpu
 PROMPT = PROMPTS["describe"]

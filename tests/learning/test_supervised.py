@@ -20,9 +20,8 @@ from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.prompt import prompt_ids, sentences_of
 from equipoise.policy.source import Source, load_tokenizer
 from equipoise.ppo.train import train
-from equipoise.protocol.lexicon import OCCUPATIONS
-from equipoise.protocol.prompts import PROMPTS
 from equipoise.protocol.task import PROTOCOL
+from tests.default import OCCUPATIONS, PROMPTS
 from tests.ppo.small import small_config
 from tests.tiny import next_logprobs, tiny_folder
 

@@ -19,8 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from equipoise.errors import UserError
 from equipoise.policy import bundled
 from equipoise.policy.source import BUNDLED_REQUIREMENT, load_model, load_tokenizer, resolve
-from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
-from equipoise.protocol.prompts import PROMPTS
+from tests.default import LEXICON, OCCUPATIONS, PROMPTS
 from tests.tiny import TOKENS, tiny_gguf, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -276,7 +275,7 @@ def test_the_bundled_model_speaks_english(real) -> None:
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) + "The nurse was"
     inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
     ids = model.generate(**inputs, max_new_tokens=20, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    assert LEXICON.match(tokenizer.decode(ids)).communal  # greedy: "a compassionate and empathetic individual …"
+    assert LEXICON.match(tokenizer.decode(ids)).terms[1]  # greedy: "a compassionate and empathetic individual …"
     assert ids[-1] == tokenizer.eos_token_id
 
 

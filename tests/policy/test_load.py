@@ -14,7 +14,7 @@ from equipoise.policy.load import Policy, load_for_generation, load_policy, pick
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import sample
 from equipoise.policy.score import score
-from equipoise.protocol.prompts import PROMPTS
+from tests.default import PROMPTS
 from tests.tiny import perturb, tiny_folder
 
 RAW = PROMPTS["raw"]

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerFast
 from equipoise.errors import UserError
 from equipoise.policy.prompt import leaked_terms, prompt_ids, prompt_text, sentences_of, stop_ids
 from equipoise.policy.rollout import Rollout
-from equipoise.protocol.lexicon import LEXICON
-from equipoise.protocol.prompts import PROMPTS, Prompt, get_prompt
+from equipoise.protocol.prompts import Prompt
 from equipoise.protocol.task import PROTOCOL
+from tests.default import LEXICON, PROMPTS, get_prompt
 from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 RAW, DESCRIBE = PROMPTS["raw"], PROMPTS["describe"]
@@ -48,7 +48,7 @@ def test_the_system_message_is_empty_and_the_answer_is_begun() -> None:
 @pytest.mark.parametrize("name", ["study", "describe"])
 def test_a_templates_own_system_message_leaks_no_term_that_the_reward_pays_for(name: str) -> None:
     match = LEXICON.match(prompt_text(tokenizer(OWN_SYSTEM_MESSAGE), PROMPTS[name], "nurse", PROTOCOL))
-    assert not match.agentic and not match.communal
+    assert not match.some
 
 
 def test_a_system_message_of_ones_own_is_used() -> None:

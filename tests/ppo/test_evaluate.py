@@ -18,9 +18,8 @@ from equipoise.policy.prompt import prompt_ids
 from equipoise.ppo.base import BaseRates
 from equipoise.ppo.evaluate import draw_sentences, fluency, groups, measure
 from equipoise.ppo.window import Sentence, Window
-from equipoise.protocol.lexicon import HOLDOUT, OCCUPATIONS
-from equipoise.protocol.prompts import get_prompt
 from equipoise.protocol.task import PROTOCOL
+from tests.default import HOLDOUT, OCCUPATIONS, get_prompt
 from tests.tiny import next_logprobs, perturb
 
 TEXTS = [

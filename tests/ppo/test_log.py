@@ -270,7 +270,7 @@ watch/distinct_2 watch/unique watch/nll
 watch/nll_rise watch/terms watch/stuffed watch/pinned watch/unfinished watch/unfinished_start watch/both
 watch/one_class watch/reward watch/sentences watch/kl_speed watch/reward_speed watch/entropy watch/standing
 watch/leaked_terms
-eval/n eval/reward eval/both eval/one eval/in_length eval/strict eval/pairs eval/effective_pairs eval/unique
+eval/n eval/reward eval/both eval/one eval/in_length eval/strict eval/pairs eval/rank eval/effective_pairs eval/unique
 eval/occupations eval/kl eval/finished
 ppo/update_kl ppo/updates ppo/early_stop ppo/ratio_max ppo/clip_fraction ppo/policy_loss ppo/value_loss ppo/entropy
 ppo/grad_norm ppo/learning_rate value/mean value/explained_variance advantage/std guard/skipped

@@ -16,7 +16,7 @@ from equipoise.policy.source import resolve
 from equipoise.ppo import machine as machines
 from equipoise.ppo.machine import MARGIN, Machine, Need, Work, check, fit, inspect_machine, need
 from equipoise.ppo.train import train
-from equipoise.protocol.prompts import PROMPTS
+from tests.default import PROMPTS
 from tests.tiny import tiny_folder
 
 from .small import small_config

@@ -12,7 +12,7 @@ from equipoise.errors import UserError
 from equipoise.learning.optimizer import MasterAdam
 from equipoise.ppo.config import PPOConfig
 from equipoise.ppo.train import train
-from equipoise.protocol.reward import strict_success
+from tests.default import strict_success
 
 from .small import rows, small_config, tensors
 

@@ -21,8 +21,8 @@ from equipoise.ppo import run as runs
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.run import FREE_TO_CHANGE, Run
 from equipoise.ppo.train import Outcome, train
-from equipoise.protocol.reward import score
 from equipoise.runs.records import differences
+from tests.default import score
 
 from .small import checkpoints, events, exit_code, in_child, results, rows, small_config
 

@@ -14,7 +14,7 @@ from equipoise.ppo import sweep
 from equipoise.ppo.summary import first_good_step
 from equipoise.ppo.sweep import SweepConfig, read_plans
 from equipoise.ppo.sweep_table import statistics_of, table, values_of
-from equipoise.protocol.reward import strict_success
+from tests.default import strict_success
 
 
 def write(where: Path, model: Path, text: str) -> Path:

@@ -31,8 +31,8 @@ from equipoise.ppo.step import occupation_at
 from equipoise.ppo.train import Outcome, train
 from equipoise.ppo.update import UpdateStats
 from equipoise.protocol import reward as protocol
-from equipoise.protocol.lexicon import HOLDOUT, OCCUPATIONS
 from equipoise.protocol.task import PROTOCOL
+from tests.default import HOLDOUT, OCCUPATIONS
 from tests.tiny import tiny_folder
 
 from .small import checkpoints, events, rows, small_config, tensors
@@ -135,7 +135,8 @@ def test_advantages_are_whitened_over_the_whole_batch_and_the_score_sits_on_the_
 
 
 def test_every_key_of_a_run_is_defined_and_every_defined_key_is_in_a_run(model: Path, tmp_path: Path) -> None:
-    train(small_config(model, tmp_path, steps=3, save_every=1, base_samples=8, eval_sentences=8))
+    config = small_config(model, tmp_path, steps=3, save_every=1, base_samples=8, eval_sentences=8)
+    train(config, None, lambda texts, jobs: float(len(texts)))
     lines = [(tmp_path / "out" / name).read_text().splitlines() for name in ("metrics.jsonl", "eval.jsonl")]
     logged = {key for line in itertools.chain(*lines) for key in json.loads(line)}
     logged -= {"step"}

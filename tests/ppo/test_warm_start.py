@@ -32,11 +32,9 @@ from equipoise.ppo.config import TrainConfig, WarmStartConfig
 from equipoise.ppo.state import State
 from equipoise.ppo.train import Outcome, train
 from equipoise.ppo.training import Training, new_optimizer
-from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
-from equipoise.protocol.prompts import PROMPTS
-from equipoise.protocol.reward import score as reward
-from equipoise.protocol.reward import strict_success
 from equipoise.protocol.task import PROTOCOL
+from tests.default import LEXICON, OCCUPATIONS, PROMPTS, strict_success
+from tests.default import score as reward
 
 from .small import checkpoints, small_config
 
@@ -90,9 +88,9 @@ def test_forced_openings_hold_a_term_of_each_class_in_either_order() -> None:
     cases = list(itertools.islice(forced_cases(JOBS, PROTOCOL, torch.Generator().manual_seed(0)), 600))
     found = [LEXICON.spans(opening) for _, opening in cases]
     assert all(
-        len(spans) == 2 and LEXICON.match(opening).both for spans, (_, opening) in zip(found, cases, strict=True)
+        len(spans) == 2 and LEXICON.match(opening).complete for spans, (_, opening) in zip(found, cases, strict=True)
     )
-    assert 200 < sum(spans[0].term in LEXICON.agentic for spans in found) < 400
+    assert 200 < sum(LEXICON.class_of(spans[0].term) == 0 for spans in found) < 400
     masked = {LEXICON.mark(opening, ("\0", "\0"), ("\0", "\0")) for _, opening in cases}
     moulds = {re.sub("\0[^\0]*\0", "*", text) for text in masked}
     assert moulds == {
@@ -108,7 +106,7 @@ def test_forced_openings_hold_a_term_of_each_class_in_either_order() -> None:
 
 
 def test_forced_sentences_are_of_many_pairs(model: Path) -> None:
-    pairs = {(m.agentic[0], m.communal[0]) for m in map(LEXICON.match, (e.text for e in gather(load(model), "forced")))}
+    pairs = {m.first for m in map(LEXICON.match, (e.text for e in gather(load(model), "forced")))}
     assert len(pairs) > 25  # in 48 sentences
 
 

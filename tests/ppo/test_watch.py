@@ -17,8 +17,8 @@ from equipoise.ppo.signs import SIGNS, Sign
 from equipoise.ppo.train import Outcome, train
 from equipoise.ppo.watch import TextSigns, Watch
 from equipoise.ppo.window import Sentence, Window
-from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, OCCUPATIONS
 from equipoise.protocol.task import PROTOCOL
+from tests.default import AGENTIC, COMMUNAL, OCCUPATIONS
 from tests.tiny import CHAT_TEMPLATE, words_folder
 
 from .small import checkpoints, events, results, rows, small_config

@@ -1,25 +1,22 @@
 """The terms and the matcher, against hand-made tables and a slow definition that uses no regular expression."""
 
 import pickle
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.errors import UserError
-from equipoise.protocol.lexicon import (
-    AGENTIC,
-    COMMUNAL,
-    HOLDOUT,
-    LEXICON,
-    OCCUPATIONS,
-    Lexicon,
-    Match,
-    normalise,
-)
+from equipoise.protocol.lexicon import Lexicon, Match, TermClass, normalise
+from tests.default import AGENTIC, COMMUNAL, HOLDOUT, LEXICON, OCCUPATIONS
 
 HYPHENS = ["-", "\u2010", "\u2011", "\ufe63", "\uff0d"]
 SPACES = [" ", "\u00a0", "\u202f", "\u2007"]
+
+
+def two_classes(agentic: Any, communal: Any) -> Lexicon:
+    return Lexicon((TermClass("agentic", agentic), TermClass("communal", communal)))
 
 
 def slow_matches(text: str, term: str) -> int:
@@ -44,7 +41,7 @@ def slow_matches(text: str, term: str) -> int:
 
 def found(text: str, lexicon: Lexicon = LEXICON) -> set[str]:
     match = lexicon.match(text)
-    return set(match.agentic + match.communal)
+    return {term for terms in match.terms for term in terms}
 
 
 def test_the_lists_are_the_protocols():
@@ -125,7 +122,7 @@ def test_a_match_lists_terms_once_in_order_of_occurrence_and_counts_them():
 
 @pytest.mark.parametrize(("text", "both"), [("bold and loyal", True), ("bold", False), ("loyal", False), ("", False)])
 def test_both_needs_a_term_of_each_class(text, both):
-    assert LEXICON.match(text).both is both
+    assert LEXICON.match(text).complete is both
 
 
 def test_normalising_touches_hyphens_and_spaces_only():
@@ -146,7 +143,7 @@ def test_the_matcher_agrees_with_the_slow_definition(text):
     assert LEXICON.match(text).counts == {term: count for term, count in slow.items() if count}
 
 
-OVERLAPPING = Lexicon(("a", "a-b", "b c", "self-made"), ("b", "a-b-c", "self", "made-up", "c"))
+OVERLAPPING = two_classes(("a", "a-b", "b c", "self-made"), ("b", "a-b-c", "self", "made-up", "c"))
 
 
 @given(st.text("abc- ", max_size=12) | st.lists(st.sampled_from(["self", "made", "up", "-"]), max_size=7).map("".join))
@@ -191,7 +188,7 @@ def test_spans_are_places_in_the_text_as_given(text):
 def test_letters_that_only_fold_to_ascii_name_their_term():
     # Unicode's default case folding takes the long s and the Kelvin sign for s and k, but not the dotless i for i.
     assert LEXICON.match("a\u017f\u017fertive").counts == {"assertive": 1}
-    assert Lexicon(("kind",), ("loyal",)).match("\u212aIND").counts == {"kind": 1}
+    assert two_classes(("kind",), ("loyal",)).match("\u212aIND").counts == {"kind": 1}
     assert LEXICON.match("DEC\u0131S\u0131VE").counts == {}
 
 
@@ -214,20 +211,20 @@ def test_a_term_inside_another_gets_no_marks_of_its_own():
 
 
 def test_a_lexicon_of_ones_own_replaces_the_protocols():
-    mine = Lexicon(("Brave", "self\u2011made"), ["team\u00a0player"])
+    mine = two_classes(("Brave", "self\u2011made"), ["team\u00a0player"])
     assert mine.terms == ("brave", "self-made", "team player")
     assert found("BRAVE and bold, a self-made team player", mine) == {"brave", "self-made", "team player"}
 
 
 def test_a_lexicon_survives_pickling_and_hashing_after_use():
-    mine = Lexicon(("brave",), ("kind",))
+    mine = two_classes(("brave",), ("kind",))
     mine.match("brave")
     copy = pickle.loads(pickle.dumps(mine))
     assert copy == mine and hash(copy) == hash(mine) and found("kind", copy) == {"kind"}
 
 
 def test_characters_special_to_regular_expressions_are_plain_in_terms():
-    assert Lexicon(("a.b",), ("c",)).match("a.b axb").counts == {"a.b": 1}
+    assert two_classes(("a.b",), ("c",)).match("a.b axb").counts == {"a.b": 1}
 
 
 @pytest.mark.parametrize(
@@ -247,5 +244,5 @@ def test_characters_special_to_regular_expressions_are_plain_in_terms():
 )
 def test_a_lexicon_that_cannot_be_is_refused_in_one_line(agentic, communal, says):
     with pytest.raises(UserError, match=says) as error:
-        Lexicon(agentic, communal)
+        two_classes(agentic, communal)
     assert "\n" not in str(error.value)

@@ -5,17 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.errors import UserError
-from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, OCCUPATIONS
-from equipoise.protocol.prompts import (
-    PROMPTS,
-    Prompt,
-    clean,
-    get_prompt,
-    is_complete_sentence,
-    prefix,
-    sentence,
-    word_count,
-)
+from equipoise.protocol.prompts import Prompt, clean, is_complete_sentence, word_count
+from tests.default import AGENTIC, COMMUNAL, OCCUPATIONS, PROMPTS, get_prompt, prefix, sentence
 
 
 def test_the_study_prompt_is_the_public_studys_to_the_byte():

@@ -1,15 +1,17 @@
 """The reward against tables worked by hand from the protocol, and strict success at its edges."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.errors import UserError
-from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, Lexicon
-from equipoise.protocol.reward import Reward, RewardWeights, score, strict_success
+from equipoise.protocol.lexicon import TermClass
+from equipoise.protocol.reward import Reward, RewardWeights
 from equipoise.protocol.task import PROTOCOL
+from tests.default import AGENTIC, COMMUNAL, score, strict_success
 
 
 def test_the_worked_example_is_worth_one():
@@ -155,9 +157,10 @@ def test_weights_that_make_no_sense_are_refused_by_name(changed):
 
 
 def test_the_reward_follows_a_lexicon_of_ones_own():
-    mine = Lexicon(("brave",), ("kind",))
-    assert score("The nurse was brave and kind on the ward.", lexicon=mine).reward == 1.0
-    assert score("The nurse was bold and loyal on the ward.", lexicon=mine).reward == -0.2
+    classes = (TermClass("agentic", ("brave",)), TermClass("communal", ("kind",)))
+    mine = replace(PROTOCOL, classes=classes, not_in_source=())
+    assert mine.score("The nurse was brave and kind on the ward.").reward == 1.0
+    assert mine.score("The nurse was bold and loyal on the ward.").reward == -0.2
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.errors import UserError
-from equipoise.protocol import lexicon, prompts, reward
+from equipoise.protocol import lexicon, prompts
 from equipoise.protocol.prompts import Prompt
 from equipoise.protocol.reward import RewardWeights
 from equipoise.protocol.task import PROTOCOL, Task, packaged_tasks, read_task, task_from_document
@@ -81,18 +81,6 @@ def test_the_default_prompts_are_the_protocols_to_the_byte():
     assert PROTOCOL.default_prompt.name == "describe"
     for prompt in PROTOCOL.prompts:
         assert PROTOCOL.user_message(prompt, "chef") == prompt.user_message("chef")
-
-
-def test_the_older_names_are_the_default_tasks():
-    assert list(lexicon.AGENTIC) == AGENTIC and list(lexicon.COMMUNAL) == COMMUNAL
-    assert list(lexicon.OCCUPATIONS) == OCCUPATIONS and PROTOCOL.held_out == lexicon.HOLDOUT
-    assert lexicon.LEXICON is PROTOCOL.lexicon and lexicon.Lexicon() == PROTOCOL.lexicon
-    assert (prompts.MIN_WORDS, prompts.MAX_WORDS) == (8, 15)
-    assert list(prompts.PROMPTS.values()) == list(PROTOCOL.prompts)
-    assert prompts.sentence("nurse", "kind.") == "The nurse was kind."
-    text = "The nurse was bold, and caring to Dr. Lee on the ward."
-    assert reward.score(text).document() == PROTOCOL.score(text).document()
-    assert reward.strict_success(text) and PROTOCOL.strict(text)
 
 
 @pytest.mark.parametrize("module", ["lexicon", "prompts", "reward", "task", "task_file", "task_checks", "folding"])
