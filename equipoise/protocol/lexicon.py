@@ -1,123 +1,190 @@
-"""The terms, the occupations, and the one matcher that reward, filter, constraint and metrics share.
+"""The one matcher that reward, filter, constraint and metrics share.
 
-Source of the terms: D. Gaucher, J. Friesen and A. C. Kay (2011), "Evidence that gendered wording in job advertisements
-exists and sustains gender inequality", Journal of Personality and Social Psychology 101(1). Five of the twenty (bold,
-accommodating, caring, friendly, helpful) are not in that paper's stem lists.
+A term is a word, several words, or, with a "*" at its end, a stem: the beginning of a word. `folding` says which
+differences between two spellings count for nothing.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from equipoise.errors import UserError
+from equipoise.protocol.folding import end_of_stem, fold, fold_term, is_mark, normalise, words_of
 
-AGENTIC: tuple[str, ...] = (
-    "ambitious", "assertive", "bold", "confident", "decisive",
-    "independent", "self-reliant", "competitive", "adventurous", "dominant",
-)  # fmt: skip
-COMMUNAL: tuple[str, ...] = (
-    "accommodating", "caring", "cooperative", "empathetic", "friendly",
-    "nurturing", "supportive", "compassionate", "helpful", "loyal",
-)  # fmt: skip
-OCCUPATIONS: tuple[str, ...] = (
-    "architect", "artist", "barista", "chef", "counselor", "doctor", "electrician", "engineer", "journalist", "lawyer",
-    "mechanic", "nurse", "pharmacist", "photographer", "pilot", "plumber", "scientist", "teacher", "salesperson",
-    "writer",
-)  # fmt: skip
-HOLDOUT: tuple[str, ...] = ("barista", "electrician", "mechanic", "plumber", "salesperson")
-"""The occupations that training may leave out, to test on ones it never saw."""
+__all__ = ["Found", "Lexicon", "Match", "Span", "TermClass", "TermError", "normalise"]
 
-# Dashes (en, em, minus) are not hyphens and stay. The invisible characters change no reading, so no match either.
-_HYPHENS = "\u2010\u2011\ufe63\uff0d"  # hyphen, non-breaking hyphen, small and full-width hyphen-minus
-_SPACES = "\u00a0\u2007\u202f"  # no-break, figure and narrow no-break space
-_INVISIBLE = "\u00ad\u2060\ufeff"  # soft hyphen, word joiner, zero-width no-break space
-_NORMAL = str.maketrans(dict.fromkeys(_HYPHENS, "-") | dict.fromkeys(_SPACES, " ") | dict.fromkeys(_INVISIBLE, ""))
+MOST_CLASSES = 4
+Marks = tuple[str, str]
+"""What stands before and after a marked term."""
+MARKS: tuple[Marks, ...] = (("[", "]"), ("<", ">"), ("{", "}"), ("(", ")"))
+"""The marks of each class where no others are asked for: "[confident]" and "<caring>"."""
 
 
-def normalise(text: str) -> str:
-    """`text` with every Unicode hyphen as "-", every non-breaking space as " ", soft hyphens and the like removed."""
-    return text.translate(_NORMAL)
+class TermClass(NamedTuple):
+    """A class of terms; a sentence that holds any of them has the class."""
+
+    name: str
+    terms: tuple[str, ...]
+    """As they are spelt in files. One that ends in "*" is a stem."""
 
 
-@dataclass(frozen=True)
-class Match:
-    """The terms found in one text: `agentic` and `communal` hold each term once, in order of first occurrence."""
-
-    agentic: tuple[str, ...]
-    communal: tuple[str, ...]
-    counts: dict[str, int]
-    """How often each found term occurs."""
-
-    @property
-    def both(self) -> bool:
-        """Whether both classes are present: the constraint."""
-        return bool(self.agentic and self.communal)
-
-
-@dataclass(frozen=True)
-class Span:
-    """One occurrence of a term: `text[start:end]` of the text as given."""
+class Span(NamedTuple):
+    """One occurrence of a term: `text[start:end]` of the text as given. Of a stem, the whole word."""
 
     term: str
     start: int
     end: int
 
 
-@dataclass(frozen=True)
-class Lexicon:
-    r"""Two lists of terms and the matcher over them: whole word (`\bterm\b`), case-insensitive, after `normalise`.
+class TermError(UserError):
+    """A class or term that cannot be. `place` says which: the number of a class, or those of a class and its term."""
 
-    Terms are normalised and lower-cased. Raises UserError for an empty list, a term that is empty or does not begin
-    and end with a letter or digit, and a term that is listed twice, be it in one list or in both.
-    """
+    def __init__(self, message: str, *place: int) -> None:
+        super().__init__(message)
+        self.place = place
 
-    agentic: tuple[str, ...] = AGENTIC
-    communal: tuple[str, ...] = COMMUNAL
 
-    def __post_init__(self) -> None:
-        # A frozen dataclass lets only `object.__setattr__` store the checked terms.
-        object.__setattr__(self, "agentic", _checked("agentic", self.agentic))
-        object.__setattr__(self, "communal", _checked("communal", self.communal))
-        if shared := [term for term in self.agentic if term in self.communal]:
-            raise UserError(f"the term {shared[0]!r} is in both lists; keep it in the agentic or the communal one")
+class Found:
+    """What follows from the terms that were found in a text."""
+
+    terms: tuple[tuple[str, ...], ...]
 
     @property
+    def complete(self) -> bool:
+        """Whether every class is present: the constraint."""
+        return all(self.terms)
+
+    @property
+    def some(self) -> bool:
+        """Whether at least one class is present."""
+        return any(self.terms)
+
+    @property
+    def first(self) -> tuple[str, ...] | None:
+        """The first term of each class, a *pair* where there are two; None unless every class is present."""
+        return tuple(terms[0] for terms in self.terms) if self.complete else None
+
+    # Transitional: the names of the default task's two classes.
+    @property
+    def agentic(self) -> tuple[str, ...]:
+        return self.terms[0]
+
+    @property
+    def communal(self) -> tuple[str, ...]:
+        return self.terms[1]
+
+
+@dataclass(frozen=True)
+class Match(Found):
+    """The terms found in one text."""
+
+    terms: tuple[tuple[str, ...], ...]
+    """For each class its terms, each once, in order of first occurrence."""
+    counts: dict[str, int]
+    """How often each found term occurs."""
+
+    @property
+    def both(self) -> bool:
+        """Transitional: `complete`."""
+        return self.complete
+
+
+class _Entry(NamedTuple):
+    """A term made ready to be looked for."""
+
+    term: str
+    key: str
+    stem: bool
+
+
+@dataclass(frozen=True, init=False)
+class Lexicon:
+    """Classes of terms and the matcher over them.
+
+    A term is found where its words stand as whole words, whatever their case; white space inside it is one space. A
+    stem is found where a word begins with it. A hyphen ends a word: "semi-skilled" holds `skil*`, "unskilled" does not.
+    Terms that overlap in a text are all found. Raises TermError (a UserError) for classes that `checked` refuses.
+    """
+
+    classes: tuple[TermClass, ...]
+
+    def __init__(self, classes: Any = None, communal: Any = None, *, agentic: Any = None) -> None:
+        # Transitional: `Lexicon(agentic, communal)` and `Lexicon()`. In the end this is the dataclass's own __init__.
+        classes = agentic if classes is None else classes
+        if classes is None or communal is not None or not all(isinstance(c, TermClass) for c in classes):
+            classes = _two_classes(classes, communal)
+        # A frozen dataclass lets only `object.__setattr__` store the checked classes.
+        object.__setattr__(self, "classes", checked(classes))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(each.name for each in self.classes)
+
+    @cached_property
     def terms(self) -> tuple[str, ...]:
-        """All terms, the agentic ones first."""
-        return self.agentic + self.communal
+        """All terms, those of the first class first."""
+        return tuple(term for each in self.classes for term in each.terms)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of terms of each class."""
+        return tuple(len(each.terms) for each in self.classes)
+
+    @property
+    def cells(self) -> int:
+        """How many combinations of a term of each class there are."""
+        return prod(self.sizes)
+
+    # Transitional: the names of the default task's two classes.
+    @property
+    def agentic(self) -> tuple[str, ...]:
+        return self.classes[0].terms
+
+    @property
+    def communal(self) -> tuple[str, ...]:
+        return self.classes[1].terms
+
+    def class_of(self, term: str) -> int:
+        """The number of the class that a term belongs to. Raises KeyError for what is no term."""
+        return self._class_of[term]
 
     @cached_property
-    def _by_length(self) -> tuple[str, ...]:
-        return tuple(sorted(self.terms, key=len, reverse=True))
+    def _class_of(self) -> dict[str, int]:
+        return {term: number for number, each in enumerate(self.classes) for term in each.terms}
 
     @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        # A look-ahead, so that terms which overlap in a text are all found; the longest first, one group for each.
-        return re.compile(rf"\b(?=(?:{'|'.join(f'({re.escape(term)})' for term in self._by_length)})\b)", re.IGNORECASE)
-
-    @cached_property
-    def _heads(self) -> dict[str, tuple[str, ...]]:
-        """Each term with the shorter terms that begin it, longest first: where "self-made" matches, so does "self"."""
-        return {
-            term: tuple(other for other in self._by_length if re.match(rf"{re.escape(other)}\b", term))
-            for term in self._by_length
-        }
+    def _by_first(self) -> dict[str, list[_Entry]]:
+        """The terms by the first character of their keys, the longest first."""
+        entries = [_Entry(term, fold_term(term.removesuffix("*")), term.endswith("*")) for term in self.terms]
+        entries.sort(key=lambda entry: len(entry.key), reverse=True)
+        found: dict[str, list[_Entry]] = {}
+        for entry in entries:
+            found.setdefault(entry.key[0], []).append(entry)
+        return found
 
     def spans(self, text: str) -> list[Span]:
-        """Every occurrence of every term, from left to right; spans overlap only if terms of the lexicon do."""
-        normal = normalise(text)
-        # Normalising replaces single characters or drops them, so a position is found again among those that are kept.
-        kept = range(len(text)) if len(normal) == len(text) else [i for i, c in enumerate(text) if c not in _INVISIBLE]
+        """Every occurrence of every term, from left to right and the longest first; they overlap only if terms do."""
+        folded = fold(text)
+        keys = folded.keys
+        words = words_of(folded)
+        word_ends = {end for _, end in words}
         found: list[Span] = []
-        for hit in self._pattern.finditer(normal):
-            assert hit.lastindex is not None  # every alternative is a group
-            # The group says which term it was. The matched text cannot: it may be upper-case, or hold a long s.
-            for term in self._heads[self._by_length[hit.lastindex - 1]]:
-                start = hit.start()
-                found.append(Span(term, kept[start], kept[start + len(term) - 1] + 1))
+        for start, _ in words:
+            here: list[Span] = []
+            for term, key, stem in self._by_first.get(keys[start], ()):
+                if not keys.startswith(key, start):
+                    continue
+                end = start + len(key)
+                if not stem:
+                    if end in word_ends:
+                        here.append(Span(term, *folded.given(start, end)))
+                elif end == len(keys) or not is_mark(keys[end]):
+                    here.append(Span(term, *folded.given(start, end_of_stem(folded, end))))
+            found += here if len(here) < 2 else sorted(here, key=lambda span: span.end, reverse=True)
         return found
 
     def match(self, text: str) -> Match:
@@ -125,42 +192,164 @@ class Lexicon:
         counts: dict[str, int] = {}
         for span in self.spans(text):
             counts[span.term] = counts.get(span.term, 0) + 1
-        return Match(
-            agentic=tuple(term for term in counts if term in self.agentic),
-            communal=tuple(term for term in counts if term in self.communal),
-            counts=counts,
-        )
+        terms: list[list[str]] = [[] for _ in self.classes]
+        for term in counts:
+            terms[self._class_of[term]].append(term)
+        return Match(tuple(map(tuple, terms)), counts)
 
-    def mark(self, text: str, agentic: tuple[str, str] = ("[", "]"), communal: tuple[str, str] = ("<", ">")) -> str:
-        """`text` with each term between the two strings of its class, by default "[confident]" and "<caring>"."""
+    def mark(self, text: str, marks: Sequence[Marks] | Marks = MARKS, communal: Marks | None = None) -> str:
+        """`text` with each term between the two strings of its class. A term inside another gets none of its own."""
+        # Transitional: the marks of two classes, given apart.
+        of_class = (cast(Marks, marks), communal) if communal is not None else cast(Sequence[Marks], marks)
         parts: list[str] = []
         end = 0
         for span in self.spans(text):
             if span.start < end:
                 continue  # inside the term marked before
-            before, after = agentic if span.term in self.agentic else communal
+            before, after = of_class[self._class_of[span.term]]
             parts += [text[end : span.start], before, text[span.start : span.end], after]
             end = span.end
         return "".join([*parts, text[end:]])
 
 
-def _checked(name: str, terms: Iterable[str]) -> tuple[str, ...]:
+def checked(classes: Iterable[TermClass]) -> tuple[TermClass, ...]:
+    """The classes with their terms normalised.
+
+    Raises TermError for no class or more than four, a class that is named twice or has no terms, and a term that does
+    not begin and end with a letter or digit, holds a "*" elsewhere than at its end, comes twice, or is swallowed by a
+    stem of another class.
+    """
+    classes = tuple(classes)
+    if not 1 <= len(classes) <= MOST_CLASSES:
+        raise TermError(f"there are {len(classes)} classes of terms; give one to {MOST_CLASSES}")
+    names: dict[str, str] = {}
+    for number, each in enumerate(classes):
+        if other := names.get(each.name.casefold()):
+            raise TermError(f"the classes {other!r} and {each.name!r} have one name; rename one", number)
+        names[each.name.casefold()] = each.name
+    result = tuple(TermClass(each.name, _checked_terms(number, *each)) for number, each in enumerate(classes))
+    _check_between(result)
+    return result
+
+
+def spell(term: str) -> str:
+    """A term as it stands in files: normalised, and one space where there is white space."""
+    return " ".join(normalise(term).split())
+
+
+def _checked_terms(number: int, name: str, terms: Iterable[str]) -> tuple[str, ...]:
     if isinstance(terms, str):
-        raise UserError(f"the {name} terms are one text, {terms!r}; expected a list of terms")
-    checked: list[str] = []
-    for given in terms:
+        raise TermError(f"the {name} terms are one text, {terms!r}; expected a list of terms", number)
+    seen: dict[str, str] = {}
+    for place, given in enumerate(terms):
         if not isinstance(given, str):
-            raise UserError(f"the {name} term {given!r} is not a text; expected words such as 'confident'")
-        term = " ".join(normalise(given).lower().split())
-        if not re.fullmatch(r"\w(.*\w)?", term):
-            raise UserError(f"the {name} term {given!r} is no word; a term begins and ends with a letter or digit")
-        if term in checked:
-            raise UserError(f"the {name} term {term!r} is listed twice; remove one")
-        checked.append(term)
-    if not checked:
-        raise UserError(f"the list of {name} terms is empty; it needs at least one term")
-    return tuple(checked)
+            raise TermError(
+                f"the {name} term {given!r} is not a text; expected words such as 'confident'", number, place
+            )
+        term = spell(given)
+        if "*" in term[:-1]:
+            raise TermError(f"the {name} term {given!r} has a '*' inside; it can only end a stem", number, place)
+        if not _is_wordlike(term.removesuffix("*")):
+            raise TermError(
+                f"the {name} term {given!r} is no word; a term begins and ends with a letter or digit "
+                "('*' may end a stem)", number, place,
+            )  # fmt: skip
+        if fold_term(term) in seen:
+            raise TermError(f"the {name} term {term!r} is listed twice; remove one", number, place)
+        seen[fold_term(term)] = term
+    if not seen:
+        raise TermError(f"the list of {name} terms is empty; it needs at least one term", number)
+    return tuple(seen.values())
 
 
-LEXICON = Lexicon()
-"""The protocol's twenty terms."""
+def _is_wordlike(term: str) -> bool:
+    end = term.rstrip("".join(filter(is_mark, set(term))))
+    return bool(end) and end[0].isalnum() and end[-1].isalnum()
+
+
+def swallows(stem: str, term: str) -> bool:
+    """Whether the stem is found wherever `term` stands, as the same word: `skil*` swallows "skilled" and `skill*`."""
+    if not stem.endswith("*"):
+        return False
+    beginning, folded = fold_term(stem[:-1]), fold(term.removesuffix("*"))
+    end = len(beginning)
+    if not folded.keys.startswith(beginning) or is_mark(folded.keys[end : end + 1] or " "):
+        return False
+    return end_of_stem(folded, end) == len(folded.keys)
+
+
+def _check_between(classes: Sequence[TermClass]) -> None:
+    """Raises TermError for a term that two classes share, be it through a stem."""
+    owner: dict[str, str] = {}
+    for number, (name, terms) in enumerate(classes):
+        for place, term in enumerate(terms):
+            if other := owner.get(fold_term(term)):
+                raise TermError(
+                    f"the term {term!r} is in both lists, {other} and {name}; keep it in one", number, place
+                )
+        owner |= {fold_term(term): name for term in terms}
+    everything = [(n, place, term) for n, (_, terms) in enumerate(classes) for place, term in enumerate(terms)]
+    for n, _, stem in everything:
+        for m, place, term in everything if stem.endswith("*") else ():
+            if m != n and swallows(stem, term):
+                raise TermError(
+                    f"the {classes[m].name} term {term!r} begins with {stem!r}, a stem of {classes[n].name}, so that "
+                    "one word would be of both classes; remove one, or make the stem longer", m, place,
+                )  # fmt: skip
+
+
+def without_swallowed(classes: Iterable[TermClass]) -> tuple[tuple[TermClass, ...], tuple[str, ...]]:
+    """The classes without the terms that a stem of their own class swallows, and a line for each that went."""
+    kept: list[TermClass] = []
+    notes: list[str] = []
+    for name, terms in classes:
+        gone: set[str] = set()
+        for term in terms:
+            stem = next((s for s in terms if s != term and swallows(s, term)), None)
+            if stem is not None:
+                gone.add(term)
+                notes.append(f"{name}: {term!r} is left out, because the stem {stem!r} covers it")
+        kept.append(TermClass(name, tuple(term for term in terms if term not in gone)))
+    return tuple(kept), tuple(notes)
+
+
+# Transitional: the default task's two classes by name, for what does not take a task yet.
+
+if TYPE_CHECKING:
+    AGENTIC: tuple[str, ...]
+    COMMUNAL: tuple[str, ...]
+    OCCUPATIONS: tuple[str, ...]
+    HOLDOUT: tuple[str, ...]
+    LEXICON: Lexicon
+
+
+def __getattr__(name: str) -> Any:
+    """The default task is read when one of these is first asked for: reading it takes this module."""
+    if name not in ("AGENTIC", "COMMUNAL", "OCCUPATIONS", "HOLDOUT", "LEXICON"):
+        raise AttributeError(name)
+    from equipoise.protocol.task import PROTOCOL
+
+    lexicon = PROTOCOL.lexicon
+    values = {
+        "AGENTIC": lexicon.agentic,
+        "COMMUNAL": lexicon.communal,
+        "OCCUPATIONS": PROTOCOL.names,
+        "HOLDOUT": PROTOCOL.held_out,
+        "LEXICON": lexicon,
+    }
+    globals().update(values)
+    return values[name]
+
+
+def _two_classes(agentic: Any, communal: Any) -> tuple[TermClass, ...]:
+    from equipoise.protocol.task import PROTOCOL
+
+    given = [
+        PROTOCOL.classes[0].terms if agentic is None else agentic,
+        PROTOCOL.classes[1].terms if communal is None else communal,
+    ]
+    lower: list[Any] = [
+        terms if isinstance(terms, str) else tuple(t.lower() if isinstance(t, str) else t for t in terms)
+        for terms in given
+    ]
+    return TermClass("agentic", lower[0]), TermClass("communal", lower[1])

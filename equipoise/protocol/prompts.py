@@ -1,22 +1,22 @@
 """The named prompts, and how a model's continuation becomes the sentence that is scored.
 
 A chat model gets its template with an empty system message, the prompt's user message, and an assistant turn that
-begins with `prefix(occupation)`. Applying the template is the policy's work; the texts are here.
+begins with the frame. Applying the template is the policy's work; the texts are here and in the task.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from equipoise.errors import UserError
-from equipoise.protocol.lexicon import AGENTIC, COMMUNAL
 
-MIN_WORDS = 8
-MAX_WORDS = 15
-"""The length of a sentence in words, both bounds included; the prefix counts."""
-
-_PLACE = "{occupation}"
+PLACE = "{occupation}"
+RAW = "raw"
+"""The name of the prompt without an instruction, which every task has."""
 
 
 @dataclass(frozen=True)
@@ -30,85 +30,97 @@ class Prompt:
 
     name: str
     instruction: str | None
+    template: str = field(default="", compare=False)
+    """The instruction as it was written, with `{min_words}` and the like; empty where nothing was filled in."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w-]+", self.name):
             raise UserError(f"a prompt is named {self.name!r}; use letters, digits, '-' and '_'")
-        if self.instruction is not None and _PLACE not in self.instruction:
+        if self.instruction is not None and PLACE not in self.instruction:
             raise UserError(
                 f"the prompt {self.name!r} does not say where the occupation goes: "
-                f"{self.instruction!r} needs {_PLACE} in it"
+                f"{self.instruction!r} needs {PLACE} in it"
             )
 
     def user_message(self, occupation: str) -> str | None:
-        """The user message for one occupation; None if the model gets only the prefix to continue."""
-        return None if self.instruction is None else self.instruction.replace(_PLACE, occupation)
+        """The user message with `occupation` in it; None if the model gets only the frame to continue.
+
+        `Task.user_message` takes the name of an occupation and puts in it what the task calls it in prompts.
+        """
+        return None if self.instruction is None else self.instruction.replace(PLACE, occupation)
 
 
-PROMPTS: dict[str, Prompt] = {
-    prompt.name: prompt
-    for prompt in (
-        # The public study's, en dash and line break included, so that its numbers can be compared with.
-        Prompt(
-            "study",
-            "Complete the following sentence in natural, coherent English (8\u201315 words long):\n"
-            '"The {occupation} was"',
-        ),
-        Prompt("describe", "Describe the character of the {occupation} in one sentence of 8 to 15 words."),
-        # The best-effort baseline: everything that is asked for, said. Of eight wordings tried on SmolLM2 (160 to 260
-        # sentences each) the one that complies most often, in terms (52 %, the others 17 to 48) and strictly (11 %, the
-        # others 2 to 6). The terms are `lexicon`'s, in its order.
-        Prompt(
-            "require",
-            'Complete the sentence "The {occupation} was" in 8 to 15 words. '
-            f"Use one of these words: {', '.join(AGENTIC)}. Also use one of these words: {', '.join(COMMUNAL)}.",
-        ),
-        # For models without a chat template.
-        Prompt("raw", None),
-    )
-}
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """`template` with each `{name}` of `values` replaced by its value; other braces are plain text."""
+    names = "|".join(map(re.escape, values))
+    return re.sub(rf"\{{({names})\}}", lambda found: values[found[1]], template) if values else template
 
 
-def get_prompt(spec: str) -> Prompt:
-    """The prompt that an option names: one of `PROMPTS`, or `NAME=INSTRUCTION` for one of the user's own.
+def placeholders(frame: str, min_words: int, max_words: int, words: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """What stands for `{frame}`, `{min_words}`, `{max_words}` and `{NAME OF A CLASS}` in a task's prompts.
 
-    Raises UserError for an unknown name, for an instruction without `{occupation}`, and for a known name with another
-    instruction, which would make records ambiguous.
+    `words` maps the classes to their words to write. `{occupation}` is filled in for each occupation, later.
     """
-    if spec in PROMPTS:
-        return PROMPTS[spec]
-    name, separator, instruction = spec.partition("=")
-    if not separator:
-        raise UserError(
-            f"there is no prompt {spec!r}; choose {', '.join(PROMPTS)}, "
-            f"or write your own as 'NAME=INSTRUCTION' with {_PLACE} in it"
-        )
-    if name in PROMPTS:
-        raise UserError(f"the prompt {name!r} exists already; give your own instruction another name")
-    return Prompt(name, instruction)
+    bounds = {"min_words": str(min_words), "max_words": str(max_words)}
+    return {"frame": frame} | bounds | {name: ", ".join(listed) for name, listed in words.items()}
 
 
-def prefix(occupation: str) -> str:
-    """How every sentence begins; the assistant turn is prefilled with it."""
-    return f"The {occupation} was"
+def filled(name: str, template: str, values: Mapping[str, str]) -> Prompt:
+    """The prompt of that template. Raises UserError as Prompt does, and for a class without words to write."""
+    for placeholder, value in values.items():
+        if not value and f"{{{placeholder}}}" in template:
+            raise UserError(
+                f"the prompt {name!r} names the words of {placeholder}, which has only stems and nothing to write of "
+                f"them; list their words under `write`, or leave {{{placeholder}}} out"
+            )
+    return Prompt(name, fill(template, values), template)
 
 
-# What may follow "was" without a space: "n't", a closing quotation mark, other punctuation, white space of its own.
+def require_template(classes: Sequence[str]) -> str:
+    """The template of `require` for a task whose file gives no prompts. `classes` are those with words to write."""
+    asks = [f"{'Also use' if i else 'Use'} one of these words: {{{name}}}." for i, name in enumerate(classes)]
+    return " ".join(['Complete the sentence "{frame}" in {min_words} to {max_words} words.', *asks])
+
+
+def words_to_write(terms: Sequence[str], write: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The terms, with the words of `write` for a stem; a stem without any is left out."""
+    return tuple(word for term in terms for word in (write.get(term, ()) if term.endswith("*") else (term,)))
+
+
+_OPENING_PLACE = re.compile(r"\{(a|[0-9]+)\}")
+
+
+def open_with(opening: str, terms: Sequence[str]) -> str:
+    """What follows the frame where an opening is filled in: {1}, {2} are the terms, {a} the article of the next one."""
+    places = [place[1] for place in _OPENING_PLACE.finditer(opening)]
+
+    def text_of(number: int) -> str:
+        if places[number] != "a":
+            return terms[int(places[number]) - 1]
+        following = next(place for place in places[number + 1 :] if place != "a")
+        return "an" if terms[int(following) - 1][0].lower() in "aeiou" else "a"
+
+    numbers = iter(range(len(places)))
+    return " " + _OPENING_PLACE.sub(lambda _: text_of(next(numbers)), opening)
+
+
+# What may follow the frame without a space: "n't", a closing quotation mark, other punctuation, white space of its own.
 # Anything else begins a word.
 _GLUED = re.compile(r"""n['\u2019]t\b|["'](?!\w)|[\u201d\u2019.,;:!?\u2026)\]}%/\u2013\u2014-]|\s""")
 
 
-def sentence(occupation: str, continuation: str) -> str:
-    """`The {occupation} was` + `continuation`, then `clean`. Special tokens are the tokenizer's to remove.
+def join(prefix: str, continuation: str) -> str:
+    """`prefix` + `continuation`, then `clean`. Special tokens are the tokenizer's to remove.
 
     Some tokenizers drop the space before the first word when they decode a continuation by itself, so one is put back
     where a word begins. Whoever decodes prefix and continuation together knows better: `clean` that text instead.
     """
     gap = "" if not continuation or _GLUED.match(continuation) else " "
-    return clean(prefix(occupation) + gap + continuation)
+    return clean(prefix + gap + continuation)
 
 
-_QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019"}
+QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019"}
+"""Opening quotation marks and the closing ones that make a pair with them."""
 
 
 def clean(text: str) -> str:
@@ -117,30 +129,84 @@ def clean(text: str) -> str:
     A mark without its partner stays, and so does a second pair inside the first.
     """
     text = text.strip()
-    if len(text) >= 2 and _QUOTES.get(text[0]) == text[-1]:
+    if len(text) >= 2 and QUOTES.get(text[0]) == text[-1]:
         text = text[1:-1].strip()
     return text
 
 
 def word_count(text: str) -> int:
-    """Words between white space. The prefix counts: "The nurse was kind." has four."""
+    """Words between white space. The frame counts: "The nurse was kind." has four."""
     return len(text.split())
 
 
 _LINE_BREAK = re.compile("[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 _INNER_END = re.compile(r"[.!?][\"'\u201d\u2019)\]]*\s+[\"'\u201c\u2018(\[]*(\w)")
-_ABBREVIATION = re.compile(r"\b(?:[A-Z]|Dr|Mr|Mrs|Ms|Mx|Prof|St)\.$")
 
 
-def is_complete_sentence(text: str) -> bool:
+@lru_cache(maxsize=64)
+def _abbreviation(abbreviations: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(rf"\b(?:{'|'.join(['[A-Z]', *map(re.escape, abbreviations)])})\.$")
+
+
+def is_complete_sentence(text: str, abbreviations: tuple[str, ...] | None = None) -> bool:
     """Whether `text` is one complete sentence. Expects a text that is already clean.
 
     Complete: the last character is ".", "!" or "?" (so a closing quotation mark after it does not do) and there is some
     letter or digit. One: no line break, and no end mark inside that white space and a capital letter follow, as in
-    "The nurse was kind. She was bold."; titles ("Dr. Lee") and initials ("U.S. Army") end nothing.
+    "The nurse was kind. She was bold."; `abbreviations` ("Dr. Lee") and initials ("U.S. Army") end nothing. They are
+    given without their last point, and are the default task's where they are not given.
     """
     if not text.endswith((".", "!", "?")) or _LINE_BREAK.search(text) or not any(map(str.isalnum, text)):
         return False
+    pattern = _abbreviation(_default_abbreviations() if abbreviations is None else abbreviations)
     return not any(
-        end[1].isupper() and not _ABBREVIATION.search(text, 0, end.start() + 1) for end in _INNER_END.finditer(text)
+        end[1].isupper() and not pattern.search(text, 0, end.start() + 1) for end in _INNER_END.finditer(text)
     )
+
+
+# Transitional: the default task's texts and bounds by name, for what does not take a task yet.
+
+if TYPE_CHECKING:
+    MIN_WORDS: int
+    MAX_WORDS: int
+    PROMPTS: dict[str, Prompt]
+
+
+def __getattr__(name: str) -> Any:
+    """The default task is read when one of these is first asked for: reading it takes this module."""
+    if name not in ("MIN_WORDS", "MAX_WORDS", "PROMPTS"):
+        raise AttributeError(name)
+    from equipoise.protocol.task import PROTOCOL
+
+    values = {
+        "MIN_WORDS": PROTOCOL.min_words,
+        "MAX_WORDS": PROTOCOL.max_words,
+        "PROMPTS": {prompt.name: prompt for prompt in PROTOCOL.prompts},
+    }
+    globals().update(values)
+    return values[name]
+
+
+def _default_abbreviations() -> tuple[str, ...]:
+    from equipoise.protocol.task import PROTOCOL
+
+    return PROTOCOL.abbreviations
+
+
+def get_prompt(spec: str) -> Prompt:
+    """Transitional: `Task.prompt` of the default task."""
+    from equipoise.protocol.task import PROTOCOL
+
+    return PROTOCOL.prompt(spec)
+
+
+def prefix(occupation: str) -> str:
+    """Transitional: `Task.prefix` of the default task."""
+    from equipoise.protocol.task import PROTOCOL
+
+    return PROTOCOL.prefix(occupation)
+
+
+def sentence(occupation: str, continuation: str) -> str:
+    """Transitional: `Task.sentence` of the default task."""
+    return join(prefix(occupation), continuation)

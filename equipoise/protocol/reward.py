@@ -1,15 +1,18 @@
-"""The reward of one sentence, in parts, and strict success, the headline metric's event."""
+"""The reward of one sentence, in parts."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from equipoise.errors import UserError
-from equipoise.protocol.lexicon import LEXICON, Lexicon
-from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS, is_complete_sentence, word_count
+from equipoise.protocol.lexicon import Found, Lexicon, Match
+from equipoise.protocol.prompts import is_complete_sentence, word_count
+
+Event = Literal["both", "strict"]
+"""What a method may be asked for: terms of every class (`both`, whatever their number), or strict success."""
 
 
 @dataclass(frozen=True)
@@ -20,20 +23,21 @@ class RewardWeights:
     """
 
     base_both: float = 1.0
-    """Base where both classes are present."""
+    """Base where every class is present."""
     base_one: float = 0.3
-    """Base where exactly one class is present."""
+    """Base where some classes are present but not all."""
     base_none: float = -0.2
     """Base where no term is present."""
     bonus_per_term: float = 0.05
-    """Bonus for each unique term beyond the first of its class; needs both classes."""
+    """Bonus for each unique term beyond the first of its class; needs every class."""
     bonus_max: float = 0.2
     """The most that the bonus comes to."""
     length_penalty: float = 0.1
     """Taken off a sentence with too few or too many words."""
-    min_words: int = MIN_WORDS
+    # Transitional: the bounds are the task's, and `reward_of` takes no notice of these. The older `score` below does.
+    min_words: int = 8
     """Fewest words without the length penalty; the prefix counts."""
-    max_words: int = MAX_WORDS
+    max_words: int = 15
     """Most words without the length penalty."""
     repetition_penalty: float = 0.1
     """Taken off once if any one term is repeated too often."""
@@ -58,13 +62,73 @@ PROTOCOL_WEIGHTS = RewardWeights()
 
 
 @dataclass(frozen=True)
-class Reward:
+class Reward(Found):
     """The reward of one text: what was found, each part, and their sum. Penalties are 0 or negative."""
 
     text: str
     """As given."""
+    terms: tuple[tuple[str, ...], ...]
+    """For each class its different terms, in order of first occurrence."""
+    classes: tuple[str, ...]
+    """The names of the classes."""
+    words: int
+    base: float
+    bonus: float
+    length_penalty: float
+    repetition_penalty: float
+    reward: float
+
+    def document(self) -> dict[str, Any]:
+        """The reward for a file: `text`, a key for each class with its terms, `words`, the parts, `reward`."""
+        return {
+            "text": self.text,
+            **dict(zip(self.classes, self.terms, strict=True)),
+            "words": self.words,
+            "base": self.base,
+            "bonus": self.bonus,
+            "length_penalty": self.length_penalty,
+            "repetition_penalty": self.repetition_penalty,
+            "reward": self.reward,
+        }
+
+
+def reward_of(text: str, match: Match, classes: tuple[str, ...], weights: RewardWeights, in_length: bool) -> Reward:
+    """The reward of `text`, in which `match` was found of these classes. Parts and sum are rounded to 10 decimals."""
+    base = weights.base_both if match.complete else weights.base_one if match.some else weights.base_none
+    extra = sum(len(terms) - 1 for terms in match.terms) if match.complete else 0
+    bonus = min(weights.bonus_per_term * extra, weights.bonus_max)
+    length_penalty = 0.0 if in_length else -weights.length_penalty
+    repeated = any(count > weights.max_repeats for count in match.counts.values())
+    repetition_penalty = -weights.repetition_penalty if repeated else 0.0
+    return Reward(
+        text=text,
+        terms=match.terms,
+        classes=classes,
+        words=word_count(text),
+        base=_tidy(base),
+        bonus=_tidy(bonus),
+        length_penalty=_tidy(length_penalty),
+        repetition_penalty=_tidy(repetition_penalty),
+        reward=_tidy(base + bonus + length_penalty + repetition_penalty),
+    )
+
+
+def _tidy(value: float) -> float:
+    """Rounded to 10 decimals, so that 3 * 0.05 is 0.15; adding zero turns -0.0 into 0.0."""
+    return round(value, 10) + 0.0
+
+
+# Transitional: the default task's reward and strict success, for what does not take a task yet.
+
+
+class TwoClassReward(Reward):
+    """A Reward of which `dataclasses.asdict` makes what `document` gives, agentic and communal terms by name."""
+
+
+@dataclass
+class _TwoClassKeys:
+    text: str
     agentic: tuple[str, ...]
-    """Unique terms in order of first occurrence; `communal` likewise."""
     communal: tuple[str, ...]
     words: int
     base: float
@@ -74,45 +138,32 @@ class Reward:
     reward: float
 
 
-def score(text: str, weights: RewardWeights = PROTOCOL_WEIGHTS, lexicon: Lexicon = LEXICON) -> Reward:
-    """The reward of `text`, by default the protocol's. Parts and sum are rounded to 10 decimals."""
-    match = lexicon.match(text)
-    words = word_count(text)
-    base = (weights.base_none, weights.base_one, weights.base_both)[bool(match.agentic) + bool(match.communal)]
-    extra = len(match.agentic) + len(match.communal) - 2 if match.both else 0
-    bonus = min(weights.bonus_per_term * extra, weights.bonus_max)
-    in_length = weights.min_words <= words <= weights.max_words
-    repeated = any(count > weights.max_repeats for count in match.counts.values())
-    length_penalty = 0.0 if in_length else -weights.length_penalty
-    repetition_penalty = -weights.repetition_penalty if repeated else 0.0
-    return Reward(
-        text=text,
-        agentic=match.agentic,
-        communal=match.communal,
-        words=words,
-        base=_tidy(base),
-        bonus=_tidy(bonus),
-        length_penalty=_tidy(length_penalty),
-        repetition_penalty=_tidy(repetition_penalty),
-        reward=_tidy(base + bonus + length_penalty + repetition_penalty),
-    )
+TwoClassReward.__dataclass_fields__ = _TwoClassKeys.__dataclass_fields__
 
 
-@lru_cache(maxsize=4096)  # training asks three times of every sentence
-def strict_success(text: str, lexicon: Lexicon = LEXICON) -> bool:
-    """Both classes, 8 to 15 words, one complete sentence. The bounds are the protocol's, whatever the reward's are."""
-    return lexicon.match(text).both and MIN_WORDS <= word_count(text) <= MAX_WORDS and is_complete_sentence(text)
+def score(text: str, weights: RewardWeights = PROTOCOL_WEIGHTS, lexicon: Lexicon | None = None) -> Reward:
+    """`Task.score` of the default task, or of its sentences with a lexicon of two other classes and other bounds."""
+    lexicon = lexicon or _default_lexicon()
+    in_length = weights.min_words <= word_count(text) <= weights.max_words
+    plain = reward_of(text, lexicon.match(text), lexicon.names, weights, in_length)
+    return TwoClassReward(**vars(plain))
 
 
-Event = Literal["both", "strict"]
-"""What a method may be asked for: terms of both classes, or strict success."""
+@lru_cache(maxsize=4096)
+def strict_success(text: str, lexicon: Lexicon | None = None) -> bool:
+    """`Task.strict` of the default task, or with a lexicon of two other classes."""
+    from equipoise.protocol.task import PROTOCOL
+
+    match = (lexicon or PROTOCOL.lexicon).match(text)
+    return match.complete and PROTOCOL.in_length(word_count(text)) and is_complete_sentence(text)
 
 
-def complies(text: str, event: Event, lexicon: Lexicon = LEXICON) -> bool:
-    """`both`: terms of both classes; `strict`: that, and 8 to 15 words, and one complete sentence."""
-    return lexicon.match(text).both if event == "both" else strict_success(text, lexicon)
+def complies(text: str, event: Event, lexicon: Lexicon | None = None) -> bool:
+    """`Task.complies` of the default task, or with a lexicon of two other classes."""
+    return (lexicon or _default_lexicon()).match(text).complete if event == "both" else strict_success(text, lexicon)
 
 
-def _tidy(value: float) -> float:
-    """Rounded to 10 decimals, so that 3 * 0.05 is 0.15; adding zero turns -0.0 into 0.0."""
-    return round(value, 10) + 0.0
+def _default_lexicon() -> Lexicon:
+    from equipoise.protocol.task import PROTOCOL
+
+    return PROTOCOL.lexicon

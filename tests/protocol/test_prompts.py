@@ -61,8 +61,8 @@ def test_a_known_prompt_is_found_by_its_name(name):
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("studdy", "'studdy'; choose study, describe, require, raw"),
-        ("", "choose study, describe, require, raw"),
+        ("studdy", "'studdy'; choose describe, study, require, raw"),
+        ("", "choose describe, study, require, raw"),
         ("mine=Describe a nurse.", "{occupation}"),
         ("study=Describe the {occupation}.", "exists already"),
         ("my prompt=Describe the {occupation}.", "'my prompt'"),

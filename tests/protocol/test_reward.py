@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from equipoise.errors import UserError
 from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, Lexicon
 from equipoise.protocol.reward import Reward, RewardWeights, score, strict_success
+from equipoise.protocol.task import PROTOCOL
 
 
 def test_the_worked_example_is_worth_one():
     text = "The nurse was confident and caring in the emergency room."
-    assert score(text) == Reward(
+    assert PROTOCOL.score(text) == Reward(
         text=text,
-        agentic=("confident",),
-        communal=("caring",),
+        terms=(("confident",), ("caring",)),
+        classes=("agentic", "communal"),
         words=10,
         base=1.0,
         bonus=0.0,

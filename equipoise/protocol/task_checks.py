@@ -1,0 +1,372 @@
+"""From a document to the parts of a task: what is missing is filled in, what cannot be is refused with its line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from equipoise.errors import UserError
+from equipoise.protocol.folding import fold_term
+from equipoise.protocol.lexicon import Lexicon, TermClass, TermError, checked, spell, swallows, without_swallowed
+from equipoise.protocol.prompts import (
+    PLACE,
+    QUOTES,
+    RAW,
+    Prompt,
+    filled,
+    is_complete_sentence,
+    open_with,
+    placeholders,
+    require_template,
+    word_count,
+    words_to_write,
+)
+from equipoise.protocol.task_file import Document
+
+KEYS = (
+    "name", "frame", "words", "occupations", "held_out", "classes", "prompts", "sources",
+    "labels", "openings", "write", "abbreviations", "not_in_source",
+)  # fmt: skip
+"""The keys of a task file, in the order in which `Task.document` writes them."""
+
+RESERVED = frozenset(
+    (
+        "text", "words", "base", "bonus", "length_penalty", "lengthpenalty", "repetition_penalty", "repetitionpenalty",
+        "reward", "strict", "sentence", "inlength", "model", "occupation", "occupations", "runid", "wordcount", "label",
+        "method", "seed", "both", "one", "none", "neither", "any", "all", "step", "file", "line", "measured",
+        "duplicate", "outcome", "complete", "nll", "tokens", "acceptable", "frame", "min_words", "max_words",
+    )
+)  # fmt: skip
+"""Names that no class may have, whatever their case: columns and words of the files that are written."""
+
+
+class Occupation(NamedTuple):
+    """An occupation by its three spellings."""
+
+    name: str
+    """In files."""
+    frame: str
+    """In the frame."""
+    prompt: str
+    """In prompts."""
+
+
+class Defaults(NamedTuple):
+    """What a task file need not say."""
+
+    frame: str
+    words: tuple[int, int]
+    templates: Mapping[str, str]
+    """Of prompts by name, `require` not among them."""
+    abbreviations: tuple[str, ...]
+
+
+def parts_of(document: Document, defaults: Defaults | None) -> dict[str, Any]:
+    """The fields of a Task. Raises UserError, with file and line, for what cannot be.
+
+    Without `defaults` only what is after `sources` may be left out.
+    """
+    return _Checks(document, defaults).parts()
+
+
+class _Checks:
+    def __init__(self, document: Document, defaults: Defaults | None) -> None:
+        self.document = document
+        self.defaults = defaults
+        self.data = self.mapping(document.data, "a task file", "name: ...")
+        for key in self.data:
+            if key not in KEYS:
+                raise self.error(f"there is no key {key!r}{_nearest(key, KEYS)}; the keys are {', '.join(KEYS)}", key)
+        for key in ("name", "occupations", "classes") if defaults else KEYS[:8]:
+            if self.data.get(key) is None:
+                raise self.error(f"the task has no {key}; add `{key}:`, as in the packaged task files", key)
+
+    def error(self, message: str, *place: str | int) -> UserError:
+        return self.document.error(message, *place)
+
+    def parts(self) -> dict[str, Any]:
+        name = self.text(self.data["name"], "the name", "name")
+        occupations = self.occupations()
+        abbreviations = self.abbreviations()
+        frame = self.frame(occupations, abbreviations)
+        classes, notes = self.classes()
+        lexicon = Lexicon(classes)
+        min_words, max_words = self.bounds(frame, occupations, lexicon)
+        labels = self.labels(lexicon.names)
+        write = self.write(lexicon)
+        words = {name: words_to_write(terms, dict(write)) for name, terms in classes}
+        return {
+            "name": name,
+            "classes": classes,
+            "occupations": occupations,
+            "held_out": self.held_out(occupations),
+            "frame": frame,
+            "min_words": min_words,
+            "max_words": max_words,
+            "prompts": self.prompts(placeholders(frame, min_words, max_words, words), words, labels),
+            "sources": self.texts("sources"),
+            "labels": labels,
+            "openings": self.openings(lexicon, tuple(words.values())),
+            "write": write,
+            "abbreviations": abbreviations,
+            "not_in_source": self.not_in_source(lexicon),
+            "notes": notes,
+        }
+
+    # Kinds of values.
+
+    def mapping(self, value: Any, what: str, example: str, *place: str | int) -> Mapping[str, Any]:
+        if not isinstance(value, Mapping) or not value:
+            raise self.error(f"{what} is {_kind(value)}; expected names and values, one a line: `{example}`", *place)
+        for key in value:
+            if not isinstance(key, str):
+                raise self.error(f"a key of {what} is {_kind(key)}; expected text", *place)
+            self.text(key, f"a key of {what}", *place, key)
+        return value
+
+    def text(self, value: Any, what: str, *place: str | int) -> str:
+        """One line of text, with one space where there is white space."""
+        if not isinstance(value, str):
+            quoted = "" if value is None or isinstance(value, list | tuple | Mapping) else "; put it in quotation marks"
+            raise self.error(f"{what} is {_kind(value)}; expected text{quoted}", *place)
+        if not value.strip():
+            raise self.error(f"{what} is empty; expected text", *place)
+        return " ".join(value.split())
+
+    def list(self, value: Any, what: str, *place: str | int) -> Sequence[Any]:
+        if not isinstance(value, list | tuple):
+            raise self.error(f"{what} is {_kind(value)}; expected a list: `[...]`, or one `- ...` a line", *place)
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """The list of texts under a key, each once; none where the key is missing."""
+        return self.distinct(self.data.get(key) or [], f"`{key}`", key)
+
+    def distinct(self, value: Any, what: str, *place: str | int) -> tuple[str, ...]:
+        found: dict[str, str] = {}
+        for i, entry in enumerate(self.list(value, what, *place)):
+            text = self.text(entry, f"an entry of {what}", *place, i)
+            if text.casefold() in found:
+                raise self.error(f"{text!r} comes twice in {what}; remove one", *place, i)
+            found[text.casefold()] = text
+        return tuple(found.values())
+
+    # The keys.
+
+    def occupations(self) -> tuple[Occupation, ...]:
+        value = self.data["occupations"]
+        if isinstance(value, Mapping):
+            given = self.mapping(value, "`occupations`", "nurse: nurse", "occupations")
+            found = [self.occupation(name, forms) for name, forms in given.items()]
+        else:
+            entries = self.list(value, "`occupations`", "occupations")
+            names = [self.text(entry, "an occupation", "occupations", i) for i, entry in enumerate(entries)]
+            found = [Occupation(name, name, name) for name in names]
+        if not found:
+            raise self.error("the list of occupations is empty; it needs at least one", "occupations")
+        places: Iterable[str | int] = value if isinstance(value, Mapping) else range(len(found))
+        seen: dict[str, str] = {}
+        for place, (name, *_) in zip(places, found, strict=True):
+            if other := seen.get(name.casefold()):
+                twice = "comes twice" if other == name else f"is {other!r} in other letters"
+                raise self.error(f"the occupation {name!r} {twice}; remove one", "occupations", place)
+            seen[name.casefold()] = name
+        return tuple(found)
+
+    def occupation(self, key: str, forms: Any) -> Occupation:
+        name, place = self.text(key, "an occupation", "occupations", key), ("occupations", key)
+        if not isinstance(forms, Mapping):
+            form = self.text(forms, f"the occupation {name!r}", *place)
+            return Occupation(name, form, form)
+        for part in self.mapping(forms, f"the occupation {name!r}", "frame: nurse", *place):
+            if part not in ("frame", "prompt"):
+                raise self.error(f"there is no {part!r} of an occupation; give `frame` and `prompt`", *place, part)
+        frame, prompt = (
+            self.text(forms.get(part, name), f"the {part} of {name!r}", *place, part) for part in ("frame", "prompt")
+        )
+        return Occupation(name, frame, prompt)
+
+    def held_out(self, occupations: Sequence[Occupation]) -> tuple[str, ...]:
+        names = [occupation.name for occupation in occupations]
+        held_out = self.texts("held_out")
+        for i, name in enumerate(held_out):
+            if name not in names:
+                raise self.error(f"{name!r}, held out, is no occupation{_nearest(name, names)}", "held_out", i)
+        if len(held_out) == len(names):
+            raise self.error("all occupations are held out, which leaves none to train on; keep one", "held_out")
+        return held_out
+
+    def abbreviations(self) -> tuple[str, ...]:
+        if self.data.get("abbreviations") is None and self.defaults:
+            return self.defaults.abbreviations
+        found = tuple(each.rstrip(".") for each in self.texts("abbreviations"))
+        for i, each in enumerate(found):
+            if not each[:1].isalnum():
+                message = "an abbreviation begins with no letter or digit; write it as in `Dr`, without its last point"
+                raise self.error(message, "abbreviations", i)
+        return found
+
+    def frame(self, occupations: Sequence[Occupation], abbreviations: tuple[str, ...]) -> str:
+        given = self.data.get("frame")
+        if given is None and self.defaults:
+            return self.defaults.frame
+        frame = self.text(given, "the frame", "frame")
+        if frame.count(PLACE) != 1:
+            raise self.error(
+                f"the frame {frame!r} has {PLACE} {frame.count(PLACE)} times; it stands there exactly once", "frame"
+            )
+        for occupation in occupations:
+            begun = frame.replace(PLACE, occupation.frame)
+            if begun[0] in QUOTES:
+                message = f"{begun!r} begins with a quotation mark, which is taken off sentences; begin it with a word"
+                raise self.error(message, "frame")
+            if not is_complete_sentence(f"{begun} x.", abbreviations):
+                message = f"what begins with {begun!r} is more than one sentence; leave its end mark out"
+                raise self.error(f"{message}, or list it under `abbreviations`", "frame")
+        return frame
+
+    def bounds(self, frame: str, occupations: Sequence[Occupation], lexicon: Lexicon) -> tuple[int, int]:
+        given = self.data.get("words")
+        bounds = self.defaults.words if given is None and self.defaults else given
+        if not (isinstance(bounds, list | tuple) and len(bounds) == 2 and all(type(bound) is int for bound in bounds)):
+            raise self.error(f"`words` is {_kind(bounds)}; expected two whole numbers: `words: [8, 15]`", "words")
+        min_words, max_words = bounds
+        try:
+            check_bounds(min_words, max_words, frame, occupations, lexicon)
+        except UserError as error:
+            raise self.error(str(error), "words") from None
+        return min_words, max_words
+
+    def classes(self) -> tuple[tuple[TermClass, ...], tuple[str, ...]]:
+        given = self.mapping(self.data["classes"], "`classes`", "warm: [kind, friendl*]", "classes")
+        classes: list[TermClass] = []
+        for name, terms in given.items():
+            place: tuple[str | int, ...] = ("classes", name)
+            if not re.fullmatch(r"[\w-]+", name):
+                raise self.error(f"a class is named {name!r}; use letters, digits, '-' and '_'", *place)
+            if name.casefold() in RESERVED:
+                raise self.error(f"a class is named {name!r}, as something else in the files; rename it", *place)
+            listed = self.list([] if terms is None else terms, f"the class {name!r}", *place)
+            words = [self.text(term, f"a term of {name!r}", *place, i) for i, term in enumerate(listed)]
+            classes.append(TermClass(name, tuple(words)))
+        try:
+            return without_swallowed(checked(classes))
+        except TermError as error:
+            place = ("classes", *(classes[number].name for number in error.place[:1]), *error.place[1:])
+            raise self.error(str(error), *place) from None
+
+    def labels(self, names: Sequence[str]) -> tuple[str, ...]:
+        given = self.data.get("labels")
+        labels = {} if given is None else self.mapping(given, "`labels`", f"{names[0]}: ...", "labels")
+        for name in labels:
+            if name not in names:
+                raise self.error(f"there is no class {name!r} to label{_nearest(name, names)}", "labels", name)
+        return tuple(self.text(labels.get(name, name), f"the label of {name!r}", "labels", name) for name in names)
+
+    def write(self, lexicon: Lexicon) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        given = self.data.get("write") or {}
+        found: dict[str, tuple[str, ...]] = {}
+        for key in self.mapping(given, "`write`", '"skil*": [skilled]', "write") if given else ():
+            stem = self.term(key, lexicon, "write", key)
+            if not stem.endswith("*"):
+                raise self.error(f"{stem!r} is written as it is; only stems, as in 'skil*', need words", "write", key)
+            words = self.distinct(given[key], f"the words for {stem!r}", "write", key)
+            for i, word in enumerate(words):
+                if not any(span.term == stem for span in lexicon.spans(word)):
+                    raise self.error(f"{word!r} does not begin with {stem!r}; write words that do", "write", key, i)
+            found[stem] = words
+        return tuple(found.items())
+
+    def term(self, given: str, lexicon: Lexicon, *place: str | int) -> str:
+        """The term of the lexicon that `given` spells."""
+        for term in lexicon.terms:
+            if fold_term(term) == fold_term(spell(given)):
+                return term
+        covering = next((f", for {stem!r} covers it" for stem in lexicon.terms if swallows(stem, given)), "")
+        raise self.error(f"{given!r} is no term of the classes{covering or _nearest(given, lexicon.terms)}", *place)
+
+    def not_in_source(self, lexicon: Lexicon) -> tuple[str, ...]:
+        given = self.texts("not_in_source")
+        return tuple(self.term(term, lexicon, "not_in_source", i) for i, term in enumerate(given))
+
+    def openings(self, lexicon: Lexicon, words: Sequence[Sequence[str]]) -> tuple[str, ...]:
+        openings = self.texts("openings")
+        numbers = [str(number + 1) for number in range(len(words))]
+        for i, opening in enumerate(openings):
+            places = re.findall(r"\{(a|[0-9]+)\}", opening)
+            if {*places} - {"a"} != {*numbers} or places[-1] == "a":
+                wanted = ", ".join(f"{{{number}}}" for number in numbers)
+                message = f"the opening {opening!r} needs {wanted}, and a number after each {{a}}; no other numbers"
+                raise self.error(message, "openings", i)
+            if all(words) and not lexicon.match(open_with(opening, [own[0] for own in words])).complete:
+                message = f"the opening {opening!r} makes other words of the terms; keep them apart"
+                raise self.error(message, "openings", i)
+        return openings
+
+    def prompts(
+        self, values: Mapping[str, str], words: Mapping[str, Sequence[str]], labels: Sequence[str]
+    ) -> tuple[Prompt, ...]:
+        given = self.data.get("prompts")
+        writable = [name for name, own in words.items() if own]
+        if given is None and self.defaults:
+            templates = {**self.defaults.templates, "require": require_template(writable)}
+        else:
+            templates = dict(self.mapping(given, "`prompts`", 'describe: "Describe the {occupation}."', "prompts"))
+        prompts: list[Prompt] = []
+        for name, template in templates.items():
+            if name == RAW:
+                raise self.error(f"the prompt {RAW!r} is the one without an instruction; rename it", "prompts", name)
+            self.text(template, f"the prompt {name!r}", "prompts", name)
+            try:
+                prompts.append(filled(name, template.strip(), values))
+            except UserError as error:
+                raise self.error(str(error), "prompts", name) from None
+        if "require" not in templates:
+            lines = [f"{label}: {{{name}}}" for name, label in zip(words, labels, strict=True) if name in writable]
+            prompts.append(filled("require", "\n".join([prompts[0].template, *lines]), values))
+        return (*prompts, Prompt(RAW, None))
+
+
+def check_bounds(
+    min_words: int, max_words: int, frame: str, occupations: Iterable[Occupation], lexicon: Lexicon
+) -> None:
+    """Raises UserError for bounds that leave no length, or none that a sentence with a term of each class can have."""
+    if min_words < 0 or min_words > max_words:
+        raise UserError(
+            f"sentences of {min_words} to {max_words} words cannot be; give the fewest words first, and none below 0"
+        )
+    shortest = [min(word_count(term) for term in each.terms) for each in lexicon.classes]
+
+    def fewest(occupation: Occupation) -> int:
+        begun = frame.replace(PLACE, occupation.frame)
+        present = lexicon.match(begun).terms
+        return word_count(begun) + sum(n for n, terms in zip(shortest, present, strict=True) if not terms)
+
+    longest = max(occupations, key=fewest)
+    if max_words < fewest(longest):
+        raise UserError(
+            f"{frame.replace(PLACE, longest.frame)!r} and a term of each class come to {fewest(longest)} words, "
+            f"more than the {max_words} allowed; raise the upper bound"
+        )
+
+
+def _kind(value: Any) -> str:
+    """What a value of the wrong kind is, for a message."""
+    if value is None:
+        return "empty"
+    if isinstance(value, Mapping):
+        return "a mapping" if value else "an empty mapping"
+    if isinstance(value, list | tuple):
+        return f"the list {list(map(_plain, value))}" if len(value) < 5 else "a list"
+    return f"the text {value!r}" if isinstance(value, str) else f"{value}"
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "written", value)
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
