@@ -6,7 +6,7 @@ from typing import NamedTuple
 from equipoise.evaluation.figures import STRICT
 from equipoise.evaluation.results import Comparison, Equivalence, Estimate, Evaluation, Method
 from equipoise.evaluation.runs import TrainingRun
-from equipoise.evaluation.samples import visible
+from equipoise.evaluation.visible import visible
 from equipoise.evaluation.tables import fixed, formatted
 
 EFFECTIVE = "pairs/effective"

@@ -4,7 +4,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from equipoise.evaluation.samples import visible
+from equipoise.evaluation.visible import visible
 from equipoise.evaluation.tables import Cell, Table, whole
 
 

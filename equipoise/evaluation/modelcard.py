@@ -12,7 +12,7 @@ from equipoise.errors import UserError
 from equipoise.evaluation import tables
 from equipoise.evaluation.formats import markdown_text
 from equipoise.evaluation.results import Evaluation, Method
-from equipoise.evaluation.samples import visible
+from equipoise.evaluation.visible import visible
 from equipoise.runs.files import write_whole
 
 BEGIN = "<!-- results of equipoise report: begin -->"

@@ -14,7 +14,8 @@ from equipoise.evaluation import findings, paper, tables
 from equipoise.evaluation.plots import Drawn
 from equipoise.evaluation.results import Evaluation
 from equipoise.evaluation.runs import TrainingRun
-from equipoise.evaluation.samples import OUTCOMES, Sample, embedded, visible
+from equipoise.evaluation.samples import OUTCOMES, Sample, embedded
+from equipoise.evaluation.visible import visible
 from equipoise.evaluation.sources import unfinished
 from equipoise.evaluation.tables import Cell, Table
 

@@ -10,7 +10,7 @@ import yaml
 from equipoise import __version__
 from equipoise.evaluation.results import Evaluation
 from equipoise.evaluation.runs import TrainingRun
-from equipoise.evaluation.samples import visible
+from equipoise.evaluation.visible import visible
 
 CITATION = Path(__file__).parents[2] / "CITATION.cff"
 """In a checkout. Where only the package is installed, its metadata has the title and version."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from equipoise.evaluation.results import Estimate, Evaluation, Metric, Reference
-from equipoise.evaluation.samples import visible
+from equipoise.evaluation.visible import visible
 
 
 class Cell(NamedTuple):
