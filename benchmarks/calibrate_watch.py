@@ -13,13 +13,16 @@ import json
 from pathlib import Path
 
 from equipoise.ppo.config import WatchConfig
-from equipoise.ppo.watch import SIGNS, Watch
+from equipoise.ppo.signs import SIGNS
+from equipoise.ppo.watch import Watch
+from equipoise.protocol.task import PROTOCOL, task_from_document
 
 
 def replay(folder: Path, config: WatchConfig) -> tuple[list[tuple[int, str]], dict[str, tuple[float, float]]]:
     """The alerts that a run's logged numbers raise, as (step, name), and the range of every number after the first
     `alert_from_step` steps."""
-    watch = Watch(config)
+    recorded = json.loads((folder / "run.json").read_bytes())["config"].get("task")
+    watch = Watch(config, task_from_document(recorded, "run.json") if recorded else PROTOCOL)
     alerts: list[tuple[int, str]] = []
     ranges: dict[str, tuple[float, float]] = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():

@@ -34,9 +34,8 @@ from equipoise.policy.load import Policy, load_for_generation
 from equipoise.policy.prompt import prompt_ids, sentences_of
 from equipoise.policy.sample import sample
 from equipoise.policy.source import resolve
-from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
-from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS, get_prompt, is_complete_sentence, word_count
-from equipoise.protocol.reward import strict_success
+from equipoise.protocol.prompts import word_count
+from equipoise.protocol.task import PROTOCOL
 
 
 def main() -> None:
@@ -70,9 +69,9 @@ def main() -> None:
         em_passes=args.em_passes,
     )
     sampling = SamplingConfig(max_new_tokens=args.max_new_tokens)
-    prompt = get_prompt(args.prompt)
+    prompt = PROTOCOL.prompt(args.prompt)
     policy = load_for_generation(PolicyConfig(args.model, device=args.device), prompt)
-    prompts = {o: prompt_ids(policy.tokenizer, prompt, o) for o in OCCUPATIONS}
+    prompts = {o: prompt_ids(policy.tokenizer, prompt, o, PROTOCOL) for o in PROTOCOL.names}
     on_gpu = policy.device.type == "cuda"
     result: dict[str, Any] = {
         "model": args.model,
@@ -85,7 +84,9 @@ def main() -> None:
         guide = random_guide(policy, prompts, sampling, config, args.hidden_states or 1024, args.symbols)
         result |= {"hidden_states": args.hidden_states or 1024, "symbols": len(guide.emission_S1H) - 1}
     else:
-        writer = CtrlG(policy, prompts, sampling, config, args.cache, weights=fingerprint(resolve(args.model)))
+        writer = CtrlG(
+            policy, prompts, sampling, config, args.cache, weights=fingerprint(resolve(args.model)), task=PROTOCOL
+        )
         result |= writer.prepare(lambda line: print(line, file=sys.stderr, flush=True))
         assert writer.guide is not None
         guide = writer.guide
@@ -101,7 +102,7 @@ def main() -> None:
 
 
 def write(writer: CtrlG, n: int, batch: int, show: int) -> dict[str, Any]:
-    keys = all_keys(n)
+    keys = all_keys(n, PROTOCOL.names)
     if writer.policy.device.type == "cuda":  # record the graphs
         writer(keys[:batch], uniforms(1, keys[:batch], writer.sampling.max_new_tokens))
     texts: list[str] = []
@@ -116,7 +117,7 @@ def write(writer: CtrlG, n: int, batch: int, show: int) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     for text, weight in list(zip(texts, log_weights, strict=True))[:show]:
         print(f"{weight:7.2f}  {text}", file=sys.stderr)
-    matches = [LEXICON.match(text) for text in texts]
+    matches = [PROTOCOL.match(text) for text in texts]
     weights = np.exp(np.array(log_weights))
     p0, error = float(weights.mean()), float(weights.std(ddof=1)) / math.sqrt(len(weights))
     five = matches[:5000]
@@ -125,12 +126,12 @@ def write(writer: CtrlG, n: int, batch: int, show: int) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "sentences_per_s": round(len(texts) / seconds, 2),
         "tokens_per_sentence": round(tokens / len(texts), 2),
-        "strict": sum(map(strict_success, texts)) / len(texts),
-        "both_classes": sum(m.both for m in matches) / len(texts),
+        "strict": sum(map(PROTOCOL.strict, texts)) / len(texts),
+        "both_classes": sum(m.complete for m in matches) / len(texts),
         "unique_texts": len(set(texts)),
-        "any_term": sum(bool(m.agentic or m.communal) for m in matches) / len(texts),
-        "unique_pairs": len({(m.agentic[0], m.communal[0]) for m in matches if m.both}),
-        "unique_pairs_in_5000": len({(m.agentic[0], m.communal[0]) for m in five if m.both}),
+        "any_term": sum(m.some for m in matches) / len(texts),
+        "unique_pairs": len({m.first for m in matches if m.complete}),
+        "unique_pairs_in_5000": len({m.first for m in five if m.complete}),
         "top_pairs": top_pairs(matches),
         "ess": round(float(weights.sum() ** 2 / (weights**2).sum()), 1),
         "p0": p0,
@@ -143,9 +144,9 @@ def write(writer: CtrlG, n: int, batch: int, show: int) -> dict[str, Any]:
 def top_pairs(matches: list[Any]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for m in matches:
-        if not m.both:
+        if m.first is None:
             continue
-        name = f"{m.agentic[0]}/{m.communal[0]}"
+        name = "/".join(m.first)
         counts[name] = counts.get(name, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: -item[1])[:5])
 
@@ -156,12 +157,12 @@ def free_rate(
     """How many of the model's own sentences comply, by the automaton and by the protocol, with Wilson intervals."""
     generator = torch.Generator().manual_seed(12345)
     by_automaton = by_protocol = 0
-    names = [OCCUPATIONS[i % len(OCCUPATIONS)] for i in range(count)]
+    names = [PROTOCOL.names[i % len(PROTOCOL.names)] for i in range(count)]
     for begin in range(0, count, batch):
         part = names[begin : begin + batch]
         rollout = sample(policy, [prompts[o] for o in part], sampling, generator)
-        texts = sentences_of(policy.tokenizer, rollout, part)
-        by_automaton += sum(map(writer.automaton.run, rollout.completions()))
+        texts = sentences_of(policy.tokenizer, rollout, part, PROTOCOL)
+        by_automaton += sum(map(writer.automaton.run, rollout.completions(), part))
         finished = rollout.finished_B.tolist()
         by_protocol += sum(done and satisfies(t, writer.config) for t, done in zip(texts, finished, strict=True))
     return {
@@ -174,9 +175,9 @@ def free_rate(
 
 def satisfies(text: str, config: CtrlGConfig) -> bool:
     """What the automaton demands, said with the protocol's matcher, for the default bounds."""
-    found = LEXICON.match(text)
-    terms = found.both if config.terms == "both" else bool(found.agentic or found.communal)
-    shaped = MIN_WORDS <= word_count(text) <= MAX_WORDS and is_complete_sentence(text)
+    found = PROTOCOL.match(text)
+    terms = found.complete if config.terms == "both" else found.some
+    shaped = PROTOCOL.in_length(word_count(text)) and PROTOCOL.is_complete_sentence(text)
     return terms and (config.shape == "free" or shaped)
 
 
@@ -198,7 +199,7 @@ def random_guide(
         policy.tokenizer,
         policy.stop_ids,
         config,
-        LEXICON,
+        PROTOCOL,
         max_new_tokens=sampling.max_new_tokens,
         vocabulary=vocabulary,
     )
@@ -215,15 +216,14 @@ def random_guide(
 
     emission = rows(hidden, int(symbol_V.max()) + 1).T.contiguous()
     model = HMM(rows(len(prompts), hidden), rows(hidden, hidden), emission)
-    ids = list(prompts.values())
-    return CtrlGuide(automaton, model, torch.from_numpy(symbol_V), ids, sampling, config.guidance, policy.device)
+    return CtrlGuide(automaton, model, torch.from_numpy(symbol_V), prompts, sampling, config.guidance, policy.device)
 
 
 def token_time(
     policy: Policy, prompts: dict[str, list[int]], sampling: SamplingConfig, rows: int, guide: Guide | None
 ) -> float:
     """Median seconds from token to token, over a batch of `rows`. Stop tokens are ignored, so that none ends early."""
-    names = [OCCUPATIONS[i % len(OCCUPATIONS)] for i in range(rows)]
+    names = [PROTOCOL.names[i % len(PROTOCOL.names)] for i in range(rows)]
     ids = [prompts[o] for o in names]
     stops, policy.stop_ids = policy.stop_ids, (-1,)
     policy.decoders.clear()

@@ -8,14 +8,32 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 import yaml
 
 from equipoise.errors import UserError
+from equipoise.protocol.task import Task, read_task
 
 Config = TypeVar("Config")
+
+
+def _task_option(optional: bool) -> Any:
+    """How `--task FILE` is read and shown. Raises UserError for a file that is no task."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FILE",
+        instance_from_str=lambda given: read_task(given[0]),
+        is_instance=lambda value: isinstance(value, Task) or (optional and value is None),
+        str_from_instance=lambda task: [task.name if task is not None else "the one on record"],
+    )
+
+
+TaskOption = Annotated[Task, _task_option(False)]
+"""A field that `--task FILE` sets: a task file, or the name of a packaged task."""
+OptionalTask = Annotated[Task | None, _task_option(True)]
+"""The same where None stands for the task that is on record with a model or a file."""
 
 
 def parse(kind: type[Config], argv: list[str], default: Config, *, prog: str, description: str) -> Config:
@@ -108,6 +126,8 @@ def _leaves(config: Any, settings: Mapping[str, Any], where: str) -> Iterator[tu
 
 def _as_option(config: Any, name: str, value: Any, where: str) -> str:
     flag = name.replace("_", "-")
+    if isinstance(value, Task):
+        raise UserError(f"{where}: {name} is a task; name its file")
     if not isinstance(value, (str, int, float, NoneType)):
         raise UserError(f"{where}: {name} is {value!r}, expected a single value")
     if isinstance(value, bool):

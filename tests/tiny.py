@@ -1,7 +1,7 @@
 """Tiny random Llamas: one of two layers over bytes (model, folder, GGUF file), one of one layer over whole words."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -135,21 +135,32 @@ WORDS = (
 )
 
 
-def words_folder(folder: Path, seed: int = 0, prompt: str | None = "raw") -> Path:
-    """A one-layer Llama over whole words. `prompt`, if any, is recorded as the one it was trained with."""
-    core = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+def words_folder(
+    folder: Path,
+    seed: int = 0,
+    prompt: str | None = "raw",
+    words: Sequence[str] = WORDS,
+    chat: bool = False,
+    spread: float = 0.5,
+) -> Path:
+    """A one-layer Llama over whole words, the first two being `<unk>` and `</s>`. `prompt`, if any, is recorded as the
+    one it was trained with. `chat`: with a chat template, for prompts with an instruction. `spread`: of the random
+    weights; the smaller, the more alike are the words' probabilities."""
+    core = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>")
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(WORDS),
+        vocab_size=len(words),
         hidden_size=16,
         intermediate_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
         eos_token_id=1,
         bos_token_id=None,
-        initializer_range=0.5,
+        initializer_range=spread,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     with Progress(sys.stdout) as progress:
         outcome = generate(config, progress.say, progress)
     if outcome.texts:
-        print(summary(outcome.texts))
+        print(summary(outcome.texts, outcome.task))
     if outcome.status == "done":
         print(f"{config.output} is complete: {len(outcome.texts)} rows")
     return outcome.exit_code

@@ -2,10 +2,11 @@
 
 import sys
 
-from equipoise.methods.estimates import beside_the_study
+from equipoise.methods.estimates import first_look
 from equipoise.methods.sample import SampleConfig, sample
 from equipoise.methods.summary import summary
 from equipoise.options import parse
+from equipoise.protocol.task import PROTOCOL
 from equipoise.runs.progress import Progress
 
 
@@ -21,9 +22,9 @@ def main(argv: list[str]) -> int:
     with Progress(sys.stdout) as progress:
         outcome = sample(config, progress.say, progress)
     if outcome.texts:
-        print(summary(outcome.texts))
+        print(summary(outcome.texts, outcome.task))
     if outcome.status == "done":
-        if config.method == "sft":
-            print(beside_the_study(list(outcome.texts.values())))
+        if config.method == "sft" and outcome.task == PROTOCOL:  # beside what the public study reports
+            print(first_look(list(outcome.texts.values()), outcome.task))
         print(f"{config.output} is complete: {len(outcome.texts)} rows")
     return outcome.exit_code

@@ -1,4 +1,8 @@
-"""`equipoise score`: the reward of sentences, in parts, for a person or for a program."""
+"""`equipoise score`: the reward of sentences, in parts, for a person or for a program.
+
+It has an argparse parser of its own, since words without quotation marks are one sentence here, which the parser of the
+other commands does not offer, and since it answers within a fraction of a second.
+"""
 
 from __future__ import annotations
 
@@ -8,46 +12,48 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import NoReturn
 
 from equipoise.errors import UserError
-from equipoise.protocol.lexicon import LEXICON
-from equipoise.protocol.reward import Reward, RewardWeights, score
+from equipoise.protocol.lexicon import MARKS
+from equipoise.protocol.reward import Reward, RewardWeights
+from equipoise.protocol.task import PROTOCOL, Task, read_task
 
 OPTION_HELP = {
-    "base_both": "base where both classes are present",
-    "base_one": "base where exactly one class is present",
+    "base_both": "base where every class is present",
+    "base_one": "base where some classes are present but not all",
     "base_none": "base where no term is present",
     "bonus_per_term": "bonus for each unique term beyond the first of its class",
     "bonus_max": "the most that the bonus comes to",
     "length_penalty": "taken off outside the length bounds",
-    "min_words": "fewest words without the length penalty",
-    "max_words": "most words without the length penalty",
     "repetition_penalty": "taken off if a term is repeated too often",
     "max_repeats": "how often a term may occur without the repetition penalty",
 }
 """What `--help` says of each field of RewardWeights."""
 
-_AGENTIC_COLOUR = ("\x1b[1;33m", "\x1b[0m")  # yellow and cyan: told apart with any colour vision
-_COMMUNAL_COLOUR = ("\x1b[1;36m", "\x1b[0m")
+# One for each class. Yellow, cyan, magenta and white: told apart with any colour vision.
+_COLOURS = tuple((f"\x1b[1;{code}m", "\x1b[0m") for code in (33, 36, 35, 37))
 
 
 def main(argv: list[str]) -> int:
     """Scores one sentence for a person, or with `--json` every line of standard input; UserError for bad input."""
     options = _parse(argv)
+    task = read_task(options.task) if options.task else PROTOCOL
+    if options.min_words is not None or options.max_words is not None:
+        task = task.with_bounds(options.min_words, options.max_words)
     weights = RewardWeights(**{field.name: getattr(options, field.name) for field in fields(RewardWeights)})
     if options.sentence:
         # Bytes that are not UTF-8 reach arguments as lone surrogates; show them as lines of input do.
         text = " ".join(options.sentence).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        given = score(text, weights)
-        print(as_json(given) if options.json else describe(given, weights, colour=_wants_colour()))
+        given = task.score(text, weights)
+        print(as_json(given, task) if options.json else describe(given, task, weights, colour=_wants_colour()))
     elif options.json:
         if sys.stdin is None:
             raise UserError("standard input is closed; `score --json` reads sentences from it, one a line")
         for line in read_lines(sys.stdin.buffer):
             # Flushed line by line, so that a program can hold a conversation with this one.
-            print(as_json(score(line, weights)), flush=True)
+            print(as_json(task.score(line, weights), task), flush=True)
     else:
         raise UserError('no sentence given; write `equipoise score "The nurse was ..."`, or --json to read lines')
     return 0
@@ -64,39 +70,41 @@ def read_lines(stream: Iterable[bytes]) -> Iterator[str]:
         yield line.decode("utf-8", errors="replace")
 
 
-def as_json(given: Reward) -> str:
-    """One line of JSON in ASCII, so that no encoding of the output can break it."""
-    return json.dumps(asdict(given))
+def as_json(given: Reward, task: Task) -> str:
+    """One line of JSON in ASCII, so that no encoding of the output can break it; `strict` says whether the text
+    succeeds strictly."""
+    return json.dumps(given.document() | {"strict": task.strict(given.text)})
 
 
-def describe(given: Reward, weights: RewardWeights, colour: bool) -> str:
+def describe(given: Reward, task: Task, weights: RewardWeights, colour: bool) -> str:
     """The sentence with its terms marked, the terms, every part of the reward with its reason, and the total.
 
-    Agentic terms are yellow and communal ones cyan; without colour they are in "[]" and "<>".
+    Each class has a colour; without colour the marks are "[]", "<>", "{}" and "()".
     """
-    agentic, communal = (_AGENTIC_COLOUR, _COMMUNAL_COLOUR) if colour else (("[", "]"), ("<", ">"))
+    marks = _COLOURS if colour else MARKS
 
-    def listed(terms: tuple[str, ...], marks: tuple[str, str]) -> str:
-        return ", ".join(term.join(marks) for term in terms) or "none"
+    def listed(terms: tuple[str, ...], mark: tuple[str, str]) -> str:
+        return ", ".join(term.join(mark) for term in terms) or "none"
 
-    classes = ("no term", "one class", "both classes")[bool(given.agentic) + bool(given.communal)]
-    extra = len(given.agentic) + len(given.communal) - 2 if given.agentic and given.communal else 0
+    present = sum(map(bool, given.terms))
+    some = "one class" if present == 1 else f"{present} of {len(given.terms)} classes"
+    classes = task.all_classes if given.complete else some if given.some else "no term"
+    extra = sum(map(len, given.terms)) - len(given.terms) if given.complete else 0
+    words = f"{given.words} word{'' if given.words == 1 else 's'}"
     parts = [
         ("base", given.base, classes),
         ("bonus", given.bonus, f"{extra} extra term{'' if extra == 1 else 's'}"),
-        (
-            "length penalty",
-            given.length_penalty,
-            f"{given.words} word{'' if given.words == 1 else 's'}, {weights.min_words} to {weights.max_words} wanted",
-        ),
+        ("length penalty", given.length_penalty, f"{words}, {task.min_words} to {task.max_words} wanted"),
         ("repetition penalty", given.repetition_penalty, f"any term more than {weights.max_repeats} times"),
     ]
     return "\n".join(
         [
-            LEXICON.mark(given.text, agentic, communal),
+            task.lexicon.mark(given.text, marks),
             "",
-            f"{'agentic':<20}{listed(given.agentic, agentic)}",
-            f"{'communal':<20}{listed(given.communal, communal)}",
+            *(
+                f"{label:<20}{listed(terms, mark)}"
+                for label, terms, mark in zip(task.labels, given.terms, marks, strict=False)
+            ),
             "",
             *(f"{name:<20}{_signed(value):<7} {reason}" for name, value, reason in parts),
             f"{'reward':<20}{_signed(given.reward)}",
@@ -129,8 +137,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--json", action="store_true", help="read standard input, one sentence a line; write JSON, one object a line"
     )
+    parser.add_argument("--task", metavar="FILE", help="a task file, or the name of a packaged task")
+    parser.add_argument("--min-words", type=int, metavar="N", help="fewest words without the length penalty")
+    parser.add_argument("--max-words", type=int, metavar="N", help="most words without the length penalty")
     weights = parser.add_argument_group("weights of the reward")
-    names = ["--help", "--json"]
+    names = ["--help", "--json", "--task", "--min-words", "--max-words"]
     for field in fields(RewardWeights):
         option = "--" + field.name.replace("_", "-")
         names.append(option)

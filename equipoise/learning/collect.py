@@ -1,63 +1,40 @@
 """Sentences to learn from: found among the model's own, freely written or after terms that are put there."""
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, permutations
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from equipoise.errors import UserError
 from equipoise.learning.search import BATCH, Search
 from equipoise.learning.supervised import Example, as_rollout
-from equipoise.measures.variety import masked
 from equipoise.policy.config import SamplingConfig
-from equipoise.policy.likelihood import EVALUATION_ROWS, kl_to_reference, plain_nll
+from equipoise.policy.likelihood import EVALUATION_ROWS, continuation_nll, kl_to_reference
 from equipoise.policy.load import Policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import sentences_of
 from equipoise.policy.sample import sample
-from equipoise.protocol.lexicon import LEXICON
-from equipoise.protocol.reward import strict_success
+from equipoise.protocol.prompts import open_with
+from equipoise.protocol.task import Task
 
-
-def _article(term: str) -> str:
-    return "an" if term[0] in "aeiou" else "a"
-
-
-# How a forced sentence begins after `The X was`. Several, so that what is learnt is the terms and not one opening.
-OPENINGS: tuple[Callable[[str, str], str], ...] = (
-    lambda first, second: f" {first} and {second}",
-    lambda first, second: f" {first}, {second},",
-    lambda first, second: f" both {first} and {second}",
-    lambda first, second: f" {first} but {second}",
-    lambda first, second: f" {_article(first)} {first} and {second}",
-    lambda first, second: f" {_article(first)} {first}, {second}",
-)
-
-
-FORCED_TOP_P = 0.95  # what follows a forced pair is meant to be imitated, not to be an unbiased sample
-
-
+FORCED_TOP_P = 0.95  # what follows forced terms is meant to be imitated, not to be an unbiased sample
 GPU_ROWS = 512  # drawn at a time where a row more costs next to nothing
-
-
 CPU_ROWS = 128
-
-
 CPU_TRIES = 4  # of one beginning: on a CPU, running it through the model takes as long as all that follows it
-
-
 CPU_NEW_TOKENS = 20  # after a forced pair: a sentence of 15 words has ended by then
+MOST_CASES = 1_000_000  # beginnings that are shuffled as one list; of more, each is drawn by itself
 
 
 class Found(NamedTuple):
     example: Example
-    pair: tuple[str, str]
-    """Its first agentic and its first communal term."""
+    pair: tuple[str, ...]
+    """The first term of each class in it."""
 
 
 class Collected(NamedTuple):
@@ -69,6 +46,7 @@ class Collected(NamedTuple):
 def collect(
     policy: Policy,
     wanted: Search,
+    task: Task,
     prompts: dict[str, list[int]],
     sampling: SamplingConfig,
     generator: torch.Generator,
@@ -76,7 +54,7 @@ def collect(
     progress: Callable[[int, int], None] = lambda found, wanted: None,
 ) -> list[Example]:
     """What `search` finds. Raises UserError when the budget ends with fewer than `BATCH`."""
-    examples, drawn = search(policy, wanted, prompts, sampling, generator, batch_size, progress)
+    examples, drawn = search(policy, wanted, task, prompts, sampling, generator, batch_size, progress)
     if len(examples) < BATCH:
         raise UserError(
             f"the warm start found {len(examples)} sentences in {drawn} samples and needs at least {BATCH}: "
@@ -88,6 +66,7 @@ def collect(
 def search(
     policy: Policy,
     wanted: Search,
+    task: Task,
     prompts: dict[str, list[int]],
     sampling: SamplingConfig,
     generator: torch.Generator,
@@ -109,7 +88,8 @@ def search(
         batch_size, tries = max(batch_size, CPU_ROWS), CPU_TRIES
         sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, CPU_NEW_TOKENS))
     target = wanted.sentences * wanted.candidates
-    cases = forced_cases(sorted(prompts), generator) if wanted.forced else free_cases(sorted(prompts), generator)
+    occupations = sorted(prompts)
+    cases = forced_cases(occupations, task, generator) if wanted.forced else free_cases(occupations, generator)
     drawn = 0
     while len(found) < target and drawn < wanted.budget:
         chosen, forced = [], []
@@ -124,17 +104,18 @@ def search(
             Example(occupation, prompts[occupation], start + tokens, "")
             for occupation, start, tokens in zip(chosen, forced, rollout.completions(), strict=True)
         ]
-        texts = sentences_of(policy.tokenizer, as_rollout(made), chosen)
+        texts = sentences_of(policy.tokenizer, as_rollout(made), chosen, task)
         for example, text, done in zip(made, texts, rollout.finished_B.tolist(), strict=True):
-            if done and strict_success(text):
-                terms = LEXICON.match(text)
-                found.setdefault(text, Found(example._replace(text=text), (terms.agentic[0], terms.communal[0])))
+            if done and task.strict(text):
+                pair = task.match(text).first
+                assert pair is not None, "a sentence that succeeds strictly holds every class"
+                found.setdefault(text, Found(example._replace(text=text), pair))
         progress(min(len(found), target), target)
-    return Collected(_kept(policy, wanted, list(found.values()), sampling.temperature, generator), drawn)
+    return Collected(_kept(policy, wanted, task, list(found.values()), sampling.temperature, generator), drawn)
 
 
 def _kept(
-    policy: Policy, wanted: Search, found: Sequence[Found], temperature: float, generator: torch.Generator
+    policy: Policy, wanted: Search, task: Task, found: Sequence[Found], temperature: float, generator: torch.Generator
 ) -> list[Example]:
     """Those of the candidates that are learnt."""
     count = wanted.sentences
@@ -142,7 +123,7 @@ def _kept(
         return [f.example for f in found][:count]
     if wanted.keep == "conditional" and not wanted.forced:
         return conditional(policy, found, count, temperature, generator)
-    return likeliest(policy, found, count)
+    return likeliest(policy, found, task, count)
 
 
 def said(
@@ -161,15 +142,32 @@ def said(
     return progress
 
 
-def forced_cases(occupations: Sequence[str], generator: torch.Generator) -> Iterator[tuple[str, str]]:
-    """(occupation, how its sentence begins) without end: all pairs of terms, in both orders, equally often."""
-    pairs = [(a, c) for a in LEXICON.agentic for c in LEXICON.communal]
-    pairs += [(c, a) for a, c in pairs]
+def forced_cases(occupations: Sequence[str], task: Task, generator: torch.Generator) -> Iterator[tuple[str, str]]:
+    """(occupation, how its sentence goes on after the prefix) without end: all combinations of a term of each class, in
+    every order of the classes, equally often. The task must have openings (`Task.can_force`)."""
+    classes = len(task.classes)
+    combinations = math.factorial(classes) * math.prod(len(task.words_of(number)) for number in range(classes))
+    if combinations * len(occupations) > MOST_CASES:
+        yield from _drawn_cases(occupations, task, generator)
+    cases = [opening.texts for opening in task.forced_openings()]
     while True:
-        for place in torch.randperm(len(pairs) * len(occupations), generator=generator).tolist():
-            first, second = pairs[place // len(occupations)]
-            opening = OPENINGS[int(torch.randint(len(OPENINGS), (), generator=generator))]
-            yield occupations[place % len(occupations)], opening(first, second)
+        for place in torch.randperm(len(cases) * len(occupations), generator=generator).tolist():
+            texts = cases[place // len(occupations)]
+            text = texts[int(torch.randint(len(texts), (), generator=generator))]
+            yield occupations[place % len(occupations)], text
+
+
+def _drawn_cases(occupations: Sequence[str], task: Task, generator: torch.Generator) -> Iterator[tuple[str, str]]:
+    """The same where there are too many combinations to go through: each is drawn by itself, even on the average."""
+
+    def draw(values: Sequence[Any]) -> Any:
+        return values[int(torch.randint(len(values), (), generator=generator))]
+
+    orders = list(permutations(range(len(task.classes))))
+    while True:
+        for place in torch.randperm(len(occupations), generator=generator).tolist():
+            terms = tuple(draw(task.words_of(number)) for number in draw(orders))
+            yield occupations[place], open_with(draw(task.openings), terms)
 
 
 def free_cases(occupations: Sequence[str], generator: torch.Generator) -> Iterator[tuple[str, str]]:
@@ -179,8 +177,8 @@ def free_cases(occupations: Sequence[str], generator: torch.Generator) -> Iterat
             yield occupations[place], ""
 
 
-def likeliest(policy: Policy, found: Sequence[Found], count: int) -> list[Example]:
-    """The `count` sentences with the smallest `plain_nll`, in nats per token, taken from all pairs in turn.
+def likeliest(policy: Policy, found: Sequence[Found], task: Task, count: int) -> list[Example]:
+    """The `count` sentences with the smallest `continuation_nll`, in nats per token, taken from all pairs in turn.
 
     Sentences that repeat themselves are left out where there are enough others: a loop is what a small model finds
     likeliest of all. Each is compared with the median of its occupation, so that no occupation is left out for being
@@ -188,10 +186,11 @@ def likeliest(policy: Policy, found: Sequence[Found], count: int) -> list[Exampl
     """
     flowing = [f for f in found if not repeats(f.example.text)]
     found = flowing if len(flowing) >= min(count, len(found)) else found
+    texts, jobs = [f.example.text for f in found], [f.example.occupation for f in found]
     nll = RowLimit(EVALUATION_ROWS, lambda _: None).run(
-        policy, lambda r: plain_nll(policy, [f.example.text for f in found], [f.example.occupation for f in found], r)
+        policy, lambda rows: continuation_nll(policy, texts, jobs, task, rows)
     )
-    assert len(nll) == len(found), "strict sentences all continue `The X was`"
+    assert len(nll) == len(found), "strict sentences all continue the prefix"
     of_occupation = defaultdict(list)
     for f, value in zip(found, nll, strict=True):
         of_occupation[f.example.occupation].append(value)
@@ -205,7 +204,7 @@ def likeliest(policy: Policy, found: Sequence[Found], count: int) -> list[Exampl
     first_of_mould: dict[str, Example] = {}
     again = []
     for *_, example in ranked:
-        mould = masked(example.text, example.occupation)
+        mould = task.mould(example.text, example.occupation)
         if first_of_mould.setdefault(mould, example) is not example:
             again.append(example)
     return [*first_of_mould.values(), *again][:count]

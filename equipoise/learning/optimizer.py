@@ -109,13 +109,14 @@ class MasterAdam:
                     group.master.grad = group.total().float().mul_(clip)
             if not group.buffer.is_cuda:
                 self.adam.step()
-                self.publish()
+                self.copy_masters_to_model()
         self.zero_grad()
         return norms[0] if finite else math.nan
 
     @torch.no_grad()
     def _step_at_once(self, group: _Group, clip: float, rate: float) -> None:
-        """What `adam.step` and `publish` do, on the state that `adam` would have, but for a count on the CPU."""
+        """What `adam.step` and `copy_masters_to_model` do, on the state that `adam` would have, but for a count on the
+        CPU."""
         from equipoise.policy.kernels.adam import adam
 
         state = self.adam.state[group.master]
@@ -131,7 +132,7 @@ class MasterAdam:
         )  # fmt: skip
 
     @torch.no_grad()
-    def publish(self) -> None:
+    def copy_masters_to_model(self) -> None:
         """Copy the masters into the parameters the model computes with."""
         for group in self.groups.values():
             if group.master.data_ptr() != group.buffer.data_ptr():
@@ -156,12 +157,12 @@ class MasterAdam:
         master = self.groups["policy"].master.data
         kept = master.clone()
         master.copy_(self.average)
-        self.publish()
+        self.copy_masters_to_model()
         try:
             yield
         finally:
             master.copy_(kept)
-            self.publish()
+            self.copy_masters_to_model()
 
     def zero_grad(self) -> None:
         for group in self.groups.values():
@@ -207,7 +208,7 @@ class MasterAdam:
         if self.average is not None:
             for name, part in self.groups["policy"].split(self.average).items():
                 part.copy_(moments[f"{name}.average"])
-        self.publish()
+        self.copy_masters_to_model()
 
 
 def _itself(flat: Tensor) -> Tensor:

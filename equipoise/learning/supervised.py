@@ -1,6 +1,5 @@
 """Supervised learning from compliant sentences: PPO's warm start, and supervised fine-tuning as a method of its own."""
 
-import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,11 @@ from equipoise.learning.optimizer import MasterAdam
 from equipoise.learning.search import BATCH
 from equipoise.policy.load import Policy
 from equipoise.policy.prompt import Tokenizer, sentences_of
-from equipoise.policy.rollout import Rollout
+from equipoise.policy.rollout import Rollout, rollout_of
 from equipoise.policy.score import score
-from equipoise.protocol.prompts import prefix
-from equipoise.protocol.reward import Event, complies
+from equipoise.protocol.reward import Event
+from equipoise.protocol.task import Task
+from equipoise.runs.rows import read
 
 
 class Example(NamedTuple):
@@ -42,7 +42,7 @@ class Examples:
     failing: int
     """Rows that do not satisfy the constraint."""
     foreign: int
-    """Rows of other occupations, not beginning with `The X was`, or of a text that the policy cannot write."""
+    """Rows of other occupations, not beginning with the task's prefix, or of a text that the policy cannot write."""
 
     def describe(self) -> str:
         distinct = len({example.text for example in self.examples})
@@ -54,30 +54,31 @@ class Examples:
 def read_rows(path: Path) -> list[Row]:
     """The columns Occupation and Text of a CSV, whatever others it has. Raises UserError."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns = reader.fieldnames or ()
-            if lacking := [name for name in ("Occupation", "Text") if name not in columns]:
-                raise UserError(
-                    f"{path} has the columns {','.join(columns)[:80]!r} and lacks {' and '.join(lacking)}: give a "
-                    "completions file"
-                )
-            rows = []
-            for row in reader:
-                occupation, text = row["Occupation"], row["Text"]
-                if occupation is None or text is None:
-                    raise UserError(f"line {reader.line_num} of {path} is cut short: delete it, or make the file anew")
-                rows.append(Row(occupation, text))
-            return rows
+        table, lines = read(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): give an existing completions file") from None
-    except (csv.Error, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not a CSV in UTF-8 ({error}): give a completions file") from None
+    columns = table[0] if table else []
+    if lacking := [name for name in ("Occupation", "Text") if name not in columns]:
+        raise UserError(
+            f"{path} has the columns {','.join(columns)[:80]!r} and lacks {' and '.join(lacking)}: give a "
+            "completions file"
+        )
+    occupation, text = columns.index("Occupation"), columns.index("Text")
+    rows = []
+    for row, line in zip(table[1:], lines[1:], strict=True):
+        if row and len(row) <= max(occupation, text):
+            raise UserError(f"line {line} of {path} is cut short: delete it, or make the file anew")
+        if row:  # an empty line is none
+            rows.append(Row(row[occupation], row[text]))
+    return rows
 
 
 def examples_of(
     rows: Iterable[Row],
     tokenizer: Tokenizer,
+    task: Task,
     prompts: Mapping[str, list[int]],
     stop_ids: Sequence[int],
     event: Event,
@@ -86,20 +87,22 @@ def examples_of(
 
     `prompts` maps occupations to token ids; rows of other occupations are left out."""
     rows = list(rows)
-    complying = [row for row in rows if complies(row.text, event)]
-    own = [row for row in complying if row.occupation in prompts and row.text.startswith(prefix(row.occupation) + " ")]
+    complying = [row for row in rows if task.complies(row.text, event)]
+    own = [
+        row for row in complying if row.occupation in prompts and row.text.startswith(task.prefix(row.occupation) + " ")
+    ]
     found: dict[Row, Example] = {}
     # A tokenizer that puts a space before the first word by itself is given the text without one.
     for gap in (" ", ""):
         left = [row for row in dict.fromkeys(own) if row not in found]
         if not left:
             break
-        texts = [gap + row.text.removeprefix(prefix(row.occupation)).lstrip() for row in left]
+        texts = [gap + row.text.removeprefix(task.prefix(row.occupation)).lstrip() for row in left]
         made = [
             Example(row.occupation, prompts[row.occupation], _ended(list(ids), tokenizer, stop_ids), row.text)
             for row, ids in zip(left, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True)
         ]
-        spelt = sentences_of(tokenizer, as_rollout(made), [example.occupation for example in made])
+        spelt = sentences_of(tokenizer, as_rollout(made), [example.occupation for example in made], task)
         for row, example, text in zip(left, made, spelt, strict=True):
             if text == row.text and not set(example.completion[:-1]) & set(stop_ids):
                 found[row] = example
@@ -116,10 +119,7 @@ def _ended(tokens: list[int], tokenizer: Tokenizer, stop_ids: Sequence[int]) -> 
 
 
 def as_rollout(examples: Sequence[Example]) -> Rollout:
-    width = max(len(e.completion) for e in examples)
-    tokens = torch.tensor([e.completion + [0] * (width - len(e.completion)) for e in examples])
-    lengths = torch.tensor([len(e.completion) for e in examples])
-    return Rollout([e.prompt for e in examples], tokens, lengths, torch.ones(len(examples), dtype=torch.bool))
+    return rollout_of([e.prompt for e in examples], [e.completion for e in examples])
 
 
 @dataclass(frozen=True)

@@ -21,16 +21,24 @@ def kl_bound(c: float, p0: float) -> float:
     return max(0.0, total)  # rounding can leave a hair below 0 at c = p0
 
 
+Z_95 = 1.959964
+"""95 % of a normal distribution lie within so many standard deviations of its mean."""
+
+
 class Interval(NamedTuple):
     low: float
     high: float
 
 
-def wilson(hits: int, n: int, z: float = 1.959964) -> Interval:
-    """Wilson's score interval of a proportion, by default 95 % (Wilson 1927, JASA 22, 209–212). No trials: (0, 1)."""
+def wilson(hits: int, n: int, z: float = Z_95) -> Interval:
+    """Wilson's score interval of a proportion, by default 95 % (Wilson 1927, JASA 22, 209–212). No trials: (0, 1).
+
+    The probabilities p with |hits/n − p| ≤ z·√(p(1−p)/n).
+    """
     if n == 0:
         return Interval(0.0, 1.0)
     p, extra = hits / n, z * z / n
     centre = (p + extra / 2) / (1 + extra)
     half = z / (1 + extra) * math.sqrt(p * (1 - p) / n + extra / (4 * n))
-    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+    # At the ends the bound is the share itself, which rounding would miss by a hair.
+    return Interval(0.0 if hits == 0 else centre - half, 1.0 if hits == n else centre + half)

@@ -1,12 +1,9 @@
-"""How varied sentences are: pairs of terms, effective numbers, moulds and openings."""
+"""How varied values are: effective numbers, and the pairs of terms that sentences hold."""
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
-
-from equipoise.protocol.lexicon import LEXICON, Lexicon
 
 
 def effective(counts: Counter[Any]) -> float:
@@ -19,19 +16,7 @@ def effective(counts: Counter[Any]) -> float:
     return math.exp(-math.fsum(p * math.log(p) for p in shares))
 
 
-def pair_counts(terms: Iterable[tuple[Sequence[str], Sequence[str]]]) -> Counter[tuple[str, str]]:
-    """How often each (first agentic, first communal) pair occurs among the sentences that have both."""
-    return Counter((agentic[0], communal[0]) for agentic, communal in terms if agentic and communal)
-
-
-def masked(text: str, occupation: str, lexicon: Lexicon = LEXICON) -> str:
-    """The sentence's mould: lower case, every term as "*", the occupation as "_"."""
-    mould = lexicon.mark(text, ("\0", "\0"), ("\0", "\0"))
-    mould = re.sub("\0[^\0]*\0", "*", mould).lower()
-    return re.sub(rf"\b{re.escape(occupation.lower())}\b", "_", mould)
-
-
-def opening(text: str, lexicon: Lexicon = LEXICON) -> str:
-    """The first two words after `The X was`, lower case, terms masked, with a mark that no term has."""
-    words = lexicon.mark(text, ("\0", "\0"), ("\0", "\0")).lower().split()[3:5]
-    return "> " + " ".join("*" if "\0" in word else word for word in words)
+def pair_counts(firsts: Iterable[tuple[str, ...] | None]) -> Counter[tuple[str, ...]]:
+    """How often each combination occurs of a sentence's first term of each class; None stands for a sentence that
+    lacks a class and is not counted."""
+    return Counter(first for first in firsts if first is not None)

@@ -4,29 +4,32 @@ Columns `Model,Occupation,RunID,Text,WordCount,Label`, RFC 4180, UTF-8; in a com
 
 - Model: which model wrote the sentence (its folder's name, or its Hub id).
 - RunID: 1 to n within each occupation.
-- Text: the protocol's sentence, `The X was …`, as it is. It may begin with `=` or hold anything else that a spreadsheet
-  would run; a copy meant for one has to be made safe first.
+- Occupation: as the task names it.
+- Text: the task's sentence, such as `The X was …`, as it is. It may begin with `=` or hold anything else that a
+  spreadsheet would run; a copy meant for one has to be made safe first.
 - WordCount: words between white space, the prefix included.
 - Label: the method (`RLHF`, `Prompt-Only`, …), as in the public study's files; what a sentence holds follows from Text.
 - Method, Seed: the method by its name on the command line, and the seed of its random numbers.
 
-Beside `NAME.csv` lies `NAME.csv.json`, the record: the settings every row was made with, and on what machine.
+Beside `NAME.csv` lies `NAME.csv.json`, the record: the settings every row was made with, the whole task among them, and
+on what machine.
 """
 
-import csv
 import fcntl
 import io
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from equipoise.errors import UserError
-from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import word_count
+from equipoise.protocol.task import Task
 from equipoise.runs.files import write_whole
+from equipoise.runs.records import task_on_record
+from equipoise.runs.rows import Parsed, parse, serialise
 
 COLUMNS = ("Model", "Occupation", "RunID", "Text", "WordCount", "Label")
 COMPARED = (*COLUMNS, "Method", "Seed")
@@ -40,47 +43,10 @@ class Key(NamedTuple):
     run_id: int
 
 
-def all_keys(n: int) -> list[Key]:
-    """The n × 20 keys, every occupation's first run before any second: a file that was cut short is balanced."""
-    return [Key(occupation, run_id) for run_id in range(1, n + 1) for occupation in OCCUPATIONS]
-
-
-def serialise(rows: Iterable[Sequence[object]]) -> bytes:
-    """The rows as CSV."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    return text.getvalue().encode()
-
-
-class Parsed(NamedTuple):
-    """The complete rows of a CSV, how many bytes they take, and the line (counted from 1) on which each ends."""
-
-    rows: list[list[str]]
-    size: int
-    lines: list[int]
-
-
-def parse(data: bytes) -> Parsed:
-    """The rows that `data` holds completely, its header among them. What follows the last of them is half a row.
-
-    A row is complete when its line break is there; one between quotation marks belongs to the text. Raises ValueError
-    for complete rows that are not CSV, or not UTF-8.
-    """
-    size, quoted = 0, False
-    for mark in re.finditer(rb'["\n]', data):
-        if mark[0] == b'"':
-            quoted = not quoted  # a doubled mark toggles twice
-        elif not quoted:
-            size = mark.end()
-    reader = csv.reader(io.StringIO(data[:size].decode(), newline=""), strict=True)
-    rows, lines = [], []
-    try:
-        for row in reader:
-            rows.append(row)
-            lines.append(reader.line_num)
-    except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}") from None
-    return Parsed(rows, size, lines)
+def all_keys(n: int, occupations: Sequence[str]) -> list[Key]:
+    """n keys of each occupation, every occupation's first run before any second: a file that was cut short is
+    balanced."""
+    return [Key(occupation, run_id) for run_id in range(1, n + 1) for occupation in occupations]
 
 
 class Completions:
@@ -93,6 +59,7 @@ class Completions:
         self,
         path: Path,
         settings: Mapping[str, Any],
+        task: Task,
         n: int,
         overwrite: bool = False,
         columns: Sequence[str] = COLUMNS,
@@ -100,11 +67,12 @@ class Completions:
         """`settings` decide the rows (JSON values); those named as a column fill it: `Model`, `Label` and so on.
 
         Raises UserError for a file that cannot be written, that this program did not write, whose rows were made with
-        other settings or changed by hand, or that holds runs beyond `n`. `overwrite` gives up rows that this program
-        wrote, but never a file with other columns.
+        other settings, for another task, or changed by hand, or that holds runs beyond `n`. `overwrite` gives up rows
+        that this program wrote, but never a file with other columns.
         """
         self.path = path
-        self.settings = dict(settings)
+        self.task = task
+        self.settings = {**settings, "task": task.document()}
         self.columns = tuple(columns)
         self._constant = {name: str(settings[name]) for name in columns if name in settings}
         self._header = serialise([self.columns])
@@ -197,11 +165,12 @@ class Completions:
         )
 
     def _compare(self, recorded: Mapping[str, Any]) -> None:
-        keys = [k for k in {**recorded, **self.settings} if recorded.get(k) != self.settings.get(k)]
-        if keys:
-            changed = "; ".join(f"{k}: {_short(recorded.get(k))} → {_short(self.settings.get(k))}" for k in keys)
+        old, new = ({k: v for k, v in settings.items() if k != "task"} for settings in (recorded, self.settings))
+        changed = [f"{k}: {_short(old.get(k))} → {_short(new.get(k))}" for k in old | new if old.get(k) != new.get(k)]
+        changed += task_on_record(recorded, str(self._record_path)).differences(self.task)
+        if changed:
             raise UserError(
-                f"{self.path} was made with other settings ({changed}): use the same to continue it, "
+                f"{self.path} was made with other settings ({'; '.join(changed)}): use the same to continue it, "
                 "another --output for a new file, or --overwrite to start anew"
             )
 
@@ -235,7 +204,7 @@ class Completions:
             return None, f"it has {len(row)} fields, not {len(self.columns)}"
         fields = dict(zip(self.columns, row, strict=True))
         occupation, run_id, text, words = (fields[name] for name in ("Occupation", "RunID", "Text", "WordCount"))
-        if occupation not in OCCUPATIONS or not re.fullmatch("[1-9][0-9]{0,8}", run_id):
+        if occupation not in self.task.names or not re.fullmatch("[1-9][0-9]{0,8}", run_id):
             return None, f"{occupation[:20]!r} {run_id[:20]!r} is no occupation with a number"
         if any(fields[name] != value for name, value in self._constant.items()):
             return None, f"another {' or '.join(self._constant)}"
@@ -279,9 +248,10 @@ class Completions:
         self.texts |= texts
 
     def finish(self) -> None:
-        """Put the rows in the protocol's order of occupations, then by RunID, by replacing the file as a whole."""
+        """Put the rows in the task's order of occupations, then by RunID, by replacing the file as a whole."""
         assert self._file is not None
-        order = sorted(self.texts, key=lambda key: (OCCUPATIONS.index(key.occupation), key.run_id))
+        place = {occupation: i for i, occupation in enumerate(self.task.names)}
+        order = sorted(self.texts, key=lambda key: (place[key.occupation], key.run_id))
         data = self._header + serialise(self._row(key, self.texts[key]) for key in order)
         self._file.seek(0)
         if self._file.readall() == data:

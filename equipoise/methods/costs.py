@@ -1,14 +1,14 @@
 """What a file of completions cost: `NAME.csv.costs.json`, kept up to date batch by batch.
 
 Members: `method`; `seconds` of writing and `load_seconds` of loading, added up over resumes; `tokens` drawn, stop
-tokens counted; `generations`, the sentences drawn; `accepted`, the rows with terms of both classes (for gen-filter, the
+tokens counted; `generations`, the sentences drawn; `accepted`, the rows with terms of every class (for gen-filter, the
 draws that pass its filter); `generations_per_accepted`, null where none was; `rows` of the file. Where they are known:
 
 - `training_seconds` of supervised fine-tuning, the making of its sentences not counted;
 - `kl`: KL from the method's distribution to the base model's under the base prompt, nats per sentence, as
   {value, low, high, how}, the bounds being a 95 % interval's, with the `kl_sentences` it was estimated from;
 - `p0`: the probability that the base model's sentence complies, as {value, low, high, n, event, how},
-  the event being `both` classes or `strict` success;
+  the event being `both` (terms of every class) or `strict` success;
 - `ess`: effective sample size of the importance weights of a method that weights its sentences, and `log_weights`,
   those weights in nats, by occupation in the order of RunID (of p at the file's temperature; at a top-p below 1 their
   mean falls short of p0, as sentences outside the nucleus have no part in it, so `kl`, `p0` and `ess` are never
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from equipoise.errors import UserError
 from equipoise.methods.completions import Key
-from equipoise.protocol.lexicon import OCCUPATIONS
+from equipoise.protocol.task import Task
 from equipoise.runs.files import write_whole
 
 if TYPE_CHECKING:
@@ -39,10 +39,11 @@ def costs_path(output: Path) -> Path:
 class Costs:
     """The running account of one file. `document` holds what is known besides the counters."""
 
-    def __init__(self, output: Path, method: str, texts: Mapping[Key, str], candidates: int = 1) -> None:
+    def __init__(self, output: Path, method: str, task: Task, texts: Mapping[Key, str], candidates: int = 1) -> None:
         """`texts` are the rows that the file of generations holds, in its order; without any the account is new. Each
         was chosen among so many `candidates`, which are all counted."""
         self.path = costs_path(output)
+        self.task = task
         self.method = method
         self.seconds = 0.0
         self.load_seconds = 0.0
@@ -110,7 +111,7 @@ class Costs:
         if self.log_weights:
             document["log_weights"] = {
                 occupation: [self.log_weights.get(Key(occupation, i)) for i in range(1, last + 1)]
-                for occupation in OCCUPATIONS
+                for occupation in self.task.names
                 if (last := max((key.run_id for key in self.log_weights if key.occupation == occupation), default=0))
             }
         try:

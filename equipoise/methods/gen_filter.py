@@ -8,17 +8,18 @@ conditioned on the constraint: no distribution that always satisfies it is close
 
 import heapq
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from equipoise.measures.shares import Z_95
 from equipoise.methods.completions import COMPARED, Completions, Key
 from equipoise.methods.costs import Costs
-from equipoise.methods.estimates import Z_95, yields
-from equipoise.methods.generate import NONFINITE_EXIT, Outcome, Writer, write_rows
-from equipoise.protocol.lexicon import OCCUPATIONS
-from equipoise.protocol.reward import Event, complies
-from equipoise.runs.signals import StopSignals
+from equipoise.methods.estimates import yields
+from equipoise.methods.generate import NONFINITE_EXIT, Caller, Outcome, Writer, write_rows
+from equipoise.protocol.reward import Event
+from equipoise.protocol.task import Task
 
 DRAWS_PER_ROW = 5
 """The default budget, per sentence that is wanted: enough for a yield with its interval, in a small study on a CPU.
@@ -32,29 +33,48 @@ def raw_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.raw{output.suffix}")
 
 
-class Draws:
-    """What to draw next, batch after batch, for the occupations that are short of `n` sentences that pass."""
+@dataclass(frozen=True)
+class Wanted:
+    """`n` sentences of each of the task's occupations that pass, found in at most `budget` draws in all."""
 
-    def __init__(self, texts: Mapping[Key, str], n: int, budget: int, size: int, event: Event) -> None:
-        """`texts` is looked at after each batch and has to hold it by then."""
-        self._texts, self._n, self._left, self._size, self._event = texts, n, budget, size, event
-        self._drawn = dict.fromkeys(OCCUPATIONS, 0)
-        self._passed = dict.fromkeys(OCCUPATIONS, 0)
+    task: Task
+    event: Event
+    n: int
+    budget: int
+
+    @property
+    def rows(self) -> int:
+        """Of the finished file."""
+        return self.n * len(self.task.names)
+
+    def passes(self, text: str) -> bool:
+        return self.task.complies(text, self.event)
+
+
+class Draws:
+    """What to draw next, batch after batch, for the occupations that are short of sentences that pass."""
+
+    def __init__(self, texts: Mapping[Key, str], wanted: Wanted, size: int) -> None:
+        """`texts` is looked at after each batch and has to hold it by then; `size`: draws in a batch."""
+        self._texts, self._wanted, self._left, self._size = texts, wanted, wanted.budget, size
+        self._drawn = dict.fromkeys(wanted.task.names, 0)
+        self._passed = dict.fromkeys(wanted.task.names, 0)
 
     @property
     def found(self) -> int:
         """Sentences that pass, at most n of each occupation."""
-        return sum(min(self._n, passed) for passed in self._passed.values())
+        return sum(min(self._wanted.n, passed) for passed in self._passed.values())
 
     def __iter__(self) -> Iterator[Sequence[Key]]:
         while batch := self._next():
             yield batch
             for key in batch:
-                self._passed[key.occupation] += complies(self._texts[key], self._event)
+                self._passed[key.occupation] += self._wanted.passes(self._texts[key])
 
     def _next(self) -> list[Key]:
         # The least drawn first, so that the budget is shared alike whatever the size of a batch.
-        short = [(self._drawn[o], i, o) for i, o in enumerate(OCCUPATIONS) if self._passed[o] < self._n]
+        names = enumerate(self._wanted.task.names)
+        short = [(self._drawn[o], i, o) for i, o in names if self._passed[o] < self._wanted.n]
         heapq.heapify(short)
         size = min(self._size, self._left) if short else 0
         self._left -= size
@@ -68,62 +88,50 @@ class Draws:
 
 
 def gen_filter(
-    writer: Writer,
-    settings: Mapping[str, Any],
-    output: Path,
-    *,
-    n: int,
-    budget: int,
-    event: Event,
-    overwrite: bool,
-    stop: StopSignals,
-    say: Callable[[str], None],
-    progress: Callable[[int, int], None],
+    writer: Writer, settings: Mapping[str, Any], output: Path, wanted: Wanted, caller: Caller, *, overwrite: bool
 ) -> Outcome:
     """Draw, or go on drawing, and write both files. Raises UserError."""
-    raw = raw_path(output)
+    raw, task, event, say = raw_path(output), wanted.task, wanted.event, caller.say
     with (
-        Completions(output, {**settings, "filter": event}, n, overwrite, COMPARED) as kept,
-        Completions(raw, settings, MOST_RUNS, overwrite, COMPARED) as drawn,
+        Completions(output, {**settings, "filter": event}, task, wanted.n, overwrite, COMPARED) as kept,
+        Completions(raw, settings, task, MOST_RUNS, overwrite, COMPARED) as drawn,
     ):
         if drawn.texts:
             say(f"{raw} holds {len(drawn.texts):,} draws")
-        costs = Costs(output, "gen-filter", drawn.texts)
-        draws = Draws(drawn.texts, n, budget, writer.batch_size, event)
-
-        def of_found(_done: int, _total: int) -> None:
-            progress(draws.found, n * len(OCCUPATIONS))
-
-        say(f"drawing until {n} sentences of each occupation pass ({event}), at most {budget:,} draws in all")
-        status = write_rows(writer, drawn, draws, budget, stop, say, of_found, costs)
+        costs = Costs(output, "gen-filter", task, drawn.texts)
+        draws = Draws(drawn.texts, wanted, writer.batch_size)
+        most = f"at most {wanted.budget:,} draws in all"
+        say(f"drawing until {wanted.n} sentences of each occupation pass ({event}), {most}")
+        of_found = caller._replace(progress=lambda _done, _total: caller.progress(draws.found, wanted.rows))
+        status = write_rows(writer, drawn, draws, wanted.budget, of_found, costs)
         if status == "stopped":
-            assert stop.received is not None
-            say(f"stopped by {stop.received.name} after {len(drawn.texts):,} draws. The same command continues.")
-            return Outcome("stopped", {}, stop.exit_code)
+            assert caller.stop.received is not None
+            say(f"stopped by {caller.stop.received.name} after {len(drawn.texts):,} draws. The same command continues.")
+            return Outcome("stopped", {}, caller.stop.exit_code, task)
         if status == "nonfinite":
-            return Outcome("nonfinite", {}, NONFINITE_EXIT)
+            return Outcome("nonfinite", {}, NONFINITE_EXIT, task)
         drawn.finish()
-        texts = select(drawn.texts, n, event)
+        texts = select(drawn.texts, wanted)
         missing = {key: text for key, text in texts.items() if key not in kept.texts}
         if missing or not kept.texts:
             kept.start({"raw": raw.name})
             kept.append(missing)
             kept.finish()
-        known = yields(drawn.texts, event)
+        known = yields(drawn.texts, task, event)
         costs.close(
-            rows=len(texts), accepted=known["yield"]["accepted"], kl=_kl(known, len(texts) == n * len(OCCUPATIONS)),
-            **known, filter=event, budget=budget,
+            rows=len(texts), accepted=known["yield"]["accepted"], kl=_kl(known, len(texts) == wanted.rows),
+            **known, filter=event, budget=wanted.budget,
         )  # fmt: skip
-        say(_result(known, len(texts), n, budget))
-        return Outcome("done", texts, 0)
+        say(_result(known, len(texts), wanted))
+        return Outcome("done", texts, 0, task)
 
 
-def select(texts: Mapping[Key, str], n: int, event: Event) -> dict[Key, str]:
+def select(texts: Mapping[Key, str], wanted: Wanted) -> dict[Key, str]:
     """The first n draws of each occupation that pass, numbered from 1."""
     kept: dict[Key, str] = {}
-    counts = dict.fromkeys(OCCUPATIONS, 0)
+    counts = dict.fromkeys(wanted.task.names, 0)
     for key in sorted(texts):
-        if counts[key.occupation] < n and complies(texts[key], event):
+        if counts[key.occupation] < wanted.n and wanted.passes(texts[key]):
             counts[key.occupation] += 1
             kept[Key(key.occupation, counts[key.occupation])] = texts[key]
     return kept
@@ -149,18 +157,18 @@ def _kl(known: Mapping[str, Any], complete: bool) -> dict[str, Any] | None:
     return {"value": value, "low": low, "high": high, "how": "−ln p0 and its interval"}
 
 
-def _result(known: Mapping[str, Any], rows: int, n: int, budget: int) -> str:
+def _result(known: Mapping[str, Any], rows: int, wanted: Wanted) -> str:
     share = known["yield"]
     line = (
         f"{share['accepted']:,} of {share['drawn']:,} draws pass: {percent(share['value'])} "
         f"({percent(share['low'])} to {percent(share['high'])})"
     )
-    wanted = n * len(OCCUPATIONS)
-    if rows < wanted:
+    if rows < wanted.rows:
         fewest = min(known["yields"].values(), key=lambda part: part["accepted"])["accepted"]
         line += (
-            f". The budget of {budget:,} draws ended with {rows:,} of the {wanted:,} rows, {fewest} for the scarcest "
-            "occupation: the file has fewer rows, the yield is valid all the same; a larger --budget continues"
+            f". The budget of {wanted.budget:,} draws ended with {rows:,} of the {wanted.rows:,} rows, {fewest} for "
+            "the scarcest occupation: the file has fewer rows, the yield is valid all the same; a larger --budget "
+            "continues"
         )
     return line
 

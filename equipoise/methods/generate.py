@@ -13,11 +13,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from equipoise.errors import UserError
 from equipoise.methods.completions import Completions, Key, all_keys
 from equipoise.methods.costs import Costs
+from equipoise.options import OptionalTask
+from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.protocol.task import Task
 from equipoise.runs.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -38,11 +41,14 @@ class GenerateConfig:
     """Folder of the trained model; also a Hub id or `bundled`, for sentences of an untrained model."""
     output: Path = Path("rlhf_llama3_completions.csv")
     """The CSV. Beside it, with `.json` added to its name, lies the record of how it was made."""
+    task: OptionalTask = None
+    """A task file, or the name of a packaged task: occupations, classes of terms, frame, bounds and prompts. Default:
+    the task that the model was trained on, if it says."""
     n: int = 250
     """Sentences per occupation. A finished file can be extended by asking for more."""
     prompt: str | None = None
-    """`study`, `describe`, `require`, `raw`, or your own as NAME=INSTRUCTION with {occupation} in it. Default: the
-    prompt that the model was trained with, or `describe` where nothing says."""
+    """The name of one of the task's prompts (`raw` gives no instruction at all), or your own as NAME=INSTRUCTION with
+    {occupation} in it. Default: the prompt that the model was trained with, or the task's first where nothing says."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the likeliest token."""
     top_p: float | None = None
@@ -52,7 +58,7 @@ class GenerateConfig:
     seed: int = 0
     """Another seed gives other sentences."""
     batch_size: int | None = None
-    """Sentences at a time. Default: 512 on a GPU, 128 on a CPU; halved where memory does not suffice."""
+    """Sentences at a time. Default: 1000 on a GPU, 128 on a CPU; halved where memory does not suffice."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -77,6 +83,15 @@ class GenerateConfig:
         """The top-p that is drawn with."""
         return TOP_P if self.top_p is None else self.top_p
 
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How tokens are drawn. Raises UserError."""
+        return SamplingConfig(self.temperature, self.nucleus, self.max_new_tokens)
+
+    def policy_of(self, model: str) -> PolicyConfig:
+        """How a model is brought into memory to write."""
+        return PolicyConfig(model, dtype=self.dtype, device=self.device, use_8bit=self.use_8bit)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -86,6 +101,19 @@ class Outcome:
     texts: dict[Key, str]
     exit_code: int
     """0 done; 128 + the signal's number when stopped by one; 3 when the model gave non-finite numbers."""
+    task: Task
+    """What they were written for."""
+
+
+class Caller(NamedTuple):
+    """Who a long job is done for."""
+
+    stop: StopSignals
+    """Looked at between batches."""
+    say: Callable[[str], None]
+    """Gets notices of one line."""
+    progress: Callable[[int, int], None]
+    """Gets the rows in the file and the rows wanted, first and after each batch."""
 
 
 def generate(
@@ -100,32 +128,31 @@ def generate(
     check_trained(config.model)
     # Only here: `--help` and a mistyped option need not wait for torch.
     from equipoise.methods.prompted import Prompted
-    from equipoise.policy.config import SamplingConfig
 
     writer = Prompted(
-        config.model,
+        config.policy_of(config.model),
         prompt=config.prompt,
-        sampling=SamplingConfig(config.temperature, config.nucleus, config.max_new_tokens),
+        sampling=config.sampling,
         seed=config.seed,
-        device=config.device,
-        dtype=config.dtype,
-        use_8bit=config.use_8bit,
         batch_size=config.batch_size,
+        task=config.task,
     )
     columns = {"Model": config.model_name or writer.name, "Label": config.label or writer.label}
     settings = columns | writer.settings
-    keys = all_keys(config.n)
+    keys = all_keys(config.n, writer.task.names)
     with (
         StopSignals(tell_of_batch) as stop,
-        Completions(config.output, settings, config.n, config.overwrite) as file,
+        Completions(config.output, settings, writer.task, config.n, config.overwrite) as file,
     ):
-        return write_all(writer, file, keys, stop, say, progress)
+        return write_all(writer, file, keys, Caller(stop, say, progress))
 
 
 class Writer(Protocol):
     """Writes the sentences of keys, the same for the same key however they are batched, to rounding."""
 
-    batch_size: int
+    @property
+    def batch_size(self) -> int:
+        """Sentences at a time."""
 
     @property
     def notices(self) -> Sequence[str]:
@@ -142,29 +169,23 @@ class Writer(Protocol):
 
 
 def write_all(
-    writer: Writer,
-    file: Completions,
-    keys: Sequence[Key],
-    stop: StopSignals,
-    say: Callable[[str], None],
-    progress: Callable[[int, int], None],
-    costs: Costs | None = None,
+    writer: Writer, file: Completions, keys: Sequence[Key], caller: Caller, costs: Costs | None = None
 ) -> Outcome:
     """Write those of `keys` that the file lacks, and put its rows in order."""
     if file.texts:
-        say(f"{file.path} holds {len(file.texts)} of {len(keys)} rows")
-    status = write_rows(writer, file, batches(keys, writer.batch_size), len(keys), stop, say, progress, costs)
+        caller.say(f"{file.path} holds {len(file.texts)} of {len(keys)} rows")
+    status = write_rows(writer, file, batches(keys, writer.batch_size), len(keys), caller, costs)
     if status == "stopped":
-        assert stop.received is not None
-        say(
-            f"stopped by {stop.received.name} with {len(file.texts)} of {len(keys)} rows in {file.path}. "
+        assert caller.stop.received is not None
+        caller.say(
+            f"stopped by {caller.stop.received.name} with {len(file.texts)} of {len(keys)} rows in {file.path}. "
             "The same command continues."
         )
-        return Outcome("stopped", file.texts, stop.exit_code)
+        return Outcome("stopped", file.texts, caller.stop.exit_code, file.task)
     if status == "nonfinite":
-        return Outcome("nonfinite", file.texts, NONFINITE_EXIT)
+        return Outcome("nonfinite", file.texts, NONFINITE_EXIT, file.task)
     file.finish()
-    return Outcome("done", file.texts, 0)
+    return Outcome("done", file.texts, 0, file.task)
 
 
 def write_rows(
@@ -172,9 +193,7 @@ def write_rows(
     file: Completions,
     schedule: Iterable[Sequence[Key]],
     total: int,
-    stop: StopSignals,
-    say: Callable[[str], None],
-    progress: Callable[[int, int], None],
+    caller: Caller,
     costs: Costs | None = None,
 ) -> Literal["done", "stopped", "nonfinite"]:
     """Write what the file lacks of each batch in `schedule`, computing the whole batch; load the model when first
@@ -193,15 +212,15 @@ def write_rows(
             continue
         try:
             if not started:
-                _start(writer, file, say, costs)
-                progress(len(file.texts), total)
+                _start(writer, file, caller.say, costs)
+                caller.progress(len(file.texts), total)
                 started = True
-            if stop.received is not None:
+            if caller.stop.received is not None:
                 return "stopped"
             began = time.perf_counter()
-            written = writer(batch, say)
+            written = writer(batch, caller.say)
         except NonFiniteLogits as error:
-            say(
+            caller.say(
                 f"stopped: {error}. The {len(file.texts)} rows written so far are kept. Try --dtype float32 with "
                 "another --output; if that fails too, the weights are damaged: go back to an earlier checkpoint."
             )
@@ -211,7 +230,7 @@ def write_rows(
         if costs is not None:
             priced = [*missing, *unpriced]
             costs.add(seconds, {key: written[key] for key in priced})
-        progress(len(file.texts), total)
+        caller.progress(len(file.texts), total)
     return "done"
 
 

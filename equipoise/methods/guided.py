@@ -3,19 +3,19 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from equipoise.methods.completions import Key, all_keys
 from equipoise.methods.ctrlg.config import CtrlGConfig
-from equipoise.methods.ctrlg.writer import CtrlG, check_feasible
+from equipoise.methods.ctrlg.writer import VERSION, CtrlG, check_feasible
 from equipoise.methods.estimates import mean_over_occupations
 from equipoise.methods.prompted import Prompted, Written, uniforms
 from equipoise.policy import bundled
-from equipoise.policy.config import SamplingConfig
+from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.source import load_tokenizer
-from equipoise.protocol.lexicon import OCCUPATIONS
+from equipoise.protocol.task import Task
 
 BOOTSTRAPS = 2000
 
@@ -25,25 +25,20 @@ class Guided(Prompted):
 
     def __init__(
         self,
-        model: str,
+        config: PolicyConfig,
         guidance: CtrlGConfig,
         *,
         prompt: str | None,
         sampling: SamplingConfig,
         seed: int,
-        device: str = "auto",
-        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-        use_8bit: bool = False,
         batch_size: int | None = None,
+        task: Task | None = None,
     ) -> None:
         """Raises UserError, for a constraint that no sentence can meet as well."""
-        super().__init__(
-            model, prompt=prompt, sampling=sampling, seed=seed, device=device, dtype=dtype, use_8bit=use_8bit,
-            batch_size=batch_size,
-        )  # fmt: skip
-        check_feasible(load_tokenizer(self.source), self.prompt, sampling, guidance)
-        self.guidance = guidance.resolved(on_gpu=self.device.type == "cuda")
-        self.settings |= asdict(self.guidance)
+        super().__init__(config, prompt=prompt, sampling=sampling, seed=seed, batch_size=batch_size, task=task)
+        check_feasible(load_tokenizer(self.source), self.prompt, sampling, guidance, self.task)
+        self.guidance = guidance.resolved(self.task, on_gpu=self.device.type == "cuda")
+        self.settings |= asdict(self.guidance) | {"ctrlg_version": VERSION}
         self.facts: dict[str, Any] = {}
         """Of the hidden Markov model, once it is there."""
         self._ctrlg: CtrlG | None = None
@@ -61,7 +56,8 @@ class Guided(Prompted):
     def _guide(self, sampling: SamplingConfig, say: Callable[[str], None]) -> CtrlG:
         assert self.policy is not None
         cache = bundled.cache_folder()
-        made = CtrlG(self.policy, self.prompts, sampling, self.guidance, cache, weights=str(self.settings["weights"]))
+        weights = str(self.settings["weights"])
+        made = CtrlG(self.policy, self.prompts, sampling, self.guidance, cache, weights=weights, task=self.task)
         facts = made.prepare(say)
         # What depends on whether the model was kept from before is no part of a file's account.
         self.facts = {k: v for k, v in facts.items() if k not in ("generated_tokens", "cached", "distil_s", "tables_s")}
@@ -87,7 +83,7 @@ class Guided(Prompted):
         E[w] = P(the base model's sentence complies), w = p/q, and KL(q‖p) = −E[log w]. `own`: the log weights of the
         writer's own sentences, which save drawing others where it `covers_all`.
         """
-        keys = all_keys(runs)
+        keys = all_keys(runs, self.task.names)
         if own is None:
             log_weights = self._drawn_anew(keys, say)
         else:
@@ -125,7 +121,7 @@ class Guided(Prompted):
         def draw(part: Sequence[Key]) -> list[float]:
             return guide(part, uniforms(f"{self.seed}/kl", part, sampling.max_new_tokens)).log_weights
 
-        return dict(zip(keys, self.in_parts(keys, draw, say), strict=True))
+        return dict(zip(keys, self.limit.over(keys, draw, self.device, say), strict=True))
 
 
 def effective_size(log_weights: Sequence[float]) -> float:
@@ -138,7 +134,8 @@ def effective_size(log_weights: Sequence[float]) -> float:
 def mean_weight(log_weights: Mapping[Key, float], seed: int = 0) -> dict[str, float]:
     """{value, low, high} of E[w], every occupation with equally many weights. The interval is the bootstrap's 2.5 and
     97.5 percentiles, drawing anew within occupations."""
-    rows = [[x for key, x in log_weights.items() if key.occupation == o] for o in OCCUPATIONS]
+    occupations = dict.fromkeys(key.occupation for key in log_weights)
+    rows = [[x for key, x in log_weights.items() if key.occupation == o] for o in occupations]
     weights_OR = torch.tensor(rows, dtype=torch.float64).exp()
     generator = torch.Generator().manual_seed(seed)
     size = (BOOTSTRAPS, *weights_OR.shape)

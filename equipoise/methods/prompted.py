@@ -3,9 +3,9 @@
 import gc
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -16,13 +16,11 @@ from equipoise.methods.completions import Key
 from equipoise.policy import bundled
 from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.load import Policy, load_for_generation, pick_device, pick_dtype
+from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import prompt_ids, sentences_of
 from equipoise.policy.sample import sample
-from equipoise.policy.source import Source, load_tokenizer, resolve
-from equipoise.protocol.lexicon import OCCUPATIONS
-from equipoise.protocol.prompts import get_prompt
-
-Result = TypeVar("Result")
+from equipoise.policy.source import Source, load_tokenizer, recorded_task, resolve
+from equipoise.protocol.task import PROTOCOL, Task
 
 
 class Written(NamedTuple):
@@ -44,35 +42,37 @@ class Prompted:
 
     def __init__(
         self,
-        model: str,
+        config: PolicyConfig,
         *,
         prompt: str | None,
         sampling: SamplingConfig,
         seed: int,
-        device: str = "auto",
-        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-        use_8bit: bool = False,
         batch_size: int | None = None,
+        task: Task | None = None,
     ) -> None:
-        """`prompt` None means the one the model was trained with, `describe` where nothing says. Raises UserError."""
-        self.source = resolve(model)
-        self._config = PolicyConfig(model, dtype=dtype, device=device, use_8bit=use_8bit)
+        """Of `config` it matters which model it is, and where and in what it computes. `task` None means the one on
+        record with the model, the default one where nothing says; `prompt` None the one that the model was trained
+        with, the task's first where nothing says. Raises UserError."""
+        self.source = resolve(config.model)
+        learnt = recorded_task(self.source)
+        self.task = task or learnt or PROTOCOL
+        self._config = config
         training = training_record(self.source)
         self.training_seconds: float | None = training.get("seconds")
         self.base_model: str | None = training.get("model")
         """The model that this one was trained from here, if it was."""
-        self.prompt_spec = prompt or training.get("prompt", "describe")
+        self.prompt_spec = prompt or own_prompt(training, self.task)
         """As an option names it, an instruction of one's own included."""
-        self.prompt = get_prompt(self.prompt_spec)
+        self.prompt = self.task.prompt(self.prompt_spec)
         self.sampling, self.seed = sampling, seed
-        self.notices = self.source.notices
-        self.device = pick_device(device)
-        self.batch_size = batch_size or (1000 if self.device.type == "cuda" else 128)
         self.name = model_name(self.source)
+        self.notices = (*self.source.notices, *self._notices(learnt, training))
+        self.device = pick_device(config.device)
+        self.limit = RowLimit(batch_size or (1000 if self.device.type == "cuda" else 128))
         self.label = "RLHF" if training else "Prompt-Only"
         system = training.get("system", "")
         tokenizer = load_tokenizer(self.source)
-        self.prompts = {o: prompt_ids(tokenizer, self.prompt, o, system) for o in OCCUPATIONS}
+        self.prompts = {o: prompt_ids(tokenizer, self.prompt, o, self.task, system) for o in self.task.names}
         self.policy: Policy | None = None
         self.settings = {
             "weights": fingerprint(self.source),
@@ -83,9 +83,24 @@ class Prompted:
             "top_p": sampling.top_p,
             "max_new_tokens": sampling.max_new_tokens,
             "seed": seed,
-            "dtype": str(pick_dtype(dtype, self.device)).removeprefix("torch."),
-            "use_8bit": use_8bit,
+            "dtype": str(pick_dtype(config.dtype, self.device)).removeprefix("torch."),
+            "use_8bit": config.use_8bit,
         }
+
+    def _notices(self, learnt: Task | None, training: Mapping[str, Any]) -> list[str]:
+        """What does not go together in the model and the task that it is to write for."""
+        lines = []
+        if training and (changed := (learnt or PROTOCOL).differences(self.task)):
+            lines.append(f"{self.name} was trained on another task ({'; '.join(changed)})")
+        trained = training.get("prompt")
+        if trained is not None and self.prompt_spec != trained and not _has(self.task, trained):
+            lines.append(f"prompt {self.prompt.name}: the task has none that is named {trained!r}, as in training")
+        return lines
+
+    @property
+    def batch_size(self) -> int:
+        """Sentences at a time: fewer once memory did not suffice."""
+        return self.limit.rows
 
     def describe(self) -> str:
         """One line for the person who waits."""
@@ -108,35 +123,7 @@ class Prompted:
 
     def __call__(self, keys: Sequence[Key], say: Callable[[str], None] = print) -> dict[Key, Written]:
         """The sentences of `keys`. Raises NonFiniteLogits; UserError if not even one fits into memory."""
-        return dict(zip(keys, self.in_parts(keys, self._write, say), strict=True))
-
-    def in_parts(
-        self, keys: Sequence[Key], work: Callable[[Sequence[Key]], Sequence[Result]], say: Callable[[str], None]
-    ) -> list[Result]:
-        """What `work` makes of the keys, `batch_size` at a time, which is halved for good where memory does not
-        suffice. Raises what `work` raises; UserError if not even one key fits into memory."""
-        results: list[Result] = []
-        done = 0
-        while done < len(keys):
-            part = keys[done : done + self.batch_size]
-            try:
-                results += work(part)
-            except RuntimeError as error:
-                if not _out_of_memory(error):
-                    raise
-                self.batch_size = len(part) // 2
-            else:
-                done += len(part)
-                continue
-            # Outside the except block: the error keeps the failed batch's tensors alive.
-            if self.batch_size == 0:
-                raise UserError(
-                    f"not even one sentence fits into the memory of {self.device}: free some, or use another --device"
-                )
-            say(f"not enough memory for {len(part)} sentences at a time: going on with {self.batch_size}")
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-        return results
+        return dict(zip(keys, self.limit.over(keys, self._write, self.device, say), strict=True))
 
     def _write(self, keys: Sequence[Key]) -> list[Written]:
         assert self.policy is not None
@@ -146,7 +133,7 @@ class Prompted:
             self.sampling,
             uniform_BT=uniforms(self.seed, keys, self.sampling.max_new_tokens),
         )
-        texts = sentences_of(self.policy.tokenizer, rollout, [key.occupation for key in keys])
+        texts = sentences_of(self.policy.tokenizer, rollout, [key.occupation for key in keys], self.task)
         return [Written(text, tokens) for text, tokens in zip(texts, rollout.lengths_B.tolist(), strict=True)]
 
 
@@ -179,9 +166,16 @@ def fingerprint(source: Source) -> str:
     return f"sha256 {total.hexdigest()}"
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    # The CPU's allocator has no class of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def own_prompt(training: Mapping[str, Any], task: Task) -> str:
+    """The prompt that a model was trained with, by its `training_record`; the task's first where nothing says, or where
+    the task has no such prompt."""
+    trained = training.get("prompt")
+    return trained if trained is not None and _has(task, trained) else task.default_prompt.name
+
+
+def _has(task: Task, prompt: str) -> bool:
+    """Whether the task knows the prompt, or it brings its own instruction."""
+    return "=" in prompt or prompt in (each.name for each in task.prompts)
 
 
 def model_name(source: Source) -> str:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,10 +11,10 @@ from equipoise.methods.completions import COMPARED, Completions, all_keys
 from equipoise.methods.costs import Costs
 from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.estimates import yields
-from equipoise.methods.gen_filter import DRAWS_PER_ROW, gen_filter
-from equipoise.methods.generate import TRAINED, GenerateConfig, Outcome, check_trained, tell_of_batch, write_all
-from equipoise.protocol.lexicon import OCCUPATIONS
-from equipoise.protocol.reward import Event, complies
+from equipoise.methods.gen_filter import DRAWS_PER_ROW, Wanted, gen_filter
+from equipoise.methods.generate import TRAINED, Caller, GenerateConfig, Outcome, check_trained, tell_of_batch, write_all
+from equipoise.protocol.reward import Event
+from equipoise.protocol.task import Task
 from equipoise.runs.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
 SUPERVISED = "./sft_output"
 """Where supervised fine-tuning leaves its model."""
-FORCED = "forced"
-"""What its data is named where the model writes the sentences itself; a file of this name is ./forced."""
-FORCED_SENTENCES = 750
-"""As many as the public study's supervised fine-tuning learnt from."""
 
 Method = Literal["prompt-only", "prompt-best", "gen-filter", "ctrlg", "sft", "ppo"]
 LABELS: dict[Method, str] = {
@@ -54,7 +50,7 @@ class SampleConfig(GenerateConfig):
     """The CSV. Beside it, `.json` added to its name, lies the record of how it was made, and, `.costs.json` added, what
     it cost; gen-filter keeps all its draws in NAME.raw.csv."""
     best_prompt: str = "require"
-    """The prompt of prompt-best. `require` asks for 8 to 15 words and a term of each list."""
+    """The prompt of prompt-best. `require`, which every task has, names the terms of each class."""
     top_p: float | None = None
     """Only the likeliest tokens whose probabilities reach this sum are drawn. Default: 0.95, but 1 for ctrlg: what a
     nucleus keeps out its constraint keeps out, and its weights tell the base model's compliance only where every
@@ -62,8 +58,8 @@ class SampleConfig(GenerateConfig):
     label: str | None = None
     """The column Label. Default: the method's, as in the public study's files."""
     filter: Event = "both"
-    """What gen-filter keeps: sentences with terms of `both` classes, or `strict` ones, which also have 8 to 15 words
-    and are one complete sentence."""
+    """What gen-filter keeps. `both`: sentences with a term of every class, however many classes the task has. `strict`:
+    those among them that keep within the task's bounds of length and are one complete sentence."""
     budget: int | None = None
     """The most that gen-filter draws, all occupations together. Default: 5 for each sentence that is wanted."""
     base_model: str | None = None
@@ -82,20 +78,22 @@ class SampleConfig(GenerateConfig):
         if self.kl_sentences is not None and self.kl_sentences < 0:
             raise UserError(f"--kl-sentences {self.kl_sentences} must be 0 or more; 500 is usual")
         if self.budget is not None and self.budget < 1:
-            raise UserError(f"--budget {self.budget} must be at least 1: it counts draws, 5 x 20 x n by default")
+            raise UserError(
+                f"--budget {self.budget} must be at least 1: it counts draws, by default {DRAWS_PER_ROW} for each "
+                "sentence that is wanted"
+            )
 
-    @property
-    def kl_runs(self) -> int:
+    def kl_runs(self, task: Task) -> int:
         """Sentences of each occupation for the estimate of the KL."""
-        return min(25, self.n) if self.kl_sentences is None else -(-self.kl_sentences // len(OCCUPATIONS))
+        return min(25, self.n) if self.kl_sentences is None else -(-self.kl_sentences // len(task.names))
 
     @property
     def nucleus(self) -> float:
         return 1.0 if self.top_p is None and self.method == "ctrlg" else super().nucleus
 
-    @property
-    def draws(self) -> int:
-        return self.budget or DRAWS_PER_ROW * self.n * len(OCCUPATIONS)
+    def draws(self, task: Task) -> int:
+        """The most that gen-filter draws."""
+        return self.budget or DRAWS_PER_ROW * self.n * len(task.names)
 
 
 def sample(
@@ -112,25 +110,25 @@ def sample(
         "Seed": config.seed,
         **writer.settings,
     }
+    task = writer.task
     with StopSignals(tell_of_batch) as stop:
+        caller = Caller(stop, say, progress)
         if config.method == "gen-filter":
-            return gen_filter(
-                writer, settings, config.output, n=config.n, budget=config.draws, event=config.filter,
-                overwrite=config.overwrite, stop=stop, say=say, progress=progress,
-            )  # fmt: skip
-        with Completions(config.output, settings, config.n, config.overwrite, COMPARED) as file:
+            wanted = Wanted(task, config.filter, config.n, config.draws(task))
+            return gen_filter(writer, settings, config.output, wanted, caller, overwrite=config.overwrite)
+        with Completions(config.output, settings, task, config.n, config.overwrite, COMPARED) as file:
             candidates = config.ctrlg.candidates if config.method == "ctrlg" else 1
-            costs = Costs(config.output, config.method, file.texts, candidates)
-            outcome = write_all(writer, file, all_keys(config.n), stop, say, progress, costs)
+            costs = Costs(config.output, config.method, task, file.texts, candidates)
+            outcome = write_all(writer, file, all_keys(config.n, task.names), caller, costs)
             if outcome.status != "done":
                 return outcome
             known = _distance(config, writer, outcome, costs, say)
-            accepted = sum(complies(text, "both") for text in outcome.texts.values())
+            accepted = sum(task.complies(text, "both") for text in outcome.texts.values())
             known["training_seconds"] = writer.training_seconds
             costs.close(rows=len(outcome.texts), accepted=accepted, **known)
             if stop.received is not None:
                 say(f"stopped by {stop.received.name}; {config.output} is complete")
-                return Outcome("stopped", outcome.texts, stop.exit_code)
+                return Outcome("stopped", outcome.texts, stop.exit_code, task)
             return outcome
 
 
@@ -143,20 +141,22 @@ def _distance(
     from equipoise.methods.kl import kl_to_base
     from equipoise.policy.sample import NonFiniteLogits
 
-    if config.kl_runs == 0:
+    kl_runs = config.kl_runs(writer.task)
+    if kl_runs == 0:
         return {}
     # Ctrl-G's file may be such sentences as would be drawn, each with its weight: then no others need be.
-    own_do = isinstance(writer, Guided) and writer.covers_all and config.kl_runs <= config.n
-    runs = config.n if own_do else config.kl_runs
-    wanted = runs * len(OCCUPATIONS)
+    own_do = isinstance(writer, Guided) and writer.covers_all and kl_runs <= config.n
+    runs = config.n if own_do else kl_runs
+    wanted = runs * len(writer.task.names)
     if costs.document.get("kl_sentences") == wanted:
         return {}
     # A trained model belongs to the prompt it was trained with; whatever prompt-best asks, its base has --prompt.
     own = config.prompt if config.method == "prompt-best" else config.prompt or writer.prompt_spec
-    base = _prompted(config, config.base_model or writer.base_model or writer.source.given, config.base_prompt or own)
+    model = config.base_model or writer.base_model or writer.source.given
+    base = _prompted(replace(config, task=writer.task), model, config.base_prompt or own)
     if base.settings == writer.settings:
         kl = {"value": 0.0, "low": 0.0, "high": 0.0, "how": "it is the base model under the base prompt"}
-        return {"kl": kl, **{name: yields(outcome.texts, "both")[name] for name in ("p0", "yield")}}
+        return {"kl": kl, **{name: yields(outcome.texts, writer.task, "both")[name] for name in ("p0", "yield")}}
     say(f"estimating the KL to {base.name} under the prompt {base.prompt.name} from {wanted} sentences")
     began = time.perf_counter()
     try:
@@ -191,15 +191,13 @@ def _writer(config: SampleConfig) -> "Prompted":
 def _prompted(config: SampleConfig, model: str, prompt: str | None, guidance: CtrlGConfig | None = None) -> "Prompted":
     from equipoise.methods.guided import Guided
     from equipoise.methods.prompted import Prompted
-    from equipoise.policy.config import SamplingConfig
 
+    policy = config.policy_of(model)
     options: dict[str, Any] = {
         "prompt": prompt,
-        "sampling": SamplingConfig(config.temperature, config.nucleus, config.max_new_tokens),
+        "sampling": config.sampling,
         "seed": config.seed,
-        "device": config.device,
-        "dtype": config.dtype,
-        "use_8bit": config.use_8bit,
         "batch_size": config.batch_size,
+        "task": config.task,
     }
-    return Prompted(model, **options) if guidance is None else Guided(model, guidance, **options)
+    return Prompted(policy, **options) if guidance is None else Guided(policy, guidance, **options)

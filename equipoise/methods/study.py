@@ -18,10 +18,11 @@ from equipoise.methods.costs import costs_path
 from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.gen_filter import raw_path
 from equipoise.methods.generate import NONFINITE_EXIT, TRAINED
-from equipoise.methods.sample import FORCED, FORCED_SENTENCES, Method, SampleConfig, sample
-from equipoise.protocol.lexicon import OCCUPATIONS
-from equipoise.protocol.prompts import get_prompt
+from equipoise.methods.sample import Method, SampleConfig, sample
+from equipoise.methods.sft_config import FORCED, FORCED_SENTENCES, SftConfig
+from equipoise.options import OptionalTask
 from equipoise.protocol.reward import Event
+from equipoise.protocol.task import PROTOCOL, Task
 from equipoise.runs.files import write_whole
 
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -37,6 +38,9 @@ class StudyConfig:
     """Sentences per occupation, of every method."""
     output_dir: Path = Path("study")
     """One completions file a method, with what it cost, and study.json."""
+    task: OptionalTask = None
+    """A task file, or the name of a packaged task, for all methods: occupations, classes of terms, frame, bounds and
+    prompts. Default: the task that the trained model was trained on, if it says."""
     methods: str = ""
     """Which, separated by commas: prompt-only, prompt-best, gen-filter, ctrlg, sft, ppo. Default: all, ppo where a
     trained model is found."""
@@ -45,26 +49,28 @@ class StudyConfig:
     model: str = "auto"
     """The base model of all methods. `auto`: the one that the trained model was trained from, else `bundled`."""
     prompt: str | None = None
-    """The base model's prompt. Default: the one that the trained model was trained with, else `describe`."""
+    """The base model's prompt: the name of one of the task's, or NAME=INSTRUCTION. Default: the one that the trained
+    model was trained with, else the task's first."""
     best_prompt: str = "require"
-    """The prompt of prompt-best."""
+    """The prompt of prompt-best. `require`, which every task has, names the terms of each class."""
     temperature: float = 1.0
     top_p: float | None = None
     """Of all methods. Default: 0.95, but 1 for ctrlg."""
     max_new_tokens: int = 32
     seed: int = 0
     filter: Event = "both"
-    """What gen-filter keeps: terms of `both` classes, or `strict` success."""
+    """What gen-filter keeps. `both`: sentences with a term of every class. `strict`: those among them that keep within
+    the task's bounds of length and are one complete sentence."""
     budget: int | None = None
     """The most that gen-filter draws, all occupations together. Default: 5 for each sentence that is wanted."""
     kl_sentences: int | None = None
     """Sentences for the estimate of each method's KL. Default: 25 of each occupation, or n where that is less."""
     sft_data: str = "forced"
-    """Where sft's sentences come from: `forced`, the base model's own after a term of each class, as the public study
-    learnt from template sentences, which they are like; `ctrlg`, a run of it with another seed; `gen-filter`, this
-    study's file; or a completions file."""
+    """Where sft's sentences come from. `forced`: the base model writes them after a term of each class, as the public
+    study learnt from template sentences, which they are like; for a task without openings, its free samples that
+    comply. `ctrlg`: a run of it with another seed. `gen-filter`: this study's file. Or a completions file."""
     sft_sentences: int | None = None
-    """Sentences that are written for sft, by `forced` or `ctrlg`. Default: 20 x n, but 300 to 750."""
+    """Sentences that are written for sft, by `forced` or `ctrlg`. Default: n for each occupation, but 300 to 750."""
     sft_epochs: int = 5
     sft_learning_rate: float | None = None
     batch_size: int | None = None
@@ -172,16 +178,17 @@ def _run(
 
 def _sft(config: StudyConfig, say: Callable[[str], None], progress: Callable[[int, int], None]) -> int:
     """Get the sentences and learn from them; an exit code where that was stopped, else 0. Raises UserError."""
-    from equipoise.methods.sft import SftConfig, sft
+    from equipoise.methods.sft import sft
     from equipoise.policy.config import PolicyConfig
 
+    assert config.task is not None
     event: Event = "strict"
     if config.sft_data == "ctrlg":
         # Not the method's own file: what is learnt from should not be what is compared with, and n may be small.
         data = str(config.output_dir / "sft_data" / "ctrlg.csv")
         event = "strict" if config.ctrlg.shape == "strict" else "both"
         assert config.sft_sentences is not None
-        runs = -(-config.sft_sentences // len(OCCUPATIONS))
+        runs = -(-config.sft_sentences // len(config.task.names))
         say(f"sft learns from {runs} sentences of Ctrl-G for each occupation, in {data}")
         wanted = config.sampling("ctrlg", output=Path(data), n=runs, seed=config.seed + 1, kl_sentences=0)
         outcome = sample(wanted, say, progress)
@@ -198,6 +205,7 @@ def _sft(config: StudyConfig, say: Callable[[str], None], progress: Callable[[in
         SftConfig(
             data=data,
             output_dir=str(config.output_dir / "sft_model"),
+            task=config.task,
             prompt=config.prompt,
             filter=event,
             sentences=config.sft_sentences if config.sft_data == FORCED else None,
@@ -215,30 +223,41 @@ def _sft(config: StudyConfig, say: Callable[[str], None], progress: Callable[[in
 
 
 def _resolved(config: StudyConfig, say: Callable[[str], None]) -> StudyConfig:
-    """With the model, the prompt and the trained folder filled in. Raises UserError."""
-    from equipoise.methods.prompted import training_record
-    from equipoise.policy.source import resolve
+    """With the task, the model, the prompt and the trained folder filled in. Raises UserError."""
+    from equipoise.methods.prompted import own_prompt, training_record
+    from equipoise.policy.source import recorded_task, resolve
 
     found = config.trained or (TRAINED if any(Path(TRAINED).glob("*.safetensors")) else None)
-    record = training_record(resolve(found)) if found else {}
+    trained = resolve(found) if found else None
+    record = training_record(trained) if trained else {}
     if config.trained and not record:
         raise UserError(f"{config.trained} does not say how it was trained: name a folder that training made")
+    task = config.task or (recorded_task(trained) if trained else None) or PROTOCOL
     model = config.model if config.model != "auto" else record.get("model") or "bundled"
-    prompt = config.prompt or record.get("prompt") or "describe"
+    prompt = config.prompt or own_prompt(record, task)
     resolve(model)
     for spec in (prompt, config.best_prompt):
-        get_prompt(spec)
+        task.prompt(spec)
     methods = config.methods or ",".join((*config.selected, *(["ppo"] if found else [])))
     base = f"base model {model}, prompt {prompt.partition('=')[0]}"
-    say(f"{base}, {config.n} sentences for each of {len(OCCUPATIONS)} occupations, in {config.output_dir}")
+    say(f"{base}, {config.n} sentences for each of {len(task.names)} occupations, in {config.output_dir}")
+    if task != PROTOCOL:
+        say(f"task {task.name}, of all methods")
     if found:
         say(f"ppo is the model in {found}")
     elif not config.methods:
         say("no model trained with PPO was found, so ppo is left out: train one, or name it with --trained")
-    budget = config.sampling("gen-filter").draws
-    sentences = config.sft_sentences or min(FORCED_SENTENCES, max(SFT_FEWEST, config.n * len(OCCUPATIONS)))
+    budget = config.sampling("gen-filter").draws(task)
+    sentences = config.sft_sentences or min(FORCED_SENTENCES, max(SFT_FEWEST, config.n * len(task.names)))
     return replace(
-        config, trained=found, model=model, prompt=prompt, methods=methods, budget=budget, sft_sentences=sentences
+        config,
+        task=task,
+        trained=found,
+        model=model,
+        prompt=prompt,
+        methods=methods,
+        budget=budget,
+        sft_sentences=sentences,
     )
 
 
@@ -248,28 +267,25 @@ FREE_TO_CHANGE = {"methods", "trained", "overwrite", "output_dir", "batch_size",
 
 def _open(config: StudyConfig) -> dict[str, Any]:
     """The record, new or continued. Raises UserError where the folder holds a study with other settings."""
-    from equipoise.runs.records import flatten, provenance
+    from equipoise.runs.records import provenance
 
-    settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    assert config.task is not None
+    settings = json.loads(json.dumps(dataclasses.asdict(replace(config, task=None)), default=str))
     # As numbers, whatever the defaults become.
     settings["top_p"] = config.sampling("prompt-only").nucleus
     settings["ctrlg_top_p"] = config.sampling("ctrlg").nucleus
+    del settings["task"]
+    settings["task"] = config.task.document()
     path = config.output_dir / RECORD
     methods: dict[str, Any] = {}
     try:
         found = json.loads(path.read_bytes())
-        old, methods = flatten(found["settings"]), dict(found["methods"])
+        changed, methods = _changes(found["settings"], settings, config.task, path), dict(found["methods"])
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} cannot be read: restore it, or choose another --output-dir") from None
     else:
-        new = flatten(settings)
-        changed = [
-            f"{name.rpartition('.')[2].replace('_', '-')}: {old.get(name)} → {new.get(name)}"
-            for name in (old | new)
-            if name not in FREE_TO_CHANGE and old.get(name) != new.get(name)
-        ]
         if changed and not config.overwrite:
             raise UserError(
                 f"{config.output_dir} holds a study with other settings ({'; '.join(changed)}): use the same to "
@@ -280,6 +296,14 @@ def _open(config: StudyConfig) -> dict[str, Any]:
     record = {"settings": settings, "methods": methods, "provenance": provenance()}
     _write(config, record)
     return record
+
+
+def _changes(recorded: Mapping[str, Any], settings: Mapping[str, Any], task: Task, path: Path) -> list[str]:
+    """What differs from the recorded settings and may not."""
+    from equipoise.runs.records import differences, task_on_record
+
+    old, new = ({k: v for k, v in each.items() if k != "task"} for each in (recorded, settings))
+    return differences(old, new, FREE_TO_CHANGE) + task_on_record(recorded, str(path)).differences(task)
 
 
 def _write(config: StudyConfig, record: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ was measured at six times this one's, and in decoding, where with a mask it copi
 Called without any of these (the plain sampler, padded scoring), it is `sdpa`.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,21 @@ TRIE_ATTENTION = "equipoise_trie"
 PLAIN_ATTENTION = ("llama", "olmo2", "qwen2", "qwen3", "smollm3")
 
 
+class TrieInputs(NamedTuple):
+    """What the sampler and the scorer hand through transformers' model to every layer; None where it does not apply."""
+
+    paths_RL: Tensor | None
+    places_M: Tensor | None
+    fill_BP: Tensor | None
+    slot: Tensor | None
+    hidden_BL: Tensor | None
+
+
+def take_trie(kwargs: dict[str, Any]) -> TrieInputs:
+    """Take the trie's inputs out of a layer's keyword arguments."""
+    return TrieInputs(*(kwargs.pop(name, None) for name in TrieInputs._fields))
+
+
 def trie_attention(
     module: nn.Module,
     query: Tensor,
@@ -28,11 +43,6 @@ def trie_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    paths_RL: Tensor | None = None,
-    places_M: Tensor | None = None,
-    fill_BP: Tensor | None = None,
-    slot: Tensor | None = None,
-    hidden_BL: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """query (1, heads, M, head size) → (1, M, heads, head size) for a trie, `paths_RL` and `places_M` as in
@@ -42,6 +52,7 @@ def trie_attention(
     the cache for the one token of each row, query (B, heads, 1, head size) → (B, 1, heads, head size). hidden_BL: True
     where a row's place in the cache holds nothing for it.
     """
+    paths_RL, places_M, fill_BP, slot, hidden_BL = take_trie(kwargs)
     scale = scaling or query.shape[-1] ** -0.5
     if slot is not None:
         assert hidden_BL is not None

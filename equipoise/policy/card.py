@@ -6,8 +6,8 @@ from pathlib import Path
 
 from equipoise.policy import bundled
 from equipoise.policy.source import Source
-from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, OCCUPATIONS
-from equipoise.protocol.prompts import get_prompt, prefix
+from equipoise.protocol.prompts import PLACE
+from equipoise.protocol.task import PROTOCOL, Task
 
 # The licences under which a derived model may be passed on, by the beginning of the base model's id.
 _LICENCES = {
@@ -18,8 +18,6 @@ _LICENCES = {
     "meta-llama/Llama-3.3": "llama3.3",
     "meta-llama/Meta-Llama-3-": "llama3",
 }
-# Among the protocol's terms, those that the paper they are taken after does not list.
-NOT_IN_GAUCHER = ("bold", "accommodating", "caring", "friendly", "helpful")
 
 
 @dataclass(frozen=True)
@@ -30,65 +28,54 @@ class ModelCard:
     """How it was trained, such as: PPO, 2000 steps of 64 sentences, LoRA of rank 16."""
     prompt: str
     """The prompt it was trained with: a name, or NAME=INSTRUCTION."""
-    occupations: tuple[str, ...] = OCCUPATIONS
-    """The occupations it was trained on."""
-    agentic: tuple[str, ...] = AGENTIC
-    communal: tuple[str, ...] = COMMUNAL
+    task: Task = PROTOCOL
+    occupations: tuple[str, ...] = ()
+    """Those it was trained on; all of the task's where none are given."""
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        return self.occupations or self.task.names
 
 
 def render(card: ModelCard, source: Source | None) -> str:
     """The text of README.md: YAML front matter as the Hub reads it, then Markdown."""
     base, licence = _base(source)
+    task = card.task
     front = {
         "base_model": base,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "license": licence or "other",
         "license_name": None if licence else "that-of-the-base-model",
-        "language": "en",
+        "language": "en" if task.name == PROTOCOL.name else None,  # of other tasks no one has said it
         "tags": ["ppo", "reinforcement-learning", "fairness", "gender-stereotypes", "occupations"],
     }
     # JSON strings and lists are YAML too, and quote whatever a name may hold.
     matter = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items() if value is not None)
-    held_out = [occupation for occupation in OCCUPATIONS if occupation not in card.occupations]
+    held_out = [occupation for occupation in task.names if occupation not in card.trained]
     built = "\nBuilt with Llama.\n" if (licence or "").startswith("llama") else ""
-    outside = ", ".join(term for term in NOT_IN_GAUCHER if term in card.agentic + card.communal)
-    outside_note = f"\nNot in that paper's stem lists: {outside}." if outside else ""
+    terms = " and ".join(f"at least one {label} term" for label in task.labels)
     return f"""---
 {matter}
 ---
 
 # {base.rpartition("/")[2]}, tuned for balanced occupational descriptions
 {built}
-This model continues `The <occupation> was` to one English sentence of 8 to 15 words that describes the person with at
-least one agentic and at least one communal term. It was trained with `equipoise`.
+This model continues `{task.frame.replace(PLACE, "<occupation>")}` to one sentence of {task.bounds} that describes the
+person with {terms}. It was trained with `equipoise`.
 
 - Base model: {base}
+- Task: {task.name}, in `task.yaml` beside this file
 - Method: {card.method}
-- Prompt: `{get_prompt(card.prompt).name}`
-- Occupations trained on ({len(card.occupations)}): {", ".join(card.occupations)}
-- Held out: {", ".join(held_out) or "none of the protocol's twenty"}
+- Prompt: `{task.prompt(card.prompt).name}`
+- Occupations trained on ({len(card.trained)}): {", ".join(card.trained)}
+- Held out: {", ".join(held_out) or f"none of the task's {len(task.names)}"}
 
 ## Terms
 
-Agentic: {", ".join(card.agentic)}.
-Communal: {", ".join(card.communal)}.
+{_terms(task)}
 
-After D. Gaucher, J. Friesen and A. C. Kay (2011), *Evidence that gendered wording in job advertisements exists and
-sustains gender inequality*, Journal of Personality and Social Psychology 101(1).{outside_note}
-A term counts as a whole word, whatever its case.
-
-## Intended use and limits
-
-For research on what a lexical constraint does to language about occupations: compliance, diversity, fluency.
-
-- The reward counts words. A sentence that satisfies it need not be true, fair or natural, and "not confident" counts as
-  much as "confident".
-- Balance between two lists of adjectives is not absence of bias; nothing else about gender, or any other attribute, was
-  trained or checked.
-- Training narrows what the model writes: expect fewer different terms and sentence patterns than the base model has.
-- Whatever limits and terms of use the base model has, this one has too. Do not use it to describe or judge real people.
-
+{_INTENDED}
 ## How to sample
 
 ```python
@@ -99,8 +86,39 @@ For research on what a lexical constraint does to language about occupations: co
 """
 
 
+def _terms(task: Task) -> str:
+    """The terms of each class, where they are from, and how they are matched."""
+    lines = [
+        f"{label[:1].upper()}{label[1:]}: {', '.join(each.terms)}."
+        for label, each in zip(task.labels, task.classes, strict=True)
+    ]
+    if task.sources:
+        lines += ["", "After:", "", *(f"- {source}" for source in task.sources), ""]
+    if task.not_in_source:
+        lines.append(f"Not in that source: {', '.join(task.not_in_source)}.")
+    counted = "A term counts as a whole word, whatever its case."
+    if any(term.endswith("*") for term in task.lexicon.terms):
+        counted += " One that ends in `*` counts in every word that begins so."
+    return "\n".join([*lines, counted])
+
+
+_INTENDED = """## Intended use and limits
+
+For research on what a lexical constraint does to language about occupations: compliance, diversity, fluency.
+
+- The reward counts words. A sentence that satisfies it need not be true, fair or natural, and "not confident" counts as
+  much as "confident".
+- Balance between lists of words is not absence of bias; nothing else about gender, or any other attribute, was
+  trained or checked.
+- Training narrows what the model writes: expect fewer different terms and sentence patterns than the base model has.
+- Whatever limits and terms of use the base model has, this one has too. Do not use it to describe or judge real people.
+"""
+
+
 def _example(card: ModelCard) -> str:
-    message = get_prompt(card.prompt).user_message("nurse")
+    task, occupation = card.task, card.trained[0]
+    message = task.user_message(task.prompt(card.prompt), occupation)
+    begun = task.prefix(occupation)
     lines = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
@@ -109,7 +127,7 @@ def _example(card: ModelCard) -> str:
         "model = AutoModelForCausalLM.from_pretrained(folder)",
     ]
     if message is None:
-        lines += [f"text = {prefix('nurse')!r}", 'inputs = tokenizer(text, return_tensors="pt")']
+        lines += [f"text = {begun!r}", 'inputs = tokenizer(text, return_tensors="pt")']
     else:
         lines += [
             "turns = [",
@@ -117,13 +135,13 @@ def _example(card: ModelCard) -> str:
             f'    {{"role": "user", "content": {json.dumps(message, ensure_ascii=False)}}},',
             "]",
             "text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)",
-            f'text += "{prefix("nurse")}"',
+            f"text += {json.dumps(begun, ensure_ascii=False)}",
             'inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)',
         ]
     lines += [
         "for ids in model.generate(**inputs, num_return_sequences=5):",
         '    continuation = tokenizer.decode(ids[inputs["input_ids"].shape[1] :], skip_special_tokens=True)',
-        f'    print("{prefix("nurse")}" + continuation)',
+        f"    print({json.dumps(begun, ensure_ascii=False)} + continuation)",
     ]
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-def beside_each_other(named: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+def adjacent_order(named: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     """The same parameters, those that one product can use side by side next to each other.
 
     All A matrices of a layer's query, key and value adapters, then all of their B matrices; gate and up likewise.

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from equipoise.policy.load import Policy
-from equipoise.policy.rollout import Rollout
-from equipoise.policy.score import pack, score_pack
-from equipoise.protocol.prompts import prefix
+from equipoise.policy.rollout import Rollout, rollout_of
+from equipoise.policy.score import pack, score, score_pack
+from equipoise.protocol.task import Task
 
 
 @torch.no_grad()
@@ -24,8 +24,11 @@ def kl_to_reference(policy: Policy, rollouts: Sequence[Rollout], temperature: fl
 
 
 @torch.no_grad()
-def plain_nll(policy: Policy, texts: Sequence[str], occupations: Sequence[str], rows: int) -> list[float]:
-    """Negative log-likelihood under the reference model, nats per token, of what follows `The X was` in each text.
+def continuation_nll(
+    policy: Policy, texts: Sequence[str], occupations: Sequence[str], task: Task, rows: int
+) -> list[float]:
+    """Negative log-likelihood under the reference model, nats per token, of what follows the task's prefix (such as
+    `The X was`) in each text, `rows` texts at a time.
 
     The text stands alone, without chat template or instruction: how natural it is in itself, not how well it follows a
     prompt. Texts of which nothing follows are left out.
@@ -33,7 +36,7 @@ def plain_nll(policy: Policy, texts: Sequence[str], occupations: Sequence[str], 
     prompts, completions = [], []
     for text, occupation in zip(texts, occupations, strict=True):
         ids = list(policy.tokenizer(text)["input_ids"])
-        start = list(policy.tokenizer(prefix(occupation))["input_ids"])
+        start = list(policy.tokenizer(task.prefix(occupation))["input_ids"])
         # Where the text continues within the prefix's last token, that token belongs to what follows.
         shared = next(
             (i for i, (a, b) in enumerate(zip(ids, start, strict=False)) if a != b), min(len(ids), len(start))
@@ -43,12 +46,28 @@ def plain_nll(policy: Policy, texts: Sequence[str], occupations: Sequence[str], 
             completions.append(ids[shared:])
     if not completions:
         return []
-    width = max(map(len, completions))
-    tokens_BT = torch.tensor([c + [0] * (width - len(c)) for c in completions])
-    lengths_B = torch.tensor([len(c) for c in completions])
-    rollout = Rollout(prompts, tokens_BT, lengths_B, torch.ones(len(prompts), dtype=torch.bool))
+    rollout = rollout_of(prompts, completions)
     total_B = torch.cat([_summed(policy, part, 1.0, True) for part in _parts(rollout, rows)])
-    return (-total_B / lengths_B).tolist()
+    return (-total_B / rollout.lengths_B).tolist()
+
+
+@torch.no_grad()
+def completion_logprobs(
+    policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], rows: int
+) -> list[float]:
+    """Log-probability under the policy of each completion (token ids) after its prompt, in nats, `rows` at a time."""
+    sums = [0.0] * len(prompts)
+    # Rows of one prompt together: a pack holds it once, and it may be three times as long as what is scored.
+    order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
+    for first in range(0, len(order), rows):
+        part = order[first : first + rows]
+        rollout = rollout_of([prompts[i] for i in part], [completions[i] for i in part])
+        # On a GPU a pack's shape would be recorded as a graph for a single use.
+        packed = not policy.graphs.enabled
+        flat = score(policy, rollout, 1.0, packed=packed, entropy=False).logprobs.double().cpu()
+        for i, logprobs in zip(part, flat.split(rollout.lengths_B.tolist()), strict=True):
+            sums[i] = float(logprobs.sum())
+    return sums
 
 
 def _parts(rollout: Rollout, rows: int) -> list[Rollout]:

@@ -16,6 +16,7 @@ from peft.tuners.lora.layer import Linear as LoraLayer
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
+from equipoise.policy.attention import take_trie
 from equipoise.policy.fused import norm_forward
 from equipoise.policy.int8 import Int8Linear
 from equipoise.policy.joined import accumulate, gradient, joined, joined_gradients, put_together
@@ -163,14 +164,10 @@ class _Layer:
         past_key_values: Any = None,
         use_cache: bool | None = False,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
-        paths_RL: Tensor | None = None,
-        places_M: Tensor | None = None,
-        fill_BP: Tensor | None = None,
-        slot: Tensor | None = None,
-        hidden_BL: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """As the decoder layer's own; (1, M, H) for a trie, (B, 1, H) for one token a row."""
+        paths_RL, places_M, fill_BP, slot, hidden_BL = take_trie(kwargs)
         if paths_RL is None and slot is None:
             plain: Tensor = self.plain(
                 hidden_states, attention_mask=attention_mask, position_ids=position_ids,

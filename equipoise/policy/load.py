@@ -15,7 +15,7 @@ from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
 from equipoise.policy.config import PolicyConfig
 from equipoise.policy.graphs import Graphs
 from equipoise.policy.int8 import to_eight_bits
-from equipoise.policy.joined import beside_each_other
+from equipoise.policy.joined import adjacent_order
 from equipoise.policy.prompt import Tokenizer, stop_ids
 from equipoise.policy.source import Source, load_config, load_model, load_tokenizer, resolve
 from equipoise.protocol.prompts import Prompt
@@ -139,7 +139,7 @@ class Policy:
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Every parameter the optimizer owns, by name; the value head's begin with `value_head.`"""
-        named = beside_each_other({n: p for n, p in self.model.named_parameters() if p.requires_grad})
+        named = adjacent_order({n: p for n, p in self.model.named_parameters() if p.requires_grad})
         return named | {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
 
 

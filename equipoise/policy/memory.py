@@ -1,6 +1,6 @@
 """Going on in smaller parts where memory does not suffice."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -8,13 +8,15 @@ import torch
 from equipoise.errors import UserError
 from equipoise.policy.load import Policy
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class RowLimit:
-    """Completions per forward and backward pass: halved for good when the GPU's memory does not suffice.
+    """Rows that are computed at a time: halved for good when memory does not suffice.
 
-    The work that failed is done again in smaller parts, with the same result: every loss is a mean over the mini-batch.
+    The work that failed is done again with fewer rows. Training does a whole mini-batch again (`run`), with the same
+    result, since every loss is a mean over it; sampling goes on after the rows that it has (`over`).
     """
 
     def __init__(self, rows: int, say: Callable[[str], None] = print) -> None:
@@ -41,3 +43,38 @@ class RowLimit:
             policy.forget_recordings()
             torch.cuda.empty_cache()
             self.say(f"out of GPU memory: going on with {self.rows} completions at a time, same mini-batches")
+
+    def over(
+        self,
+        items: Sequence[Item],
+        work: Callable[[Sequence[Item]], Sequence[Result]],
+        device: torch.device,
+        say: Callable[[str], None],
+    ) -> list[Result]:
+        """What `work` makes of the items, at most `rows` of them at a time, also where the CPU's memory does not
+        suffice. Raises what `work` raises; UserError if not even one item fits into the memory of `device`."""
+        results: list[Result] = []
+        while len(results) < len(items):
+            part = items[len(results) : len(results) + self.rows]
+            try:
+                results += work(part)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+            else:
+                continue
+            # Outside the except block, whose error keeps the failed attempt's tensors alive.
+            self.rows = len(part) // 2
+            if self.rows == 0:
+                raise UserError(
+                    f"not even one sentence fits into the memory of {device}: free some, or use another --device"
+                )
+            say(f"not enough memory for {len(part)} sentences at a time: going on with {self.rows}")
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        return results
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    # The CPU's allocator has no class of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,28 +1,28 @@
 """From a named prompt and an occupation to token ids, with the model's own chat template."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
 from equipoise.errors import UserError
 from equipoise.policy.rollout import Rollout
-from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS, Lexicon
-from equipoise.protocol.prompts import PROMPTS, Prompt, clean, prefix
+from equipoise.protocol.prompts import Prompt, clean
+from equipoise.protocol.task import Task
 
 Tokenizer = Any  # transformers' tokenizers share no typed base that carries every method used here
 
 
-def prompt_text(tokenizer: Tokenizer, prompt: Prompt, occupation: str, system: str = "") -> str:
-    """The text before the continuation: system and user turns, then the assistant turn begun with `The X was`.
+def prompt_text(tokenizer: Tokenizer, prompt: Prompt, occupation: str, task: Task, system: str = "") -> str:
+    """The text before the continuation: system and user turns, then the assistant turn begun with the task's prefix,
+    such as `The X was`.
 
     The system message is empty rather than absent: where it is absent many templates put their own, and SmolLM2's
     contains one of the terms the reward pays for. A template without a system role gets none.
     """
-    user = prompt.user_message(occupation)
+    user = task.user_message(prompt, occupation)
     if user is None:
-        return prefix(occupation)
+        return task.prefix(occupation)
     if not tokenizer.chat_template:
         raise UserError(
             f"the model's tokenizer has no chat template, which prompt {prompt.name!r} needs: use --prompt raw, "
@@ -33,29 +33,29 @@ def prompt_text(tokenizer: Tokenizer, prompt: Prompt, occupation: str, system: s
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     except TemplateError:
         text = tokenizer.apply_chat_template(turns[1:], tokenize=False, add_generation_prompt=True)
-    return str(text) + prefix(occupation)
+    return str(text) + task.prefix(occupation)
 
 
-def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, occupation: str, system: str = "") -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, occupation: str, task: Task, system: str = "") -> list[int]:
     """Token ids of `prompt_text`. A chat template writes its own special tokens; `raw` text gets the tokenizer's."""
-    text = prompt_text(tokenizer, prompt, occupation, system)
-    raw = prompt.user_message(occupation) is None
-    return list(tokenizer(text, add_special_tokens=raw)["input_ids"])
+    text = prompt_text(tokenizer, prompt, occupation, task, system)
+    return list(tokenizer(text, add_special_tokens=prompt.instruction is None)["input_ids"])
 
 
-def leaked_terms(tokenizer: Tokenizer, prompt: Prompt, system: str = "", lexicon: Lexicon = LEXICON) -> tuple[str, ...]:
-    """The terms that the model reads before it writes: in the template's own text, the system message, the instruction.
+def leaked_terms(tokenizer: Tokenizer, prompt: Prompt, task: Task, system: str = "") -> tuple[str, ...]:
+    """The terms that the model reads before it writes: in the template's own text, the system message, the instruction,
+    the occupations and the frame. Class by class, each once.
 
-    What `require` names is not among them, for it is there to name them.
+    What a prompt names on purpose (its placeholders for a class's terms) is not among them.
     """
-    if prompt == PROMPTS["require"]:
-        prompt = replace(prompt, instruction="{occupation}")
-    found = lexicon.match(prompt_text(tokenizer, prompt, OCCUPATIONS[0], system))
-    return found.agentic + found.communal
+    plain = task.leak_free(prompt)
+    matches = [task.match(prompt_text(tokenizer, plain, occupation, task, system)) for occupation in task.names]
+    found = {term for match in matches for term in match.counts}
+    return tuple(term for term in task.lexicon.terms if term in found)
 
 
-def sentences_of(tokenizer: Tokenizer, rollout: Rollout, occupations: Sequence[str]) -> list[str]:
-    """The protocol's sentence of each completion.
+def sentences_of(tokenizer: Tokenizer, rollout: Rollout, occupations: Sequence[str], task: Task) -> list[str]:
+    """The task's sentence of each completion: its prefix and what was written after it.
 
     Prompt and completion are decoded together and the prompt's text is taken off: by itself a completion may lose the
     space before its first word, or gain one inside a word.
@@ -66,7 +66,7 @@ def sentences_of(tokenizer: Tokenizer, rollout: Rollout, occupations: Sequence[s
     whole = [list(p) + c for p, c in zip(rollout.prompts, rollout.completions(), strict=True)]
     texts = tokenizer.batch_decode(whole, **decode)
     return [
-        clean(prefix(occupation) + text.removeprefix(prompts[tuple(prompt)]))
+        clean(task.prefix(occupation) + text.removeprefix(prompts[tuple(prompt)]))
         for occupation, prompt, text in zip(occupations, rollout.prompts, texts, strict=True)
     ]
 
@@ -81,7 +81,7 @@ def stop_ids(tokenizer: Tokenizer, generation_config: Any, prompt: Prompt) -> tu
     named.append(tokenizer.eos_token_id)
     named.extend(tokenizer.get_vocab().get(turn_end) for turn_end in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>"))
     ids = {int(i) for i in named if i is not None}
-    if prompt.user_message("nurse") is None:
+    if prompt.instruction is None:
         closing = "\"'”’) \n\r\t"
         texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
         ids.update(i for i, text in enumerate(texts) if text.rstrip(closing).endswith((".", "!", "?")))

@@ -49,3 +49,11 @@ class Rollout:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+
+def rollout_of(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Rollout:
+    """Given completions, each after its prompt, as if they had been sampled and had ended."""
+    width = max(map(len, completions))
+    tokens_BT = torch.tensor([[*c, *[0] * (width - len(c))] for c in completions])
+    lengths_B = torch.tensor([len(c) for c in completions])
+    return Rollout(prompts, tokens_BT, lengths_B, torch.ones(len(completions), dtype=torch.bool))

@@ -6,6 +6,7 @@ depends neither on how rows are batched nor on which finished rows have been dro
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from transformers import DynamicCache
 from equipoise.policy.attention import TRIE_ATTENTION
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.decode import StaticDecoder
-from equipoise.policy.draw import Guide, draw
+from equipoise.policy.draw import Guide, GuideState, draw
 from equipoise.policy.graphs import round_up
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
@@ -51,6 +52,25 @@ def sample(
     state = guide.open(len(prompts)) if guide is not None else None
     if state is not None:
         state.start(prompts)
+    started = _prefill(policy, prompts)
+    tokens_BT, taken_B, finished_B = _decode_plainly(policy, started, config, uniform_BT, state)
+    report = state.report() if state is not None else {}
+    return Rollout([list(p) for p in prompts], tokens_BT, taken_B, finished_B, report)
+
+
+class _Started(NamedTuple):
+    """B rows that have read their prompts of at most P tokens: the cache, (B, V) logits of the next token, (B, P) where
+    a row's cache holds a token, (B,) lengths of the prompts."""
+
+    cache: DynamicCache
+    logits_BV: Tensor
+    mask_BP: Tensor
+    lengths_B: Tensor
+
+
+def _prefill(policy: Policy, prompts: Sequence[Sequence[int]]) -> _Started:
+    """Run each distinct prompt once and copy its cache to its rows."""
+    device = policy.device
     distinct = sorted({tuple(p) for p in prompts})
     place = {p: i for i, p in enumerate(distinct)}
     prompt_of_B = torch.tensor([place[tuple(p)] for p in prompts], device=device)
@@ -58,8 +78,6 @@ def sample(
     width = int(lengths_U.max())
     ids_UP = torch.tensor([[*p, *[0] * (width - len(p))] for p in distinct], device=device)
     mask_UP = (torch.arange(width, device=device)[None] < lengths_U[:, None]).long()
-    stops = torch.tensor(policy.stop_ids, device=device)
-
     cache = DynamicCache(config=policy.model.config)
     logits_UPV = policy.model(
         input_ids=ids_UP,
@@ -71,12 +89,20 @@ def sample(
     ).logits
     logits_UV = logits_UPV[torch.arange(len(distinct), device=device), lengths_U - lengths_U.min()]
     cache.batch_select_indices(prompt_of_B)
-    logits_BV, mask_BP, lengths_B = logits_UV[prompt_of_B], mask_UP[prompt_of_B], lengths_U[prompt_of_B]
+    return _Started(cache, logits_UV[prompt_of_B], mask_UP[prompt_of_B], lengths_U[prompt_of_B])
 
-    tokens_BT = torch.zeros(len(prompts), steps, dtype=torch.long, device=device)
-    taken_B = torch.zeros(len(prompts), dtype=torch.long, device=device)
-    finished_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    rows = torch.arange(len(prompts), device=device)  # which completion each row of the cache belongs to
+
+def _decode_plainly(
+    policy: Policy, started: _Started, config: SamplingConfig, uniform_BT: Tensor, state: GuideState | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, T) tokens, (B,) how many were drawn, (B,) whether the last is a stop token. Raises NonFiniteLogits."""
+    cache, logits_BV, mask_BP, lengths_B = started
+    device, steps, count = policy.device, config.max_new_tokens, len(lengths_B)
+    stops = torch.tensor(policy.stop_ids, device=device)
+    tokens_BT = torch.zeros(count, steps, dtype=torch.long, device=device)
+    taken_B = torch.zeros(count, dtype=torch.long, device=device)
+    finished_B = torch.zeros(count, dtype=torch.bool, device=device)
+    rows = torch.arange(count, device=device)  # which completion each row of the cache belongs to
     for t in range(steps):
         if not bool(logits_BV.isfinite().all()):
             raise NonFiniteLogits(f"non-finite logits while sampling token {t + 1}")
@@ -102,8 +128,7 @@ def sample(
             past_key_values=cache,
             use_cache=True,
         ).logits[:, -1]
-    report = state.report() if state is not None else {}
-    return Rollout([list(p) for p in prompts], tokens_BT, taken_B, finished_B, report)
+    return tokens_BT, taken_B, finished_B
 
 
 def sample_static(

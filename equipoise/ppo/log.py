@@ -10,20 +10,19 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from equipoise.errors import UserError
-from equipoise.protocol.lexicon import LEXICON, Lexicon
 from equipoise.protocol.reward import Reward
+from equipoise.protocol.task import PROTOCOL, Task
 from equipoise.runs.console import Console, in_marks, parts, pieces, shown
 from equipoise.runs.files import RowFile, complete_lines, content, unwritable, write_whole
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-KEY = re.compile(r"[a-z0-9_]+/[a-z0-9_]+")
+KEY = re.compile(r"[a-z0-9_]+/[\w-]+")  # a class of terms may be named in any script
 
 
 def defined_keys(text: str) -> list[str]:
@@ -119,7 +118,7 @@ class RunLog:
 
     output_dir receives `training_metrics.csv`, `metrics.jsonl`, `samples.jsonl`, `eval.jsonl` and `events.jsonl`. Rows
     after `resume_step`, left by an attempt that got further, are cut off (all rows for 0); events stay, they are the
-    history. `lexicon` says which terms to mark. `stream` is standard output unless given.
+    history. `task` says which terms to mark. `stream` is standard output unless given.
     Raises UserError when a folder or file cannot be written, or `training_metrics.csv` is not a log.
     """
 
@@ -130,18 +129,18 @@ class RunLog:
         total_steps: int,
         resume_step: int = 0,
         stream: TextIO | None = None,
-        lexicon: Lexicon = LEXICON,
+        task: Task = PROTOCOL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = output_dir
         self._tensorboard_dir = tensorboard_dir
-        self._lexicon = lexicon
+        self._task = task
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(output_dir, error) from error
         notices = self._open(resume_step)
-        self._console = Console(sys.stdout if stream is None else stream, total_steps, resume_step, lexicon, clock)
+        self._console = Console(sys.stdout if stream is None else stream, total_steps, resume_step, task, clock)
         for notice in notices:
             self.say(notice)
 
@@ -220,16 +219,16 @@ class RunLog:
         self._draw(lambda board: _draw_scalars(board, logged, step))
         self._console.step(step, metrics, timings)
 
-    def samples(self, step: int, rewards: Sequence[Reward]) -> None:
+    def samples(self, step: int, rewards: Sequence[Reward], occupations: Sequence[str]) -> None:
         """Log scored sentences: all to `samples.jsonl`, a few occupations' first to terminal and TensorBoard."""
-        self._samples.append("".join(_json_line({"step": step} | asdict(reward)) for reward in rewards))
+        self._samples.append("".join(_json_line({"step": step} | reward.document()) for reward in rewards))
         lines = []
-        for reward in shown(rewards):
-            text = in_marks(pieces(reward.text, self._lexicon))
+        for reward in shown(rewards, occupations):
+            text = in_marks(pieces(reward.text, self._task.lexicon))
             # Indented, Markdown takes the lines for code and interprets nothing in them.
             lines += [f"    {reward.reward:+.2f}  {text}", f"           {parts(reward)}"]
         self._draw(lambda board: board.add_text("samples", "\n".join(lines), step))
-        self._console.samples(step, rewards)
+        self._console.samples(step, rewards, occupations)
 
     def evaluation(self, step: int, measured: Mapping[str, float]) -> None:
         """Log an evaluation to `eval.jsonl`, TensorBoard and the terminal."""

@@ -31,7 +31,7 @@ class Machine:
         return [f"machine   GPU {gpu} · {self.cores} CPU threads · {self.memory_free_gb:.1f} GB of memory free"]
 
 
-def look() -> Machine:
+def inspect_machine() -> Machine:
     """Look at the machine this process runs on."""
     gpu, free = None, 0.0
     if torch.cuda.is_available():

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
+from equipoise.measures.variety import pair_counts
 from equipoise.policy.rollout import Rollout
 from equipoise.ppo import maths
 from equipoise.ppo.config import TrainConfig
@@ -11,8 +13,8 @@ from equipoise.ppo.experience import Rewarded, Scored
 from equipoise.ppo.state import State
 from equipoise.ppo.update import UpdateStats
 from equipoise.ppo.window import Sentence
-from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS
-from equipoise.protocol.reward import Reward, strict_success
+from equipoise.protocol.reward import Reward
+from equipoise.protocol.task import Task
 
 
 def step_metrics(
@@ -29,14 +31,11 @@ def step_metrics(
     rewards, mask_BT = rewarded.rewards, rollout.mask_BT
     kl = scored.kl_BT(rollout).sum(1).mean().item()
     kl_k3_BT = torch.where(mask_BT, maths.kl_k3(scored.logprobs, scored.reference), 0.0)
-    parts = torch.tensor(
-        [[r.reward, r.base, r.bonus, r.length_penalty, r.repetition_penalty] for r in rewards], dtype=torch.float64
-    )
+    parts = _parts(rewards)
     mean_reward, base, bonus, length, repetition = parts.mean(0).tolist()
-    classes = [bool(r.agentic) + bool(r.communal) for r in rewards]
-    pairs = {(r.agentic[0], r.communal[0]) for r in rewards if r.agentic and r.communal}
-    share = 1 / len(rewards)
-    strict = sum(strict_success(r.text) for r in rewards) * share
+    task, share = config.task, 1 / len(rewards)
+    complete, some = sum(r.complete for r in rewards), sum(r.some for r in rewards)
+    strict = sum(task.strict(r.text) for r in rewards) * share
     finished = rollout.finished_B.float().mean().item()
     return {
         "reward/mean": mean_reward,
@@ -49,14 +48,14 @@ def step_metrics(
         "reward/diversity_bonus": rewarded.bonus_B.mean().item(),
         "reward/missing_eos": -config.missing_eos_penalty * (1 - finished),
         "reward/strict_bonus": config.strict_bonus * strict,
-        "compliance/both": classes.count(2) * share,
-        "compliance/one": classes.count(1) * share,
-        "compliance/none": classes.count(0) * share,
-        "compliance/in_length": sum(MIN_WORDS <= r.words <= MAX_WORDS for r in rewards) * share,
+        "compliance/both": complete * share,
+        "compliance/one": (some - complete) * share,
+        "compliance/none": (len(rewards) - some) * share,
+        "compliance/in_length": sum(task.in_length(r.words) for r in rewards) * share,
         "compliance/strict": strict,
         "text/words": sum(r.words for r in rewards) * share,
         "text/unique": len({r.text for r in rewards}) * share,
-        "text/pairs": len(pairs),
+        "text/pairs": len(pair_counts(r.first for r in rewards)),
         "text/tokens": rollout.lengths_B.float().mean().item(),
         "text/finished": finished,
         "kl/ref": kl,
@@ -80,13 +79,21 @@ def step_metrics(
     }
 
 
-def remember(rewards: Sequence[Reward], occupations: Sequence[str], rollout: Rollout, scored: Scored) -> list[Sentence]:
+def _parts(rewards: Sequence[Reward]) -> Tensor:
+    """(B, 5) float64: the sum of each reward and its parts."""
+    parts = [[r.reward, r.base, r.bonus, r.length_penalty, r.repetition_penalty] for r in rewards]
+    return torch.tensor(parts, dtype=torch.float64)
+
+
+def remember(
+    rewards: Sequence[Reward], occupations: Sequence[str], rollout: Rollout, scored: Scored, task: Task
+) -> list[Sentence]:
     """The batch as the running measures keep it."""
     kl_B = scored.kl_BT(rollout).sum(1)
     nll_B = torch.where(rollout.mask_BT, -scored.reference, 0.0).sum(1) / rollout.lengths_B
-    strict = [strict_success(r.text) for r in rewards]
+    strict = [task.strict(r.text) for r in rewards]
     rest = (rollout.lengths_B.tolist(), rollout.finished_B.tolist(), strict, kl_B.tolist(), nll_B.tolist())
     return [
-        Sentence(r.text, occupation, r.agentic, r.communal, r.words, tokens, finished, ok, r.reward, kl, nll)
+        Sentence(r.text, occupation, r.terms, r.words, tokens, finished, ok, r.reward, kl, nll)
         for r, occupation, tokens, finished, ok, kl, nll in zip(rewards, occupations, *rest, strict=True)
     ]

@@ -16,7 +16,7 @@ def preflight(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """The configuration cut to this machine's memory, and what was found and chosen, a line each.
 
     Raises UserError where the run cannot fit."""
-    here = machines.look()
+    here = machines.inspect_machine()
     source = resolve(config.policy.model)
     device = pick_device(config.policy.device)
     if config.policy.use_8bit and device.type != "cuda":
@@ -46,8 +46,8 @@ def preflight(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
         f"compute   {device}, {str(dtype).removeprefix('torch.')}{', 8-bit base' if config.policy.use_8bit else ''}",
         *fits,
         *filter(None, [plan.line(rows)]),
-        f"task      prompt {config.prompt!r}, {len(config.occupations)} occupations, {config.steps} steps of "
-        f"{config.ppo.batch_size} sentences",
+        f"task      {config.task.name}: prompt {config.prompt!r}, {len(config.occupations)} occupations",
+        f"steps     {config.steps} of {config.ppo.batch_size} sentences",
         f"files     {run.output_dir}/ {run.checkpoint_dir}/ {run.tensorboard_dir}/",
     ]
     return config, lines

@@ -9,6 +9,7 @@ from equipoise.policy.hub import hub_access
 from equipoise.policy.source import LLAMA_8B
 from equipoise.ppo.config import DiversityConfig, EvaluationConfig, PPOConfig, RunConfig, TrainConfig, WarmStartConfig
 from equipoise.ppo.machine import Machine
+from equipoise.protocol.task import PROTOCOL, Task
 
 # Seconds on a GPU: the untrained model's rates, an evaluation at every checkpoint, the closing summary.
 MEASURED = EvaluationConfig(base_samples=20_000, eval_sentences=260, final_sentences=1000)
@@ -95,11 +96,24 @@ class Choice(NamedTuple):
     """Lines that say what was chosen and why."""
 
 
-def preset(name: str) -> TrainConfig:
-    """The preset of that name. Raises UserError."""
+def preset(name: str, task: Task = PROTOCOL) -> TrainConfig:
+    """The preset of that name for a task (see `for_task`). Raises UserError."""
     if name not in PRESETS:
         raise UserError(f"there is no preset {name!r}: choose {', '.join(PRESETS)}")
-    return PRESETS[name]
+    return for_task(PRESETS[name], task)[0]
+
+
+def for_task(config: TrainConfig, task: Task) -> tuple[TrainConfig, list[str]]:
+    """A preset on another task, and lines that say what had to be changed: a prompt that the task does not have becomes
+    its first, and a warm start from forced sentences, where the task has no openings, learns from free samples."""
+    prompt, warm, lines = config.prompt, config.warm_start, []
+    if prompt not in [each.name for each in task.prompts]:
+        prompt = task.default_prompt.name
+        lines.append(f"prompt    {prompt!r}, since the task has no {config.prompt!r}")
+    if warm.warm_start == "forced" and not task.can_force:
+        warm = replace(warm, warm_start="samples")
+        lines.append("warm start from the model's own complying samples, since the task has no openings to force terms")
+    return replace(config, task=task, prompt=prompt, warm_start=warm), lines
 
 
 def choose(machine: Machine) -> Choice:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -20,8 +20,11 @@ from equipoise.policy.card import ModelCard
 from equipoise.policy.export import WEIGHTS, export
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
+from equipoise.policy.source import TASK
 from equipoise.ppo.config import RunConfig, TrainConfig
 from equipoise.ppo.log import RunLog
+from equipoise.ppo.state import State
+from equipoise.protocol.task import PROTOCOL, task_from_document
 from equipoise.runs.checkpoint import (
     Checkpoint,
     at_step,
@@ -34,16 +37,12 @@ from equipoise.runs.checkpoint import (
 from equipoise.runs.files import make_folder, write_json
 from equipoise.runs.records import differences, provenance
 
-if TYPE_CHECKING:
-    from equipoise.ppo.state import State
-
-
 # All that a run may write into its output folder. Whatever else lies there is somebody's.
 OUTPUT_FILES = (
     *("run.json", "training_metrics.csv", "metrics.jsonl", "samples.jsonl", "events.jsonl", "eval.jsonl"),
     *(WEIGHTS, "config.json", "generation_config.json", "README.md", "chat_template.jinja", "tokenizer.json"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json"),
-    *("vocab.txt", "merges.txt", "summary.json", "final_sentences.jsonl"),
+    *("vocab.txt", "merges.txt", "summary.json", "final_sentences.jsonl", TASK),
 )
 
 # What may differ when a run is continued: how long it goes on, and what has no influence on the numbers.
@@ -67,7 +66,7 @@ class Run:
         self.dumps = 0
         self._save_seconds = 0.0
         self._lock = lock
-        self._beside = torch.cuda.is_available()
+        self._asynchronous = torch.cuda.is_available()
         """Whether checkpoints may be written while training goes on: 1.6 GB of SmolLM2 take as long as 20 steps."""
         self._writer = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
@@ -110,36 +109,37 @@ class Run:
         self.wait()
         return at_step(self.checkpoints, step)
 
-    def is_due(self, state: "State") -> bool:
+    def is_due(self, state: State) -> bool:
         """Whether this step's checkpoint is one of those that are kept. A skipped step is no place to come back to."""
         return state.step % self.config.run.save_every == 0 and state.bad_in_a_row == 0
 
-    def save_if_due(self, optimizer: MasterAdam, state: "State") -> None:
+    def save_if_due(self, optimizer: MasterAdam, state: State) -> None:
         late = time.monotonic() - self.saved_at > 60 * self.config.run.save_minutes
         if self.is_due(state) or (late and state.bad_in_a_row == 0):
-            self.save(optimizer, state, beside=self._beside)
+            self.save(optimizer, state, asynchronous=self._asynchronous)
 
-    def replace_from(self, step: int, optimizer: MasterAdam, state: "State") -> None:
+    def replace_from(self, step: int, optimizer: MasterAdam, state: State) -> None:
         """The run has gone back to `step` and goes on otherwise: delete what came after, save `step` as it is now."""
         self.wait()
         discard_after(self.checkpoints, step)
         self.saved_step = -1
         self.save(optimizer, state)
 
-    def save(self, optimizer: MasterAdam, state: "State", *, beside: bool = False) -> None:
+    def save(self, optimizer: MasterAdam, state: State, *, asynchronous: bool = False) -> None:
         """Write the checkpoint of `state.step`, unless it is there. Raises NonFiniteError; UserError on a full disk.
 
-        `beside`: copy what is to be saved and go on while it is written; an error then comes out of the next call."""
+        `asynchronous`: copy what is to be saved and go on while it is written; an error then comes out of the
+        next call."""
         started = time.monotonic()
         self.wait()
         if state.step == self.saved_step:
             return
-        weights, moments = optimizer.state(copied=beside)
+        weights, moments = optimizer.state(copied=asynchronous)
         tensors = {"weights": weights, "optimizer": moments, "rng": state.random_states()}
-        documents = {"config": dataclasses.asdict(self.config), "state": state.document()}
+        documents = {"config": self.config.document(), "state": state.document()}
         kept = [s for s in (state.choice.step, state.watch.healthy_step) if s is not None]
         self.log.sync()  # a power cut must not leave a checkpoint that is newer than the metrics
-        if beside:
+        if asynchronous:
             documents = json.loads(json.dumps(documents))  # nothing that training will change
             self._writing = self._writer.submit(self._write, state.step, tensors, documents, kept)
         else:
@@ -164,7 +164,7 @@ class Run:
         seconds, self._save_seconds = self._save_seconds, 0.0
         return seconds
 
-    def restore(self, checkpoint: Checkpoint, optimizer: MasterAdam, state: "State") -> None:
+    def restore(self, checkpoint: Checkpoint, optimizer: MasterAdam, state: State) -> None:
         """Put weights, optimizer, random states and everything else back as they were."""
         optimizer.load_state(checkpoint.tensors("weights"), checkpoint.tensors("optimizer"))
         state.load(checkpoint.document("state"), checkpoint.tensors("rng"))
@@ -200,14 +200,35 @@ class Run:
             Path(config.run.output_dir),
             source=policy.source,
             stop_ids=policy.stop_ids,
-            card=ModelCard(method=facts, prompt=config.prompt, occupations=config.occupations),
+            card=ModelCard(facts, config.prompt, config.task, config.occupations),
+            extra_files={TASK: config.task.to_yaml()},
         )
 
 
-def _document(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as a file gives it back."""
-    document: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return document
+def _recorded_config(path: Path) -> dict[str, Any]:
+    """The configuration in a run's record. Raises UserError for a damaged one."""
+    try:
+        config = json.loads(path.read_bytes())["config"]
+        if isinstance(config, dict):
+            return config
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise UserError(
+        f"{path} is damaged, so nothing says which run the files beside it are of: restore it, choose another "
+        "--output-dir, or --overwrite to start anew"
+    )
+
+
+def _changes(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """What differs between a recorded configuration and this one and matters to the numbers."""
+    old, new = dict(recorded), config.document()
+    reward = dict(old.get("reward", {}))
+    # Records of before tasks had files are of the default task, with the bounds among the reward's numbers.
+    bounds = (reward.pop("min_words", None), reward.pop("max_words", None))
+    before = old.pop("task", None)
+    task = task_from_document(before, "the record of the run") if before else PROTOCOL.with_bounds(*bounds)
+    del new["task"]
+    return differences(old | {"reward": reward}, new, FREE_TO_CHANGE) + config.task.differences(task)
 
 
 def _find(config: TrainConfig, overwrite: bool) -> tuple[Checkpoint | None, bool]:
@@ -226,10 +247,10 @@ def _find(config: TrainConfig, overwrite: bool) -> tuple[Checkpoint | None, bool
     begun = ours and metrics.exists() and metrics.stat().st_size > 0
     recorded = {
         checkpoints: resumed.document("config") if resumed else None,
-        output: json.loads((output / "run.json").read_bytes())["config"] if begun else None,
+        output: _recorded_config(output / "run.json") if begun else None,
     }
     for folder, old in recorded.items():
-        if old is not None and (changed := differences(old, _document(config), FREE_TO_CHANGE)):
+        if old is not None and (changed := _changes(old, config)):
             raise UserError(
                 f"{folder} holds a run with other settings ({'; '.join(changed)}): use the same to continue it, "
                 "other folders (--output-dir, --checkpoint-dir) for a new run, or --overwrite to start anew"
@@ -249,12 +270,13 @@ def _begin(config: TrainConfig, resumed: Checkpoint | None, complete: bool) -> R
     output, step = Path(config.run.output_dir), resumed.step if resumed else 0
     if not complete:
         # First of all: it is what tells the other files from somebody else's.
-        write_json(output / "run.json", {"config": _document(config), **provenance()})
+        write_json(output / "run.json", {"config": config.document(), **provenance()})
     log = RunLog(
         output_dir=output,
         tensorboard_dir=Path(config.run.tensorboard_dir) / output.resolve().name,
         total_steps=config.steps,
         resume_step=step,
+        task=config.task,
     )
     if not complete:
         # A run that goes on has no final model; an old one must not be taken for it.

@@ -14,7 +14,7 @@ from equipoise.ppo.base import BaseRates, distance
 from equipoise.ppo.choice import Choice
 from equipoise.ppo.config import DiversityConfig, PPOConfig, TrainConfig
 from equipoise.ppo.diversity import TermWindow
-from equipoise.ppo.watch import Alert, Watch, explain
+from equipoise.ppo.watch import Alert, Watch
 from equipoise.ppo.window import Sentence, Window
 
 RECENT = 8
@@ -60,7 +60,7 @@ class State:
     def begin(cls, config: TrainConfig, limit: RowLimit, leaked: Sequence[str] = ()) -> "State":
         """`leaked`: the terms in the prompt, for the watch."""
         generator = torch.Generator().manual_seed(config.seed)
-        window, watch = TermWindow(config.diversity), Watch(config.watch, leaked)
+        window, watch = TermWindow(config.diversity, config.task), Watch(config.watch, config.task, leaked)
         recent = Window(RECENT * config.ppo.batch_size)
         return cls(0, config.ppo.kl_coef, window, generator, limit, config.diversity, watch, recent)
 
@@ -78,7 +78,7 @@ class State:
     def judge(self, metrics: dict[str, float]) -> list[Alert]:
         """The alerts that the step raises; how many stand afterwards is added to `metrics`."""
         raised = self.watch.judge(self.step, metrics)
-        alerts = [explain(sign, metrics, self.recent, self.watch.leaked) for sign in raised]
+        alerts = [self.watch.explain(sign, metrics, self.recent) for sign in raised]
         metrics["watch/standing"] = len(self.watch.standing)
         return alerts
 

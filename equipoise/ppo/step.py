@@ -25,7 +25,6 @@ from equipoise.ppo.metrics import remember, step_metrics
 from equipoise.ppo.training import Training
 from equipoise.ppo.update import mini_batches, update
 from equipoise.ppo.watch import Alert
-from equipoise.protocol import reward as protocol
 from equipoise.protocol.reward import Reward
 
 
@@ -38,6 +37,8 @@ class Step:
     metrics: dict[str, float] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     rewards: Sequence[Reward] = ()
+    occupations: Sequence[str] = ()
+    """Of the sentences."""
     rollout: Rollout | None = None
     evidence: dict[str, Tensor] = field(default_factory=dict)
     """Tensors to look into where something was not finite."""
@@ -74,14 +75,21 @@ def ppo_step(training: Training) -> Step:
         launched = state.limit.run(policy, lambda rows: launch_scores(policy, rollout, batches, config, rows))
         with clock("reward", wait=False):  # on the host, while a GPU scores
             rewarded = reward_sentences(training, rollout, occupations)
+        state.watch.text_signs.read([reward.text for reward in rewarded.rewards], occupations)
         scored = collect_scores(launched, rollout)
     if not bool(rewarded.paid_B.isfinite().all()):
         evidence = {"rewards": rewarded.paid_B}
-        return Step("the reward is not finite", rewards=rewarded.rewards, rollout=rollout, evidence=evidence)
+        return Step(
+            "the reward is not finite",
+            rewards=rewarded.rewards,
+            occupations=occupations,
+            rollout=rollout,
+            evidence=evidence,
+        )
     kl_BT = scored.kl_BT(rollout)
     if not bool(kl_BT.isfinite().all() and scored.values.isfinite().all()):
         problem, evidence = "log-probabilities or values are not finite", scored._asdict()
-        return Step(problem, rewards=rewarded.rewards, rollout=rollout, evidence=evidence)
+        return Step(problem, rewards=rewarded.rewards, occupations=occupations, rollout=rollout, evidence=evidence)
 
     token_rewards_BT = maths.token_rewards(rewarded.paid_B, kl_BT, rollout.mask_BT, state.kl_coef)
     advantages = maths.gae(token_rewards_BT, scored.values, rollout.mask_BT, ppo.gamma, ppo.gae_lambda)
@@ -96,30 +104,32 @@ def ppo_step(training: Training) -> Step:
             optimizer.update_average(state.step)
 
     metrics = step_metrics(config, state, learning_rate, rollout, rewarded, scored, advantages, stats)
-    metrics |= state.look_back(remember(rewarded.rewards, occupations, rollout, scored), metrics["ppo/entropy"])
+    batch = remember(rewarded.rewards, occupations, rollout, scored, config.task)
+    metrics |= state.look_back(batch, metrics["ppo/entropy"])
     alerts = state.judge(metrics)
-    state.window.add(rewarded.rewards)
+    state.window.add(rewarded.rewards, occupations)
     state.adapt_kl_coef(float(kl_BT.sum(1).mean()), ppo)
     if stats.nonfinite is None:
         state.bad_in_a_row = 0
     timings = clock.timings(tokens=int(rollout.lengths_B.sum()))
     evidence = scored._asdict() | {"advantages": whitened_BT}
-    return Step(stats.nonfinite, metrics, timings, rewarded.rewards, rollout, evidence, alerts)
+    return Step(stats.nonfinite, metrics, timings, rewarded.rewards, occupations, rollout, evidence, alerts)
 
 
 def reward_sentences(training: Training, rollout: Rollout, occupations: Sequence[str]) -> Rewarded:
     """The protocol's reward of each sentence, and what PPO maximises. Raises UserError for a reward function that does
     not return one number for each."""
-    config, reward_fn = training.config, training.reward_fn
-    rewards = [protocol.score(s, config.reward) for s in sentences_of(training.policy.tokenizer, rollout, occupations)]
-    bonus_B = torch.tensor(training.state.window.bonuses(rewards))
+    config, task, reward_fn = training.config, training.config.task, training.reward_fn
+    texts = sentences_of(training.policy.tokenizer, rollout, occupations, task)
+    rewards = [task.score(text, config.reward) for text in texts]
+    bonus_B = torch.tensor(training.state.window.bonuses(rewards, occupations))
     if reward_fn is None:
         base_B = torch.tensor([r.reward for r in rewards])
     else:
-        base_B = torch.tensor([float(x) for x in reward_fn([r.text for r in rewards], occupations)])
+        base_B = torch.tensor([float(x) for x in reward_fn(texts, occupations)])
         if len(base_B) != len(rewards):
             raise UserError(f"the reward function returned {len(base_B)} numbers for {len(rewards)} sentences")
-    strict_B = torch.tensor([config.strict_bonus * protocol.strict_success(r.text) for r in rewards])
+    strict_B = torch.tensor([config.strict_bonus * task.strict(text) for text in texts])
     paid_B = base_B + bonus_B + strict_B - config.missing_eos_penalty * ~rollout.finished_B
     return Rewarded(rewards, paid_B, bonus_B)
 

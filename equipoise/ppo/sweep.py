@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,13 +30,13 @@ from equipoise.errors import UserError
 from equipoise.policy.export import WEIGHTS
 from equipoise.ppo.base import BaseRates
 from equipoise.ppo.config import TrainConfig
-from equipoise.ppo.machine import look
+from equipoise.ppo.machine import inspect_machine
 from equipoise.ppo.presets import choose, preset
 from equipoise.ppo.run import FREE_TO_CHANGE
 from equipoise.ppo.summary import SUMMARY
 from equipoise.ppo.sweep_table import values_of
 from equipoise.ppo.train import train
-from equipoise.protocol.lexicon import OCCUPATIONS
+from equipoise.protocol.task import PROTOCOL, read_task
 from equipoise.runs.files import write_json
 from equipoise.runs.records import differences
 from equipoise.runs.signals import StopSignals
@@ -52,6 +52,8 @@ class SweepConfig:
     and `evaluate` (n sentences for each occupation, temperature, top_p)."""
     output_dir: str = "sweep"
     """Each run gets a folder NAME-SEED in it; the tables lie beside them."""
+    task: options.TaskOption = PROTOCOL
+    """A task file, or the name of a packaged task, for all runs; `task` in `base` does the same."""
     jobs: int = 1
     """Runs at a time. More than one are processes of their own, in turn on the visible GPUs."""
     keep: Literal["nothing", "models", "all"] = "models"
@@ -91,12 +93,13 @@ def read_plans(config: SweepConfig) -> list[Plan]:
     seeds = document.get("seeds", [0])
     if not (isinstance(seeds, list) and seeds and all(type(s) is int for s in seeds)):
         raise UserError(f"{config.file}: seeds is {seeds!r}; write a list of whole numbers, such as [0, 1, 2]")
+    task = read_task(str(named)) if (named := base.pop("task", None)) else config.task
     measured = {
-        "final_sentences": int(evaluation.get("n", 250)) * len(OCCUPATIONS),
+        "final_sentences": int(evaluation.get("n", 250)) * len(task.names),
         "eval_temperature": evaluation.get("temperature", 1.0),
         "eval_top_p": evaluation.get("top_p", 0.95),
     }
-    chosen = str(base.pop("preset", "")) or choose(look()).config.preset
+    chosen = str(base.pop("preset", "")) or choose(inspect_machine()).config.preset
     plans = []
     for name, own in settings.items():
         if not re.fullmatch(r"[\w.+-]+", name):
@@ -112,7 +115,7 @@ def read_plans(config: SweepConfig) -> list[Plan]:
                 "tensorboard_dir": str(Path(config.output_dir) / "runs"),
             }
             merged = {**base, **measured, **own, "seed": seed, **folders}
-            plans.append(Plan(name, seed, folder, mine, merged, options.apply(preset(mine), merged, where)))
+            plans.append(Plan(name, seed, folder, mine, merged, options.apply(preset(mine, task), merged, where)))
     return plans
 
 
@@ -134,7 +137,7 @@ def is_finished(plan: Plan) -> bool:
     result = read_result(plan)
     if result is None:
         return False
-    wanted = json.loads(json.dumps(asdict(plan.config)))
+    wanted = plan.config.document()
     if changed := differences(result["config"], wanted, FREE_TO_CHANGE):
         raise UserError(
             f"{plan.folder} holds a finished run with other settings ({'; '.join(changed)}): give the setting another "
@@ -171,7 +174,17 @@ def _run_here(plans: Sequence[Plan], config: SweepConfig) -> int:
 
 def _base_key(config: TrainConfig) -> str:
     """What the untrained model's rates depend on: runs that share it need measure them only once."""
-    return repr((config.policy, config.prompt, config.system, config.sampling, config.holdout, config.evaluation))
+    return repr(
+        (
+            config.task.fingerprint(),
+            config.policy,
+            config.prompt,
+            config.system,
+            config.sampling,
+            config.holdout,
+            config.evaluation,
+        )
+    )
 
 
 def _run_beside(plans: Sequence[Plan], config: SweepConfig) -> int:
@@ -215,8 +228,11 @@ def _start(plan: Plan, gpu: str | None) -> "subprocess.Popen[bytes]":
     plan.folder.mkdir(parents=True, exist_ok=True)
     settings = plan.folder / "options.yaml"
     settings.write_text(yaml.safe_dump(plan.options))
+    task = plan.folder / "sweep-task.yaml"
+    task.write_text(plan.config.task.to_yaml(), encoding="utf-8")
     environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
-    command = [sys.executable, "-m", "equipoise", "train", "--preset", plan.preset, "--config", str(settings)]
+    command = [sys.executable, "-m", "equipoise", "train", "--preset", plan.preset]
+    command += ["--config", str(settings), "--task", str(task)]
     with (plan.folder / "log.txt").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
@@ -230,7 +246,7 @@ def close(plan: Plan, keep: str, seconds: float) -> dict[str, Any]:
         "steps": plan.config.steps,
         "values": values_of(summary) | {"wall_seconds": seconds},
         "summary": summary,
-        "config": asdict(plan.config),
+        "config": plan.config.document(),
     }
     write_json(plan.folder / RESULT, result)
     if keep != "all":

@@ -17,10 +17,8 @@ from equipoise.ppo.nonfinite import locate
 from equipoise.ppo.run import Run
 from equipoise.ppo.state import State
 from equipoise.ppo.step import ppo_step
-from equipoise.ppo.training import RewardFunction, Training, new_optimizer
+from equipoise.ppo.training import RankFunction, RewardFunction, Training, new_optimizer
 from equipoise.ppo.warm_start import warm_start
-from equipoise.protocol.lexicon import OCCUPATIONS
-from equipoise.protocol.prompts import get_prompt
 from equipoise.runs.signals import Stopped, StopSignals
 
 
@@ -38,14 +36,16 @@ class Outcome:
 def train(
     config: TrainConfig,
     reward_fn: RewardFunction | None = None,
+    rank_fn: RankFunction | None = None,
     *,
     overwrite: bool = False,
     base: BaseRates | None = None,
 ) -> Outcome:
     """Train, or continue the run in `config.run`, to `config.steps`; then write the final model.
 
-    `reward_fn` replaces the protocol's reward as what is maximised. `base`, where it has been measured before, saves
-    sampling the untrained model. Raises UserError for what the user can mend.
+    `reward_fn` replaces the protocol's reward as what is maximised. Checkpoints are then compared by `rank_fn`, or by
+    the mean of `reward_fn` where none is given, so that the best by what was asked for is exported. `base`, where it
+    has been measured before, saves sampling the untrained model. Raises UserError for what the user can mend.
     """
     with Run.open(config, overwrite=overwrite) as run, StopSignals() as stop:
         if run.complete:
@@ -53,7 +53,7 @@ def train(
                 f"this run is complete ({config.steps} steps): raise --steps to go on, or --overwrite to start anew"
             )
             return Outcome("done", config.steps, 0)
-        training = _begin(config, reward_fn, run, base)
+        training = _begin(config, (reward_fn, rank_fn), run, base)
         state = training.state
         try:
             if run.resumed is None and config.warm_start.wanted:
@@ -74,15 +74,20 @@ def train(
             return Outcome("nonfinite", state.step, NONFINITE_EXIT)
 
 
-def _begin(config: TrainConfig, reward_fn: RewardFunction | None, run: Run, base: BaseRates | None) -> Training:
+def _begin(
+    config: TrainConfig,
+    functions: tuple[RewardFunction | None, RankFunction | None],
+    run: Run,
+    base: BaseRates | None,
+) -> Training:
     """The policy and all that belongs to it: as the run's newest checkpoint left it, or untrained and measured."""
     torch.manual_seed(config.seed)  # adapters start at random
-    prompt = get_prompt(config.prompt)
+    task, prompt = config.task, config.task.prompt(config.prompt)
     policy = load_policy(config.policy, prompt)
-    prompts = {o: prompt_ids(policy.tokenizer, prompt, o, config.system) for o in OCCUPATIONS}
-    leaked = leaked_terms(policy.tokenizer, prompt, config.system)
+    prompts = {o: prompt_ids(policy.tokenizer, prompt, o, task, config.system) for o in task.names}
+    leaked = leaked_terms(policy.tokenizer, prompt, task, config.system)
     state = State.begin(config, RowLimit(config.ppo.micro_batch_size, run.log.say), leaked)
-    training = Training(config, policy, new_optimizer(config, policy), state, prompts, reward_fn)
+    training = Training(config, policy, new_optimizer(config, policy), state, prompts, *functions)
     if run.resumed is not None:
         run.restore(run.resumed, training.optimizer, state)
     else:
@@ -97,7 +102,7 @@ def _run_steps(training: Training, run: Run, stop: StopSignals) -> Outcome:
         if step.metrics:
             run.log.step(state.step, step.metrics, step.timings | {"time/save": run.take_save_seconds()})
         if state.step % config.run.sample_every == 0 or state.step == 1:
-            run.log.samples(state.step, step.rewards)
+            run.log.samples(state.step, step.rewards, step.occupations)
         if step.alerts and not on_alert(training, run, step.alerts):
             run.save(optimizer, state)
             return Outcome("alert", state.step, ALERT_EXIT)

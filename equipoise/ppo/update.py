@@ -4,7 +4,7 @@ Shapes as in `maths`: B completions, T steps, N real tokens laid flat.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -92,6 +92,14 @@ def update(
             break
         seen.append({**stats, "grad_norm": grad_norm})
     optimizer.zero_grad()
+
+    return _summed_up(seen, update_kl, early_stop, nonfinite)
+
+
+def _summed_up(
+    seen: Sequence[Mapping[str, float]], update_kl: float, early_stop: bool, nonfinite: str | None
+) -> UpdateStats:
+    """The statistics of the optimizer steps that were taken."""
 
     def mean(key: str) -> float:
         return sum(s[key] for s in seen) / len(seen) if seen else 0.0

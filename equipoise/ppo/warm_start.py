@@ -16,26 +16,24 @@ from equipoise.errors import UserError
 from equipoise.learning.collect import collect, said
 from equipoise.learning.search import BATCH
 from equipoise.learning.supervised import Example, Supervision, examples_of, read_rows, supervise
-from equipoise.policy.load import Policy
-from equipoise.ppo.config import WarmStartConfig
 from equipoise.ppo.training import Training, new_optimizer
 
 
-def read(
-    path: Path, policy: Policy, config: WarmStartConfig, prompts: dict[str, list[int]], generator: torch.Generator
-) -> list[Example]:
-    """Strictly successful sentences of a completions file, each once, at most `config.warm_start_sentences`.
+def read(path: Path, training: Training, prompts: dict[str, list[int]]) -> list[Example]:
+    """Strictly successful sentences of a completions file, each once, at most as many as are wanted.
 
     Raises UserError for a file that is none, and for fewer than `BATCH` sentences.
     """
-    found = examples_of(read_rows(path), policy.tokenizer, prompts, policy.stop_ids, "strict")
+    policy, task = training.policy, training.config.task
+    found = examples_of(read_rows(path), policy.tokenizer, task, prompts, policy.stop_ids, "strict")
     examples = list({example.text: example for example in found.examples}.values())
     if len(examples) < BATCH:
         raise UserError(
             f"the warm start can learn from {len(examples)} sentences of {path} and needs at least {BATCH} "
             f"({found.describe()}): give another --warm-start-file"
         )
-    chosen = torch.randperm(len(examples), generator=generator)[: config.warm_start_sentences]
+    wanted = training.config.warm_start.warm_start_sentences
+    chosen = torch.randperm(len(examples), generator=training.state.generator)[:wanted]
     return [examples[i] for i in chosen.tolist()]
 
 
@@ -43,6 +41,7 @@ def warm_start(training: Training, say: Callable[[str], None], check: Callable[[
     """The whole stage: find the sentences, learn from them, as often as asked; then a fresh optimizer. `check` is
     called now and then, and may raise to end it. Raises UserError; NonFiniteError."""
     config, policy, generator = training.config.warm_start, training.policy, training.state.generator
+    task = training.config.task
     prompts, sampling, batch_size = training.trained_prompts, training.config.sampling, training.config.ppo.batch_size
     how = Supervision(
         config.warm_start_epochs, config.warm_start_learning_rate, config.warm_start_batch_size, warmup=0.1, decay=True
@@ -51,11 +50,11 @@ def warm_start(training: Training, say: Callable[[str], None], check: Callable[[
         rounds = f" {number + 1} of {config.warm_start_rounds}" if config.warm_start_rounds > 1 else ""
         label = f"warm start{rounds}"
         if config.warm_start_file and number == 0:
-            examples = read(Path(config.warm_start_file), policy, config, prompts, generator)
+            examples = read(Path(config.warm_start_file), training, prompts)
         else:
             wanted = config.search if number == 0 else replace(config.search, forced=False)
             told = said(say, f"{label}: ", check)
-            examples = collect(policy, wanted, prompts, sampling, generator, batch_size, told)
+            examples = collect(policy, wanted, task, prompts, sampling, generator, batch_size, told)
         say(f"{label}: learning from {len(examples):,} sentences, such as {examples[0].text!r}")
         packed = training.config.scoring == "packed"
         supervise(policy, examples, generator, how, packed=packed, say=partial(_labelled, say, label), check=check)

@@ -11,8 +11,8 @@ class Sentence(NamedTuple):
 
     text: str
     occupation: str
-    agentic: tuple[str, ...]
-    communal: tuple[str, ...]
+    terms: tuple[tuple[str, ...], ...]
+    """Of each class, in order of first occurrence."""
     words: int
     tokens: int
     finished: bool
@@ -26,8 +26,24 @@ class Sentence(NamedTuple):
     """Negative log-likelihood under the reference model given the prompt, nats per token of the completion."""
 
     @property
-    def both(self) -> bool:
-        return bool(self.agentic and self.communal)
+    def complete(self) -> bool:
+        """Whether every class is present."""
+        return all(self.terms)
+
+    @property
+    def partial(self) -> bool:
+        """Whether some classes are present and others are not."""
+        return any(self.terms) and not all(self.terms)
+
+    @property
+    def pair(self) -> tuple[str, ...] | None:
+        """The first term of each class; None unless every class is present."""
+        return tuple(terms[0] for terms in self.terms) if self.complete else None
+
+    @property
+    def term_count(self) -> int:
+        """Different terms."""
+        return sum(map(len, self.terms))
 
 
 class Window:
@@ -47,10 +63,12 @@ class Window:
         return math.fsum(values) / len(self.sentences) if self.sentences else 0.0
 
     def state(self) -> list[list[Any]]:
-        return [[list(value) if isinstance(value, tuple) else value for value in s] for s in self.sentences]
+        return [list(s) for s in self.sentences]
 
     def load_state(self, state: Sequence[Sequence[Any]]) -> None:
         self.sentences.clear()
-        for row in state:
-            values: list[Any] = [tuple(value) if isinstance(value, list) else value for value in row]
-            self.sentences.append(Sentence._make(values))
+        for text, occupation, *rest in state:
+            if len(rest) == len(Sentence._fields) - 1:  # of a version that had a column for each of two classes
+                rest = [rest[:2], *rest[2:]]
+            terms, *numbers = rest
+            self.sentences.append(Sentence(text, occupation, tuple(map(tuple, terms)), *numbers))

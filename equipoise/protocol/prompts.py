@@ -83,8 +83,8 @@ def require_template(classes: Sequence[str]) -> str:
 
 
 def words_to_write(terms: Sequence[str], write: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """The terms, with the words of `write` for a stem; a stem without any is left out."""
-    return tuple(word for term in terms for word in (write.get(term, ()) if term.endswith("*") else (term,)))
+    """The terms, and in the place of those that `write` has, its words. A stem that it does not have is left out."""
+    return tuple(word for term in terms for word in write.get(term, () if term.endswith("*") else (term,)))
 
 
 _OPENING_PLACE = re.compile(r"\{(a|[0-9]+)\}")

@@ -17,9 +17,10 @@ Event = Literal["both", "strict"]
 
 @dataclass(frozen=True)
 class RewardWeights:
-    """Every number of the reward. Penalties are given as sizes, 0 or more, and taken off.
+    """Every number of the reward but the bounds of length, which are the task's. Penalties are given as sizes, 0 or
+    more, and taken off.
 
-    Raises UserError for a number that is not finite, a negative bonus or penalty, and bounds that exclude every length.
+    Raises UserError for a number that is not finite, and for a negative bonus or penalty.
     """
 
     base_both: float = 1.0
@@ -34,11 +35,6 @@ class RewardWeights:
     """The most that the bonus comes to."""
     length_penalty: float = 0.1
     """Taken off a sentence with too few or too many words."""
-    # Transitional: the bounds are the task's, and `reward_of` takes no notice of these. The older `score` below does.
-    min_words: int = 8
-    """Fewest words without the length penalty; the prefix counts."""
-    max_words: int = 15
-    """Most words without the length penalty."""
     repetition_penalty: float = 0.1
     """Taken off once if any one term is repeated too often."""
     max_repeats: int = 2
@@ -51,11 +47,6 @@ class RewardWeights:
                 raise UserError(f"the reward's {field.name} is {value}; expected a finite number")
             if value < 0 and not field.name.startswith("base_"):
                 raise UserError(f"the reward's {field.name} is {value}; expected 0 or more (penalties are taken off)")
-        if self.min_words > self.max_words:
-            raise UserError(
-                f"the reward's min_words is {self.min_words} and its max_words {self.max_words}; "
-                "no length lies between, so lower the first or raise the second"
-            )
 
 
 PROTOCOL_WEIGHTS = RewardWeights()
@@ -144,7 +135,9 @@ TwoClassReward.__dataclass_fields__ = _TwoClassKeys.__dataclass_fields__
 def score(text: str, weights: RewardWeights = PROTOCOL_WEIGHTS, lexicon: Lexicon | None = None) -> Reward:
     """`Task.score` of the default task, or of its sentences with a lexicon of two other classes and other bounds."""
     lexicon = lexicon or _default_lexicon()
-    in_length = weights.min_words <= word_count(text) <= weights.max_words
+    from equipoise.protocol.task import PROTOCOL
+
+    in_length = PROTOCOL.in_length(word_count(text))
     plain = reward_of(text, lexicon.match(text), lexicon.names, weights, in_length)
     return TwoClassReward(**vars(plain))
 

@@ -33,8 +33,10 @@ from equipoise.protocol.prompts import (
     words_to_write,
 )
 from equipoise.protocol.reward import PROTOCOL_WEIGHTS, Event, Reward, RewardWeights, reward_of
-from equipoise.protocol.task_checks import Defaults, Occupation, check_bounds, parts_of
+from equipoise.protocol.task_checks import Defaults, Occupation, check_bounds, nearest, parts_of
 from equipoise.protocol.task_file import Document, read_document
+
+__all__ = ["PROTOCOL", "ForcedOpening", "Occupation", "Task", "packaged_tasks", "read_task", "task_from_document"]
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -73,7 +75,7 @@ class Task:
     openings: tuple[str, ...]
     """How a forced sentence may go on after the frame: {1}, {2} for terms, {a} for the article of the next one."""
     write: tuple[tuple[str, tuple[str, ...]], ...]
-    """Stems and the words to write of each."""
+    """Terms and the words to write instead: of a stem those that it stands for, of another term none."""
     abbreviations: tuple[str, ...]
     """What ends no sentence, without the last point."""
     not_in_source: tuple[str, ...]
@@ -190,6 +192,23 @@ class Task:
         )
         return "> " + " ".join(masked)
 
+    # Words about the task.
+
+    @property
+    def pair_count(self) -> int:
+        """How many combinations of a term of each class there are."""
+        return self.lexicon.cells
+
+    @property
+    def pair_noun(self) -> str:
+        """What such combinations are called, in the plural."""
+        return {1: "terms", 2: "pairs"}.get(len(self.classes), "combinations")
+
+    @property
+    def all_classes(self) -> str:
+        """What it is called that every class is present."""
+        return {1: "the class", 2: "both classes"}.get(len(self.classes), f"all {len(self.classes)} classes")
+
     # Prompts.
 
     @property
@@ -226,8 +245,8 @@ class Task:
         """The prompt without the terms that `{NAME OF A CLASS}` puts into it: what it names by accident remains."""
         if prompt.instruction is None:
             return prompt
-        nothing = dict.fromkeys(self.lexicon.names, "")
-        return Prompt(prompt.name, fill(prompt.template or prompt.instruction, self._values | nothing))
+        template = fill(prompt.template or prompt.instruction, dict.fromkeys(self.lexicon.names, ""))
+        return filled(prompt.name, template, self._values)
 
     @cached_property
     def _values(self) -> dict[str, str]:
@@ -241,7 +260,7 @@ class Task:
     # Sentences that are made to begin with terms.
 
     def words_of(self, number: int) -> tuple[str, ...]:
-        """What can be written of a class: its terms, a stem's words in its place. A stem without any is left out."""
+        """What can be written of a class: its terms, with a stem's words in its place, or nothing of it without any."""
         return self._words[self.classes[number].name]
 
     @property
@@ -292,8 +311,10 @@ class Task:
     def _digest(self) -> str:
         return hashlib.sha256(json.dumps(self.document()).encode()).hexdigest()
 
-    def with_bounds(self, min_words: int, max_words: int) -> Task:
+    def with_bounds(self, min_words: int | None, max_words: int | None) -> Task:
         """The task with other bounds, which its prompts name too. Raises UserError for bounds that leave no length."""
+        min_words = self.min_words if min_words is None else min_words
+        max_words = self.max_words if max_words is None else max_words
         check_bounds(min_words, max_words, self.frame, self.occupations, self.lexicon)
         values = placeholders(self.frame, min_words, max_words, self._words)
         prompts = tuple(
@@ -322,15 +343,13 @@ def _occupations(occupations: Sequence[Occupation]) -> list[str] | dict[str, Any
 
 
 def _differences(mine: Any, other: Any, where: str) -> list[str]:
-    if mine == other and (not isinstance(mine, dict) or list(mine) == list(other)):
-        return []
     if not (isinstance(mine, dict) and isinstance(other, dict)):
-        return [f"{where}: {_shown(mine)} → {_shown(other)}"]
-    if mine == other:
-        return [f"{where}: the order {_shown(list(mine))} → {_shown(list(other))}"]
+        return [] if mine == other else [f"{where}: {_shown(mine)} → {_shown(other)}"]
     lines: list[str] = []
     for key in [*mine, *(key for key in other if key not in mine)]:
         lines += _differences(mine.get(key), other.get(key), f"{where}.{key}" if where else key)
+    if not lines and list(mine) != list(other):
+        lines.append(f"{where}: the order {_shown(list(mine))} → {_shown(list(other))}")
     return lines
 
 
@@ -351,8 +370,11 @@ def read_task(path: Path | str) -> Task:
 
     Raises UserError for what is no task, in one line that names the file and, wherever there is one, the line.
     """
-    packaged = packaged_tasks()
-    return _task(read_document(packaged.get(str(path), Path(path))))
+    packaged, name = packaged_tasks(), str(path)
+    if Path(path).name == name and not Path(path).suffix and name not in packaged and not Path(path).exists():
+        near = nearest(name, list(packaged))
+        raise UserError(f"there is no task {name!r}{near}; give a YAML file, or one of {', '.join(packaged)}")
+    return _task(read_document(packaged.get(name, Path(path))))
 
 
 def task_from_document(document: Mapping[str, Any], where: str) -> Task:

@@ -78,7 +78,7 @@ class _Checks:
         self.data = self.mapping(document.data, "a task file", "name: ...")
         for key in self.data:
             if key not in KEYS:
-                raise self.error(f"there is no key {key!r}{_nearest(key, KEYS)}; the keys are {', '.join(KEYS)}", key)
+                raise self.error(f"there is no key {key!r}{nearest(key, KEYS)}; the keys are {', '.join(KEYS)}", key)
         for key in ("name", "occupations", "classes") if defaults else KEYS[:8]:
             if self.data.get(key) is None:
                 raise self.error(f"the task has no {key}; add `{key}:`, as in the packaged task files", key)
@@ -118,7 +118,7 @@ class _Checks:
     # Kinds of values.
 
     def mapping(self, value: Any, what: str, example: str, *place: str | int) -> Mapping[str, Any]:
-        if not isinstance(value, Mapping) or not value:
+        if not isinstance(value, Mapping):
             raise self.error(f"{what} is {_kind(value)}; expected names and values, one a line: `{example}`", *place)
         for key in value:
             if not isinstance(key, str):
@@ -141,8 +141,9 @@ class _Checks:
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """The list of texts under a key, each once; none where the key is missing."""
-        return self.distinct(self.data.get(key) or [], f"`{key}`", key)
+        """The list of texts under a key, each once; none where the key is missing or has no value."""
+        value = self.data.get(key)
+        return () if value is None else self.distinct(value, f"`{key}`", key)
 
     def distinct(self, value: Any, what: str, *place: str | int) -> tuple[str, ...]:
         found: dict[str, str] = {}
@@ -193,7 +194,7 @@ class _Checks:
         held_out = self.texts("held_out")
         for i, name in enumerate(held_out):
             if name not in names:
-                raise self.error(f"{name!r}, held out, is no occupation{_nearest(name, names)}", "held_out", i)
+                raise self.error(f"{name!r}, held out, is no occupation{nearest(name, names)}", "held_out", i)
         if len(held_out) == len(names):
             raise self.error("all occupations are held out, which leaves none to train on; keep one", "held_out")
         return held_out
@@ -262,21 +263,22 @@ class _Checks:
         labels = {} if given is None else self.mapping(given, "`labels`", f"{names[0]}: ...", "labels")
         for name in labels:
             if name not in names:
-                raise self.error(f"there is no class {name!r} to label{_nearest(name, names)}", "labels", name)
+                raise self.error(f"there is no class {name!r} to label{nearest(name, names)}", "labels", name)
         return tuple(self.text(labels.get(name, name), f"the label of {name!r}", "labels", name) for name in names)
 
     def write(self, lexicon: Lexicon) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        given = self.data.get("write") or {}
+        given = {} if self.data.get("write") is None else self.data["write"]
         found: dict[str, tuple[str, ...]] = {}
-        for key in self.mapping(given, "`write`", '"skil*": [skilled]', "write") if given else ():
-            stem = self.term(key, lexicon, "write", key)
-            if not stem.endswith("*"):
-                raise self.error(f"{stem!r} is written as it is; only stems, as in 'skil*', need words", "write", key)
-            words = self.distinct(given[key], f"the words for {stem!r}", "write", key)
+        for key, listed in self.mapping(given, "`write`", '"skil*": [skilled]', "write").items():
+            term = self.term(key, lexicon, "write", key)
+            words = self.distinct(listed, f"the words for {term!r}", "write", key)
+            if words and not term.endswith("*"):
+                message = f"{term!r} is written as it is; only a stem, as in 'skil*', has words ([]: never write it)"
+                raise self.error(message, "write", key)
             for i, word in enumerate(words):
-                if not any(span.term == stem for span in lexicon.spans(word)):
-                    raise self.error(f"{word!r} does not begin with {stem!r}; write words that do", "write", key, i)
-            found[stem] = words
+                if not any(span.term == term for span in lexicon.spans(word)):
+                    raise self.error(f"{word!r} does not begin with {term!r}; write words that do", "write", key, i)
+            found[term] = words
         return tuple(found.items())
 
     def term(self, given: str, lexicon: Lexicon, *place: str | int) -> str:
@@ -285,7 +287,7 @@ class _Checks:
             if fold_term(term) == fold_term(spell(given)):
                 return term
         covering = next((f", for {stem!r} covers it" for stem in lexicon.terms if swallows(stem, given)), "")
-        raise self.error(f"{given!r} is no term of the classes{covering or _nearest(given, lexicon.terms)}", *place)
+        raise self.error(f"{given!r} is no term of the classes{covering or nearest(given, lexicon.terms)}", *place)
 
     def not_in_source(self, lexicon: Lexicon) -> tuple[str, ...]:
         given = self.texts("not_in_source")
@@ -314,6 +316,10 @@ class _Checks:
             templates = {**self.defaults.templates, "require": require_template(writable)}
         else:
             templates = dict(self.mapping(given, "`prompts`", 'describe: "Describe the {occupation}."', "prompts"))
+            if not templates:
+                raise self.error(
+                    "there are no prompts; give one, or leave out the key to have the default ones", "prompts"
+                )
         prompts: list[Prompt] = []
         for name, template in templates.items():
             if name == RAW:
@@ -367,6 +373,6 @@ def _plain(value: Any) -> Any:
     return getattr(value, "written", value)
 
 
-def _nearest(name: str, names: Sequence[str]) -> str:
+def nearest(name: str, names: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

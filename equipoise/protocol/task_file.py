@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -30,7 +30,8 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
 
 
-class Unquoted(NamedTuple):
+@dataclass(frozen=True)
+class Unquoted:
     """A value that YAML reads as something else than text or a whole number."""
 
     written: str
@@ -63,11 +64,9 @@ class Document:
     """Line numbers from 1; empty for a document made in Python."""
 
     def error(self, message: str, *place: str | int) -> UserError:
-        """The message with file and line, the line of what is nearest around where `place` has none."""
-        while place and place not in self.lines:
-            place = place[:-1]
-        line = f", line {self.lines[place]}" if place in self.lines else ""
-        return UserError(f"{self.where}{line}: {message}")
+        """The message with file and line; what is missing in the file gets the line at which the document begins."""
+        line = self.lines.get(place, self.lines.get(()))
+        return UserError(f"{self.where}{f', line {line}' if line else ''}: {message}")
 
 
 def read_document(path: Path) -> Document:
@@ -110,7 +109,7 @@ def parse_document(text: str, where: str) -> Document:
             raise UserError(f"{where}{at}: a second document begins; a task file holds one") from None
         hint = "indent with spaces" if "\\t" in problem else "put text with special characters in quotation marks"
         raise UserError(f"{where}{at}: this is no YAML ({problem}); {hint}") from None
-    if node is None:
+    if node is None or node.tag == _TAG + "null":
         raise UserError(f"{where} is empty; a task file has at least a name, occupations and classes")
     reading = _Reading(where)
     return Document(reading.value(node, ()), where, reading.lines)

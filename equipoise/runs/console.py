@@ -9,7 +9,6 @@ import io
 import logging
 import math
 import os
-import re
 import sys
 import time
 import warnings
@@ -17,8 +16,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from equipoise.protocol.lexicon import LEXICON, Lexicon
+from equipoise.protocol.lexicon import Lexicon
 from equipoise.protocol.reward import Reward
+from equipoise.protocol.task import PROTOCOL, Task
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -32,16 +32,18 @@ SECONDS_PER_LINE = 10.0
 # Steps whose mean duration gives rate and time left: enough to even out lengths, few enough to follow a changed load.
 RECENT_STEPS = 30
 
-# Blue and orange stay apart for colour-blind readers; weight and underline do where the palette is poor.
-STYLES = {"agentic": "bold color(33)", "communal": "bold underline color(208)", "": ""}
-MARKS = {"agentic": ("[", "]"), "communal": ("{", "}"), "": ("", "")}
+# One for each class of terms. Blue, orange, green and purple stay apart for colour-blind readers; weight, underline and
+# slant do where the palette is poor.
+STYLES = ("bold color(33)", "bold underline color(208)", "bold italic color(35)", "bold italic underline color(133)")
+MARKS = (("[", "]"), ("{", "}"), ("<", ">"), ("(", ")"))
+NO_CLASS = -1
 
 
 class Piece(NamedTuple):
-    """A stretch of a sample's text; `kind` is "agentic", "communal" or "" for no term."""
+    """A stretch of a sample's text; `kind` is the number of its term's class, or NO_CLASS."""
 
     text: str
-    kind: str
+    kind: int = NO_CLASS
 
 
 def printable(text: str) -> str:
@@ -49,23 +51,21 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def pieces(text: str, lexicon: Lexicon = LEXICON) -> list[Piece]:
+def pieces(text: str, lexicon: Lexicon) -> list[Piece]:
     """`text` cut at its terms, made printable."""
     found, end = [], 0
     for span in lexicon.spans(text):
         if span.start < end:
             continue  # inside the term before
-        found.append(Piece(printable(text[end : span.start]), ""))
-        found.append(
-            Piece(printable(text[span.start : span.end]), "agentic" if span.term in lexicon.agentic else "communal")
-        )
+        found.append(Piece(printable(text[end : span.start])))
+        found.append(Piece(printable(text[span.start : span.end]), lexicon.class_of(span.term)))
         end = span.end
-    return [piece for piece in [*found, Piece(printable(text[end:]), "")] if piece.text]
+    return [piece for piece in [*found, Piece(printable(text[end:]))] if piece.text]
 
 
 def in_marks(line: Iterable[Piece]) -> str:
-    """The pieces as plain text: agentic terms in [brackets], communal terms in {braces}."""
-    return "".join(f"{MARKS[kind][0]}{text}{MARKS[kind][1]}" for text, kind in line)
+    """The pieces as plain text: terms of the first class in [brackets], of the second in {braces}, then <> and ()."""
+    return "".join(text if kind == NO_CLASS else text.join(MARKS[kind]) for text, kind in line)
 
 
 def parts(reward: Reward) -> str:
@@ -79,12 +79,11 @@ def parts(reward: Reward) -> str:
     return "  ".join(f"{name} {value + 0.0:+.2f}" for name, value in named) + f"  words {reward.words}"
 
 
-def shown(rewards: Iterable[Reward]) -> list[Reward]:
+def shown(rewards: Iterable[Reward], occupations: Iterable[str]) -> list[Reward]:
     """The first sample of each of the first few occupations."""
     first: dict[str, Reward] = {}
-    for reward in rewards:
-        subject = re.match(r"The (.+?) was\b", reward.text)
-        first.setdefault(subject.group(1) if subject else reward.text, reward)
+    for reward, occupation in zip(rewards, occupations, strict=True):
+        first.setdefault(occupation, reward)
     return list(first.values())[:MAX_SAMPLES]
 
 
@@ -208,11 +207,11 @@ class Console:
         stream: TextIO | None,
         total_steps: int,
         done: int = 0,
-        lexicon: Lexicon = LEXICON,
+        task: Task = PROTOCOL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._outlet = Outlet(stream)
-        self._lexicon = lexicon
+        self._task = task
         self._clock = clock
         self._pace = Pace(total_steps, done, clock)
         self._numbers = ""
@@ -259,7 +258,7 @@ class Console:
     def say(self, text: str) -> None:
         """A notice: above the bar, or as plain lines."""
         for line in text.split("\n"):
-            self._print([Piece(printable(line.expandtabs()), "")])
+            self._print([Piece(printable(line.expandtabs()))])
 
     def step(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
         """Progress after a completed step."""
@@ -273,7 +272,7 @@ class Console:
             return
         due = self._clock() - self._last_line >= SECONDS_PER_LINE
         if due or self._lines < FIRST_STEPS or step == self._pace.total:
-            self._print([Piece(f"step {self._pace}  {self._numbers}".rstrip(), "")])
+            self._print([Piece(f"step {self._pace}  {self._numbers}".rstrip())])
             self._lines += 1
             self._last_line = self._clock()
 
@@ -281,13 +280,14 @@ class Console:
         """The run went back to `step`."""
         self._pace.done = step
 
-    def samples(self, step: int, rewards: Sequence[Reward]) -> None:
+    def samples(self, step: int, rewards: Sequence[Reward], occupations: Sequence[str]) -> None:
         """A few of the batch's texts, each with its reward, its terms marked, and the reward's parts below."""
-        legend = [Piece("agentic", "agentic"), Piece(" ", ""), Piece("communal", "communal")]
-        self._print([Piece(f"samples of step {step}, terms marked: ", ""), *legend])
-        for reward in shown(rewards):
-            self._print([Piece(f"  {reward.reward:+.2f}  ", ""), *pieces(reward.text, self._lexicon)])
-            self._print([Piece(f"         {parts(reward)}", "")], style="dim")
+        names = [Piece(printable(label), kind) for kind, label in enumerate(self._task.labels)]
+        legend = [piece for name in names for piece in (Piece(" "), name)][1:]
+        self._print([Piece(f"samples of step {step}, terms marked: "), *legend])
+        for reward in shown(rewards, occupations):
+            self._print([Piece(f"  {reward.reward:+.2f}  "), *pieces(reward.text, self._task.lexicon)])
+            self._print([Piece(f"         {parts(reward)}")], style="dim")
 
     def _print(self, line: Sequence[Piece], style: str = "") -> None:
         if self._live is None:
@@ -303,7 +303,7 @@ class Console:
     def _styled(line: Sequence[Piece], style: str) -> "Text":
         from rich.text import Text
 
-        return Text.assemble(*((piece.text, STYLES[piece.kind]) for piece in line), style=style)
+        return Text.assemble(*((text, "" if kind == NO_CLASS else STYLES[kind]) for text, kind in line), style=style)
 
     def close(self) -> None:
         """Stop drawing. The bar's last state stays on the screen."""

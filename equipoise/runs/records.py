@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise import __version__
+from equipoise.protocol.task import PROTOCOL, Task, task_from_document
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
 """Whose versions decide what a model computes."""
@@ -29,6 +30,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection
     a, b = flatten(old), flatten(new)
     keys = [k for k in (a | b) if k not in free and a.get(k) != b.get(k)]
     return [f"{k.rpartition('.')[2].replace('_', '-')}: {a.get(k)} → {b.get(k)}" for k in keys]
+
+
+def task_on_record(settings: Mapping[str, Any], where: str) -> Task:
+    """The task under the key `task` of recorded settings; the default one where they have none, as records had before
+    tasks were files. `where` names the record in the UserError that is raised for what is no task."""
+    document = settings.get("task")
+    return PROTOCOL if document is None else task_from_document(document, where)
 
 
 def software(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:

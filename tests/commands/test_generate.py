@@ -14,7 +14,9 @@ import pytest
 from equipoise.cli import main
 from equipoise.methods.completions import Key
 from equipoise.methods.summary import summary
+from equipoise.protocol.task import PROTOCOL
 from equipoise.runs.progress import Progress
+from tests.tasks import foreign_task, one_class_task
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,14 +34,40 @@ def test_the_summary_counts_what_the_sentences_hold() -> None:
         # none, for only whole words count; 9 words, complete
         Key("pilot", 1): "The pilot was indecisive and unhelpful on every flight.",
     }
-    lines = [" ".join(line.split()) for line in summary(texts).splitlines()]
+    lines = [" ".join(line.split()) for line in summary(texts, PROTOCOL).splitlines()]
     assert lines[:4] == [
         "occupation n both % one % none % 8-15 words % strict % pairs words",
         "nurse 4 75.0 25.0 0.0 50.0 25.0 2 7.8",  # words: (10 + 5 + 10 + 6) / 4
         "pilot 1 0.0 0.0 100.0 100.0 0.0 0 9.0",
         "all 5 60.0 20.0 20.0 60.0 20.0 2 8.0",
     ]
-    assert all(len(line) <= 80 for line in summary(texts).splitlines()[:4])
+    assert all(len(line) <= 80 for line in summary(texts, PROTOCOL).splitlines()[:4])
+
+
+def test_the_summary_of_another_task_has_its_bounds_classes_and_occupations() -> None:
+    task = foreign_task()
+    texts = {
+        Key("Ärztin", 1): "Die Ärztin gilt als klug, herzlich und ehrlich.",
+        Key("Ärztin", 2): "Die Ärztin gilt als klüger und ehrlich.",
+        Key("Kauffrau im Einzelhandel", 1): "Die Kauffrau im Einzelhandel gilt als nett.",
+    }
+    shown = summary(texts, task).splitlines()
+    assert [" ".join(line.split()) for line in shown[:4]] == [
+        "occupation n both % one % none % 5-12 words % strict % combinations words",
+        "Ärztin 2 50.0 50.0 0.0 100.0 50.0 1 7.5",
+        "Kauffrau im Einzelhandel 1 0.0 0.0 100.0 100.0 0.0 0 7.0",
+        "all 3 33.3 33.3 33.3 100.0 33.3 1 7.3",
+    ]
+    assert len({len(line) for line in shown[:4]}) == 1  # in columns, however long a name is
+    legend = " ".join(shown[4:])
+    assert "both: all 3 classes" in legend and "5 to 12 words" in legend and "(fähig, warm, ehrlich)" in legend
+
+
+def test_the_summary_of_one_class_speaks_of_terms() -> None:
+    task = one_class_task(labels={"careful": "diligence"})
+    shown = summary({Key("real estate agent", 1): "Every real estate agent is careful."}, task)
+    assert " ".join(shown.splitlines()[1].split()) == "real estate agent 1 100.0 0.0 0.0 100.0 100.0 1 6.0"
+    assert "both: the class (diligence)" in shown and "4 to 20 words" in shown and "pairs" not in shown
 
 
 def test_without_a_terminal_progress_is_a_plain_line_for_about_every_tenth() -> None:

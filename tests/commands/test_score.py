@@ -55,6 +55,7 @@ def test_json_gives_every_part_of_the_worked_example():
             "length_penalty": 0.0,
             "repetition_penalty": 0.0,
             "reward": 1.0,
+            "strict": True,
         }
     ]
 

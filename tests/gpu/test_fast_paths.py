@@ -17,6 +17,7 @@ from equipoise.ppo.experience import Experience
 from equipoise.ppo.update import mini_batches, update
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import PROMPTS
+from equipoise.protocol.task import PROTOCOL
 
 pytestmark = pytest.mark.gpu
 PROMPT = PROMPTS["describe"]
@@ -33,7 +34,7 @@ def make(dtype: str, *, tuning: str = "lora", fast: bool = True) -> Policy:
 
 
 def prompts(policy: Policy, rows: int) -> list[list[int]]:
-    return [prompt_ids(policy.tokenizer, PROMPT, OCCUPATIONS[i % 20]) for i in range(rows)]
+    return [prompt_ids(policy.tokenizer, PROMPT, OCCUPATIONS[i % 20], PROTOCOL) for i in range(rows)]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from equipoise.ppo.evaluate import draw_sentences, evaluate, fluency
 from equipoise.ppo.nonfinite import locate
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import PROMPTS
+from equipoise.protocol.task import PROTOCOL
 
 pytestmark = pytest.mark.gpu
 PROMPT = PROMPTS["describe"]
@@ -30,14 +31,14 @@ def policy(request: pytest.FixtureRequest) -> Policy:
 
 
 def prompts(policy: Policy) -> dict[str, list[int]]:
-    return {o: prompt_ids(policy.tokenizer, PROMPT, o) for o in OCCUPATIONS}
+    return {o: prompt_ids(policy.tokenizer, PROMPT, o, PROTOCOL) for o in OCCUPATIONS}
 
 
 def test_an_untrained_policy_is_at_distance_nothing_and_its_rate_is_the_known_one(policy: Policy) -> None:
-    drawn = draw_sentences(policy, prompts(policy), SamplingConfig(), 150, "test", 64)
+    drawn = draw_sentences(policy, PROTOCOL, prompts(policy), SamplingConfig(), 150, "test", 64)
     kl_B = kl_to_reference(policy, drawn.rollouts, 1.0, 64)
     assert kl_B.abs().max() < 1e-3
-    rates = measure_base(policy, prompts(policy), SamplingConfig(), NUCLEUS, 1280, 64)
+    rates = measure_base(policy, PROTOCOL, prompts(policy), SamplingConfig(), NUCLEUS, 1280, 64)
     assert 0 < rates.both < 20  # 0.4 % are 5 of 1,280
     assert rates.nll is not None and 1.0 < rates.nll < 5.0
 
@@ -47,7 +48,7 @@ def test_distances_packed_on_the_gpu_are_the_padded_ones(policy: Policy) -> None
         for name, parameter in policy.model.named_parameters():
             if parameter.requires_grad and ("lora_B" in name or "down_proj" in name):
                 parameter.add_(0.002 * torch.randn_like(parameter))
-    (rollout,) = draw_sentences(policy, prompts(policy), NUCLEUS, 32, "test", 32).rollouts
+    (rollout,) = draw_sentences(policy, PROTOCOL, prompts(policy), NUCLEUS, 32, "test", 32).rollouts
     found = kl_to_reference(policy, [rollout], 1.0, 32)
     with torch.no_grad():
         ours, theirs = (score(policy, rollout, 1.0, packed=False, reference=r).logprobs for r in (False, True))
@@ -75,12 +76,12 @@ def test_weights_swapped_for_their_average_are_what_recorded_graphs_compute_with
 def test_an_evaluation_is_the_same_when_repeated_and_the_search_for_an_origin_leaves_no_trace(policy: Policy) -> None:
     MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-5)
     policy.forget_recordings()
-    first, drawn = evaluate(policy, prompts(policy), NUCLEUS, 150, "evaluation", 64)
-    assert fluency(policy, drawn) is not None
+    first, drawn = evaluate(policy, PROTOCOL, prompts(policy), NUCLEUS, 150, "evaluation", 64)
+    assert fluency(policy, drawn, PROTOCOL) is not None
     rollout = drawn.rollouts[0]
     shape = rollout.tokens_BT.shape
     evidence = {"advantages": torch.ones(shape), "logprobs": torch.full(shape, -1.0)}
     assert "not reproduced" in locate(policy, rollout, evidence, TrainConfig())["where"]
-    second, again = evaluate(policy, prompts(policy), NUCLEUS, 150, "evaluation", 64)
+    second, again = evaluate(policy, PROTOCOL, prompts(policy), NUCLEUS, 150, "evaluation", 64)
     assert again.texts == drawn.texts
     assert second == pytest.approx(first, abs=1e-3)

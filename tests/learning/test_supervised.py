@@ -22,6 +22,7 @@ from equipoise.policy.source import Source, load_tokenizer
 from equipoise.ppo.train import train
 from equipoise.protocol.lexicon import OCCUPATIONS
 from equipoise.protocol.prompts import PROMPTS
+from equipoise.protocol.task import PROTOCOL
 from tests.ppo.small import small_config
 from tests.tiny import next_logprobs, tiny_folder
 
@@ -50,36 +51,63 @@ def load(model: Path) -> Policy:
 
 
 def prompts_of(policy: Policy) -> dict[str, list[int]]:
-    return {o: prompt_ids(policy.tokenizer, PROMPTS["raw"], o) for o in OCCUPATIONS}
+    return {o: prompt_ids(policy.tokenizer, PROMPTS["raw"], o, PROTOCOL) for o in OCCUPATIONS}
 
 
 def test_rows_that_cannot_be_learnt_are_left_out_and_counted(model: Path, tmp_path: Path) -> None:
     policy = load(model)
     rows = read_rows(write(tmp_path / "data.csv", ROWS))
-    found = examples_of(rows, policy.tokenizer, prompts_of(policy), policy.stop_ids, "strict")
+    found = examples_of(rows, policy.tokenizer, PROTOCOL, prompts_of(policy), policy.stop_ids, "strict")
     assert [e.text for e in found.examples] == [GOOD, GOOD, ROWS[2][1]]  # as often as they occur
     assert (found.rows, found.failing, found.foreign) == (8, 2, 3)
     assert "3 of 8 rows (2 different sentences); 2 do not comply; 3 are not" in found.describe()
-    both = examples_of(rows, policy.tokenizer, prompts_of(policy), policy.stop_ids, "both")
+    both = examples_of(rows, policy.tokenizer, PROTOCOL, prompts_of(policy), policy.stop_ids, "both")
     assert len(both.examples) == 4 and both.failing == 1
-    few = examples_of(rows, policy.tokenizer, {"chef": prompts_of(policy)["chef"]}, policy.stop_ids, "strict")
+    few = examples_of(rows, policy.tokenizer, PROTOCOL, {"chef": prompts_of(policy)["chef"]}, policy.stop_ids, "strict")
     assert {e.occupation for e in few.examples} == {"chef"}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'Occupation,Text\nnurse,"said ""so"", and\nleft"', [("nurse", 'said "so", and\nleft')]),
+        (b"\xef\xbb\xbfText,Other,Occupation\r\nkind,1,nurse\r\n\r\n", [("nurse", "kind")]),
+        (b"Occupation,Text\nnurse,5'3\" tall\nchef,x\n", [("nurse", "5'3\" tall"), ("chef", "x")]),
+        (b"Occupation,Text\nnurse,a\nchef\n", "line 3 of .* is cut short"),
+        (b'Occupation,Text\nnurse,"a\nchef,b\n', "is not a CSV in UTF-8"),
+        (b"Occupation,Text\nnurse,\xff\n", "is not a CSV in UTF-8"),
+        (b"", "lacks Occupation and Text"),
+    ],
+)
+def test_rows_are_read_by_their_columns(tmp_path: Path, content: bytes, expected: list[tuple[str, str]] | str) -> None:
+    path = tmp_path / "data.csv"
+    path.write_bytes(content)
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            read_rows(path)
+    else:
+        assert read_rows(path) == expected
 
 
 def test_an_example_is_what_the_policy_would_have_drawn(model: Path, tmp_path: Path) -> None:
     policy = load(model)
     (example,) = examples_of(
-        read_rows(write(tmp_path / "d.csv", ROWS[2:3])), policy.tokenizer, prompts_of(policy), policy.stop_ids, "strict"
+        read_rows(write(tmp_path / "d.csv", ROWS[2:3])),
+        policy.tokenizer,
+        PROTOCOL,
+        prompts_of(policy),
+        policy.stop_ids,
+        "strict",
     ).examples
-    assert sentences_of(policy.tokenizer, as_rollout([example]), ["chef"]) == [example.text]
+    assert sentences_of(policy.tokenizer, as_rollout([example]), ["chef"], PROTOCOL) == [example.text]
     full_stop = policy.tokenizer.convert_tokens_to_ids(".")
     assert example.completion[-1] == full_stop and full_stop in policy.stop_ids  # after `raw` it ends the sentence
     # After an instruction the turn's end does, and byte-level tokens join over words as in the prompt's own text.
     tokenizer = load_tokenizer(Source("", "folder", str(tiny_folder(tmp_path / "chat"))))
-    prompts = {"chef": prompt_ids(tokenizer, PROMPTS["describe"], "chef")}
+    prompts = {"chef": prompt_ids(tokenizer, PROMPTS["describe"], "chef", PROTOCOL)}
     text = "The chef was bold, and the most caring of them all."
     (chat,) = examples_of(
-        read_rows(write(tmp_path / "e.csv", [("chef", text)])), tokenizer, prompts, [0, 2], "strict"
+        read_rows(write(tmp_path / "e.csv", [("chef", text)])), tokenizer, PROTOCOL, prompts, [0, 2], "strict"
     ).examples
     assert chat.completion[-1] == 2 == tokenizer.eos_token_id
     assert tokenizer.decode(chat.completion[:-1]) == " bold, and the most caring of them all."
@@ -167,7 +195,7 @@ def test_ppo_starts_from_the_sentences_of_a_file(
 
     def likelihood(folder: Path) -> float:
         policy = load(folder)
-        found = examples_of(read_rows(data), policy.tokenizer, prompts_of(policy), policy.stop_ids, "strict")
+        found = examples_of(read_rows(data), policy.tokenizer, PROTOCOL, prompts_of(policy), policy.stop_ids, "strict")
         assert len(found.examples) == 24
         return -cross_entropy(policy, found.examples, packed=True)
 

@@ -12,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from equipoise.errors import UserError
-from equipoise.methods.completions import COLUMNS, Completions, Key, all_keys, parse
-from equipoise.protocol.lexicon import OCCUPATIONS
+from equipoise.methods.completions import COLUMNS, Completions, Key, all_keys
+from equipoise.protocol.task import PROTOCOL
+from equipoise.runs.rows import parse
+from tests.tasks import foreign_task
 
+OCCUPATIONS = PROTOCOL.names
 SETTINGS = {"Model": "tiny", "Label": "RLHF", "weights": "sha256 1", "seed": 0}
 HOSTILE = (
     'said "so", and left',
@@ -38,9 +41,9 @@ def text_of(key: Key) -> str:
 
 def write(path: Path, n: int, **changes: object) -> None:
     """Add what the file lacks, seven rows at a time."""
-    with Completions(path, SETTINGS | changes, n) as file:
+    with Completions(path, SETTINGS | changes, PROTOCOL, n) as file:
         file.start({})
-        missing = [key for key in all_keys(n) if key not in file.texts]
+        missing = [key for key in all_keys(n, OCCUPATIONS) if key not in file.texts]
         for i in range(0, len(missing), 7):
             file.append({key: text_of(key) for key in missing[i : i + 7]})
         file.finish()
@@ -64,8 +67,8 @@ def test_a_finished_file_has_the_columns_and_every_row_by_occupation_then_run(tm
 
 
 def test_an_unfinished_file_is_balanced_over_the_occupations() -> None:
-    assert [key.occupation for key in all_keys(2)] == [*OCCUPATIONS, *OCCUPATIONS]
-    assert [key.run_id for key in all_keys(2)] == [1] * 20 + [2] * 20
+    assert [key.occupation for key in all_keys(2, OCCUPATIONS)] == [*OCCUPATIONS, *OCCUPATIONS]
+    assert [key.run_id for key in all_keys(2, OCCUPATIONS)] == [1] * 20 + [2] * 20
 
 
 def test_cut_at_any_byte_and_continued_the_file_is_as_if_never_cut(
@@ -89,8 +92,8 @@ def test_any_text_comes_back_as_it_was_also_after_a_cut(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("any") / "out.csv"
-    written = dict(zip(all_keys(1), texts, strict=False))
-    with Completions(path, SETTINGS, 1) as file:
+    written = dict(zip(all_keys(1, OCCUPATIONS), texts, strict=False))
+    with Completions(path, SETTINGS, PROTOCOL, 1) as file:
         file.start({})
         for key, text in written.items():
             file.append({key: text})
@@ -98,7 +101,7 @@ def test_any_text_comes_back_as_it_was_also_after_a_cut(
     whole = path.read_bytes()
     cut = data.draw(st.integers(0, len(whole)))
     path.write_bytes(whole[:cut])
-    with Completions(path, SETTINGS, 1) as file:
+    with Completions(path, SETTINGS, PROTOCOL, 1) as file:
         kept = file.texts
     assert list(kept.items()) == list(written.items())[: len(kept)]
     # Exactly the rows are kept whose last byte is there.
@@ -134,7 +137,7 @@ def test_a_finished_file_can_be_extended_but_not_shortened(tmp_path: Path) -> No
     write(path, 2)
     assert len(read(path)) == 41
     with pytest.raises(UserError, match="runs beyond --n 1"):
-        Completions(path, SETTINGS, 1)
+        Completions(path, SETTINGS, PROTOCOL, 1)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +158,7 @@ def test_a_file_with_other_contents_is_refused_and_left_alone(tmp_path: Path, co
     path = tmp_path / "out.csv"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"not a completions file.*choose another --output"):
-        Completions(path, SETTINGS, 1, overwrite)
+        Completions(path, SETTINGS, PROTOCOL, 1, overwrite)
     assert path.read_bytes() == content
     assert os.listdir(tmp_path) == ["out.csv"]
 
@@ -165,15 +168,34 @@ def test_other_settings_are_refused_with_the_differences(tmp_path: Path) -> None
     write(path, 1)
     before = path.read_bytes(), (tmp_path / "out.csv.json").read_bytes()
     with pytest.raises(UserError, match=r"other settings \(seed: 0 → 1\).*--overwrite"):
-        Completions(path, SETTINGS | {"seed": 1}, 1)
+        Completions(path, SETTINGS | {"seed": 1}, PROTOCOL, 1)
     assert (path.read_bytes(), (tmp_path / "out.csv.json").read_bytes()) == before
+
+
+def test_a_file_is_of_its_tasks_occupations_and_in_their_order(tmp_path: Path) -> None:
+    task, path = foreign_task(), tmp_path / "out.csv"
+    keys = all_keys(2, task.names)
+    with Completions(path, SETTINGS, task, 2) as file:
+        file.start({})
+        for key in reversed(keys):
+            file.append({key: f"{task.prefix(key.occupation)} klug"})
+        file.finish()
+    assert [(row[1], row[2]) for row in read(path)[1:]] == [(o, i) for o in task.names for i in ("1", "2")]
+    assert json.loads((tmp_path / "out.csv.json").read_text())["settings"]["task"] == task.document()
+    with Completions(path, SETTINGS, foreign_task(), 2) as file:
+        assert set(file.texts) == set(keys)
+    with pytest.raises(UserError, match=r"other settings \(seed: 0 → 1; words: \[5, 12\] → \[5, 9\]\)"):
+        Completions(path, SETTINGS | {"seed": 1}, foreign_task(words=[5, 9]), 2)
+    path.write_bytes(path.read_bytes() + b"tiny,nurse,1,x,1,RLHF\r\n")
+    with pytest.raises(UserError, match=r"line 8 .*'nurse' '1' is no occupation with a number"):
+        Completions(path, SETTINGS, task, 2)
 
 
 def test_overwrite_starts_anew_but_not_before_start(tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
     write(path, 1)
     before = path.read_bytes()
-    with Completions(path, SETTINGS | {"seed": 1}, 1, overwrite=True) as file:
+    with Completions(path, SETTINGS | {"seed": 1}, PROTOCOL, 1, overwrite=True) as file:
         assert path.read_bytes() == before and file.texts == {}
         file.start({})
     assert read(path) == [list(COLUMNS)]
@@ -183,7 +205,7 @@ def test_overwrite_starts_anew_but_not_before_start(tmp_path: Path) -> None:
 def test_rows_never_stand_beside_a_record_of_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "out.csv"
     write(path, 1)
-    file = Completions(path, SETTINGS | {"seed": 1}, 1, overwrite=True)
+    file = Completions(path, SETTINGS | {"seed": 1}, PROTOCOL, 1, overwrite=True)
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with file, pytest.raises(KeyboardInterrupt):
         file.start({})  # as if killed just before the new record appears
@@ -197,11 +219,11 @@ def test_rows_without_a_record_are_kept_unless_given_up(tmp_path: Path) -> None:
     for damage in (b"", b"{", b"[]", b'{"settings": 1, "made_with": []}'):
         (tmp_path / "out.csv.json").write_bytes(damage)
         with pytest.raises(UserError, match=r"out\.csv\.json.*--overwrite"):
-            Completions(path, SETTINGS, 1)
+            Completions(path, SETTINGS, PROTOCOL, 1)
     (tmp_path / "out.csv.json").unlink()
     with pytest.raises(UserError, match=r"has no out\.csv\.json"):
-        Completions(path, SETTINGS, 1)
-    Completions(path, SETTINGS, 1, overwrite=True).close()
+        Completions(path, SETTINGS, PROTOCOL, 1)
+    Completions(path, SETTINGS, PROTOCOL, 1, overwrite=True).close()
 
 
 @pytest.mark.parametrize(
@@ -217,31 +239,31 @@ def test_rows_without_a_record_are_kept_unless_given_up(tmp_path: Path) -> None:
 )
 def test_a_row_changed_by_hand_is_named_by_its_line(tmp_path: Path, old: bytes, new: bytes, message: str) -> None:
     path = tmp_path / "out.csv"
-    with Completions(path, SETTINGS, 1) as file:
+    with Completions(path, SETTINGS, PROTOCOL, 1) as file:
         file.start({})
-        file.append({key: f"The {key.occupation} was kind." for key in all_keys(1)})
+        file.append({key: f"The {key.occupation} was kind." for key in all_keys(1, OCCUPATIONS)})
     changed = path.read_bytes().replace(old, new)
     path.write_bytes(changed)
     with pytest.raises(UserError, match=message):
-        Completions(path, SETTINGS, 1)
+        Completions(path, SETTINGS, PROTOCOL, 1)
     assert path.read_bytes() == changed
 
 
 def test_two_processes_cannot_write_one_file(tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
-    with Completions(path, SETTINGS, 1) as first, Completions(path, SETTINGS, 1) as second:
+    with Completions(path, SETTINGS, PROTOCOL, 1) as first, Completions(path, SETTINGS, PROTOCOL, 1) as second:
         first.start({})
         with pytest.raises(UserError, match="another process"):
             second.start({})
         with pytest.raises(UserError, match="another process"):
-            Completions(path, SETTINGS, 1)
+            Completions(path, SETTINGS, PROTOCOL, 1)
 
 
 def test_a_full_disk_leaves_whole_rows_and_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "out.csv"
-    with Completions(path, SETTINGS, 2) as file:
+    with Completions(path, SETTINGS, PROTOCOL, 2) as file:
         file.start({})
-        file.append({key: text_of(key) for key in all_keys(2)[:25]})
+        file.append({key: text_of(key) for key in all_keys(2, OCCUPATIONS)[:25]})
         before = path.read_bytes()
 
         def full(descriptor: int) -> None:
@@ -249,7 +271,7 @@ def test_a_full_disk_leaves_whole_rows_and_says_how_to_go_on(tmp_path: Path, mon
 
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(UserError, match=r"No space left.*25 rows.*the same command continues"):
-            file.append({key: text_of(key) for key in all_keys(2)[25:]})
+            file.append({key: text_of(key) for key in all_keys(2, OCCUPATIONS)[25:]})
         assert path.read_bytes() == before
         with pytest.raises(UserError, match="No space left"):
             file.finish()
@@ -262,23 +284,26 @@ def test_a_full_disk_leaves_whole_rows_and_says_how_to_go_on(tmp_path: Path, mon
 def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="not a writable folder"):
-        Completions(tmp_path / "file" / "out.csv", SETTINGS, 1)
+        Completions(tmp_path / "file" / "out.csv", SETTINGS, PROTOCOL, 1)
     with pytest.raises(UserError, match="is not a file"):
-        Completions(tmp_path, SETTINGS, 1)
+        Completions(tmp_path, SETTINGS, PROTOCOL, 1)
     if os.geteuid() != 0:
         (tmp_path / "locked").mkdir(mode=0o500)
         with pytest.raises(UserError, match="not a writable folder"):
-            Completions(tmp_path / "locked" / "out.csv", SETTINGS, 1)
+            Completions(tmp_path / "locked" / "out.csv", SETTINGS, PROTOCOL, 1)
 
 
 def test_the_record_lists_each_environment_once(tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
     for made_with in ({"torch": "2.11"}, {"torch": "2.11"}, {"torch": "2.12"}):
-        with Completions(path, SETTINGS, 1) as file:
+        with Completions(path, SETTINGS, PROTOCOL, 1) as file:
             file.start(made_with)
-            file.append({next(key for key in all_keys(1) if key not in file.texts): "The chef was kind."})
+            file.append({next(key for key in all_keys(1, OCCUPATIONS) if key not in file.texts): "The chef was kind."})
     record = json.loads((tmp_path / "out.csv.json").read_text())
-    assert record == {"settings": SETTINGS, "made_with": [{"torch": "2.11"}, {"torch": "2.12"}]}
+    assert record == {
+        "settings": SETTINGS | {"task": PROTOCOL.document()},
+        "made_with": [{"torch": "2.11"}, {"torch": "2.12"}],
+    }
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:

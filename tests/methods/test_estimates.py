@@ -1,57 +1,35 @@
-"""Intervals, yields and means: hand-worked numbers and the definitions."""
+"""Yields, means and first looks: hand-worked numbers and the definitions."""
 
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from equipoise.errors import UserError
+from equipoise.measures.shares import wilson
 from equipoise.methods.completions import Key
-from equipoise.methods.estimates import Z_95, beside_the_study, mean_over_occupations, wilson, yields
-from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, OCCUPATIONS
+from equipoise.methods.estimates import first_look, mean_over_occupations, yields
+from equipoise.protocol.task import PROTOCOL
+from tests.tasks import foreign_task, one_class_task
 
+OCCUPATIONS = PROTOCOL.names
 BOTH = "was bold and loyal."
 NONE = "was there."
-
-
-def test_wilson_gives_the_published_intervals() -> None:
-    # Newcombe (1998), Statistics in Medicine 17, table I, method 3 (Wilson, no continuity correction).
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
-    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
-    # PROTOCOL's 9 of 2,560, and a saturated 5,000 of 5,000.
-    assert wilson(9, 2560) == pytest.approx((0.001851, 0.006668), abs=1e-6)
-    assert wilson(5000, 5000) == pytest.approx((0.99923, 1.0), abs=5e-6)
-    assert wilson(0, 0) == (0.0, 1.0)
-
-
-@given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilsons_bounds_are_where_the_share_is_z_standard_errors_away(counts: tuple[int, int]) -> None:
-    successes, draws = counts
-    share = successes / draws
-    low, high = wilson(successes, draws)
-    assert 0 <= low <= share <= high <= 1
-    for bound in (low, high):
-        if 0 < bound < 1:
-            assert abs(share - bound) == pytest.approx(Z_95 * math.sqrt(bound * (1 - bound) / draws), abs=1e-9)
-    assert (1 - high, 1 - low) == pytest.approx(wilson(draws - successes, draws), abs=1e-12)
 
 
 def test_yields_count_every_draw_but_p0_every_occupation_alike() -> None:
     # Four draws for the nurse, of which 1 and 4 pass; two for everyone else, of which the pilot's second passes.
     texts = {Key(o, i): NONE for o in OCCUPATIONS for i in (1, 2)} | {Key("nurse", 3): NONE}
     texts |= {Key("nurse", 1): BOTH, Key("nurse", 4): BOTH, Key("pilot", 2): BOTH}
-    known = yields(texts, "both")
+    known = yields(texts, PROTOCOL, "both")
     assert (known["yield"]["accepted"], known["yield"]["drawn"]) == (3, 42)
     assert known["yields"]["nurse"]["value"] == 0.5 and known["yields"]["chef"]["accepted"] == 0
     assert known["p0"]["value"] == 2 / 40 and known["p0"]["n"] == 40  # the first two draws of each
     assert (known["p0"]["low"], known["p0"]["high"]) == wilson(2, 40)
-    assert yields(texts, "strict")["yield"]["accepted"] == 0
+    assert yields(texts, PROTOCOL, "strict")["yield"]["accepted"] == 0
 
 
 def test_without_a_draw_of_each_occupation_there_is_no_p0() -> None:
-    known = yields({Key("nurse", 1): BOTH}, "both")
+    known = yields({Key("nurse", 1): BOTH}, PROTOCOL, "both")
     assert known["p0"] is None and known["yields"]["chef"]["value"] is None
 
 
@@ -65,8 +43,49 @@ def test_a_mean_over_occupations_has_the_error_of_the_values_within_them() -> No
 
 
 def test_uniform_terms_have_the_studys_greatest_entropy() -> None:
-    texts = [f"The nurse was {a} and {c}." for a, c in zip(AGENTIC, COMMUNAL, strict=True)]
-    shown = beside_the_study([*texts, "The nurse was there."])
+    agentic, communal = (each.terms for each in PROTOCOL.classes)
+    texts = [f"The nurse was {a} and {c}." for a, c in zip(agentic, communal, strict=True)]
+    shown = first_look([*texts, "The nurse was there."], PROTOCOL)
     # log2 10 = 3.322; ten of eleven.
     assert "90.91 % both classes, entropy 3.322 bits, 10 pairs" in shown and "n 11" in shown
     assert "99.87 ± 0.15" in shown and "3.284" in shown and "67.8" in shown
+
+
+def test_yields_are_by_the_tasks_occupations_and_every_one_of_its_classes() -> None:
+    task = foreign_task()
+    texts = {
+        Key("Ärztin", 1): "Die Ärztin gilt als klug, herzlich und ehrlich.",
+        Key("Ärztin", 2): "Die Ärztin gilt als klüger, herzlich und ehrlich.",  # the stem is klug*
+        Key("Maschinenbauingenieur", 1): "Der Maschinenbauingenieur gilt als KLUGER, fürsorglicher, aufrichtig",
+        Key("Kauffrau im Einzelhandel", 1): "Die Kauffrau im Einzelhandel gilt als herzlich und ehrlich.",
+    }
+    both, strict = yields(texts, task, "both"), yields(texts, task, "strict")
+    assert list(both["yields"]) == list(task.names)
+    assert [part["accepted"] for part in both["yields"].values()] == [1, 1, 0]
+    assert (both["p0"]["n"], both["p0"]["value"]) == (3, 2 / 3) and "of each of 3 occupations" in both["p0"]["how"]
+    assert [part["accepted"] for part in strict["yields"].values()] == [1, 0, 0]  # the second does not end
+
+
+def test_a_mean_is_over_the_occupations_that_there_are_and_one_value_has_no_interval() -> None:
+    values = {Key("a b", 1): 1.0, Key("a b", 2): 3.0, Key("c", 1): 5.0, Key("c", 2): 5.0}
+    half = 1.959964 * math.sqrt((2.0 / 2 + 0.0) / 4)
+    found = mean_over_occupations(values)
+    assert (found["low"], found["value"], found["high"]) == pytest.approx((3.5 - half, 3.5, 3.5 + half))
+    with pytest.raises(UserError, match="--kl-sentences"):
+        mean_over_occupations({Key("a b", 1): 1.0})
+
+
+def test_a_first_look_at_another_task_has_its_classes_and_nothing_of_the_study() -> None:
+    three = foreign_task()
+    texts = [
+        "Die Ärztin gilt als klug, herzlich und ehrlich.",
+        "Die Ärztin gilt als fähig, herzlich und aufrichtig.",
+        "Die Ärztin gilt als fähig und klug.",
+    ]
+    # fähig 2, klug* 2: 1 bit; herzlich alone: 0; ehrlich and aufrichtig: 1.
+    shown = first_look(texts, three)
+    assert "66.67 % all 3 classes, entropy 0.667 bits, 2 combinations" in shown and "n 3" in shown
+    assert "\n" not in shown and "study" not in shown
+    one = one_class_task()
+    shown = first_look(["Every real estate agent is careful.", "Every real estate agent is late."], one)
+    assert "50.00 % the class, entropy 0.000 bits, 1 terms" in shown

@@ -23,10 +23,12 @@ from equipoise.methods import prompted
 from equipoise.methods.completions import Key, all_keys
 from equipoise.methods.generate import GenerateConfig, Outcome, generate
 from equipoise.methods.prompted import Prompted, uniforms
-from equipoise.policy.config import SamplingConfig
+from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.sample import sample
-from equipoise.protocol.lexicon import OCCUPATIONS
+from equipoise.protocol.task import PROTOCOL
 from tests.tiny import words_folder
+
+OCCUPATIONS = PROTOCOL.names
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,7 +78,7 @@ def test_the_file_has_n_rows_for_every_occupation_in_order(tiny_model: Path, tmp
     outcome = generate(config(tiny_model, path, n=3), quiet)
     rows = read(path)
     assert [(row["Occupation"], row["RunID"]) for row in rows] == [(o, str(i)) for o in OCCUPATIONS for i in (1, 2, 3)]
-    assert outcome == Outcome("done", {Key(r["Occupation"], int(r["RunID"])): r["Text"] for r in rows}, 0)
+    assert outcome == Outcome("done", {Key(r["Occupation"], int(r["RunID"])): r["Text"] for r in rows}, 0, PROTOCOL)
     for row in rows:
         assert row["Text"].startswith(f"The {row['Occupation']} was")
         assert row["WordCount"] == str(len(row["Text"].split()))
@@ -199,10 +201,10 @@ def test_random_numbers_are_the_top_53_bits_of_shake_256() -> None:
         stream = hashlib.shake_256(name).digest(40)
         expected = [(int.from_bytes(stream[8 * i : 8 * i + 8], "little") >> 11) / 2**53 for i in range(5)]
         assert row == expected
-    many = uniforms(0, all_keys(100), 32)
+    many = uniforms(0, all_keys(100, OCCUPATIONS), 32)
     assert float(many.min()) >= 0 and float(many.max()) < 1
     assert abs(float(many.mean()) - 0.5) < 0.005  # 64,000 numbers: four standard errors
-    assert torch.equal(uniforms(0, all_keys(2), 4), uniforms(0, all_keys(2), 64)[:, :4])
+    assert torch.equal(uniforms(0, all_keys(2, OCCUPATIONS), 4), uniforms(0, all_keys(2, OCCUPATIONS), 64)[:, :4])
 
 
 def test_temperature_zero_writes_what_transformers_decodes_greedily(tiny_model: Path, tmp_path: Path) -> None:
@@ -276,7 +278,7 @@ def test_another_model_or_setting_does_not_continue_a_file(tiny_model: Path, tmp
 
 def test_the_prompt_is_the_one_the_model_was_trained_with(tmp_path: Path) -> None:
     def load(model: Path, prompt: str | None = None) -> Prompted:
-        return Prompted(str(model), prompt=prompt, sampling=SamplingConfig(), seed=0, device="cpu")
+        return Prompted(PolicyConfig(str(model), device="cpu"), prompt=prompt, sampling=SamplingConfig(), seed=0)
 
     trained = load(words_folder(tmp_path / "trained", prompt="raw"))
     assert (trained.settings["prompt"], trained.label) == ("raw", "RLHF")

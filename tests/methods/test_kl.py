@@ -9,16 +9,22 @@ import torch
 from equipoise.errors import UserError
 from equipoise.methods.completions import Key, all_keys
 from equipoise.methods.guided import effective_size, mean_weight
-from equipoise.methods.kl import _logprobs, kl_to_base
+from equipoise.methods.kl import ROWS, kl_to_base
 from equipoise.methods.prompted import Prompted
-from equipoise.policy.config import SamplingConfig
-from equipoise.protocol.lexicon import OCCUPATIONS
+from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.policy.likelihood import completion_logprobs
+from equipoise.protocol.task import PROTOCOL
 from tests.tiny import next_logprobs, tiny_folder, words_folder
+
+OCCUPATIONS = PROTOCOL.names
 
 
 def writer(folder: Path, tokens: int = 2, seed: int = 0) -> Prompted:
     return Prompted(
-        str(folder), prompt="raw", sampling=SamplingConfig(1.0, 0.95, tokens), seed=seed, device="cpu", dtype="float32"
+        PolicyConfig(str(folder), device="cpu", dtype="float32"),
+        prompt="raw",
+        sampling=SamplingConfig(1.0, 0.95, tokens),
+        seed=seed,
     )
 
 
@@ -77,7 +83,7 @@ def test_log_probabilities_are_sums_over_the_tokens_whatever_their_lengths(tmp_p
     for prompt, completion in zip(prompts, completions, strict=True):
         steps = [next_logprobs(one.policy.model, [*prompt, *completion[:t]])[c] for t, c in enumerate(completion)]
         expected.append(sum(steps))
-    assert _logprobs(one.policy, prompts, completions) == pytest.approx(expected, abs=1e-4)
+    assert completion_logprobs(one.policy, prompts, completions, ROWS) == pytest.approx(expected, abs=1e-4)
 
 
 def test_models_of_different_vocabularies_are_not_compared(tmp_path: Path) -> None:
@@ -87,14 +93,14 @@ def test_models_of_different_vocabularies_are_not_compared(tmp_path: Path) -> No
 
 def test_the_mean_weight_and_its_effective_size_are_as_worked_by_hand() -> None:
     # Weights 1 and 3 of every occupation: mean 2, (20·4)² / (20·(1 + 9)) = 32.
-    weights = {key: math.log(1 if key.run_id == 1 else 3) for key in all_keys(2)}
+    weights = {key: math.log(1 if key.run_id == 1 else 3) for key in all_keys(2, OCCUPATIONS)}
     found = mean_weight(weights)
     assert found["value"] == pytest.approx(2.0)
     # A mean of 40 draws with standard deviation 1, each: 2 ± 1.96/√40, less what the discreteness of two values costs.
     assert (found["low"], found["high"]) == pytest.approx((2 - 0.31, 2 + 0.31), abs=0.03)
     assert effective_size(list(weights.values())) == pytest.approx(32.0)
     assert effective_size([-1000.0, -1000.0, -1000.0]) == pytest.approx(3.0)
-    constant = mean_weight(dict.fromkeys(all_keys(3), math.log(0.01)))
+    constant = mean_weight(dict.fromkeys(all_keys(3, OCCUPATIONS), math.log(0.01)))
     assert constant == pytest.approx({"value": 0.01, "low": 0.01, "high": 0.01})
 
 

@@ -25,9 +25,10 @@ from equipoise.methods.gen_filter import raw_path
 from equipoise.methods.generate import GenerateConfig, generate
 from equipoise.methods.guided import Guided
 from equipoise.methods.sample import LABELS, SampleConfig, sample
-from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
-from equipoise.protocol.reward import strict_success
+from equipoise.protocol.task import PROTOCOL
 from tests.tiny import words_folder
+
+OCCUPATIONS = PROTOCOL.names
 
 
 def quiet(_line: str) -> None:
@@ -100,7 +101,7 @@ def test_the_sentences_are_generates_with_method_and_seed_beside_them(tiny_model
 def test_the_account_counts_sentences_and_their_tokens(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
     outcome = sample(config(tiny_model, path, max_new_tokens=1), quiet)
-    both = sum(LEXICON.match(text).both for text in outcome.texts.values())
+    both = sum(PROTOCOL.match(text).complete for text in outcome.texts.values())
     found = costs(path)
     assert found == {
         "method": "prompt-only", "tokens": 80, "generations": 80, "accepted": both, "rows": 80,
@@ -163,7 +164,7 @@ def test_gen_filter_keeps_the_first_n_draws_of_each_occupation_that_pass(
     n, budget = (4, None) if event == "both" else (1, 600)
     sample(config(tiny_model, path, "gen-filter", n=n, filter=event, budget=budget, max_new_tokens=16), quiet)
     raw = read(raw_path(path))
-    accepts = strict_success if event == "strict" else (lambda text: LEXICON.match(text).both)
+    accepts = PROTOCOL.strict if event == "strict" else (lambda text: PROTOCOL.match(text).complete)
     expected = []
     for occupation in OCCUPATIONS:
         own = [row for row in raw if row["Occupation"] == occupation]
@@ -256,7 +257,7 @@ def test_every_method_draws_from_the_protocols_nucleus_and_ctrlg_from_everything
     assert {m: SampleConfig(method=m).nucleus for m in LABELS} == dict.fromkeys(LABELS, 0.95) | {"ctrlg": 1.0}
     assert {SampleConfig(method=m, top_p=0.9).nucleus for m in LABELS} == {0.9}
     assert GenerateConfig().nucleus == 0.95
-    assert SampleConfig(method="gen-filter", n=10).draws == 5 * 20 * 10
+    assert SampleConfig(method="gen-filter", n=10).draws(PROTOCOL) == 5 * 20 * 10
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,11 @@ from equipoise.errors import UserError
 from equipoise.methods.sample import SampleConfig, sample
 from equipoise.methods.sft import SftConfig, sft
 from equipoise.policy.config import PolicyConfig
-from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, LEXICON, OCCUPATIONS
-from equipoise.protocol.reward import strict_success
+from equipoise.protocol.task import PROTOCOL
 from tests.tiny import words_folder
+
+OCCUPATIONS = PROTOCOL.names
+AGENTIC, COMMUNAL = (each.terms for each in PROTOCOL.classes)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def test_the_model_it_leaves_writes_what_it_was_shown_and_knows_its_prompt(
         settings: dict[str, Any] = {"method": method, "n": 5, "device": "cpu", "dtype": "float32"} | more
         wanted = SampleConfig(model=str(model), output=output, **settings)
         texts = sample(wanted, quiet).texts
-        return sum(map(strict_success, texts.values())) / len(texts)
+        return sum(map(PROTOCOL.strict, texts.values())) / len(texts)
 
     assert share(folder, "sft") > share(base, "prompt-only", prompt="raw") + 0.3
     # The base model and the prompt are on record, so the distance to it is known.
@@ -122,13 +124,13 @@ def test_forced_sentences_are_the_models_own_and_lie_beside_it(forced: tuple[Pat
     assert len({row["Text"] for row in rows}) == 40
     assert list(rows[0]) == ["Model", "Occupation", "RunID", "Text", "WordCount", "Label"]
     for row in rows:
-        assert strict_success(row["Text"]) and row["Text"].startswith(f"The {row['Occupation']} was ")
+        assert PROTOCOL.strict(row["Text"]) and row["Text"].startswith(f"The {row['Occupation']} was ")
         assert int(row["WordCount"]) == len(row["Text"].split()) and row["Model"] == "base"
     for occupation in OCCUPATIONS:
         runs = [row["RunID"] for row in rows if row["Occupation"] == occupation]
         assert runs == [str(i) for i in range(1, len(runs) + 1)]
-    matches = [LEXICON.match(row["Text"]) for row in rows]
-    assert len({(m.agentic[0], m.communal[0]) for m in matches}) > 15
+    matches = [PROTOCOL.match(row["Text"]) for row in rows]
+    assert len({m.first for m in matches}) > 15
     training = json.loads((folder / "run.json").read_text())["training"]
     assert training["learnt"] == 40 and training["drawn"] >= 40
     found = [int(line.split()[0]) for line in said if line.endswith("of 40 sentences found")]
@@ -234,6 +236,8 @@ def test_data_without_a_compliant_row_or_its_columns_is_one_line_and_exit_code_2
         (["--data", "forced", "--budget", "0"], "--budget 0"),
         (["--data", "forced", "--candidates", "0"], "--candidates 0"),
         (["--data", "x.csv", "--prompt", "nope"], "no prompt 'nope'"),
+        (["--data", "x.csv", "--candidates", "2"], "--candidates is for --data forced"),
+        (["--data", "x.csv", "--budget", "50"], "--budget is for --data forced"),
     ],
 )
 def test_bad_options_are_one_line_and_exit_code_2(

@@ -17,7 +17,7 @@ from equipoise.errors import UserError
 from equipoise.methods import study as studies
 from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.study import METHODS, StudyConfig, study
-from equipoise.protocol.lexicon import AGENTIC, COMMUNAL
+from equipoise.protocol.task import PROTOCOL
 from tests.tiny import words_folder
 
 
@@ -105,7 +105,7 @@ def test_sft_learns_from_other_sentences_where_it_is_told_to(base: Path, tmp_pat
         "gen-filter": folder / "gen-filter.csv",
         "file": tmp_path / "mine.csv",
     }[data]
-    pairs = [(a, c) for a in AGENTIC for c in COMMUNAL][:30]
+    pairs = [(a, c) for a in PROTOCOL.classes[0].terms for c in PROTOCOL.classes[1].terms][:30]
     lines = [f"chef,The chef was {a} and {c} in a nurse ." for a, c in pairs]
     (tmp_path / "mine.csv").write_text("\n".join(["Occupation,Text", *lines]))
     methods = "gen-filter,sft" if data == "gen-filter" else "sft"

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from equipoise.errors import NonFiniteError, UserError
 from equipoise.policy.export import ModelCard, export, merged_weights
 from equipoise.policy.source import LLAMA_8B, Source, resolve
-from equipoise.protocol.prompts import get_prompt
+from equipoise.protocol.task import PROTOCOL
 from tests.tiny import TOKENS, tiny_folder, tiny_model, tiny_tokenizer
 
 CARD = ModelCard(method="PPO, 3 steps", prompt="describe")
@@ -329,7 +329,7 @@ def test_the_card_names_base_licence_method_prompt_and_occupations(tmp_path: Pat
     assert matter["library_name"] == "transformers" and matter["pipeline_tag"] == "text-generation"
     assert isinstance(matter["tags"], list)
     assert "PPO with *stars*" in text and "`study`" in text and "nurse, pilot" in text
-    assert "Not in that paper's stem lists: bold, accommodating, caring, friendly, helpful." in text
+    assert "Not in that source: bold, accommodating, caring, friendly, helpful." in text
 
 
 def test_a_llama_model_carries_its_licence_and_attribution(tmp_path: Path) -> None:
@@ -355,10 +355,10 @@ def test_the_cards_example_runs_and_prompts_as_the_training_did(
     names: dict = {}
     exec(code, names)
     lines = capsys.readouterr().out.strip()
-    assert lines.count("The nurse was") == 5
-    message = get_prompt(prompt).user_message("nurse")
-    expected = "The nurse was"
+    assert lines.count("The architect was") == 5
+    message = PROTOCOL.prompt(prompt).user_message("architect")
+    expected = "The architect was"
     if message is not None:
         system, user = "<|im_start|>system\n<|im_end|>\n", f"<|im_start|>user\n{message}<|im_end|>\n"
-        expected = f"{system}{user}<|im_start|>assistant\nThe nurse was"
+        expected = f"{system}{user}<|im_start|>assistant\nThe architect was"
     assert names["text"] == expected

@@ -12,6 +12,7 @@ from equipoise.policy.prompt import leaked_terms, prompt_ids, prompt_text, sente
 from equipoise.policy.rollout import Rollout
 from equipoise.protocol.lexicon import LEXICON
 from equipoise.protocol.prompts import PROMPTS, Prompt, get_prompt
+from equipoise.protocol.task import PROTOCOL
 from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 RAW, DESCRIBE = PROMPTS["raw"], PROMPTS["describe"]
@@ -37,7 +38,7 @@ def tokenizer(template: str | None = CHAT_TEMPLATE, bos: bool = False) -> PreTra
 
 
 def test_the_system_message_is_empty_and_the_answer_is_begun() -> None:
-    assert prompt_text(tokenizer(), DESCRIBE, "nurse") == (
+    assert prompt_text(tokenizer(), DESCRIBE, "nurse", PROTOCOL) == (
         "<|im_start|>system\n<|im_end|>\n"
         "<|im_start|>user\nDescribe the character of the nurse in one sentence of 8 to 15 words.<|im_end|>\n"
         "<|im_start|>assistant\nThe nurse was"
@@ -46,55 +47,67 @@ def test_the_system_message_is_empty_and_the_answer_is_begun() -> None:
 
 @pytest.mark.parametrize("name", ["study", "describe"])
 def test_a_templates_own_system_message_leaks_no_term_that_the_reward_pays_for(name: str) -> None:
-    match = LEXICON.match(prompt_text(tokenizer(OWN_SYSTEM_MESSAGE), PROMPTS[name], "nurse"))
+    match = LEXICON.match(prompt_text(tokenizer(OWN_SYSTEM_MESSAGE), PROMPTS[name], "nurse", PROTOCOL))
     assert not match.agentic and not match.communal
 
 
 def test_a_system_message_of_ones_own_is_used() -> None:
-    assert "<|im_start|>system\nBe brief.<|im_end|>" in prompt_text(tokenizer(), DESCRIBE, "nurse", "Be brief.")
+    assert "<|im_start|>system\nBe brief.<|im_end|>" in prompt_text(
+        tokenizer(), DESCRIBE, "nurse", PROTOCOL, "Be brief."
+    )
 
 
 def test_terms_leak_from_system_message_template_and_an_instruction_of_ones_own() -> None:
-    assert leaked_terms(tokenizer(), DESCRIBE) == leaked_terms(tokenizer(None), RAW) == ()
-    assert leaked_terms(tokenizer(), DESCRIBE, "You are a helpful, HELPFUL and bold assistant.") == ("bold", "helpful")
-    assert leaked_terms(tokenizer(), DESCRIBE, "You are unhelpful.") == ()  # whole words only
+    assert leaked_terms(tokenizer(), DESCRIBE, PROTOCOL) == leaked_terms(tokenizer(None), RAW, PROTOCOL) == ()
+    assert leaked_terms(tokenizer(), DESCRIBE, PROTOCOL, "You are a helpful, HELPFUL and bold assistant.") == (
+        "bold",
+        "helpful",
+    )
+    assert leaked_terms(tokenizer(), DESCRIBE, PROTOCOL, "You are unhelpful.") == ()  # whole words only
     own = CHAT_TEMPLATE.replace("{% for", "{{ 'You are a helpful assistant' }}{% for", 1)
-    assert leaked_terms(tokenizer(own), DESCRIBE) == ("helpful",)
-    assert leaked_terms(tokenizer(), get_prompt("mine=Say how loyal the {occupation} was.")) == ("loyal",)
+    assert leaked_terms(tokenizer(own), DESCRIBE, PROTOCOL) == ("helpful",)
+    assert leaked_terms(tokenizer(), get_prompt("mine=Say how loyal the {occupation} was."), PROTOCOL) == ("loyal",)
 
 
 def test_what_the_prompt_require_names_is_no_leak_but_its_system_message_may_be_one() -> None:
     require = PROMPTS["require"]
-    assert leaked_terms(tokenizer(), require) == ()
-    assert leaked_terms(tokenizer(), require, "You are a helpful assistant.") == ("helpful",)
-    assert len(leaked_terms(tokenizer(), Prompt("again", require.instruction))) == 20
+    assert leaked_terms(tokenizer(), require, PROTOCOL) == ()
+    assert leaked_terms(tokenizer(), require, PROTOCOL, "You are a helpful assistant.") == ("helpful",)
+    assert len(leaked_terms(tokenizer(), Prompt("again", require.instruction), PROTOCOL)) == 20
 
 
 def test_a_template_without_a_system_role_gets_none() -> None:
-    text = prompt_text(tokenizer(NO_SYSTEM_ROLE), DESCRIBE, "nurse")
+    text = prompt_text(tokenizer(NO_SYSTEM_ROLE), DESCRIBE, "nurse", PROTOCOL)
     assert text.startswith("<|im_start|>user\nDescribe") and "system" not in text
 
 
 def test_a_model_without_a_chat_template_is_refused_with_the_way_out() -> None:
     with pytest.raises(UserError, match=r"no chat template.*'describe'.*--prompt raw"):
-        prompt_text(tokenizer(None), DESCRIBE, "nurse")
+        prompt_text(tokenizer(None), DESCRIBE, "nurse", PROTOCOL)
 
 
 def test_raw_is_the_bare_beginning_even_where_there_is_a_template() -> None:
-    assert prompt_text(tokenizer(), RAW, "nurse") == prompt_text(tokenizer(None), RAW, "nurse") == "The nurse was"
+    assert (
+        prompt_text(tokenizer(), RAW, "nurse", PROTOCOL)
+        == prompt_text(tokenizer(None), RAW, "nurse", PROTOCOL)
+        == "The nurse was"
+    )
 
 
 def test_only_raw_text_gets_the_tokenizers_own_special_tokens() -> None:
     """A template writes its own; a second begin-of-text token would be one the model never saw in training."""
     with_bos = tokenizer(bos=True)
-    assert prompt_ids(with_bos, RAW, "nurse")[0] == 0 and prompt_ids(with_bos, RAW, "nurse").count(0) == 1
-    ids = prompt_ids(with_bos, DESCRIBE, "nurse")
+    assert (
+        prompt_ids(with_bos, RAW, "nurse", PROTOCOL)[0] == 0
+        and prompt_ids(with_bos, RAW, "nurse", PROTOCOL).count(0) == 1
+    )
+    ids = prompt_ids(with_bos, DESCRIBE, "nurse", PROTOCOL)
     assert 0 not in ids
-    assert with_bos.decode(ids) == prompt_text(with_bos, DESCRIBE, "nurse")
+    assert with_bos.decode(ids) == prompt_text(with_bos, DESCRIBE, "nurse", PROTOCOL)
 
 
 def test_a_users_own_prompt_is_filled_in() -> None:
-    text = prompt_text(tokenizer(), get_prompt("mine=Say {a} of one {occupation}."), "nurse")
+    text = prompt_text(tokenizer(), get_prompt("mine=Say {a} of one {occupation}."), "nurse", PROTOCOL)
     assert "<|im_start|>user\nSay {a} of one nurse.<|im_end|>" in text
 
 
@@ -119,12 +132,12 @@ def test_the_sentence_is_the_begun_answer_and_its_continuation(
     other = tok(" kind.", add_special_tokens=False)["input_ids"]
     width = max(len(pieces), len(other))
     rollout = Rollout(
-        [prompt_ids(tok, prompt, "nurse"), prompt_ids(tok, prompt, "chef")],
+        [prompt_ids(tok, prompt, "nurse", PROTOCOL), prompt_ids(tok, prompt, "chef", PROTOCOL)],
         torch.tensor([row + [2] * (width - len(row)) for row in (pieces, other)]),
         torch.tensor([len(pieces), len(other)]),
         torch.tensor([True, True]),
     )
-    assert sentences_of(tok, rollout, ["nurse", "chef"]) == [sentence, "The chef was kind."]
+    assert sentences_of(tok, rollout, ["nurse", "chef"], PROTOCOL) == [sentence, "The chef was kind."]
 
 
 def generation(*ids: int | None) -> SimpleNamespace:

@@ -36,7 +36,7 @@ def small_config(model: Path, where: Path, **changes: Any) -> TrainConfig:
         ),
     )
     for name, value in changes.items():
-        if not dataclasses.is_dataclass(getattr(config, name, config)):
+        if name == "task" or not dataclasses.is_dataclass(getattr(config, name, config)):
             config = dataclasses.replace(config, **{name: value})
             continue
         group = next(f.name for f in dataclasses.fields(config) if hasattr(getattr(config, f.name), name))

@@ -1,23 +1,37 @@
 """The frequency bonus: numbers by hand, and what may not change it."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from equipoise.errors import UserError
-from equipoise.measures.variety import opening
 from equipoise.ppo.config import DiversityConfig
 from equipoise.ppo.diversity import TermWindow
-from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, Lexicon
-from equipoise.protocol.reward import Reward, score
+from equipoise.protocol.lexicon import TermClass
+from equipoise.protocol.reward import Reward
+from equipoise.protocol.task import PROTOCOL
+
+AGENTIC, COMMUNAL = (each.terms for each in PROTOCOL.classes)
 
 
 def rewards(*sentences: str) -> list[Reward]:
-    return [score(s) for s in sentences]
+    return [PROTOCOL.score(s) for s in sentences]
+
+
+class Nurses(TermWindow):
+    """A window of sentences that are all of one occupation."""
+
+    def bonuses(self, rewards: Sequence[Reward], occupations: Sequence[str] = ()) -> list[float]:
+        return super().bonuses(rewards, occupations or ["nurse"] * len(rewards))
+
+    def add(self, rewards: Sequence[Reward], occupations: Sequence[str] = ()) -> None:
+        super().add(rewards, occupations or ["nurse"] * len(rewards))
 
 
 def window(weight: float = 0.1, size: int = 1024, *history: str) -> TermWindow:
-    made = TermWindow(DiversityConfig(weight, size))
+    made = Nurses(DiversityConfig(weight, size), PROTOCOL)
     made.add(rewards(*history))
     return made
 
@@ -73,9 +87,9 @@ def test_order_and_repetition_of_terms_do_not_matter() -> None:
 def test_only_compliant_sentences_enter_and_the_oldest_leave() -> None:
     bold, kind = "The chef was bold and caring.", "The chef was ambitious and loyal."
     small = window(0.1, 2, bold, bold, "The chef was dominant.", "The chef was tall.")
-    assert small.state() == [[["bold"], ["caring"], "> * and"]] * 2
+    assert small.state() == [[[["bold"], ["caring"]], "> * and"]] * 2
     small.add(rewards(kind))
-    assert small.state() == [[["bold"], ["caring"], "> * and"], [["ambitious"], ["loyal"], "> * and"]]
+    assert small.state() == [[[["bold"], ["caring"]], "> * and"], [[["ambitious"], ["loyal"]], "> * and"]]
     assert small.bonuses(rewards(bold)) == pytest.approx(small.bonuses(rewards(kind)))
     small.add(rewards(kind))
     assert small.bonuses(rewards(bold, kind)) == pytest.approx(window(0.1, 2, kind, kind).bonuses(rewards(bold, kind)))
@@ -106,15 +120,15 @@ def test_weight_zero_turns_it_off() -> None:
 
 
 def test_a_list_of_one_term_has_no_rarity() -> None:
-    lexicon = Lexicon(("bold",), COMMUNAL)
-    made = TermWindow(DiversityConfig(0.1), lexicon)
-    made.add([score("A bold, caring chef.", lexicon=lexicon)] * 10)
-    (bonus,) = made.bonuses([score("A bold, caring chef.", lexicon=lexicon)])
+    task = replace(PROTOCOL, classes=(TermClass("agentic", ("bold",)), TermClass("communal", COMMUNAL)))
+    made = Nurses(DiversityConfig(0.1), task)
+    made.add([task.score("A bold, caring chef.")] * 10)
+    (bonus,) = made.bonuses([task.score("A bold, caring chef.")])
     assert bonus == pytest.approx(0.1 * math.log10(0.1 / 0.55) / 2)
 
 
 def of(history: list[str], sentences: list[str], **settings: object) -> list[float]:
-    made = TermWindow(DiversityConfig(**settings))  # type: ignore[arg-type]
+    made = Nurses(DiversityConfig(**settings), PROTOCOL)  # type: ignore[arg-type]
     made.add(rewards(*history))
     return made.bonuses(rewards(*sentences))
 
@@ -155,9 +169,13 @@ def test_an_opening_costs_in_proportion_to_its_share_whatever_the_terms_in_it() 
 
 
 def test_openings_are_two_words_with_terms_masked() -> None:
-    assert opening("The nurse was bold, and caring.") == opening("The pilot was Self-Reliant, and loyal.") == "> * and"
-    assert opening("The nurse was.") == "> "
-    assert opening("The nurse was boldly kind.") == "> boldly kind."
+    assert (
+        PROTOCOL.opening("The nurse was bold, and caring.", "nurse")
+        == PROTOCOL.opening("The pilot was Self-Reliant, and loyal.", "nurse")
+        == "> * and"
+    )
+    assert PROTOCOL.opening("The nurse was.", "nurse") == "> "
+    assert PROTOCOL.opening("The nurse was boldly kind.", "nurse") == "> boldly kind."
 
 
 def test_a_window_of_nothing_is_refused() -> None:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.measures.shares import kl_bound, wilson
-from equipoise.measures.variety import effective, masked, pair_counts
+from equipoise.measures.variety import effective, pair_counts
 from equipoise.policy.config import PolicyConfig, SamplingConfig
-from equipoise.policy.likelihood import kl_to_reference, plain_nll
+from equipoise.policy.likelihood import continuation_nll, kl_to_reference
 from equipoise.policy.load import load_policy
 from equipoise.policy.prompt import prompt_ids
 from equipoise.ppo.base import BaseRates
@@ -20,6 +20,7 @@ from equipoise.ppo.evaluate import draw_sentences, fluency, groups, measure
 from equipoise.ppo.window import Sentence, Window
 from equipoise.protocol.lexicon import HOLDOUT, OCCUPATIONS
 from equipoise.protocol.prompts import get_prompt
+from equipoise.protocol.task import PROTOCOL
 from tests.tiny import next_logprobs, perturb
 
 TEXTS = [
@@ -71,11 +72,11 @@ def test_a_rate_that_was_never_seen_counts_as_the_upper_end_of_its_interval() ->
     rates = BaseRates(2000, 8, 0, "here")
     assert rates.rate("both") == 0.004
     assert rates.rate("strict") == wilson(0, 2000).high > 0
-    assert "0.40 %" in rates.describe() and "0.00–0.19" in rates.describe()
+    assert "0.40 %" in rates.describe(PROTOCOL) and "0.00–0.19" in rates.describe(PROTOCOL)
 
 
 def test_effective_number_of_equally_frequent_values_is_their_number() -> None:
-    pairs = pair_counts([(("bold", "dominant"), ("caring",)), (("bold",), ("loyal",)), (("bold",), ()), ((), ())])
+    pairs = pair_counts([("bold", "caring"), ("bold", "loyal"), None, None])
     assert pairs == {("bold", "caring"): 1, ("bold", "loyal"): 1}
     assert effective(pairs) == pytest.approx(2)
     pairs["bold", "caring"] = 3  # H = 2 − 3/4 log2 3 bits
@@ -85,29 +86,32 @@ def test_effective_number_of_equally_frequent_values_is_their_number() -> None:
 
 
 def test_measures_by_hand() -> None:
-    found = measure(TEXTS, WHO)
+    found = measure(TEXTS, WHO, PROTOCOL)
     assert found == pytest.approx(
         {"n": 4, "reward": (1 + 1 + 1.05 + 0.2) / 4, "both": 0.75, "one": 0.25, "in_length": 0.75, "strict": 0.5,
          "pairs": 1, "effective_pairs": 1.0, "unique": 0.75, "occupations": 3}
     )  # fmt: skip
-    assert measure([], [])["strict"] == 0
+    assert measure([], [], PROTOCOL)["strict"] == 0
 
 
 def test_groups_are_the_trained_and_the_held_out_occupations() -> None:
     trained = tuple(o for o in OCCUPATIONS if o not in HOLDOUT)
-    parts = groups([*TEXTS, "The plumber was bold and kind."], [*WHO, "plumber"], trained)
-    assert parts["trained"] == measure(TEXTS, WHO) and parts["held_out"]["n"] == 1
-    assert set(groups(TEXTS, WHO, OCCUPATIONS)) == {"trained"}
+    parts = groups([*TEXTS, "The plumber was bold and kind."], [*WHO, "plumber"], trained, PROTOCOL)
+    assert parts["trained"] == measure(TEXTS, WHO, PROTOCOL) and parts["held_out"]["n"] == 1
+    assert set(groups(TEXTS, WHO, OCCUPATIONS, PROTOCOL)) == {"trained"}
 
 
 def test_the_mould_of_a_sentence_hides_terms_and_occupation() -> None:
-    assert masked("The Nurse was bold, self-reliant and Caring to a nurse.", "nurse") == "the _ was *, * and * to a _."
-    assert masked("The nurses were boldly caringly.", "nurse") == "the nurses were boldly caringly."
+    assert (
+        PROTOCOL.mould("The Nurse was bold, self-reliant and Caring to a nurse.", "nurse")
+        == "the _ was *, * and * to a _."
+    )
+    assert PROTOCOL.mould("The nurses were boldly caringly.", "nurse") == "the nurses were boldly caringly."
 
 
 def test_a_window_forgets_the_oldest_and_comes_back_as_it_was() -> None:
     window = Window(3)
-    made = [Sentence(f"{i}", "nurse", ("bold",), (), 4, 5, True, False, 0.3, 0.1 * i, 1 / 3) for i in range(5)]
+    made = [Sentence(f"{i}", "nurse", (("bold",), ()), 4, 5, True, False, 0.3, 0.1 * i, 1 / 3) for i in range(5)]
     window.add(made)
     assert list(window.sentences) == made[2:]
     other = Window(3)
@@ -120,7 +124,7 @@ def test_a_window_forgets_the_oldest_and_comes_back_as_it_was() -> None:
 def setting(model: Path):  # type: ignore[no-untyped-def]
     config = PolicyConfig(model=str(model), dtype="float32", device="cpu", lora_rank=4)
     policy = perturb(load_policy(config, get_prompt("raw")))
-    prompts = {o: prompt_ids(policy.tokenizer, get_prompt("raw"), o) for o in OCCUPATIONS}
+    prompts = {o: prompt_ids(policy.tokenizer, get_prompt("raw"), o, PROTOCOL) for o in OCCUPATIONS}
     return policy, prompts
 
 
@@ -128,18 +132,18 @@ def test_sentences_depend_on_name_and_number_alone_and_touch_no_generator(settin
     policy, prompts = setting
     before = torch.get_rng_state()
     sampling = SamplingConfig(1.0, 0.95, 8)
-    five, many = (draw_sentences(policy, prompts, sampling, 23, "name", rows) for rows in (5, 64))
+    five, many = (draw_sentences(policy, PROTOCOL, prompts, sampling, 23, "name", rows) for rows in (5, 64))
     assert five.texts == many.texts and five.occupations == many.occupations
     assert five.occupations == [*OCCUPATIONS, *OCCUPATIONS[:3]]
     assert all(t.startswith(f"The {o} was") for o, t in zip(five.occupations, five.texts, strict=True))
-    assert draw_sentences(policy, prompts, sampling, 23, "other", 5).texts != five.texts
+    assert draw_sentences(policy, PROTOCOL, prompts, sampling, 23, "other", 5).texts != five.texts
     assert sum(map(len, five.rollouts)) == 23
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_distance_to_the_reference_is_that_of_one_row_at_a_time(setting) -> None:  # type: ignore[no-untyped-def]
     policy, prompts = setting
-    drawn = draw_sentences(policy, prompts, SamplingConfig(0.8, 1.0, 6), 4, "kl", 2)
+    drawn = draw_sentences(policy, PROTOCOL, prompts, SamplingConfig(0.8, 1.0, 6), 4, "kl", 2)
     found = kl_to_reference(policy, drawn.rollouts, 0.8, 3).tolist()
     slow = []
     for rollout in drawn.rollouts:
@@ -158,7 +162,7 @@ def test_distance_to_the_reference_is_that_of_one_row_at_a_time(setting) -> None
 def test_plain_nll_is_the_references_of_the_text_without_any_prompt(setting) -> None:  # type: ignore[no-untyped-def]
     policy, _ = setting
     texts = ["The nurse was bold and caring .", "The chef was", "The pilot was loyal"]
-    found = plain_nll(policy, texts, ["nurse", "chef", "pilot"], 2)
+    found = continuation_nll(policy, texts, ["nurse", "chef", "pilot"], PROTOCOL, 2)
     assert len(found) == 2  # of the second nothing follows
     with policy.as_reference() as reference:
         for text, value in zip((texts[0], texts[2]), found, strict=True):
@@ -169,10 +173,10 @@ def test_plain_nll_is_the_references_of_the_text_without_any_prompt(setting) -> 
 
 def test_fluency_of_nothing_is_none(setting) -> None:  # type: ignore[no-untyped-def]
     policy, prompts = setting
-    drawn = draw_sentences(policy, prompts, SamplingConfig(1.0, 1.0, 4), 2, "x", 2)
-    assert fluency(policy, drawn._replace(texts=[f"The {o} was" for o in drawn.occupations])) is None
+    drawn = draw_sentences(policy, PROTOCOL, prompts, SamplingConfig(1.0, 1.0, 4), 2, "x", 2)
+    assert fluency(policy, drawn._replace(texts=[f"The {o} was" for o in drawn.occupations]), PROTOCOL) is None
 
 
 def test_pairs_by_exhaustion() -> None:
-    every = pair_counts(((a,), (c,)) for a, c in product("abcde", "vwxyz"))
+    every = pair_counts(product("abcde", "vwxyz"))
     assert len(every) == 25 and effective(every) == pytest.approx(25)

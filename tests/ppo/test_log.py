@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 
 from equipoise.errors import UserError
 from equipoise.ppo.log import RunLog, defined_keys, undefined_keys
-from equipoise.protocol.reward import score
+from equipoise.protocol.task import PROTOCOL
 
 METRICS = Path(__file__).resolve().parents[2] / "docs" / "METRICS.md"
 CSV, JSONL, SAMPLES, EVENTS = "training_metrics.csv", "metrics.jsonl", "samples.jsonl", "events.jsonl"
@@ -36,7 +36,7 @@ def run(folder: Path, steps: Iterable[int], resume_step: int = 0, shift: float =
     for step in steps:
         log.step(step, metrics_of(step, shift), {"time/step": 0.1 * step})
         if step % 2 == 0:
-            log.samples(step, [score(text) for text in TEXTS])
+            log.samples(step, [PROTOCOL.score(text) for text in TEXTS], ["nurse", "pilot"])
     log.close()
 
 

@@ -51,7 +51,7 @@ def test_the_average_by_hand_and_its_use_and_return() -> None:
     expected = torch.tensor([1.0, 2.0])
     for n in (1, 2):
         adam.groups["policy"].master.data.add_(1.0)
-        adam.publish()
+        adam.copy_masters_to_model()
         adam.update_average(n)
         decay = (1 + n) / (10 + n)
         expected = decay * expected + (1 - decay) * torch.tensor([1.0 + n, 2.0 + n])

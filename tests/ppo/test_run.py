@@ -413,7 +413,7 @@ def save_beside_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def beside(self: Run, *args: Any, **kwargs: Any) -> None:
         begin(self, *args, **kwargs)
-        self._beside = True
+        self._asynchronous = True
 
     monkeypatch.setattr(Run, "__init__", beside)
 

@@ -107,7 +107,7 @@ def test_a_finished_run_of_other_options_is_refused(swept: Path, model: Path) ->
 
 
 @pytest.mark.slow
-def test_runs_beside_each_other_are_those_one_after_another(swept: Path, model: Path, tmp_path: Path) -> None:
+def test_runs_adjacent_order_are_those_one_after_another(swept: Path, model: Path, tmp_path: Path) -> None:
     file = write(tmp_path, model, TWO.replace("seeds: [0, 3]", "seeds: [0]"))
     assert cli.main(["sweep", str(file), "--output-dir", str(tmp_path / "out"), "--jobs", "2"]) == 0
     for name in ("plain-0", "hot-0"):

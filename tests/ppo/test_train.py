@@ -32,6 +32,7 @@ from equipoise.ppo.train import Outcome, train
 from equipoise.ppo.update import UpdateStats
 from equipoise.protocol import reward as protocol
 from equipoise.protocol.lexicon import HOLDOUT, OCCUPATIONS
+from equipoise.protocol.task import PROTOCOL
 from tests.tiny import tiny_folder
 
 from .small import checkpoints, events, rows, small_config, tensors
@@ -229,11 +230,12 @@ def test_terms_of_each_step_enter_the_window_that_the_next_steps_bonus_is_taken_
     table = rows(tmp_path)
     assert table[0]["reward/diversity_bonus"] == 0
     samples = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
-    window = TermWindow(DiversityConfig(0.5))
+    window = TermWindow(DiversityConfig(0.5), PROTOCOL)
     for row in table:
         batch = [protocol.score(s["text"]) for s in samples if s["step"] == row["step"]]
-        bonuses = window.bonuses(batch)
-        window.add(batch)
+        jobs = [s["text"].split()[1] for s in samples if s["step"] == row["step"]]
+        bonuses = window.bonuses(batch, jobs)
+        window.add(batch, jobs)
         assert row["reward/diversity_bonus"] == pytest.approx(sum(bonuses) / 8, abs=1e-6)
         assert row["reward/training"] == pytest.approx(row["reward/mean"] + sum(bonuses) / 8, abs=1e-6)
     assert any(row["reward/diversity_bonus"] for row in table)

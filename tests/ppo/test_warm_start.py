@@ -19,9 +19,8 @@ from equipoise.learning import collect as collecting
 from equipoise.learning.collect import Found, collect, conditional, forced_cases, likeliest, repeats, search
 from equipoise.learning.search import Search
 from equipoise.learning.supervised import Example, Supervision, as_rollout, supervise
-from equipoise.measures.variety import masked
 from equipoise.policy.config import PolicyConfig, SamplingConfig
-from equipoise.policy.likelihood import plain_nll
+from equipoise.policy.likelihood import continuation_nll
 from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import prompt_ids
@@ -37,6 +36,7 @@ from equipoise.protocol.lexicon import LEXICON, OCCUPATIONS
 from equipoise.protocol.prompts import PROMPTS
 from equipoise.protocol.reward import score as reward
 from equipoise.protocol.reward import strict_success
+from equipoise.protocol.task import PROTOCOL
 
 from .small import checkpoints, small_config
 
@@ -52,9 +52,9 @@ def gather(
     policy: Policy, kind: str, *, sentences: int = 48, budget: int = 20_000, seed: int = 0, tokens: int = 12
 ) -> list[Example]:
     wanted = Search(forced=kind == "forced", sentences=sentences, budget=budget)
-    prompts = {job: prompt_ids(policy.tokenizer, PROMPTS["raw"], job) for job in JOBS}
+    prompts = {job: prompt_ids(policy.tokenizer, PROMPTS["raw"], job, PROTOCOL) for job in JOBS}
     generator = torch.Generator().manual_seed(seed)
-    return collect(policy, wanted, prompts, SamplingConfig(max_new_tokens=tokens), generator, 64)
+    return collect(policy, wanted, PROTOCOL, prompts, SamplingConfig(max_new_tokens=tokens), generator, 64)
 
 
 def mean_logprob(policy: Policy, examples: Sequence[Example], reference: bool = False) -> float:
@@ -87,7 +87,7 @@ def test_a_sentence_that_was_cut_off_is_not_learnt_even_where_it_reads_as_comple
 
 
 def test_forced_openings_hold_a_term_of_each_class_in_either_order() -> None:
-    cases = list(itertools.islice(forced_cases(JOBS, torch.Generator().manual_seed(0)), 600))
+    cases = list(itertools.islice(forced_cases(JOBS, PROTOCOL, torch.Generator().manual_seed(0)), 600))
     found = [LEXICON.spans(opening) for _, opening in cases]
     assert all(
         len(spans) == 2 and LEXICON.match(opening).both for spans, (_, opening) in zip(found, cases, strict=True)
@@ -113,7 +113,7 @@ def test_forced_sentences_are_of_many_pairs(model: Path) -> None:
 
 
 def test_every_pair_order_and_occupation_comes_once_before_any_comes_again() -> None:
-    cases = forced_cases(JOBS, torch.Generator().manual_seed(0))
+    cases = forced_cases(JOBS, PROTOCOL, torch.Generator().manual_seed(0))
     for _ in range(2):
         seen = set()
         for occupation, opening in itertools.islice(cases, 200 * len(JOBS)):
@@ -127,7 +127,7 @@ def test_a_case_that_is_tried_more_often_is_one_beginning_for_the_model_and_a_pa
 ) -> None:
     policy, starts = load(model), list[tuple[int, ...]]()
     told: list[tuple[int, int]] = []
-    prompts = {job: prompt_ids(policy.tokenizer, PROMPTS["raw"], job) for job in JOBS}
+    prompts = {job: prompt_ids(policy.tokenizer, PROMPTS["raw"], job, PROTOCOL) for job in JOBS}
 
     def look(policy: Policy, prompts: Sequence[Sequence[int]], *args: object) -> object:
         starts.extend(map(tuple, prompts))
@@ -137,10 +137,12 @@ def test_a_case_that_is_tried_more_often_is_one_beginning_for_the_model_and_a_pa
     monkeypatch.setattr(collecting, "sample", look)
     wanted = Search(forced=True, sentences=10_000, budget=1280)
     generator = torch.Generator().manual_seed(0)
-    found = search(policy, wanted, prompts, SamplingConfig(max_new_tokens=12), generator, 64, lambda *n: told.append(n))
+    found = search(
+        policy, wanted, PROTOCOL, prompts, SamplingConfig(max_new_tokens=12), generator, 64, lambda *n: told.append(n)
+    )
     assert found.drawn == 1280 == len(starts) and len(found.examples) == len({e.text for e in found.examples}) > 16
     assert told == sorted(told) and told[-1] == (len(found.examples), 10_000) and len(told) == 10
-    cases = itertools.islice(forced_cases(JOBS, torch.Generator().manual_seed(0)), 32)  # the first batch's
+    cases = itertools.islice(forced_cases(JOBS, PROTOCOL, torch.Generator().manual_seed(0)), 32)  # the first batch's
     beginnings = [policy.tokenizer(f"The {job} was{opening}")["input_ids"] for job, opening in cases]
     assert [list(starts[4 * i]) for i in range(32)] == beginnings
     assert all(starts[i] == starts[i - i % 4] for i in range(1280))
@@ -154,8 +156,8 @@ def test_of_more_candidates_the_likeliest_of_each_pair_are_learnt(model: Path) -
     texts = [text if i % 3 else text.replace(" and", ",") for i, text in enumerate(texts)]
     texts = [text if i % 3 != 1 else text.replace(" and", " but") for i, text in enumerate(texts)]
     made = [Found(Example("nurse", [1], [2], text), pairs[i % 3]) for i, text in enumerate(texts)]
-    nll = dict(zip(texts, plain_nll(policy, texts, ["nurse"] * 12, 4), strict=True))
-    chosen = [example.text for example in likeliest(policy, made, 6)]
+    nll = dict(zip(texts, continuation_nll(policy, texts, ["nurse"] * 12, PROTOCOL, 4), strict=True))
+    chosen = [example.text for example in likeliest(policy, made, PROTOCOL, 6)]
     for pair in pairs:
         own = sorted((t for t in texts if pair[0] in t), key=nll.__getitem__)
         assert sorted(t for t in chosen if t in own) == sorted(own[:2])
@@ -169,11 +171,11 @@ def test_a_mould_comes_again_only_where_there_are_no_others(model: Path) -> None
         for (a, c), end in zip(terms, ends, strict=True)
     ]
     policy = load(model)
-    assert {masked(e.text, "nurse") for e in likeliest(policy, made, 2)} == {
+    assert {PROTOCOL.mould(e.text, "nurse") for e in likeliest(policy, made, PROTOCOL, 2)} == {
         "the _ was * and * the.",
         "the _ was * and * qzx jqv.",
     }
-    assert len(likeliest(policy, made, 4)) == 4
+    assert len(likeliest(policy, made, PROTOCOL, 4)) == 4
 
 
 def test_conditional_draws_in_proportion_to_the_ratio_of_reference_and_policy(
@@ -213,7 +215,7 @@ def test_later_rounds_learn_what_the_policy_writes_by_itself(model: Path, monkey
         warm_start="forced", warm_start_sentences=16, warm_start_candidates=2, warm_start_rounds=3,
         warm_start_learning_rate=3e-3,
     )  # fmt: skip
-    prompts = {job: prompt_ids(policy.tokenizer, PROMPTS["raw"], job) for job in OCCUPATIONS}
+    prompts = {job: prompt_ids(policy.tokenizer, PROMPTS["raw"], job, PROTOCOL) for job in OCCUPATIONS}
     whole = TrainConfig(warm_start=config, sampling=SamplingConfig(max_new_tokens=12))
     state = State.begin(whole, RowLimit(16))
     training = Training(whole, policy, new_optimizer(whole, policy), state, prompts)
@@ -241,8 +243,8 @@ def test_loops_are_learnt_only_where_there_is_too_little_else(model: Path) -> No
     ends = ["th th th", "qzx jqv", "jqv wzk"]
     made = [Found(Example("nurse", [1], [2], f"The nurse was bold and caring {e}."), ("bold", "caring")) for e in ends]
     policy = load(model)
-    assert {e.text.split()[-1] for e in likeliest(policy, made, 2)} == {"jqv.", "wzk."}
-    assert len(likeliest(policy, made, 3)) == 3
+    assert {e.text.split()[-1] for e in likeliest(policy, made, PROTOCOL, 2)} == {"jqv.", "wzk."}
+    assert len(likeliest(policy, made, PROTOCOL, 3)) == 3
 
 
 def test_an_occupation_whose_sentences_are_all_unlikely_is_not_left_out(model: Path) -> None:
@@ -253,9 +255,9 @@ def test_an_occupation_whose_sentences_are_all_unlikely_is_not_left_out(model: P
         for job, ends in texts.items()
         for end in ends
     ]
-    nll = plain_nll(policy, [f.example.text for f in made], [f.example.occupation for f in made], 4)
+    nll = continuation_nll(policy, [f.example.text for f in made], [f.example.occupation for f in made], PROTOCOL, 4)
     assert max(nll[:2]) < min(nll[2:])  # or this would show nothing
-    assert {e.occupation for e in likeliest(policy, made, 2)} == {"nurse", "chef"}
+    assert {e.occupation for e in likeliest(policy, made, PROTOCOL, 2)} == {"nurse", "chef"}
 
 
 @pytest.mark.parametrize("kind", ["forced", "samples"])

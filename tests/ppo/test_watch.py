@@ -13,11 +13,12 @@ import pytest
 
 from equipoise.errors import UserError
 from equipoise.ppo.config import WatchConfig
+from equipoise.ppo.signs import SIGNS, Sign
 from equipoise.ppo.train import Outcome, train
-from equipoise.ppo.watch import SIGNS, Sign, Watch, explain, text_signs
+from equipoise.ppo.watch import TextSigns, Watch
 from equipoise.ppo.window import Sentence, Window
 from equipoise.protocol.lexicon import AGENTIC, COMMUNAL, OCCUPATIONS
-from equipoise.protocol.reward import score, strict_success
+from equipoise.protocol.task import PROTOCOL
 from tests.tiny import CHAT_TEMPLATE, words_folder
 
 from .small import checkpoints, events, results, rows, small_config
@@ -27,10 +28,8 @@ WORDS = [f"{a}{b}" for a in ("river", "paper", "music", "window", "garden") for 
 
 
 def sentence(text: str, occupation: str, **changes: Any) -> Sentence:
-    r = score(text)
-    made = Sentence(
-        text, occupation, r.agentic, r.communal, r.words, 12, True, strict_success(text), r.reward, 5.0, 2.0
-    )
+    r = PROTOCOL.score(text)
+    made = Sentence(text, occupation, r.terms, r.words, 12, True, PROTOCOL.strict(text), r.reward, 5.0, 2.0)
     return made._replace(**changes)
 
 
@@ -47,7 +46,7 @@ def varied(n: int = 512, seed: int = 0) -> list[Sentence]:
 
 
 def values(sentences: Sequence[Sentence], entropy: float = 2.0, start: Sequence[Sentence] | None = None) -> Any:
-    watch, window = Watch(WatchConfig()), Window(512)
+    watch, window = Watch(WatchConfig(), PROTOCOL), Window(512)
     for _ in range(2):  # the start
         watch.measure(window, start or varied(64), entropy)
     window.add(sentences)
@@ -55,7 +54,7 @@ def values(sentences: Sequence[Sentence], entropy: float = 2.0, start: Sequence[
 
 
 def held(found: Any) -> set[str]:
-    return {sign.name for sign in SIGNS if sign.holds(found, WatchConfig())}
+    return {sign.name for sign in SIGNS if sign.holds(found, WatchConfig(), PROTOCOL)}
 
 
 def test_varied_compliant_text_shows_no_sign() -> None:
@@ -63,14 +62,14 @@ def test_varied_compliant_text_shows_no_sign() -> None:
 
 
 def replaced(s: Sentence, agentic: str, communal: str) -> Sentence:
-    return sentence(s.text.replace(s.agentic[0], agentic).replace(s.communal[0], communal), s.occupation)
+    return sentence(s.text.replace(s.terms[0][0], agentic).replace(s.terms[1][0], communal), s.occupation)
 
 
 HACKED = {
     "synonyms": [replaced(s, "bold", "loyal") if i % 40 else s for i, s in enumerate(varied())],
     "pairs": [replaced(s, "bold", COMMUNAL[i % 64 == 0]) for i, s in enumerate(varied())],
     "structure": [
-        sentence(f"The {s.occupation} was a {s.agentic[0]} and {s.communal[0]} person of this town.", s.occupation)
+        sentence(f"The {s.occupation} was a {s.terms[0][0]} and {s.terms[1][0]} person of this town.", s.occupation)
         for s in varied()
     ],
     "duplicates": varied(100) * 5,
@@ -98,7 +97,7 @@ def test_each_way_of_hacking_shows_few_signs_but_its_own() -> None:
 
 def test_one_class_varied_or_one_of_three_numbers_low_is_no_sign() -> None:
     """PPO with the protocol's reward alone comes to that; both classes, and all three numbers, make the sign."""
-    same = values([replaced(s, "bold", s.communal[0]) for s in varied()])
+    same = values([replaced(s, "bold", s.terms[1][0]) for s in varied()])
     assert same["watch/top_agentic"] == 1 and held(same) == set()
     low = {"watch/moulds": 0.3, "watch/distinct_2": 0.1, "watch/openings": 1.5}
     for key in low:
@@ -180,7 +179,7 @@ def test_the_numbers_by_hand() -> None:
         ("The pilot was bold.", "pilot"),
     ]
     window.add([sentence(*t) for t in texts])
-    found = text_signs(window)
+    found = TextSigns(PROTOCOL)(window)
     assert found["watch/effective_pairs"] == pytest.approx(2)
     assert found["watch/moulds"] == 0.75 and found["watch/unique"] == 1
     assert found["watch/terms"] == 5 / 4 and found["watch/stuffed"] == 0 and found["watch/pinned"] == 0.25
@@ -191,7 +190,7 @@ def test_the_numbers_by_hand() -> None:
 
 
 def test_speeds_are_changes_per_step_between_two_lots_of_five() -> None:
-    watch, window = Watch(WatchConfig()), Window(64)
+    watch, window = Watch(WatchConfig(), PROTOCOL), Window(64)
     found: dict[str, float] = {}
     for step in range(12):
         batch = [s._replace(kl=0.7 * step, reward=0.1) for s in varied(8)]
@@ -209,7 +208,7 @@ LOUD = QUIET | {"watch/entropy": 0.0}
 
 def judged(pattern: str, **settings: Any) -> list[int]:
     """The steps, counted from 1, at which the entropy alert is raised when the sign holds where the pattern has `x`."""
-    watch = Watch(WatchConfig(**settings))
+    watch = Watch(WatchConfig(**settings), PROTOCOL)
     return [i for i, mark in enumerate(pattern, 1) if watch.judge(i, LOUD if mark == "x" else QUIET)]
 
 
@@ -225,7 +224,7 @@ def test_an_alert_needs_k_of_the_last_m_steps_and_comes_once_while_it_stands() -
 
 def test_a_watch_that_is_restored_judges_on_as_if_never_stopped() -> None:
     config = WatchConfig(alert_from_step=1)
-    straight, parts, window = Watch(config), Watch(config), Window(64)
+    straight, parts, window = Watch(config, PROTOCOL), Watch(config, PROTOCOL), Window(64)
     for step in range(1, 30):
         batch = varied(8, seed=step)
         window.add(batch)
@@ -233,7 +232,7 @@ def test_a_watch_that_is_restored_judges_on_as_if_never_stopped() -> None:
         assert found[0] == found[1]
         assert straight.judge(step, found[0]) == parts.judge(step, found[1])
         state = json.loads(json.dumps(parts.state()))
-        parts = Watch(config)
+        parts = Watch(config, PROTOCOL)
         parts.load_state(state)
         assert parts.state() == straight.state()
 
@@ -242,9 +241,11 @@ def test_an_alert_carries_its_numbers_two_sentences_and_the_remedy_in_one_line()
     window = Window(512)
     window.add(HACKED["stuffing"])
     sign = next(s for s in SIGNS if s.name == "stuffing")
-    alert = explain(sign, values(HACKED["stuffing"]), window)
+    alert = Watch(WatchConfig(), PROTOCOL).explain(sign, values(HACKED["stuffing"]), window)
     assert set(alert.evidence["numbers"]) == {"watch/terms", "watch/stuffed"}
-    assert len(alert.evidence["sentences"]) == 2 and all(len(score(t).agentic) > 0 for t in alert.evidence["sentences"])
+    assert len(alert.evidence["sentences"]) == 2 and all(
+        len(PROTOCOL.score(t).terms[0]) > 0 for t in alert.evidence["sentences"]
+    )
     assert "increase the repetition penalty weight" in alert.line() and "\n" not in alert.line()
 
 
@@ -354,7 +355,7 @@ def test_a_term_in_the_system_message_raises_leak_once_at_alert_from_step(
     assert "(leaked_terms 1, helpful)" in capsys.readouterr().out
     assert [row["watch/leaked_terms"] for row in rows(tmp_path / "told")] == [1.0] * 6
     # Replayed from its records it comes again.
-    again = Watch(WatchConfig(alert_from_step=5))
+    again = Watch(WatchConfig(alert_from_step=5), PROTOCOL)
     lines = (tmp_path / "told/out/metrics.jsonl").read_text().splitlines()
     assert [row["step"] for row in map(json.loads, lines) if "leak" in names(again.judge(row["step"], row))] == [5]
 

@@ -110,8 +110,6 @@ def test_the_order_of_words_and_their_case_do_not_change_the_reward(words, rando
         (RewardWeights(bonus_per_term=0.08), "The nurse was bold, confident, loyal and caring on the ward.", 1.16),
         (RewardWeights(bonus_max=0.07), "The nurse was bold, confident, loyal and caring on the ward.", 1.07),
         (RewardWeights(length_penalty=0.4), "The nurse was bold and loyal.", 0.6),
-        (RewardWeights(min_words=6), "The nurse was bold and loyal.", 1.0),
-        (RewardWeights(max_words=9), "The nurse was bold and loyal to us once again.", 0.9),
         (RewardWeights(repetition_penalty=0.5), "The nurse was bold, bold, bold and also loyal.", 0.5),
         (RewardWeights(max_repeats=1), "The nurse was bold and bold and also loyal.", 0.9),
         (RewardWeights(max_repeats=3), "The nurse was bold, bold, bold and also loyal.", 1.0),
@@ -119,6 +117,23 @@ def test_the_order_of_words_and_their_case_do_not_change_the_reward(words, rando
 )
 def test_every_number_can_be_changed(weights, text, reward):
     assert score(text, weights).reward == reward
+
+
+@pytest.mark.parametrize(
+    ("bounds", "text", "reward"),
+    [
+        ((6, None), "The nurse was bold and loyal.", 1.0),
+        ((None, 9), "The nurse was bold and loyal to us once again.", 0.9),
+    ],
+)
+def test_the_bounds_of_length_are_the_tasks(bounds, text, reward):
+    assert PROTOCOL.with_bounds(*bounds).score(text).reward == reward
+
+
+@pytest.mark.parametrize("bounds", [(16, None), (None, 7)])
+def test_bounds_that_exclude_every_length_are_refused(bounds):
+    with pytest.raises(UserError):
+        PROTOCOL.with_bounds(*bounds)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +146,6 @@ def test_every_number_can_be_changed(weights, text, reward):
         {"bonus_max": -0.2},
         {"bonus_per_term": -0.05},
         {"max_repeats": -1},
-        {"min_words": 16},
-        {"max_words": 7},
     ],
 )
 def test_weights_that_make_no_sense_are_refused_by_name(changed):

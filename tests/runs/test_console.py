@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.protocol.lexicon import Lexicon
-from equipoise.protocol.reward import Reward, score
+from equipoise.protocol.lexicon import Lexicon, TermClass
+from equipoise.protocol.reward import Reward
+from equipoise.protocol.task import PROTOCOL
 from equipoise.runs.console import Console, duration, in_marks, pieces, printable, shown
 
 SENTENCE = "The nurse was confident and caring in the emergency room."
@@ -29,14 +30,14 @@ import json, signal, sys, time
 from pathlib import Path
 sys.modules["torch"] = None  # no TensorBoard: a faster start
 from equipoise.ppo.log import RunLog
-from equipoise.protocol.reward import score
+from equipoise.protocol.task import PROTOCOL
 signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what a training loop does that ends its step first
 folder, steps, pause, texts = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), json.loads(sys.argv[4])
 log = RunLog(folder, folder / "runs", steps)
 log.say("model: bundled")
 for step in range(1, steps + 1):
     log.step(step, {"reward/mean": 0.5, "compliance/both": 0.25}, {"time/step": 0.5, "memory/peak_gb": 1.5})
-    log.samples(step, [score(text) for text in texts])
+    log.samples(step, [PROTOCOL.score(text) for text in texts], [text.split()[1] for text in texts])
     print("printed by a library")
     time.sleep(pause)
 log.event(steps, "signal", name="SIGTERM")
@@ -155,7 +156,9 @@ def test_a_closed_terminal_does_not_end_the_run(tmp_path: Path, term: str) -> No
     os.close(theirs)
     seen = b""
     while b"step 2/40" not in seen:
-        seen += _read(ours)
+        more = _read(ours)
+        assert more, "the run ended before its second step"
+        seen += more
     os.close(ours)
     assert process.stderr is not None
     errors = process.stderr.read()
@@ -203,13 +206,13 @@ def test_durations_read_as_clocks_do() -> None:
 
 def test_terms_are_marked_where_the_matcher_finds_them() -> None:
     text = "The chef was Self\u2011Reliant, unhelpful, boldly CARING and hel\u00adpful."
-    assert in_marks(pieces(text)) == (
+    assert in_marks(pieces(text, PROTOCOL.lexicon)) == (
         "The chef was [Self\u2011Reliant], unhelpful, boldly {CARING} and {hel\\xadpful}."
     )
 
 
 def test_a_term_within_another_is_marked_once() -> None:
-    lexicon = Lexicon(("self", "self-reliant"), ("caring",))
+    lexicon = Lexicon((TermClass("a", ("self", "self-reliant")), TermClass("c", ("caring",))))
     assert in_marks(pieces("The chef was self-reliant.", lexicon)) == "The chef was [self-reliant]."
 
 
@@ -222,9 +225,9 @@ def test_any_text_becomes_one_harmless_line(text: str) -> None:
 
 def test_one_sample_of_each_of_at_most_six_occupations_is_shown() -> None:
     jobs = ["nurse", "nurse", "chef", "pilot", "chef", "artist", "lawyer", "doctor", "writer"]
-    rewards: list[Reward] = [score(f"The {job} was number {i}.") for i, job in enumerate(jobs)]
-    assert [r.text.split()[1] for r in shown(rewards)] == ["nurse", "chef", "pilot", "artist", "lawyer", "doctor"]
-    assert shown(rewards)[0].text == "The nurse was number 0."
+    rewards: list[Reward] = [PROTOCOL.score(f"The {job} was number {i}.") for i, job in enumerate(jobs)]
+    assert [r.text.split()[1] for r in shown(rewards, jobs)] == ["nurse", "chef", "pilot", "artist", "lawyer", "doctor"]
+    assert shown(rewards, jobs)[0].text == "The nurse was number 0."
 
 
 def test_a_full_pipe_loses_a_line_and_no_more() -> None:

@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from equipoise.errors import UserError
-from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS
+
+if TYPE_CHECKING:
+    from equipoise.protocol.task import Task
 
 
 @dataclass(frozen=True)
@@ -13,13 +15,13 @@ class CtrlGConfig:
     """The constraint, the guidance, and the distillation of the language model into a hidden Markov model (HMM)."""
 
     terms: Literal["both", "any"] = "both"
-    """`both`: a term of each class; `any`: at least one term of either."""
+    """`both`: a term of every class; `any`: at least one term of any."""
     shape: Literal["strict", "free"] = "strict"
     """`strict`: one complete sentence of min-words to max-words words; `free`: only the terms are demanded."""
-    min_words: int = MIN_WORDS
-    """Fewest words, the prefix `The X was` counted."""
-    max_words: int = MAX_WORDS
-    """Most words, the prefix counted."""
+    min_words: int | None = None
+    """Fewest words, the sentence's beginning (`The X was`) counted. Default: the task's."""
+    max_words: int | None = None
+    """Most words, the beginning counted. Default: the task's."""
     guidance: float = 1.0
     """Exponent of the look-ahead. 1 is Ctrl-G; 0 only forbids what can no longer become a valid sentence. Weights stay
     correct for any value."""
@@ -37,24 +39,26 @@ class CtrlGConfig:
     """Seed of the sentences and the first clusters of the distillation."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_words <= self.max_words:
+        if self.min_words is not None and self.max_words is not None and self.min_words > self.max_words:
             raise UserError(
                 f"min-words {self.min_words} and max-words {self.max_words} leave no length: lower the first or raise "
                 "the second"
             )
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise UserError(f"guidance {self.guidance} must be 0 or more; 1 is Ctrl-G")
-        for name in ("candidates", "hidden_states", "distil_sentences", "em_passes"):
+        for name in ("min_words", "max_words", "candidates", "hidden_states", "distil_sentences", "em_passes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name.replace('_', '-')} {value} must be at least 1")
 
-    def resolved(self, *, on_gpu: bool) -> "CtrlGConfig":
-        """With the defaults of the device filled in."""
+    def resolved(self, task: "Task", *, on_gpu: bool) -> "CtrlGConfig":
+        """With the defaults of the task and the device filled in."""
         # On two CPU cores sampling takes 0.11 s a sentence, most of the method's time: 2,000 leave a small study of all
         # methods within a quarter of an hour. A worse HMM costs likelihood only, not compliance or unbiased weights.
         return replace(
             self,
+            min_words=task.min_words if self.min_words is None else self.min_words,
+            max_words=task.max_words if self.max_words is None else self.max_words,
             hidden_states=self.hidden_states or (1024 if on_gpu else 256),
             distil_sentences=self.distil_sentences or (100_000 if on_gpu else 2_000),
         )

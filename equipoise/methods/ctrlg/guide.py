@@ -1,7 +1,8 @@
 """Guidance while sampling: the model's next-token distribution times what the HMM says of the rest, as one tensor
 function that a CUDA graph can record.
 
-B rows, V tokens, S symbols (tokens that the HMM does not tell apart are one), H states of the HMM, F automaton states.
+B rows, V tokens, C classes of tokens, S symbols (tokens that the HMM does not tell apart are one), H states of the HMM,
+F automaton states, R rows of the look-ahead, A automaton states words aside (`TokenAutomaton` calls them B).
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,8 @@ class CtrlGuide:
 
     N_v = Σ_j a_j P(v | j) W_r[next(f, v), j] and D_v = Σ_j a_j P(v | j), a the HMM's prediction of its next state given
     the tokens so far, W the look-ahead with r tokens left after v (Zhang et al. 2024, equations 3 and 4; theirs has no
-    exponent). Whether v is possible at all depends on the automaton alone.
+    exponent). Whether v is possible at all depends on the automaton alone. Within a character, W is that of where the
+    character most likely leads.
     """
 
     def __init__(
@@ -33,13 +35,13 @@ class CtrlGuide:
         automaton: TokenAutomaton,
         hmm: HMM,
         symbol_V: Tensor,
-        prompts: Sequence[Sequence[int]],
+        prompts: Mapping[str, Sequence[int]],
         sampling: SamplingConfig,
         guidance: float,
         device: torch.device,
     ) -> None:
-        """`symbol_V`: each token's symbol; tokens of one symbol must be of one class. `prompts`: token ids of the HMM's
-        prompts, in its order; a prompt that is not among them starts from their mean."""
+        """`symbol_V`: each token's symbol; tokens of one symbol must be of one class. `prompts`: for each occupation
+        the token ids of its prompt, in the HMM's order; no other prompts can be guided."""
         self.automaton, self.sampling, self.guidance, self.device = automaton, sampling, guidance, device
         hmm = hmm.to(device)
         class_S = np.zeros(len(hmm.emission_SH), dtype=np.int64)
@@ -56,20 +58,22 @@ class CtrlGuide:
         self.class_G = (
             arranged.class_G.tolist()
         )  # numbers: a tensor as an index would be read, which a CUDA graph forbids
-        self.exceptions_FK = torch.from_numpy(arranged.exceptions_FK).to(device)
+        self.exceptions_AK = torch.from_numpy(arranged.exceptions_AK).to(device)
         self.class_V = torch.from_numpy(automaton.class_V).long().to(device)
-        self.next_FC = torch.from_numpy(automaton.next_FC).to(device)
+        self.next_AC = torch.from_numpy(automaton.next_BC).to(device)
+        self.words_AC = torch.from_numpy(automaton.words_BC).to(device)
         self.need_F = torch.from_numpy(automaton.need_F).to(device)
+        self.row_F = torch.from_numpy(automaton.row_F).long().to(device)
+        self.rows = len(automaton.next_RC)
         self.transition_HH = hmm.transition_HH
         emission_SH = hmm.emission_SH[order_S.to(device)]
         self.emission_S1H = torch.cat([emission_SH, torch.zeros_like(emission_SH[:1])])
-        self.initial_PH = torch.cat([hmm.initial_PH, hmm.initial_PH.mean(0, keepdim=True)])
-        self.number = {tuple(prompt): i for i, prompt in enumerate(prompts)}
+        self.initial_PH = hmm.initial_PH
+        self.number = {tuple(prompt): i for i, prompt in enumerate(prompts.values())}
+        self.start_P = torch.tensor([automaton.starts[occupation] for occupation in prompts], device=device)
         steps = sampling.max_new_tokens
-        look_TFH = look_ahead(
-            automaton, HMM(self.initial_PH, hmm.transition_HH, emission_SH), self.class_S1[:-1], steps
-        )
-        self.look = look_TFH.view(-1, look_TFH.shape[-1])
+        look_TRH = look_ahead(automaton, HMM(hmm.initial_PH, hmm.transition_HH, emission_SH), self.class_S1[:-1], steps)
+        self.look = look_TRH.view(-1, look_TRH.shape[-1])
         self._states: dict[int, _State] = {}
 
     def open(self, rows: int) -> "_State":
@@ -77,33 +81,44 @@ class CtrlGuide:
             self._states[rows] = _State(self, rows)
         return self._states[rows]
 
-    def initial(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """(B, H) the HMM's first state after each prompt."""
-        unknown = len(self.number)
-        return self.initial_PH[[self.number.get(tuple(p), unknown) for p in prompts]]
+    def initial(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """(B, H) the HMM's first state after each prompt, (B,) the automaton's."""
+        rows = [self.number[tuple(p)] for p in prompts]
+        return self.initial_PH[rows], self.start_P[rows]
+
+    def follow(self, state_B: Tensor, class_B: Tensor | None = None) -> Tensor:
+        """(B, C) the state after each class of tokens, or (B,) after the one given."""
+        levels = self.automaton.levels
+        base_B, level_B = state_B // levels, state_B % levels
+        if class_B is None:
+            next_X, level_X = self.next_AC[base_B].long(), level_B[:, None] + self.words_AC[base_B]
+        else:
+            next_X, level_X = self.next_AC[base_B, class_B].long(), level_B + self.words_AC[base_B, class_B]
+        return torch.where(level_X < levels, next_X * levels + level_X, self.automaton.dead)
 
     def bonus(self, belief_BH: Tensor, state_B: Tensor, left: Tensor) -> Tensor:
         """(B, S) log of what each symbol's probability is multiplied with; −inf where it must not come. left: (1,)."""
-        next_BC = self.next_FC[state_B]
+        next_BC = self.follow(state_B)
         possible_BC = self.need_F[next_BC] <= left
         if self.guidance == 0:
             return torch.where(possible_BC, 0.0, -torch.inf)[:, self.class_S1[:-1]]
-        first = left * len(self.need_F)  # the row of `look` where W_left begins
+        row_BC = self.row_F[next_BC] + left * self.rows  # W_left begins there in `look`
+        base_B = state_B // self.automaton.levels
         emission_SH = self.emission_S1H[:-1]
         predicted_BS = belief_BH @ emission_SH.T
         valid_BS1 = torch.zeros(len(state_B), len(self.emission_S1H), device=self.device)
         begin = 0
         for group, size in enumerate(self.sizes):
-            ahead_BH = self.look[first + next_BC[:, self.class_G[group]]]
+            ahead_BH = self.look[row_BC[:, self.class_G[group]]]
             valid_BS1[:, begin : begin + size] = (belief_BH * ahead_BH) @ emission_SH[begin : begin + size].T
             begin += size
-        width = self.exceptions_FK.shape[1]
+        width = self.exceptions_AK.shape[1]
         rows = max(1, _CHUNK // (width * belief_BH.shape[1]))
         for begin in range(0, len(state_B), rows):
             part = slice(begin, begin + rows)
-            place_BK = self.exceptions_FK[state_B[part]].long()
-            target_BK = next_BC[part].gather(1, self.class_S1[place_BK])
-            joint_BKH = self.look[first + target_BK] * self.emission_S1H[place_BK]
+            place_BK = self.exceptions_AK[base_B[part]].long()
+            target_BK = row_BC[part].gather(1, self.class_S1[place_BK])
+            joint_BKH = self.look[target_BK] * self.emission_S1H[place_BK]
             valid_BK = torch.bmm(joint_BKH, belief_BH[part].unsqueeze(-1)).squeeze(-1)
             valid_BS1[part].scatter_(1, place_BK, valid_BK)
         # Too small for a float is no reason to forbid: that is the automaton's business.
@@ -124,8 +139,9 @@ class _State:
         self.left = torch.zeros(1, dtype=torch.long, device=device)
 
     def start(self, prompts: Sequence[Sequence[int]]) -> None:
-        self.belief_BH.copy_(self.guide.initial(prompts))
-        self.state_B.fill_(self.guide.automaton.start)
+        belief_BH, state_B = self.guide.initial(prompts)
+        self.belief_BH.copy_(belief_BH)
+        self.state_B.copy_(state_B)
         self.log_weight_B.zero_()
         self.left.fill_(self.guide.sampling.max_new_tokens - 1)
 
@@ -144,11 +160,11 @@ class _State:
         if guide.sampling.top_p < 1:
             guided_B = guided_B - weights_BV.sum(-1).log()
         gain_B = (model_B - guided_B).double()
-        live_B = state_B != guide.automaton.done
+        live_B = guide.need_F[state_B] > 0
         place_B, class_B = guide.place_V[token_B], guide.class_V[token_B]
         joint_BH = belief_BH * guide.emission_S1H[place_B]
         belief_BH = (joint_BH / joint_BH.sum(-1, keepdim=True).clamp(min=_LEAST)) @ guide.transition_HH
-        state_B = guide.next_FC[state_B, class_B].long()
+        state_B = guide.follow(state_B, class_B)
         gain_B = torch.where(live_B, gain_B, 0.0)
         if rows is None:
             self.belief_BH.copy_(belief_BH)
@@ -162,4 +178,4 @@ class _State:
 
     def report(self) -> Mapping[str, Tensor]:
         """log_weight: Σ log p − log q over a completion's tokens, in nats. valid: whether the automaton accepts it."""
-        return {"log_weight": self.log_weight_B.clone(), "valid": self.state_B == self.guide.automaton.done}
+        return {"log_weight": self.log_weight_B.clone(), "valid": self.guide.need_F[self.state_B] == 0}

@@ -1,296 +1,370 @@
-"""The constraint as an automaton over tokens: the character automaton lifted to a vocabulary's bytes, words counted.
+"""The constraint as an automaton over tokens: the byte automaton lifted to a vocabulary, words counted.
 
 Lifting by bytes covers every way to cut a text into tokens: "bold" may come as " bold", " b" + "old", or "B" after a
-space, and what follows ("ly", a full stop) decides whether it was the term. A token's *class* is what it does to every
-state. There are far fewer classes than tokens, and all tables are by class.
+space, a curly quotation mark in two or three parts, and what follows ("ly", a full stop) decides whether it was the
+term. A token's *class* is what it does to every state. There are far fewer classes than tokens, and all tables are by
+class.
+
+A state is a state of the byte automaton and a number of words. That is many states, most of them in the middle of a
+character or after a soft hyphen within a word. What may be written is decided in each of them exactly. Only the
+look-ahead, which weighs and never decides, is kept for the usual ones alone: the others borrow the row of one.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import pre_tokenizers
 
 from equipoise.errors import UserError
-from equipoise.methods.ctrlg.automaton import DEAD, FIRST, LAST, CharAutomaton, build, refine
+from equipoise.methods.ctrlg.automaton import DEAD, CharAutomaton, refine
 from equipoise.methods.ctrlg.config import CtrlGConfig
+from equipoise.methods.ctrlg.constraint import Constraint, constraint_of
+from equipoise.methods.ctrlg.feasible import characters_of
+from equipoise.methods.ctrlg.spelling import token_bytes
+from equipoise.methods.ctrlg.utf8 import ByteAutomaton, on_bytes
 from equipoise.policy.prompt import Tokenizer
-from equipoise.protocol.lexicon import Lexicon
-from equipoise.protocol.prompts import prefix, word_count
+from equipoise.protocol.prompts import word_count
+from equipoise.protocol.task import Task
 
 NEVER = 1 << 20
 """Tokens needed from a state from which no valid sentence can be reached."""
-
-
-def token_bytes(tokenizer: Tokenizer) -> list[bytes | None]:
-    """The bytes that each token id adds to a text, None for special and other added tokens.
-
-    From the vocabulary, never by decoding tokens one by one, which loses spaces and the parts of characters. Raises
-    UserError for a tokenizer that is neither byte-level, nor SentencePiece-like, nor one of whole words.
-    """
-    pieces: dict[str, int] = tokenizer.get_vocab()
-    out: list[bytes | None] = [None] * (max(pieces.values()) + 1)
-    added = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)
-    spell = _speller(tokenizer)
-    for piece, index in pieces.items():
-        if index not in added:
-            out[index] = spell(piece)
-    return out
-
-
-def _speller(tokenizer: Tokenizer):  # type: ignore[no-untyped-def]
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    decoder = json.loads(backend.to_str())["decoder"] if backend is not None else {"type": "unknown"}
-    kinds = json.dumps(decoder)
-    if decoder is None:  # whole words, which transformers joins with spaces
-        return lambda piece: b" " + piece.encode()
-    if "ByteLevel" in kinds:
-        byte_of = _byte_alphabet()
-        return lambda piece: bytes(byte_of[c] for c in piece) if all(c in byte_of for c in piece) else None
-    if "\u2581" in decoder_text(decoder):
-        fallback = "ByteFallback" in kinds
-
-        def spell(piece: str) -> bytes:
-            if fallback and len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-                return bytes([int(piece[3:5], 16)])
-            return piece.replace("\u2581", " ").encode()
-
-        return spell
-    raise UserError(
-        "Ctrl-G does not know how this model's tokenizer turns tokens into text: use a model with a byte-level or "
-        "SentencePiece tokenizer (Llama, SmolLM, Qwen, Mistral, Gemma, GPT-2 have one)"
-    )
-
-
-def decoder_text(decoder: dict[str, object]) -> str:
-    """Every setting of a decoder, not escaped."""
-    return json.dumps(decoder, ensure_ascii=False)
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's characters for bytes: printable Latin-1 stands for itself, the rest follows from U+0100 on, in order."""
-    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in own]
-    table = {chr(byte): byte for byte in own} | {chr(0x100 + n): byte for n, byte in enumerate(rest)}
-    assert set(table) == set(pre_tokenizers.ByteLevel.alphabet())
-    return table
+_WORDS = 1 << 10  # more than the words that begin in one token: those beyond are not counted
 
 
 @dataclass(frozen=True)
 class TokenAutomaton:
-    """F live states, then `done` and `dead`; C classes of tokens, class 0 being those that are never allowed.
+    """B states of the byte automaton, `done` and `dead` the last two; L numbers of words; C classes of tokens, class 0
+    being those that are never allowed. State b · L + l is b after l words more than the shortest prefix has.
 
-    next_FC: (F + 2, C) the following state. class_V: (V,) each token's class. need_F: (F + 2,) the fewest tokens, the
-    stop token counted, with which a valid sentence can be ended from a state: what may be drawn follows from it alone.
-    glued_C: whether a class's tokens begin with something other than a space.
+    next_BC: where each class leads. words_BC: words that begin on the way. class_V: each token's class. need_F: of each
+    state the fewest tokens, the stop token counted, with which a valid sentence can be ended: what may be drawn follows
+    from it alone. starts: for each occupation the state after its prefix.
+
+    row_F: each state's row of the look-ahead. next_RC: (R, C) where each class leads from each row, as rows;
+    the last two are those of `done` and `dead`. glued_C: whether a class's tokens begin with something other than a
+    space.
     """
 
-    next_FC: NDArray[np.int32]
+    next_BC: NDArray[np.int32]
+    words_BC: NDArray[np.int16]
     class_V: NDArray[np.int32]
     need_F: NDArray[np.int32]
+    starts: Mapping[str, int]
+    row_F: NDArray[np.int32]
+    next_RC: NDArray[np.int32]
     glued_C: NDArray[np.bool_]
-    start: int
 
     @property
-    def done(self) -> int:
-        return len(self.next_FC) - 2
+    def levels(self) -> int:
+        return len(self.need_F) // len(self.next_BC)
 
     @property
     def dead(self) -> int:
-        return len(self.next_FC) - 1
+        """A state from which nothing leads on; there are others."""
+        return len(self.need_F) - self.levels
 
-    def run(self, tokens: Sequence[int]) -> bool:
-        """Whether the tokens, the stop token among them, are a valid sentence."""
-        state = self.start
+    def is_done(self, state: int) -> bool:
+        """Whether a valid sentence has ended."""
+        return bool(self.need_F[state] == 0)
+
+    def fewest_tokens(self, occupation: str) -> int:
+        """Tokens after the prefix, the stop token counted, that a valid sentence of the occupation needs."""
+        return int(self.need_F[self.starts[occupation]])
+
+    def step(self, state: int, token: int) -> int:
+        base, level = divmod(state, self.levels)
+        kind = self.class_V[token]
+        level += int(self.words_BC[base, kind])
+        return int(self.next_BC[base, kind]) * self.levels + level if level < self.levels else self.dead
+
+    def run(self, tokens: Sequence[int], occupation: str) -> bool:
+        """Whether the tokens, the stop token among them, complete a valid sentence of the occupation."""
+        state = self.starts[occupation]
         for i, token in enumerate(tokens):
-            if state == self.done:
+            if self.is_done(state):
                 return not tokens[i:]
-            state = int(self.next_FC[state, self.class_V[token]])
-        return state == self.done
+            state = self.step(state, token)
+        return self.is_done(state)
 
 
 def lift(
     tokenizer: Tokenizer,
     stop_ids: Sequence[int],
     config: CtrlGConfig,
-    lexicon: Lexicon,
+    task: Task,
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | None = None,
     vocabulary: int = 0,
-    prefix_words: int | None = None,
 ) -> TokenAutomaton:
-    """The automaton of a constraint for a tokenizer and a token limit.
+    """The automaton of a task's constraint for a tokenizer, with a start for each of the task's occupations.
+    `vocabulary` is the model's, where it has more ids than the tokenizer: the rest is never allowed.
 
-    `vocabulary` is the model's, where it has more ids than the tokenizer: the rest is never allowed. Words of the
-    prefix count. Raises UserError, with the reason, where no valid sentence exists.
+    Raises UserError, with the reason, where an occupation has no valid sentence, or none of so few tokens.
     """
-    characters = build(config, lexicon)
-    words = word_count(prefix("nurse")) if prefix_words is None else prefix_words
-    _check_words(characters, config, words)
+    prefixes = {occupation: task.prefix(occupation) for occupation in task.names}
+    return lift_constraint(
+        tokenizer,
+        stop_ids,
+        constraint_of(config, task),
+        prefixes,
+        max_new_tokens=max_new_tokens,
+        vocabulary=vocabulary,
+    )
+
+
+def lift_constraint(
+    tokenizer: Tokenizer,
+    stop_ids: Sequence[int],
+    constraint: Constraint,
+    prefixes: Mapping[str, str],
+    *,
+    max_new_tokens: int | None = None,
+    vocabulary: int = 0,
+) -> TokenAutomaton:
+    """As `lift`; `prefixes` says for each occupation how its sentences begin."""
+    characters = characters_of(constraint, prefixes)
     spelt = token_bytes(tokenizer)
     spelt += [None] * (vocabulary - len(spelt))
     # Of a stop token only what decoding shows becomes text: nothing if it is special.
     hidden = set(tokenizer.all_special_ids)
     added = {index: text.encode() for text, index in tokenizer.get_added_vocab().items()}
     ends = {i: b"" if i in hidden else spelt[i] or added.get(i, b"") for i in stop_ids if 0 <= i < len(spelt)}
-    automaton = _count_words(characters, _classes(characters, spelt, ends), config, words)
-    need = int(automaton.need_F[automaton.start])
+    bytewise = on_bytes(characters)
+    automaton = _count_words(characters, bytewise, _classes(bytewise, spelt, ends), constraint, prefixes)
+    occupation = max(prefixes, key=automaton.fewest_tokens)
+    need = automaton.fewest_tokens(occupation)
     if need >= NEVER:
-        raise UserError("the model's tokens cannot spell any sentence that meets the constraint: use another model")
-    if need > max_new_tokens:
+        within, raised = (f" in {constraint.max_words} words", "raise max-words or ") if constraint.strict else ("", "")
         raise UserError(
-            f"max-new-tokens {max_new_tokens} is too few: the shortest sentence that meets the constraint needs {need} "
-            f"tokens, its end counted; use {max(need, 32)} or more"
+            f"the model's tokens spell no sentence that begins with {prefixes[occupation]!r} and meets Ctrl-G's "
+            f"constraint{within}: {raised}use another model"
+        )
+    if max_new_tokens is not None and need > max_new_tokens:
+        raise UserError(
+            f"max-new-tokens {max_new_tokens} is too few: the shortest sentence that begins with "
+            f"{prefixes[occupation]!r} and meets Ctrl-G's constraint needs {need} tokens more, its end counted; use "
+            f"{max(need, 32)} or more"
         )
     return automaton
 
 
 @dataclass(frozen=True)
+class _Block:
+    """What some classes of tokens do to some states, and all that they do."""
+
+    first: int
+    """The first of the states."""
+    class_Y: NDArray[np.intp]
+    code_XY: NDArray[np.int64]
+    """Where each class leads and how many words begin on the way, as state · _WORDS + words, or DEAD."""
+
+
+@dataclass(frozen=True)
 class _Classes:
-    next_CS: NDArray[np.int32]
-    """(C, S) where each class leads from each state of the character automaton."""
-    starts_C2: NDArray[np.int32]
-    """(C, 2) words that begin in a token, after another character and after a space."""
+    blocks: list[_Block]
     ends_C: NDArray[np.bool_]
     """Stop tokens: the text must be acceptable after them."""
     glued_C: NDArray[np.bool_]
     class_V: NDArray[np.int32]
 
 
-def _classes(characters: CharAutomaton, spelt: Sequence[bytes | None], ends: dict[int, bytes]) -> _Classes:
-    """What each token does to every state. Tokens share prefixes and effects, so each effect is extended by each byte
-    once, however many tokens need it."""
-    states = len(characters.next_SA)
-    table_AS = np.ascontiguousarray(characters.next_SA.T)
-    # An effect: where each state leads, and the words that begin on the way. The last character is a space or not, or
-    # there is none yet: then the state says.
-    effects: list[tuple[NDArray[np.int32], int, int, int]] = [(np.arange(states, dtype=np.int32), 0, 0, -1)]
-    nowhere = (np.full(states, DEAD, dtype=np.int32), 0, 0, 0)
-    number: dict[tuple[bytes, int, int, int], int] = {}
-    extended: dict[tuple[int, int], int] = {}
+class _Effects:
+    """What texts do to some states. Tokens share beginnings and effects, so each effect is extended by each byte once,
+    however many tokens need it."""
 
-    def add(effect: tuple[NDArray[np.int32], int, int, int]) -> int:
-        key = (effect[0].tobytes(), *effect[1:])
-        if key not in number:
-            number[key] = len(effects)
-            effects.append(effect)
-        return number[key]
+    def __init__(self, bytewise: ByteAutomaton, begin: int, end: int) -> None:
+        self.code_256B = np.where(
+            bytewise.next_B256 == DEAD, DEAD, bytewise.next_B256.astype(np.int64) * _WORDS + bytewise.begins_B256
+        ).T.copy()
+        self.rows: list[NDArray[np.int64]] = [np.arange(begin, end, dtype=np.int64) * _WORDS]
+        self.number: dict[bytes, int] = {}
+        self.extended: dict[tuple[int, int], int] = {}
 
-    dead = add(nowhere)
-
-    def extend(effect: int, byte: int) -> int:
-        next_S, after_other, after_space, last = effects[effect]
-        led_S = np.where(next_S == DEAD, DEAD, table_AS[byte - FIRST][next_S])
-        if (led_S == DEAD).all():
-            return dead
-        space = byte == FIRST
-        began_other = not space and last == 1
-        began_space = not space and last != 0
-        return add((led_S.astype(np.int32), after_other + began_other, after_space + began_space, int(space)))
-
-    def effect_of(text: bytes) -> int:
+    def of(self, text: bytes) -> int | None:
+        """The effect's number; None if no state survives the text."""
         effect = 0
         for byte in text:
-            if not FIRST <= byte <= LAST:
-                return dead
-            if (following := extended.get((effect, byte))) is None:
-                following = extended[effect, byte] = extend(effect, byte)
-            effect = following
+            key = (effect, byte)
+            if key not in self.extended:
+                self.extended[key] = self._extend(*key)
+            effect = self.extended[key]
+            if effect < 0:
+                return None
         return effect
 
-    keys: dict[tuple[int, bool, bool], int] = {(dead, False, True): 0}
+    def _extend(self, effect: int, byte: int) -> int:
+        row_X = self.rows[effect]
+        step_X = self.code_256B[byte][row_X // _WORDS]
+        dead_X = (row_X == DEAD) | (step_X == DEAD)
+        if dead_X.all():
+            return DEAD
+        words_X = np.minimum(row_X % _WORDS + step_X % _WORDS, _WORDS - 1)
+        row_X = np.where(dead_X, DEAD, step_X // _WORDS * _WORDS + words_X)
+        found = self.number.setdefault(row_X.tobytes(), len(self.rows))
+        if found == len(self.rows):
+            self.rows.append(row_X)
+        return found
+
+
+def _classes(bytewise: ByteAutomaton, spelt: Sequence[bytes | None], ends: dict[int, bytes]) -> _Classes:
+    """What each token does to every state. A token that begins within a character does something to partial states
+    only, any other to whole ones only."""
+    states, whole = len(bytewise.next_B256), bytewise.whole
+    halves = {False: _Effects(bytewise, 0, whole), True: _Effects(bytewise, whole, states)}
+    keys: dict[tuple[bool, int, bool, bool], int] = {}
     class_V = np.zeros(len(spelt), dtype=np.int32)
     for index, text in enumerate(spelt):
         ends_here = index in ends
         text = ends.get(index, text)
-        if text is None or not (text or ends_here) or (effect := effect_of(text)) == dead:
+        if text is None or not (text or ends_here):
             continue
-        class_V[index] = keys.setdefault((effect, ends_here, not text.startswith(b" ")), len(keys))
-    chosen = [effects[effect] for effect, _, _ in keys]
-    return _Classes(
-        np.stack([next_S for next_S, *_ in chosen]),
-        np.array([[other, space] for _, other, space, _ in chosen], dtype=np.int32),
-        np.array([ends_here for _, ends_here, _ in keys]),
-        np.array([glued for _, _, glued in keys]),
-        class_V,
+        within = text[:1] >= b"\x80" and text[:1] < b"\xc0"
+        if (effect := halves[within].of(text)) is not None:
+            class_V[index] = keys.setdefault((within, effect, ends_here, not text.startswith(b" ")), len(keys)) + 1
+    blocks = []
+    for within, first in ((False, 0), (True, whole)):
+        chosen = [(c + 1, effect) for (inside, effect, _, _), c in keys.items() if inside == within]
+        if chosen:
+            code_YX = np.stack([halves[within].rows[effect] for _, effect in chosen])
+            blocks.append(_Block(first, np.array([c for c, _ in chosen]), code_YX.T))
+    ends_C = np.array([False, *(ends_here for _, _, ends_here, _ in keys)])
+    glued_C = np.array([True, *(glued for *_, glued in keys)])
+    return _Classes(blocks, ends_C, glued_C, class_V)
+
+
+def _count_words(
+    characters: CharAutomaton,
+    bytewise: ByteAutomaton,
+    classes: _Classes,
+    constraint: Constraint,
+    prefixes: Mapping[str, str],
+) -> TokenAutomaton:
+    """The product with the counter of words."""
+    states = len(bytewise.next_B256)
+    shortest = min(word_count(prefix) for prefix in prefixes.values())
+    levels = constraint.max_words - shortest + 1 if constraint.strict else 1
+    next_BC, words_BC = _tables(characters, states, classes)
+    starts = {
+        occupation: characters.starts[prefix] * levels + (word_count(prefix) - shortest if constraint.strict else 0)
+        for occupation, prefix in prefixes.items()
+    }
+    fewest = constraint.min_words - shortest if constraint.strict else 0
+    need_BL, reached_BL = _explore(next_BC, words_BC, levels, max(0, fewest), list(starts.values()), bytewise)
+    row_BL, next_RC = _rows(next_BC, words_BC, need_BL, reached_BL, bytewise)
+    return TokenAutomaton(
+        next_BC, words_BC, classes.class_V, need_BL.reshape(-1), starts, row_BL.reshape(-1), next_RC, classes.glued_C
     )
 
 
-def _count_words(characters: CharAutomaton, classes: _Classes, config: CtrlGConfig, words: int) -> TokenAutomaton:
-    """The product with the counter of words, without unreachable and hopeless states, minimal."""
-    count_C, states = len(classes.ends_C), len(characters.next_SA)
-    counted = config.shape == "strict"
-    levels = config.max_words - words + 1 if counted else 1
-    enough_L = np.arange(levels) >= config.min_words - words if counted else np.ones(levels, dtype=bool)
-    live = levels * states
-    done, dead = live, live + 1
-    began_SC = np.where(characters.after_space_S[:, None], classes.starts_C2[:, 1], classes.starts_C2[:, 0])
-    base_SC = classes.next_CS.T
-    next_FC = np.full((live + 2, count_C), dead, dtype=np.int32)
-    next_FC[done] = done
-    accepts_SC = (base_SC != DEAD) & characters.accepts_S[base_SC] & classes.ends_C
+def _tables(characters: CharAutomaton, states: int, classes: _Classes) -> tuple[NDArray[np.int32], NDArray[np.int16]]:
+    """Where each class leads from each state, `done` and `dead` included, and the words that begin on the way."""
+    done, dead = states, states + 1
+    accepts_B = np.zeros(states, dtype=bool)
+    accepts_B[: len(characters.accepts_S)] = characters.accepts_S
+    next_BC = np.full((states + 2, len(classes.ends_C)), dead, dtype=np.int32)
+    words_BC = np.zeros(next_BC.shape, dtype=np.int16)
+    next_BC[done] = done
+    for block in classes.blocks:
+        living_XY = block.code_XY != DEAD
+        target_XY = np.where(living_XY, block.code_XY // _WORDS, 0)
+        ended_XY = np.where(accepts_B[target_XY], done, dead)
+        target_XY = np.where(living_XY, np.where(classes.ends_C[block.class_Y], ended_XY, target_XY), dead)
+        words_XY = np.where(target_XY == dead, 0, block.code_XY % _WORDS)
+        rows = slice(block.first, block.first + len(target_XY))
+        next_BC[rows, block.class_Y], words_BC[rows, block.class_Y] = target_XY, words_XY
+    return next_BC, words_BC
+
+
+def _explore(
+    next_BC: NDArray[np.int32],
+    words_BC: NDArray[np.int16],
+    levels: int,
+    fewest: int,
+    starts: list[int],
+    bytewise: ByteAutomaton,
+) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """(B, L) the fewest tokens needed, and which states can come up, those that stand for them included."""
+    states = len(next_BC) - 2
+    done = states
+    # Each state's distinct edges.
+    from_X, class_X = np.nonzero((next_BC[:states] != states + 1) & (words_BC[:states] < levels))
+    target_X, words_X = next_BC[from_X, class_X].astype(np.int64), words_BC[from_X, class_X]
+    kinds_E = np.unique((from_X * (states + 2) + target_X) * _WORDS + words_X)
+    words_E, target_E, from_E = kinds_E % _WORDS, kinds_E // _WORDS % (states + 2), kinds_E // _WORDS // (states + 2)
+    need_BL = np.full((states + 2, levels), NEVER, dtype=np.int32)
+    need_BL[done, fewest:] = 0
+    sources, begin_E = np.unique(from_E, return_index=True)
+    for level in reversed(range(levels)):  # words never become fewer
+        level_E = level + words_E
+        fits_E = level_E < levels
+        level_E = np.minimum(level_E, levels - 1)
+        while True:
+            through_E = np.where(fits_E, need_BL[target_E, level_E], NEVER) + 1
+            shorter = np.minimum(np.minimum.reduceat(through_E, begin_E), need_BL[sources, level])
+            if (shorter == need_BL[sources, level]).all():
+                break
+            need_BL[sources, level] = shorter
+    reached_BL = np.zeros((states + 2, levels), dtype=bool)
+    reached_BL.reshape(-1)[starts] = True
+    from_E = np.concatenate([from_E, bytewise.stand_ins[:, 0]])
+    target_E = np.concatenate([target_E, bytewise.stand_ins[:, 1]])
+    words_E = np.concatenate([words_E, bytewise.stand_ins[:, 2]])
     for level in range(levels):
-        reached_SC = level + (began_SC if counted else 0 * began_SC)
-        fits_SC = (base_SC != DEAD) & (reached_SC < levels)
-        goes_SC = np.where(fits_SC & ~classes.ends_C, reached_SC * states + base_SC, dead)
-        ends_SC = accepts_SC & fits_SC & enough_L[np.minimum(reached_SC, levels - 1)]
-        next_FC[level * states : (level + 1) * states] = np.where(ends_SC, done, goes_SC)
-    need_F = _distances(next_FC, done)
-    keep_F = _reachable(next_FC) & (need_F < NEVER)
-    keep_F[[0, done, dead]] = True
-    kept = np.flatnonzero(keep_F)
-    renumber = np.full(live + 2, len(kept) - 1, dtype=np.int32)
-    renumber[kept] = np.arange(len(kept))
-    next_FC, need_F = renumber[next_FC[kept]], need_F[kept]
-    label_F = np.zeros(len(kept), dtype=np.int64)
-    label_F[-2:] = 1, 2
-    group_F = refine(next_FC, label_F)
-    first = np.sort(np.unique(group_F, return_index=True)[1])  # in order: the start, …, done, dead
+        fits_E = level + words_E < levels
+        source_E, end_E, level_E = from_E[fits_E], target_E[fits_E], level + words_E[fits_E]
+        before = -1
+        while (now := int(reached_BL.sum())) != before:
+            before = now
+            on_E = reached_BL[source_E, level]
+            reached_BL[end_E[on_E], level_E[on_E]] = True
+    return need_BL, reached_BL
+
+
+def _rows(
+    next_BC: NDArray[np.int32],
+    words_BC: NDArray[np.int16],
+    need_BL: NDArray[np.int32],
+    reached_BL: NDArray[np.bool_],
+    bytewise: ByteAutomaton,
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """(B, L) each state's row of the look-ahead, and (R, C) where the rows lead."""
+    states, levels = len(next_BC) - 2, need_BL.shape[1]
+    usual_B = np.ones(states + 2, dtype=bool)
+    usual_B[[*bytewise.stand_ins[:, 0], states, states + 1]] = False
+    able_BL = need_BL < NEVER
+    base_R, level_R = np.nonzero(usual_B[:, None] & able_BL & reached_BL)
+    done, dead = len(base_R), len(base_R) + 1
+    row_BL = np.full((states + 2, levels), dead, dtype=np.int32)
+    row_BL[base_R, level_R] = np.arange(done)
+    row_BL[states, able_BL[states]] = done
+    _borrow(row_BL, dead, bytewise.stand_ins, able_BL)
+    level_RC = level_R[:, None] + words_BC[base_R]
+    next_RC = np.full((done + 2, next_BC.shape[1]), dead, dtype=np.int32)
+    next_RC[:done] = np.where(level_RC < levels, row_BL[next_BC[base_R], np.minimum(level_RC, levels - 1)], dead)
+    next_RC[done] = done
+    label_R = np.zeros(done + 2, dtype=np.int64)
+    label_R[-2:] = 1, 2
+    group_R = refine(next_RC, label_R)
+    first = np.sort(np.unique(group_R, return_index=True)[1])  # in order: live ones, done, dead
     order = np.empty(len(first), dtype=np.int32)
-    order[group_F[first]] = np.arange(len(first))
-    return TokenAutomaton(order[group_F[next_FC[first]]], classes.class_V, need_F[first], classes.glued_C, 0)
+    order[group_R[first]] = np.arange(len(first))
+    return order[group_R[row_BL]], order[group_R[next_RC[first]]]
 
 
-def _distances(next_FC: NDArray[np.int32], done: int) -> NDArray[np.int32]:
-    need_F = np.full(len(next_FC), NEVER, dtype=np.int32)
-    need_F[done] = 0
-    while True:
-        shorter_F = np.minimum(need_F, need_F[next_FC].min(axis=1) + 1)
-        if (shorter_F == need_F).all():
-            return np.minimum(need_F, NEVER)
-        need_F = shorter_F
+def _borrow(row_BL: NDArray[np.int32], dead: int, stand_ins: NDArray[np.int64], able_BL: NDArray[np.bool_]) -> None:
+    """Give each state without a row that of the likeliest state to stand for it that has one; else it stays dead's,
+    which weighs the state low and forbids nothing."""
+    levels = row_BL.shape[1]
+    for state, other, words, _ in stand_ins[np.argsort(stand_ins[:, 3], kind="stable")]:
+        row_L = np.full(levels, dead, dtype=np.int32)
+        row_L[: max(0, levels - words)] = row_BL[other, words:]
+        better_L = able_BL[state] & (row_L != dead)
+        row_BL[state, better_L] = row_L[better_L]
 
 
-def _reachable(next_FC: NDArray[np.int32]) -> NDArray[np.bool_]:
-    reached_F = np.zeros(len(next_FC), dtype=bool)
-    frontier = np.array([0])
-    while len(frontier):
-        reached_F[frontier] = True
-        following = np.unique(next_FC[frontier])
-        frontier = following[~reached_F[following]]
-    return reached_F
-
-
-def _check_words(characters: CharAutomaton, config: CtrlGConfig, words: int) -> None:
-    """Raises UserError if no sentence has as few words as max_words."""
-    if config.shape != "strict":
-        return
-    # Fewest word starts from each state to acceptance: a word starts on a character after a space.
-    weight_S = characters.after_space_S.astype(np.int64)
-    need_S = np.where(characters.accepts_S, 0, NEVER)
-    space = 0
-    while True:
-        target = np.where(characters.next_SA == DEAD, NEVER, need_S[characters.next_SA])
-        target[:, space + 1 :] += weight_S[:, None]
-        shorter = np.minimum(need_S, target.min(axis=1))
-        if (shorter == need_S).all():
-            break
-        need_S = shorter
-    fewest = words + int(need_S[0])
-    if config.max_words < fewest:
-        raise UserError(
-            f"max-words {config.max_words} is too few: a sentence that begins with its {words} words and meets the "
-            f"constraint has at least {fewest}; use {fewest} or more"
-        )
+def fewest_tokens(tokenizer: Tokenizer, stop_ids: Sequence[int], task: Task, occupation: str) -> int:
+    """Tokens after the prefix, the stop token counted, of the shortest sentence that is a strict success. Raises
+    UserError if there is none. Takes seconds."""
+    automaton = lift(tokenizer, stop_ids, CtrlGConfig(), task)
+    return automaton.fewest_tokens(occupation)

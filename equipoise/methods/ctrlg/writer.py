@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from equipoise.policy.config import SamplingConfig
 from equipoise.policy.load import Policy
 from equipoise.policy.prompt import Tokenizer, sentences_of, stop_ids
 from equipoise.policy.sample import sample
-from equipoise.protocol.lexicon import LEXICON, Lexicon
 from equipoise.protocol.prompts import Prompt
+from equipoise.protocol.task import Task
 
-VERSION = 1
+VERSION = 2
 """Raised when the distillation changes, so that an HMM made before is not used."""
 
 
@@ -46,13 +46,14 @@ class Written:
 
 
 def check_feasible(
-    tokenizer: Tokenizer, prompt: Prompt, sampling: SamplingConfig, config: CtrlGConfig, lexicon: Lexicon = LEXICON
+    tokenizer: Tokenizer, prompt: Prompt, sampling: SamplingConfig, config: CtrlGConfig, task: Task
 ) -> None:
-    """Raises UserError, with the reason, if no sentence can meet the constraint within the bounds or the token limit,
-    or if the tokenizer's tokens have no known bytes, or for temperature 0. Needs no weights: call it before loading.
+    """Raises UserError, with the reason, if some occupation has no sentence that meets the constraint within the bounds
+    and the token limit, or if the tokenizer's tokens have no known bytes, or for temperature 0. Needs no weights: call
+    it before loading.
     """
     _check_temperature(sampling)
-    lift(tokenizer, stop_ids(tokenizer, None, prompt), config, lexicon, max_new_tokens=sampling.max_new_tokens)
+    lift(tokenizer, stop_ids(tokenizer, None, prompt), config, task, max_new_tokens=sampling.max_new_tokens)
 
 
 def _check_temperature(sampling: SamplingConfig) -> None:
@@ -72,10 +73,10 @@ class CtrlG:
         cache: Path,
         *,
         weights: str,
-        lexicon: Lexicon = LEXICON,
+        task: Task,
     ) -> None:
-        """`prompts` maps each occupation to its prompt's token ids, `weights` is `prompted.fingerprint` of the model;
-        both, and the settings, name the HMM's file in the folder `cache`.
+        """`prompts` maps each occupation of the task to its prompt's token ids, `weights` is `prompted.fingerprint` of
+        the model; both, and the settings, name the HMM's file in the folder `cache`.
 
         `sampling.top_p` is applied to the guided distribution, after the constraint: the model's own nucleus can lack
         every token that still allows a valid sentence. Give 1 for importance weights that cover all valid sentences.
@@ -84,7 +85,7 @@ class CtrlG:
         _check_temperature(sampling)
         self.policy, self.prompts, self.sampling = policy, {o: list(p) for o, p in prompts.items()}, sampling
         on_gpu = policy.device.type == "cuda"
-        self.config, self.cache, self.lexicon = config.resolved(on_gpu=on_gpu), cache, lexicon
+        self.config, self.cache, self.task = config.resolved(task, on_gpu=on_gpu), cache, task
         assert self.config.hidden_states is not None and self.config.distil_sentences is not None
         self.hidden, self.sentences = self.config.hidden_states, self.config.distil_sentences
         self.batch_size = 1024 if on_gpu else 100
@@ -93,7 +94,7 @@ class CtrlG:
             policy.tokenizer,
             policy.stop_ids,
             config,
-            lexicon,
+            task,
             max_new_tokens=sampling.max_new_tokens,
             vocabulary=policy.model.config.get_text_config().vocab_size,
         )
@@ -111,14 +112,6 @@ class CtrlG:
             "seed": config.distil_seed,
         }
         self.guide: CtrlGuide | None = None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What decides the sentences besides weights, prompts, sampling and seed: JSON values for a file's record."""
-        return asdict(self.config) | {
-            "agentic": list(self.lexicon.agentic),
-            "communal": list(self.lexicon.communal),
-        }
 
     @property
     def path(self) -> Path:
@@ -144,7 +137,7 @@ class CtrlG:
             self.automaton,
             model,
             symbol_V,
-            list(self.prompts.values()),
+            self.prompts,
             self.sampling,
             self.config.guidance,
             self.policy.device,
@@ -155,7 +148,7 @@ class CtrlG:
             "generated_tokens": 0 if loaded else facts["distilled_tokens"],
             "hidden_states": self.hidden,
             "symbols": len(model.emission_SH),
-            "automaton_states": self.automaton.done,
+            "automaton_states": len(self.automaton.next_RC) - 2,
             "cached": loaded is not None,
             "distil_s": round(distilled - started, 2),
             "tables_s": round(time.perf_counter() - distilled, 2),
@@ -221,7 +214,7 @@ class CtrlG:
             rows = torch.nonzero(chosen_B == c).squeeze(-1)
             named = [occupations[i] for i in rows.tolist()]
             for i, text in zip(
-                rows.tolist(), sentences_of(self.policy.tokenizer, rollout.select(rows), named), strict=True
+                rows.tolist(), sentences_of(self.policy.tokenizer, rollout.select(rows), named, self.task), strict=True
             ):
                 texts[i] = text
         return Written(texts, log_weight_B.tolist(), sum(int(rollout.lengths_B.sum()) for rollout in rollouts))

@@ -7,25 +7,25 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import WordLevel
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE, WordLevel
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.ctrlg.guide import CtrlGuide
 from equipoise.methods.ctrlg.hmm import HMM
-from equipoise.methods.ctrlg.lift import TokenAutomaton, lift
+from equipoise.methods.ctrlg.lift import NEVER, TokenAutomaton, lift_constraint
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.graphs import Graphs
 from equipoise.policy.load import Policy
 from equipoise.policy.sample import sample
-from equipoise.protocol.lexicon import Lexicon
+from tests.methods.ctrlg.oracle import accepts, constraint
 from tests.methods.ctrlg.test_hmm import random_hmm
 from tests.tiny import bare_policy, next_logprobs
 
 WORDS = ("</s>", "bold", "loyal", "x", ".", "é")  # one token each; joined with spaces
 END, V, T, H = 0, len(WORDS), 5, 3
 PROMPTS = [[3], [4, 3]]
+OCCUPATIONS = {"x": PROMPTS[0], "y": PROMPTS[1]}
 
 
 def automaton(max_new_tokens: int = T, terms: str = "both") -> TokenAutomaton:
@@ -33,14 +33,16 @@ def automaton(max_new_tokens: int = T, terms: str = "both") -> TokenAutomaton:
     core = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="x"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
-    config = CtrlGConfig(terms=terms, min_words=5, max_words=7)  # type: ignore[arg-type]
-    return lift(tokenizer, (END,), config, Lexicon(("bold",), ("loyal",)), max_new_tokens=max_new_tokens)
+    classes = [("bold",), ("loyal",)] if terms == "both" else [("bold", "loyal")]
+    prefixes = {name: f"The {name} was" for name in OCCUPATIONS}
+    demand = constraint(*classes, words=(5, 7))
+    return lift_constraint(tokenizer, (END,), demand, prefixes, max_new_tokens=max_new_tokens)
 
 
 def valid(tokens: tuple[int, ...], terms: str = "both") -> bool:
     """The constraint, in words: terms, at least two and at most four words, a full stop last but one, then the end."""
     *words, last = [WORDS[t] for t in tokens]
-    if last != "</s>" or "</s>" in words or "é" in words or not 2 <= len(words) <= 4 or words[-1] != ".":
+    if last != "</s>" or "</s>" in words or not 2 <= len(words) <= 4 or words[-1] != ".":
         return False
     return "bold" in words and "loyal" in words if terms == "both" else "bold" in words or "loyal" in words
 
@@ -53,7 +55,7 @@ def strings(steps: int = T) -> list[tuple[int, ...]]:
 def guide(model: HMM, *, guidance: float = 1.0, sampling: SamplingConfig | None = None) -> CtrlGuide:
     sampling = sampling or SamplingConfig(max_new_tokens=T)
     return CtrlGuide(
-        automaton(), model, torch.arange(V), PROMPTS, sampling, guidance, torch.device("cpu")
+        automaton(), model, torch.arange(V), OCCUPATIONS, sampling, guidance, torch.device("cpu")
     )  # fmt: skip
 
 
@@ -74,15 +76,15 @@ def test_the_bonus_is_the_probability_that_a_valid_sentence_follows(prompt: int,
     model = random_hmm(0, 2, H, V)
     steering, machine = guide(model, sampling=SamplingConfig(max_new_tokens=steps)), automaton()
     everything = [s for n in range(1, steps + 1) for s in itertools.product(range(V), repeat=n)]
-    assert strings(steps) == [s for s in everything if machine.run(s)]
+    assert strings(steps) == [s for s in everything if machine.run(s, "xy"[prompt])]
     probability = {s: filtered(model, prompt, s)[0] for s in strings(steps)}
     compared = 0
     for done in [(), *(s for s in everything if len(s) < steps)]:
-        state = machine.start
+        state = machine.starts["xy"[prompt]]
         for token in done:
-            state = int(machine.next_FC[state, machine.class_V[token]])
+            state = machine.step(state, token)
         left = steps - 1 - len(done)
-        if state in (machine.done, machine.dead):
+        if machine.need_F[state] == 0 or machine.need_F[state] >= NEVER:
             continue
         likelihood, belief = filtered(model, prompt, done)
         bonus = steering.bonus(torch.tensor([belief]), torch.tensor([state]), torch.tensor([left]))[0]
@@ -216,9 +218,73 @@ def test_the_nucleus_is_taken_of_the_guided_distribution_and_keeps_every_sentenc
 
 
 def test_a_limit_of_exactly_the_tokens_needed_is_met() -> None:
-    need = int(automaton().need_F[0])
+    need = automaton().fewest_tokens("x")
     sampling = SamplingConfig(max_new_tokens=need)
     steering = guide(random_hmm(13, 2, H, V), sampling=sampling)
     policy = bare_policy(vocabulary=V, stops=(END,), seed=5)
     rollout = sample(policy, PROMPTS * 50, sampling, torch.Generator().manual_seed(0), guide=steering)
     assert all(valid(tuple(c)) and len(c) == need for c in rollout.completions())
+
+
+PARTS = ("</s>", "▁", "<0xC3>", "<0xA9>", "<0xC2>", "<0xAD>", ".", "é")
+
+
+def in_parts() -> TokenAutomaton:
+    """A vocabulary that cuts "é" and the soft hyphen; the second prefix has two words more, and the term in it."""
+    core = Tokenizer(BPE({t: i for i, t in enumerate(PARTS)}, [], byte_fallback=True))
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+    return lift_constraint(tokenizer, (END,), DEMAND, PREFIXES, max_new_tokens=T)
+
+
+DEMAND = constraint(("é",), words=(3, 4))
+PREFIXES = {"x": "It is", "y": "É is an x"}
+
+
+def written(tokens: tuple[int, ...]) -> str | None:
+    """The text of a completion that has ended; None for one that has not, or is no UTF-8."""
+    *body, last = [PARTS[t] for t in tokens]
+    if last != "</s>" or "</s>" in body:
+        return None
+    spelt = [bytes([int(p[3:5], 16)]) if p.startswith("<") else p.replace("▁", " ").encode() for p in body]
+    try:
+        return b"".join(spelt).decode()
+    except UnicodeDecodeError:
+        return None
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("occupation", ["x", "y"])
+def test_every_occupation_starts_from_its_prefix_and_characters_in_parts_keep_the_weights_true(
+    occupation: str, guidance: float
+) -> None:
+    machine, count = in_parts(), len(PARTS)
+    policy = bare_policy(vocabulary=count, stops=(END,), seed=3)
+    sampling = SamplingConfig(3.0, 1.0, T)
+    prompt = OCCUPATIONS[occupation]
+    exact = 0.0
+    everything = [s for n in range(1, T + 1) for s in itertools.product(range(count), repeat=n)]
+    accepted = set()
+    for string in everything:
+        text = written(string)
+        if text is not None and accepts(DEMAND, PREFIXES[occupation] + text):
+            accepted.add(string)
+            logprob = 0.0
+            for n, token in enumerate(string):
+                logprob += next_logprobs(policy.model, [*prompt, *string[:n]], 3.0)[token]
+            exact += math.exp(logprob)
+    assert accepted == {s for s in everything if machine.run(s, occupation)}
+    assert any(PARTS.index("<0xC3>") in s or PARTS.index("<0xAD>") in s for s in accepted)
+    model = random_hmm(9, 2, H, count)
+    steering = CtrlGuide(machine, model, torch.arange(count), OCCUPATIONS, sampling, guidance, torch.device("cpu"))
+    rollout = sample(policy, [prompt] * 3000, sampling, torch.Generator().manual_seed(0), guide=steering)
+    assert {tuple(c) for c in rollout.completions()} <= accepted and bool(rollout.report["valid"].all())
+    weights = rollout.report["log_weight"].exp()
+    error = float(weights.std()) / math.sqrt(len(weights))
+    assert abs(float(weights.mean()) - exact) < 4.5 * error
+    assert error < 0.2 * exact
+
+
+def test_a_prompt_of_no_occupation_is_not_guided() -> None:
+    with pytest.raises(KeyError):
+        guide(random_hmm(0, 2, H, V)).initial([[3, 3]])

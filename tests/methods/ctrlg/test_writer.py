@@ -16,12 +16,10 @@ from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.load import Policy, load_for_generation
 from equipoise.policy.prompt import prompt_ids
 from equipoise.policy.sample import sample
-from equipoise.protocol.lexicon import OCCUPATIONS
-from equipoise.protocol.prompts import get_prompt
-from equipoise.protocol.reward import strict_success
+from equipoise.protocol.task import PROTOCOL
 from tests.tiny import pretend_graphs, words_folder
 
-RAW = get_prompt("raw")
+RAW = PROTOCOL.prompt("raw")
 T = 12
 SMALL = CtrlGConfig(candidates=1, hidden_states=8, distil_sentences=600, em_passes=3)
 
@@ -33,9 +31,11 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
 
 
 def make(policy: Policy, cache: Path, config: CtrlGConfig = SMALL, **changes: Any) -> CtrlG:
-    prompts = {o: prompt_ids(policy.tokenizer, RAW, o) for o in OCCUPATIONS}
+    prompts = {o: prompt_ids(policy.tokenizer, RAW, o, PROTOCOL) for o in PROTOCOL.names}
     sampling = SamplingConfig(1.0, 1.0, changes.pop("max_new_tokens", T))
-    return CtrlG(policy, prompts, sampling, config, cache, weights="tiny", **changes)
+    return CtrlG(
+        policy, prompts, sampling, config, cache, weights="tiny", task=changes.pop("task", PROTOCOL), **changes
+    )
 
 
 def quiet(_: str) -> None:
@@ -46,16 +46,16 @@ def test_every_sentence_complies_and_the_weights_agree_with_free_samples(policy:
     write = make(policy, tmp_path)
     facts = write.prepare(quiet)
     assert not facts["cached"] and facts["sentences"] == 600 and facts["generated_tokens"] > 600
-    keys = all_keys(100)
+    keys = all_keys(100, PROTOCOL.names)
     written = write(keys, uniforms(0, keys, T))
-    assert all(map(strict_success, written.texts))
+    assert all(map(PROTOCOL.strict, written.texts))
     assert len(set(written.texts)) > 1900
     assert all(text.startswith(f"The {key.occupation} was") for key, text in zip(keys, written.texts, strict=True))
     weights = torch.tensor(written.log_weights, dtype=torch.float64).exp()
     share, error = float(weights.mean()), float(weights.std()) / math.sqrt(len(weights))
     prompts = [write.prompts[key.occupation] for key in keys]
     free = sample(policy, prompts * 8, write.sampling, torch.Generator().manual_seed(1))
-    accepted = [write.automaton.run(completion) for completion in free.completions()]
+    accepted = [write.automaton.run(c, key.occupation) for c, key in zip(free.completions(), keys * 8, strict=True)]
     rate = sum(accepted) / len(accepted)
     assert abs(share - rate) < 4.5 * math.hypot(error, math.sqrt(rate * (1 - rate) / len(accepted)))
     assert rate > 0.005
@@ -63,7 +63,7 @@ def test_every_sentence_complies_and_the_weights_agree_with_free_samples(policy:
 
 def test_a_second_writer_finds_the_hmm_and_writes_the_same(policy: Policy, tmp_path: Path) -> None:
     first, second = make(policy, tmp_path), make(policy, tmp_path)
-    keys = all_keys(2)
+    keys = all_keys(2, PROTOCOL.names)
     first.prepare(quiet)
     whole = first(keys, uniforms(0, keys, T))
     facts = second.prepare(quiet)
@@ -91,18 +91,18 @@ def test_other_bounds_and_terms_are_kept(policy: Policy, tmp_path: Path, terms: 
     config = dataclasses.replace(SMALL, terms=terms, min_words=6, max_words=7)
     write = make(policy, tmp_path, config)
     write.prepare(quiet)
-    keys = all_keys(5)
+    keys = all_keys(5, PROTOCOL.names)
     texts = write(keys, uniforms(0, keys, T)).texts
-    matches = [write.lexicon.match(text) for text in texts]
+    matches = [PROTOCOL.match(text) for text in texts]
     assert {len(text.split()) for text in texts} == {6, 7}
-    assert all(m.both if terms == "both" else m.counts for m in matches)
-    assert terms == "both" or not all(m.both for m in matches)
+    assert all(m.complete if terms == "both" else m.counts for m in matches)
+    assert terms == "both" or not all(m.complete for m in matches)
 
 
 def test_both_decoders_write_the_same(policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = make(policy, tmp_path)
     plain.prepare(quiet)
-    keys = [Key(o, n) for n in (1, 2) for o in OCCUPATIONS]
+    keys = [Key(o, n) for n in (1, 2) for o in PROTOCOL.names]
     expected = plain(keys, uniforms(3, keys, T))
     fast_policy = load_for_generation(PolicyConfig(policy.source.path_or_id, dtype="float32"), RAW)  # type: ignore[union-attr]
     fast = make(pretend_graphs(fast_policy, monkeypatch), tmp_path)
@@ -121,13 +121,13 @@ def test_what_cannot_be_met_is_refused_before_anything_is_sampled(
 ) -> None:
     monkeypatch.setattr(writer, "sample_freely", lambda *_: pytest.fail("sampled"))
     for config, sampling, reason in (
-        (CtrlGConfig(min_words=1, max_words=3), SamplingConfig(max_new_tokens=T), "max-words 3 is too few"),
+        (CtrlGConfig(min_words=1, max_words=2), SamplingConfig(max_new_tokens=T), "max-words 2 is too few"),
         (CtrlGConfig(), SamplingConfig(max_new_tokens=4), "max-new-tokens 4 is too few"),
         (CtrlGConfig(), SamplingConfig(0.0, max_new_tokens=T), "temperature 0"),
     ):
         with pytest.raises(UserError, match=reason):
-            check_feasible(policy.tokenizer, RAW, sampling, config)
-    check_feasible(policy.tokenizer, RAW, SamplingConfig(max_new_tokens=T), CtrlGConfig())
+            check_feasible(policy.tokenizer, RAW, sampling, config, PROTOCOL)
+    check_feasible(policy.tokenizer, RAW, SamplingConfig(max_new_tokens=T), CtrlGConfig(), PROTOCOL)
     with pytest.raises(UserError, match="max-new-tokens 4 is too few"):
         make(policy, tmp_path, max_new_tokens=4)
     assert not list(tmp_path.iterdir())
@@ -141,13 +141,13 @@ def test_of_several_candidates_one_is_kept_in_proportion_to_its_weight(policy: P
     shares = torch.bincount(chosen, minlength=4) / n
     assert shares.tolist() == pytest.approx(weights[0].tolist(), abs=0.015)  # four standard errors
     assert log_mean.exp().tolist() == pytest.approx([0.25e-5] * n)
-    keys = all_keys(20)
+    keys = all_keys(20, PROTOCOL.names)
     one = make(policy, tmp_path)
     one.prepare(quiet)
     few = make(policy, tmp_path, dataclasses.replace(SMALL, candidates=4))
     assert few.prepare(quiet)["cached"]
     singles, chosen_of_four = one(keys, uniforms(0, keys, T)), few(keys, uniforms(0, keys, T))
-    assert all(map(strict_success, chosen_of_four.texts))
+    assert all(map(PROTOCOL.strict, chosen_of_four.texts))
     assert chosen_of_four.tokens > 3 * singles.tokens
     # Closer to the model's own compliant sentences: weights vary less.
     spread = [torch.tensor(w.log_weights, dtype=torch.float64).std() for w in (singles, chosen_of_four)]

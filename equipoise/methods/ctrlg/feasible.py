@@ -1,0 +1,43 @@
+"""Whether a task's constraint can be met at all, said without a model."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from equipoise.errors import UserError
+from equipoise.methods.ctrlg.automaton import CharAutomaton, build
+from equipoise.methods.ctrlg.config import CtrlGConfig
+from equipoise.methods.ctrlg.constraint import Constraint, constraint_of
+from equipoise.protocol.prompts import word_count
+from equipoise.protocol.task import Task
+
+if TYPE_CHECKING:
+    pass
+
+_cached_build = lru_cache(maxsize=4)(build)
+
+
+def characters_of(constraint: Constraint, prefixes: Mapping[str, str]) -> CharAutomaton:
+    """The automaton over characters, made once. `prefixes`: for each occupation, how its sentences begin. Raises
+    UserError, with the reason, if an occupation has no valid sentence or none of as few words as max_words."""
+    characters = _cached_build(constraint, tuple(prefixes.values()))
+    if constraint.strict:
+        longest = max(prefixes.values(), key=lambda prefix: _words(characters, prefix))
+        fewest = _words(characters, longest)
+        if constraint.max_words < fewest:
+            raise UserError(
+                f"max-words {constraint.max_words} is too few: a sentence that begins with {longest!r} and meets "
+                f"Ctrl-G's constraint has at least {fewest}; use {fewest} or more"
+            )
+    return characters
+
+
+def _words(characters: CharAutomaton, prefix: str) -> int:
+    return word_count(prefix) + int(characters.fewest_S[characters.starts[prefix]])
+
+
+def fewest_words(task: Task, occupation: str) -> int:
+    """Words, the prefix's counted, of the shortest complete sentence of an occupation that holds a term of every class,
+    whatever the task's bounds. Raises UserError if there is none. Takes a second, no model and no tokenizer."""
+    prefixes = tuple(task.prefix(name) for name in task.names)
+    return _words(_cached_build(constraint_of(CtrlGConfig(), task), prefixes), task.prefix(occupation))

@@ -1,0 +1,159 @@
+"""The steps of supervised fine-tuning that need the model: `sft` puts them together."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from equipoise.errors import UserError
+from equipoise.learning.search import BATCH, Search
+from equipoise.learning.supervised import Example, Examples, Loss, examples_of, read_rows
+from equipoise.methods.completions import all_keys
+from equipoise.methods.estimates import first_look
+from equipoise.methods.own_sentences import LABELS, Found, as_completions, own_sentences
+from equipoise.methods.prompted import model_name, uniforms
+from equipoise.methods.sft_config import GivenSentences, OwnSentences, SftConfig
+from equipoise.policy.card import ModelCard
+from equipoise.policy.config import SamplingConfig
+from equipoise.policy.export import WEIGHTS, export
+from equipoise.policy.load import Policy
+from equipoise.policy.prompt import sentences_of
+from equipoise.policy.sample import sample
+from equipoise.policy.source import TASK
+from equipoise.protocol.task import Task
+from equipoise.runs.records import provenance, task_on_record
+
+SENTENCES = "sentences.csv"
+"""The sentences that the model wrote itself, beside what was learnt from them."""
+CHECKED = 200  # sentences of the trained model that are written at a time for a first look
+
+
+class Data(NamedTuple):
+    """What there is to learn from."""
+
+    examples: Examples
+    found: Found | None
+    """The sentences that the model wrote itself, if it did."""
+
+
+def check_file(path: Path, task: Task) -> None:
+    """Raises UserError for a completions file that cannot be read, or whose record says that it is of another task."""
+    read_rows(path)
+    record = path.with_name(path.name + ".json")
+    try:
+        settings = json.loads(record.read_bytes())["settings"]
+        other = task_on_record(settings, str(record)) if isinstance(settings, dict) else task
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no record, or none of ours: the rows themselves will tell
+    if changed := other.differences(task):
+        raise UserError(
+            f"{path} was made for another task ({'; '.join(changed)}): learn from sentences of this one, or give "
+            "theirs with --task"
+        )
+
+
+def collect_rows(
+    source: OwnSentences | GivenSentences,
+    config: SftConfig,
+    task: Task,
+    policy: Policy,
+    prompts: dict[str, list[int]],
+    say: Callable[[str], None],
+) -> Data:
+    """The sentences that pass the filter: a file's, or the model's own. Raises UserError, NonFiniteError."""
+    found: Found | None = None
+    if isinstance(source, OwnSentences):
+        if not task.can_force:
+            say(f"the task {task.name} has no openings to begin sentences with: learning from the model's free samples")
+        wanted = Search(task.can_force, source.sentences, source.candidates, budget=source.budget)
+        found = own_sentences(policy, task, prompts, wanted, config.seed, say)
+        rows = found.rows
+    else:
+        rows = read_rows(source.path)
+    examples = examples_of(rows, policy.tokenizer, task, prompts, policy.stop_ids, config.filter)
+    say(f"{config.data}: {examples.describe()}")
+    return Data(examples, found)
+
+
+class Split(NamedTuple):
+    learnt: list[Example]
+    held_out: list[Example]
+
+
+def split_held_out(examples: Sequence[Example], at_most: int | None, share: float, generator: torch.Generator) -> Split:
+    """At most so many of the examples, in random order, a share of which is only scored.
+
+    Which, is decided by a hash of the text, so that a sentence that occurs twice is not on both sides."""
+    order = torch.randperm(len(examples), generator=generator).tolist()
+    split = Split([], [])
+    for i in order[:at_most]:
+        held = int.from_bytes(hashlib.sha256(examples[i].text.encode()).digest()[:8]) < share * 2.0**64
+        (split.held_out if held else split.learnt).append(examples[i])
+    return split
+
+
+def check_enough(split: Split, data: Data, name: str) -> None:
+    """Raises UserError where there is too little to learn from."""
+    if len(split.learnt) < BATCH:
+        raise UserError(
+            f"{name} has {len(split.learnt)} sentences to learn from ({data.examples.describe()}), and at least "
+            f"{BATCH} are needed: give a file with more, or --filter both"
+        )
+
+
+def record_of(
+    settings: dict[str, Any], data: Data, split: Split, losses: Sequence[Loss], seconds: float
+) -> dict[str, Any]:
+    """The content of run.json."""
+    training = {
+        "seconds": round(seconds, 3),
+        "rows": data.examples.rows,
+        "failing": data.examples.failing,
+        "foreign": data.examples.foreign,
+        "learnt": len(split.learnt),
+        "held_out": len(split.held_out),
+        "nats_per_token": [loss._asdict() for loss in losses],
+    }
+    if data.found is not None:
+        training |= {"drawn": data.found.drawn, "collecting_seconds": round(data.found.seconds, 3)}
+        if not data.found.forced:
+            training["forced"] = False
+    return {"config": settings, "training": training, **provenance()}
+
+
+def export_trained(
+    policy: Policy, config: SftConfig, task: Task, prompt: str, record: dict[str, Any], found: Found | None
+) -> None:
+    """Leave the model in its folder, with its record, its task and the sentences that it wrote itself."""
+    assert policy.source is not None
+    folder = Path(config.output_dir)
+    files = {"run.json": json.dumps(record, indent=1) + "\n", TASK: task.to_yaml()}
+    if found is not None:
+        files[SENTENCES] = as_completions(found.rows, model_name(policy.source), LABELS[found.forced])
+    method = f"supervised fine-tuning on {record['training']['learnt']} compliant sentences, {config.epochs} epochs"
+    export(
+        policy.model,
+        policy.tokenizer,
+        folder,
+        source=policy.source,
+        stop_ids=policy.stop_ids,
+        card=ModelCard(method=method, prompt=prompt, task=task),
+        extra_files=files,
+    )
+    assert (folder / WEIGHTS).exists()
+
+
+def look(policy: Policy, task: Task, prompts: dict[str, list[int]], runs: int, seed: int) -> str:
+    """What `runs` sentences of each occupation come to, written by the trained model."""
+    sampling = SamplingConfig(top_p=0.95)
+    keys = all_keys(runs, task.names)
+    texts: list[str] = []
+    for first in range(0, len(keys), CHECKED):
+        part = keys[first : first + CHECKED]
+        uniform_BT = uniforms(f"{seed}/check", part, sampling.max_new_tokens)
+        rollout = sample(policy, [prompts[key.occupation] for key in part], sampling, uniform_BT=uniform_BT).cpu()
+        texts += sentences_of(policy.tokenizer, rollout, [key.occupation for key in part], task)
+    return first_look(texts, task)

@@ -1,0 +1,275 @@
+"""What the documentation says is there: commands, options, files, functions, links, examples, tables."""
+
+import ast
+import dataclasses
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from equipoise import options
+from equipoise.cli import COMMANDS
+from equipoise.protocol.reward import RewardWeights
+from equipoise.protocol.task import packaged_tasks, task_from_document
+from equipoise.protocol.task_checks import KEYS
+
+ROOT = Path(__file__).parents[1]
+LOG = "docs/LOG.md"  # of the past: it may name what is gone
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+}
+PRESENT = {name: text for name, text in PAGES.items() if name not in (LOG, "CHANGELOG.md")}
+
+# Until `equipoise task` is there, what the pages say of it cannot be tested; with it, this switches itself on.
+TASK = (ROOT / "equipoise/commands/task.py").is_file()
+with_task = pytest.mark.skipif(not TASK, reason="needs `equipoise task`")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], re.M | re.S)
+
+
+def rows(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table below a heading, its first two lines left out."""
+    section = re.split(rf"^#+ {re.escape(heading)}\n", PAGES[page], flags=re.M)[1]
+    table = re.search(r"^(\|.*\n)+", section, re.M)
+    assert table, heading
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table[0].splitlines()[2:]]
+
+
+def named(page: str, heading: str) -> list[str]:
+    """What stands in back quotes first in each row of that table."""
+    return [re.findall(r"`([^`]+)`", row[0])[0] for row in rows(page, heading)]
+
+
+# Command lines.
+
+LINES = [(page, line) for page in PRESENT for block in blocks(page, "sh") for line in block.splitlines() if line]
+ENTRIES = {"python train_rlhf.py": "train", "python generate_rlhf.py": "generate"}
+
+
+class Understood(Exception):
+    """The options were read."""
+
+
+@pytest.fixture
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that the command lines read, as the pages show them."""
+    monkeypatch.chdir(tmp_path)
+    settings = next(block for block in blocks("docs/TRAINING.md", "yaml") if "steps:" in block)
+    Path("run.yaml").write_text(settings, encoding="utf-8")
+    for page, name in (("README.md", "warmth.yaml"), ("docs/TASKS.md", "my-study.yaml")):
+        task = next(b for b in blocks(page, "yaml") if {"name", "occupations", "classes"} <= yaml.safe_load(b).keys())
+        Path(name).write_text(task, encoding="utf-8")
+
+
+@pytest.mark.parametrize(("page", "line"), LINES)
+@pytest.mark.usefixtures("examples")
+def test_every_command_line_is_understood(page: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = re.sub(r"\s+#.*", "", line)
+    for entry, command in ENTRIES.items():
+        line = line.replace(entry, f"equipoise {command}")
+    if made := re.fullmatch(r'make (\w+)(?: ARGS="(.*)")?', line):
+        assert re.search(rf"^{made[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M), line
+        if made[1] not in ("train", "generate") or made[2] is None:
+            return
+        line = f"equipoise {made[1]} {made[2]}"
+    program, *argv = shlex.split(line)
+    if program != "equipoise":
+        assert line.startswith(("pip install ", "tensorboard --logdir ")), f"{page}: {line} is not tested"
+        return
+    argv = argv[: argv.index("<")] if "<" in argv else argv
+    if not TASK:
+        if argv[0] == "task":
+            return
+        for name in ("--task", "--min-words", "--max-words"):
+            argv = [a for a, before in zip(argv, ["", *argv], strict=False) if name not in (a, before)]
+    understand(argv, monkeypatch)
+
+
+def understand(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call the command up to where its options are read, which raises UserError for what it does not know."""
+    module = importlib.import_module(COMMANDS[argv[0]][0])
+    place, name = next(
+        ((module, n) for n in ("configure", "_parse", "parse") if hasattr(module, n)), (options, "parse")
+    )
+    read = getattr(place, name)
+
+    def understood(*args: Any, **kwargs: Any) -> Any:
+        if name == "configure":  # a preset named first keeps this from looking at GPU and Hub; one on the line wins
+            args = (["--preset", "bundled-cpu", *args[0]],)
+        read(*args, **kwargs)
+        raise Understood
+
+    monkeypatch.setattr(place, name, understood)
+    with pytest.raises(Understood):
+        module.main(argv[1:])
+
+
+def test_the_pages_show_every_command_and_many_ways_to_train() -> None:
+    shown = {line.split()[1] for _, line in LINES if line.startswith("equipoise ")}
+    assert COMMANDS.keys() - shown <= {"train", "generate"}  # which have entry points of their own
+    training = {line for _, line in LINES if "train_rlhf.py" in line or "make train" in line}
+    assert len(training) > 15 and any("generate_rlhf.py" in line for _, line in LINES)
+
+
+def test_commands_in_running_text_exist() -> None:
+    known = COMMANDS.keys() | {"task", "NAME", "X", "COMMAND"}
+    for page, text in PRESENT.items():
+        assert set(re.findall(r"`equipoise ([\w-]+)", text)) <= known, page
+
+
+def flags() -> Iterator[str]:
+    """Every option of every command."""
+    from equipoise.evaluation.config import EvaluateConfig, ReportConfig
+    from equipoise.methods.sample import SampleConfig
+    from equipoise.methods.sft import SftConfig
+    from equipoise.methods.study import StudyConfig
+    from equipoise.ppo.bench import BenchConfig
+    from equipoise.ppo.config import TrainConfig
+    from equipoise.ppo.sweep import SweepConfig
+
+    kinds: list[Any] = [SampleConfig, SftConfig, StudyConfig, EvaluateConfig, ReportConfig, SweepConfig, BenchConfig]
+    waiting = [*kinds, TrainConfig, RewardWeights]
+    while waiting:
+        for field in dataclasses.fields(waiting.pop()):
+            if dataclasses.is_dataclass(field.default_factory):
+                waiting.append(field.default_factory)
+            yield from (f"--{no}{field.name.replace('_', '-')}" for no in ("", "no-"))
+    yield from ("--preset", "--config", "--overwrite", "--task", "--new", "--json", "--help", "--version")
+
+
+def test_options_in_running_text_exist() -> None:
+    known = {*flags(), "--no-deps"}
+    for page, text in PRESENT.items():
+        assert set(re.findall(r"`(--[a-z0-9-]+)", text)) <= known, page
+
+
+# Files, functions, links.
+
+
+def top_level(path: Path) -> set[str]:
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+@with_task
+@pytest.mark.parametrize("page", PRESENT)
+def test_every_file_and_function_that_is_named_is_there(page: str) -> None:
+    for name in re.findall(r"`([\w-]+/[\w./-]+\.(?:py|yaml|csv|md))`", PAGES[page]):
+        if "NAME" not in name and not name.startswith(("study/", "rlhf_")):
+            assert (ROOT / name).is_file() or (ROOT / "equipoise" / name).is_file(), name
+    for name, called in re.findall(r"`([\w/]+\.py)` →\s+((?:`\w+`(?:,\s+|\s+and\s+)?)+)", PAGES[page]):
+        missing = set(re.findall(r"`(\w+)`", called)) - top_level(ROOT / name)
+        assert not missing, f"{name} has no {missing}"
+
+
+def anchors(text: str) -> set[str]:
+    """GitHub's names of the headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    for target, _, anchor in (m.partition("#") for m in re.findall(r"\]\(([^)\s]+)\)", PAGES[page])):
+        if target.startswith(("http:", "https:")):
+            continue
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.read_text(encoding="utf-8")), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PRESENT)
+def test_python_examples_import_what_there_is(page: str) -> None:
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+
+
+def test_no_page_names_a_machine() -> None:
+    for page, text in PRESENT.items():
+        assert not re.search(r"/home/|/root/|/work/|/tmp/|index-url|file://", text), page
+
+
+# Tables and examples.
+
+
+def test_the_readme_can_be_read_in_five_minutes() -> None:
+    assert len(PAGES["README.md"].split()) <= 1200
+
+
+def test_the_readme_lists_every_command() -> None:
+    listed = named("README.md", "The commands")
+    assert sorted(listed) == sorted({*COMMANDS, "task"}), listed
+
+
+def test_the_table_of_presets_is_theirs() -> None:
+    from equipoise.ppo.presets import PRESETS
+
+    table = dict(zip(named("docs/TRAINING.md", "Presets"), rows("docs/TRAINING.md", "Presets"), strict=True))
+    assert list(table) == list(PRESETS)
+    for name, (_, model, prompt, meant) in table.items():
+        config = PRESETS[name]
+        assert prompt == f"`{config.prompt}`" and re.search(rf"\b{config.steps:,} steps\b", meant), name
+        assert ("Llama" in model) == ("Llama" in config.policy.model), name
+        assert ("all weights" in model) == (config.policy.tuning == "full"), name
+
+
+def test_the_table_of_methods_has_every_method() -> None:
+    from equipoise.methods.sample import Method
+
+    assert named("docs/METHODS.md", "The methods") == list(get_args(Method))
+
+
+def test_the_table_of_the_reward_has_its_numbers() -> None:
+    weights = RewardWeights()
+    base, bonus, length, repetition = (
+        [float(n) for n in re.findall(r"[+-][\d.]+|(?<=most )\+[\d.]+", row[1].replace("−", "-"))]
+        for row in rows("docs/METHODS.md", "What is rewarded")
+    )
+    assert base == [weights.base_both, weights.base_one, weights.base_none]
+    assert bonus == [weights.bonus_per_term, weights.bonus_max]
+    assert length == [-weights.length_penalty] and repetition == [-weights.repetition_penalty]
+
+
+def test_the_alerts_are_as_many_as_is_said() -> None:
+    alerts = [row for row in re.findall(r"^\| `(\w+)` \|.*", PAGES["docs/METRICS.md"].split("| alert |")[1], re.M)]
+    assert alerts[:12][-1] == "leak" and "the twelve alerts" in PAGES["docs/TRAINING.md"]
+
+
+def test_every_key_of_a_task_file_is_explained_with_an_example() -> None:
+    assert {re.findall(r"`(\w+)`", row[0])[0] for row in rows("docs/TASKS.md", "Every key")} == set(KEYS)
+    assert {key for block in blocks("docs/TASKS.md", "yaml") for key in yaml.safe_load(block)} == set(KEYS)
+
+
+def test_examples_of_task_files_are_read() -> None:
+    whole = yaml.safe_load(blocks("README.md", "yaml")[0])
+    task_from_document(whole, "README.md")
+    rest = {key: whole[key] for key in ("name", "occupations", "classes")}
+    for block in blocks("docs/TASKS.md", "yaml"):
+        given = yaml.safe_load(block)
+        task_from_document(given if rest.keys() <= given.keys() else rest | given, block)
+
+
+@with_task
+def test_the_packaged_tasks_are_listed_wherever_they_are() -> None:
+    tasks = packaged_tasks()
+    listed = re.findall(r"^\| `([\w-]+)` \|.*Fiske|^\| `([\w-]+)` \|.*(?:default task, and|stem lists)",
+                        PAGES["docs/TASKS.md"], re.M)  # fmt: skip
+    assert sorted("".join(pair) for pair in listed) == sorted(tasks)
+    assert all(f"`{name}`" in PAGES["README.md"] for name in tasks)
