@@ -1,4 +1,6 @@
-"""The file contract of `equipoise evaluate`: what `evaluation.json` and `rows.csv` hold; `stored` reads and writes them.
+"""The file contract of `equipoise evaluate`: what `evaluation.json` and `rows.csv` hold.
+
+`stored` reads and writes them.
 
 `evaluation.json` is JSON of one `Evaluation`, a dataclass is an object, a tuple a list, None null. There
 is no NaN and no infinity in it: a number that does not exist is null, and the note beside it says why. Texts, names
