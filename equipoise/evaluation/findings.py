@@ -166,10 +166,10 @@ def _optimum(evaluation: Evaluation) -> str:
         f"{fixed(_value(p.bound) or 0.0, 1)})"
         for p in points
     ]
+    own = share(frontier.p0) if frontier.p0 else "unknown"
     return (
         f"Nats per sentence above the least KL to the base model that its compliance needs: {listed(told)}. That "
-        f"bound, kl(c‖p₀), follows from the base model's own compliance, {share(frontier.p0) if frontier.p0 else 'unknown'} "
-        f"({visible(frontier.p0_source)})."
+        f"bound, kl(c‖p₀), follows from the base model's own compliance, {own} ({visible(frontier.p0_source)})."
     )
 
 
