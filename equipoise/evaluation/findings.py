@@ -10,7 +10,7 @@ from equipoise.evaluation.runs import TrainingRun
 from equipoise.evaluation.tables import fixed, formatted
 from equipoise.evaluation.visible import visible
 from equipoise.evaluation.wording import constraint, listed, strict, term_pairs
-from equipoise.protocol.task import Task
+from equipoise.protocol.task import PROTOCOL, Task
 
 EFFECTIVE = "pairs/effective"
 UNIQUE = "pairs/unique"
@@ -209,8 +209,9 @@ def gaps(evaluation: Evaluation, runs: Sequence[TrainingRun], unfinished: Sequen
     if not evaluation.judges:
         out.append(Gap("Fluency", "evaluate with a judge: `equipoise evaluate FILES --judge bundled --output FOLDER`"))
     if len(evaluation.methods) < 2:
+        task = "" if evaluation.task == PROTOCOL else " --task FILE"
         out.append(Gap("Comparisons and the front", "give completions of a second method, for instance the untrained "
-                       "model: `python generate_rlhf.py --model bundled --output baseline.csv`"))  # fmt: skip
+                       f"model: `python generate_rlhf.py --model bundled{task} --output baseline.csv`"))  # fmt: skip
     if evaluation.frontier.p0 is None:
         out.append(Gap("The bound on KL", f"{visible(evaluation.frontier.p0_source)}; a file of the untrained model's "
                        "completions, or Generate-and-Filter's `.costs.json` beside its file, gives p₀"))  # fmt: skip

@@ -14,7 +14,7 @@ def table(pairs: Counter[tuple[str, ...]], classes: Mapping[str, Sequence[str]])
     places = [{term: i for i, term in enumerate(terms)} for terms in classes.values()]
     found = [(tuple(own[term] for own, term in zip(places, pair, strict=True)), n) for pair, n in pairs.items()]
     if len(places) > 2:
-        return tuple((*at, n) for at, n in sorted(found, key=lambda each: (-each[1], each[0])))
+        return tuple((*at, n) for at, n in sorted(found, key=lambda each: each[::-1], reverse=True))
     rows = [[0] * len(places[-1]) for _ in range(len(places[0]) if len(places) == 2 else 1)]
     for at, n in found:
         rows[at[0] if len(places) == 2 else 0][at[-1]] = n
@@ -22,7 +22,7 @@ def table(pairs: Counter[tuple[str, ...]], classes: Mapping[str, Sequence[str]])
 
 
 def counted(pairs: Table, classes: Mapping[str, Sequence[str]]) -> list[tuple[tuple[str, ...], int]]:
-    """Every pair that occurs with the number of its sentences, the commonest first."""
+    """Every pair that occurs with the number of its sentences, the commonest first; of equals the last in the lists."""
     terms = list(classes.values())
     if len(terms) > 2:
         return [(tuple(own[i] for own, i in zip(terms, row[:-1], strict=True)), row[-1]) for row in pairs]
@@ -33,7 +33,7 @@ def counted(pairs: Table, classes: Mapping[str, Sequence[str]]) -> list[tuple[tu
         for last, n in zip(terms[-1], row, strict=True)
         if n
     ]
-    return sorted(found, key=lambda each: -each[1])
+    return sorted(reversed(found), key=lambda each: -each[1])
 
 
 def total(pairs: Table, classes: Mapping[str, Sequence[str]]) -> int:

@@ -214,7 +214,10 @@ def _effective_pairs(sample: Sample, value: float | None) -> Estimate:
     def nats(counts: Array) -> Array:
         return diversity.entropy(counts) * np.log(2)
 
-    return _with(value, jackknife(nats, counts_OT, sample.task.pair_count), "jackknife", int(kept.sum()))
+    interval = jackknife(nats, counts_OT, sample.task.pair_count)
+    if interval is not None:  # it reaches to the value, which is rounded in another place
+        interval = Interval(min(interval.low, value), max(interval.high, value), interval.note)
+    return _with(value, interval, "jackknife", int(kept.sum()))
 
 
 def _fluency(sample: Sample, name: str) -> dict[str, Estimate]:
