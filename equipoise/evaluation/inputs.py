@@ -65,6 +65,13 @@ def _named(given: str) -> tuple[str | None, str]:
     return None, given
 
 
+def told(mine: Task, other: Task) -> str:
+    """The first differences of two tasks, in few words."""
+    lines = mine.differences(other)
+    shown = [line if len(line) <= 120 else f"{line[:119]}…" for line in lines[:4]]
+    return "; ".join(shown) + (f"; and {len(lines) - 4} more" if len(lines) > 4 else "")
+
+
 def _settings(path: str) -> Mapping[str, Any] | None:
     """The settings in the record that `equipoise generate` and its kin leave beside a file; None if there is none."""
     try:
@@ -85,14 +92,14 @@ def _task(config: EvaluateConfig, paths: list[str]) -> tuple[Task, tuple[str, ..
         task = config.task
         for path, own in recorded.items():
             if own != task:
-                notices.append(f"{path} was made under another task than --task: {'; '.join(own.differences(task))}")
+                notices.append(f"{path} was made under another task than --task: {told(own, task)}")
     else:
         task = next(iter(recorded.values()), PROTOCOL)
         for path, own in recorded.items():
             if own != task:
                 raise UserError(
                     f"{next(iter(recorded))} and {path} were made under different tasks "
-                    f"({'; '.join(task.differences(own))}): evaluate them apart, or name the one to measure by with "
+                    f"({told(task, own)}): evaluate them apart, or name the one to measure by with "
                     "--task"
                 )
     return task.with_bounds(config.min_words, config.max_words), tuple(notices)

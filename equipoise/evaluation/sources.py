@@ -12,6 +12,7 @@ from equipoise.evaluation import stored
 from equipoise.evaluation.config import EvaluateConfig
 from equipoise.evaluation.evaluate import evaluate
 from equipoise.evaluation.files import write
+from equipoise.evaluation.inputs import told
 from equipoise.evaluation.results import Evaluation
 from equipoise.evaluation.runs import CURVES
 from equipoise.runs.progress import Progress
@@ -75,7 +76,7 @@ def measured(given: Given, config: EvaluateConfig, say: Callable[[str], None]) -
         evaluation = stored.read(given.folder)
         if config.task is not None and config.task != evaluation.task:
             raise UserError(
-                f"{given.folder} was measured by another task ({'; '.join(evaluation.task.differences(config.task))}): "
+                f"{given.folder} was measured by another task ({told(evaluation.task, config.task)}): "
                 "leave --task out, or give the completions files to measure them by it"
             )
         return Source(evaluation, given.folder / "rows.csv", given.study)

@@ -208,6 +208,10 @@ def _on_alert(watch: Mapping[str, Any]) -> str:
 def _exported(config: Mapping[str, Any], summary: Mapping[str, Any], noun: str) -> str:
     """Which step was exported, and by which rule."""
     evaluation, run = _group(config, "evaluation"), _group(config, "run")
+    step, because = summary.get("exported_step"), summary.get("exported_because")
+    exported = "" if step is None else f"Exported: step {step:,}, {visible(str(because))}."
+    if not evaluation:
+        return exported
     count = evaluation.get("eval_sentences")
     if not count or evaluation.get("export") == "last":
         rule = "the last weights"
@@ -217,10 +221,7 @@ def _exported(config: Mapping[str, Any], summary: Mapping[str, Any], noun: str) 
             f"the best of evaluations of {_number(count)} sentences ({settings}), made every {run.get('save_every')} "
             f"steps and at the end, by {_rank(summary, noun)}"
         )
-    step, because = summary.get("exported_step"), summary.get("exported_because")
-    if step is None:
-        return f"To be exported: {rule}."
-    return f"Exported: step {step:,}, {visible(str(because))}. The rule: {rule}."
+    return f"{exported} The rule: {rule}." if exported else f"To be exported: {rule}."
 
 
 def _rank(summary: Mapping[str, Any], noun: str) -> str:

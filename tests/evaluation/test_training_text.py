@@ -179,3 +179,11 @@ def test_bibtex_has_the_sources_of_the_task_and_no_others() -> None:
     text = bibtex(foreign_task(sources=["Müller & {Söhne} (2020)."]))
     assert "Gaucher" not in text and "note    = {{Müller \\& \\{Söhne\\} (2020).}}" in text
     assert "Gaucher" not in bibtex(foreign_task()) and "source1" not in bibtex(foreign_task())
+
+
+def test_what_an_old_record_does_not_have_is_not_told(tmp_path: Path) -> None:
+    text = training_text(read_run(training_run(tmp_path / "run")), PROTOCOL)
+    assert (
+        text == "The policy of the run run was trained with PPO for 40 steps (prompt describe, learning rate 1e-05, "
+        "seed 3)."
+    )
