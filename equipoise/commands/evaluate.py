@@ -2,6 +2,7 @@
 
 import sys
 
+from equipoise.errors import UserError
 from equipoise.evaluation.config import EvaluateConfig
 from equipoise.evaluation.evaluate import evaluate
 from equipoise.evaluation.files import FILES, prepare, write
@@ -13,6 +14,11 @@ from equipoise.runs.progress import Progress
 
 def main(argv: list[str]) -> int:
     """Measure the files, print the headline table, write the results. Raises UserError for bad input."""
+    if any(argument.partition("=")[0] == "--lexicon" for argument in argv):
+        raise UserError(
+            "--lexicon has become --task FILE: write the terms into a task file, under `classes` "
+            "(docs/TASKS.md says how; `equipoise task --new` writes one to start from)"
+        )
     config = parse(
         EvaluateConfig,
         argv,
@@ -52,8 +58,9 @@ def table(evaluation: Evaluation) -> list[str]:
         )
         for line in lines
     ]
-    low, high = evaluation.settings["min_words"], evaluation.settings["max_words"]
-    out.append(f"strict: both classes, {low} to {high} words, one complete sentence; [95 % interval over occupations]")
+    task = evaluation.task
+    what = f"{task.all_classes}, {task.bounds}, one complete sentence"
+    out.append(f"strict: {what}; [95 % interval over occupations]")
     return out
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.errors import UserError
-from equipoise.evaluation import formats, modelcard, results, tables
+from equipoise.evaluation import formats, modelcard, results, stored, tables
 from equipoise.evaluation.config import EvaluateConfig, ReportConfig
 from equipoise.evaluation.curves import frontier_plot, training_plots
 from equipoise.evaluation.figures import ends, figures
@@ -15,7 +15,6 @@ from equipoise.evaluation.plots import as_csv, write
 from equipoise.evaluation.runs import read_runs
 from equipoise.evaluation.samples import Sample, sample
 from equipoise.evaluation.sources import measured, recognise
-from equipoise.protocol.lexicon import Lexicon
 from equipoise.runs.files import write_whole
 
 
@@ -30,7 +29,7 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
     folder = config.output.with_name(config.output.stem + "_files")
     choices = EvaluateConfig(
         given.files, folder / "evaluation", judge=config.judge, fluency=config.fluency, base=config.base,
-        event=config.event, device=config.device,
+        event=config.event, device=config.device, task=config.task,
     )  # fmt: skip
     evaluation, rows, study = measured(given, choices, say)
     carded = [(card, modelcard.method_of(card, evaluation, config.card_method)) for card in config.card]
@@ -73,11 +72,10 @@ def _check_output(path: Path) -> None:
 
 def read_samples(rows: Path, evaluation: results.Evaluation) -> list[Sample]:
     """The sentences of rows.csv, in its order. Raises UserError."""
-    lexicon = Lexicon(evaluation.lexicon["agentic"], evaluation.lexicon["communal"])
     column = f"NLL@{evaluation.judges[0].name}" if evaluation.judges else None
     several = {name for name, method in evaluation.methods.items() if len(method.seeds) > 1}
     try:
-        return [sample(row, lexicon, column, row["Method"] in several) for row in results.read_rows(rows)]
+        return [sample(row, evaluation.task, column, row["Method"] in several) for row in stored.read_rows(rows)]
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{rows} is not as `equipoise evaluate` writes it ({error!r}): run it again") from None
 

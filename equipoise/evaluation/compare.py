@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from equipoise.evaluation.counted import Sample
 from equipoise.evaluation.frontier import drawn_medians
 from equipoise.evaluation.intervals import Array, Interval, clustered_wilson, mean_with_t, two_level
 from equipoise.evaluation.results import Comparison, Estimate
 from equipoise.evaluation.significance import cliffs_delta, cohens_h, holm, non_inferiority, sign_flip, signed_rank
-from equipoise.evaluation.summary import Sample
 
 SHARES = ("strict", "both", "in_length", "complete")
 MEANS = (*SHARES, "terms", "words")

@@ -8,7 +8,7 @@ import tyro
 
 from equipoise.errors import UserError
 from equipoise.evaluation.layout import Form
-from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS
+from equipoise.options import OptionalTask
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class ReportConfig:
     """Where files are evaluated first: what the trade-off calls compliance."""
     device: str = "auto"
     """Where files are evaluated first: `auto`, `cpu`, `cuda` or `cuda:1`."""
+    task: OptionalTask = None
+    """Where files are evaluated first: a task file, or the name of a packaged task. Default: the task that is on record
+    beside the files, else the protocol's."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +55,21 @@ class EvaluateConfig:
     text_column: str | None = None
     """The column of texts, where its name is none of the usual."""
     occupation_column: str | None = None
-    """The column of occupations, likewise. Where there is none, occupations are read from `The X was …`."""
+    """The column of occupations, likewise. Where there is none, occupations are read from the beginnings of the texts,
+    such as `The X was`."""
     method_column: str | None = None
     """The column that names the method."""
     form: Form = "auto"
-    """Whether texts are whole sentences or continue `The X was`. `auto`: as they begin."""
+    """Whether texts are whole sentences or continue the task's frame, such as `The X was`. `auto`: as they begin."""
     encoding: str | None = None
     """Of the files, where they are not UTF-8: for instance cp1252."""
-    lexicon: Path | None = None
-    """YAML or JSON file with lists `agentic` and `communal`, in place of the protocol's terms."""
-    min_words: int = MIN_WORDS
-    """Fewest words of a strict success; the prefix counts."""
-    max_words: int = MAX_WORDS
-    """Most words of a strict success."""
+    task: OptionalTask = None
+    """What is measured by: a task file with its own terms, occupations, frame and bounds, or the name of a packaged
+    task. Default: the task that is on record beside the files, else the protocol's."""
+    min_words: int | None = None
+    """Fewest words of a strict success; the frame's count. Default: the task's."""
+    max_words: int | None = None
+    """Most words of a strict success. Default: the task's."""
     judge: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A model whose negative log-likelihood measures fluency: `bundled`, a folder or a Hub id; may be repeated. The
     first one counts in the trade-off. Default: bundled."""
@@ -99,8 +104,9 @@ class EvaluateConfig:
             raise UserError(f"--margin {self.margin} must be positive, in nats per token; 0.3 is the default")
         if self.seed < 0:
             raise UserError(f"--seed {self.seed} must be 0 or more")
-        if not 0 <= self.min_words <= self.max_words:
-            raise UserError(f"--min-words {self.min_words} and --max-words {self.max_words} leave no length between")
+        low, high = self.min_words, self.max_words
+        if low is not None and high is not None and not 0 <= low <= high:
+            raise UserError(f"--min-words {low} and --max-words {high} leave no length between")
 
     @property
     def judges(self) -> tuple[str, ...]:

@@ -9,14 +9,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from equipoise.evaluation.figures import EVENTS, dot, ends, handle, slugs
-from equipoise.evaluation.frontier import bernoulli_kl
+from equipoise.evaluation.figures import dot, ends, handle, slugs
 from equipoise.evaluation.plots import GREY, OKABE_ITO, Look, Plot, empty, looks, new_figure, shortened
 from equipoise.evaluation.results import Evaluation, Frontier, FrontierPoint
 from equipoise.evaluation.runs import TrainingRun, smoothed
+from equipoise.evaluation.wording import event, term_pairs
+from equipoise.measures.shares import kl_bound
 
 CURVES = {"both": "compliance/both", "strict": "compliance/strict"}
 """Which curve of a run is the compliance that a frontier is about."""
+PAIRS = "{pairs} in a batch"
 PANELS = (
     ("reward", ("reward/mean", "reward/training")),
     ("compliance", ("compliance/both", "compliance/strict", "compliance/one")),
@@ -25,7 +27,7 @@ PANELS = (
     ("entropy, nats per token", ("ppo/entropy",)),
     ("clip fraction", ("ppo/clip_fraction",)),
     ("words in a sentence", ("text/words",)),
-    ("term pairs in a batch", ("text/pairs",)),
+    (PAIRS, ("text/pairs",)),
     ("parts of the reward", ("reward/bonus", "reward/length_penalty", "reward/repetition_penalty")),
     ("different texts in a batch", ("text/unique",)),
 )
@@ -38,11 +40,12 @@ def frontier_plot(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> Plot:
     points = [p for p in frontier.points if p.kl is not None and p.kl.value is not None]
     paths = {run.name: run.path(CURVES[frontier.event]) for run in runs}
     bound = _bound_rows(frontier)
+    compliance = event(evaluation.task, frontier.event)
     excess = ", ".join(f"{p.method} {p.excess:.2f}" for p in points if p.excess is not None)
     return Plot(
         name="compliance-kl",
         title="Compliance and distance from the base model",
-        caption=f"Share of sentences with {EVENTS[frontier.event]}"
+        caption=f"Share of sentences with {compliance}"
         " against KL to the base model. No method can be left of the curve kl(c‖p₀), the least KL that compliance c "
         "needs; its band is the interval of p₀. "
         + (f"p₀ is from {frontier.p0_source}. " if frontier.p0 else f"No curve: {frontier.p0_source}. ")
@@ -57,7 +60,7 @@ def frontier_plot(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> Plot:
             *(("bound", "", c, "", "", *map(_finite, kls)) for c, *kls in bound),
             *((f"run {name}", step, c, "", "", kl) for name, path in paths.items() for step, kl, c in path),
         ],
-        draw=partial(_draw_frontier, frontier, points, paths, look, bound),
+        draw=partial(_draw_frontier, compliance, points, paths, look, bound),
     )  # fmt: skip
 
 
@@ -69,7 +72,7 @@ def _bound_rows(frontier: Frontier) -> list[tuple[float, float, float, float]]:
     rows = []
     for i in range(201):
         c = i / 200
-        kls = [bernoulli_kl(c, p) if p is not None and c >= p else 0.0 for p in (middle, high, low)]
+        kls = [kl_bound(c, p) if p is not None and c >= p else 0.0 for p in (middle, high, low)]
         rows.append((c, kls[0], kls[1], kls[2]))
     return rows
 
@@ -79,7 +82,7 @@ def _finite(value: float) -> float | None:
 
 
 def _draw_frontier(
-    frontier: Frontier,
+    compliance: str,
     points: Sequence[FrontierPoint],
     paths: Mapping[str, Sequence[tuple[int, float, float]]],
     look: Mapping[str, Look],
@@ -120,7 +123,7 @@ def _draw_frontier(
     axes.set_xlim(min(-0.02 * right, *(1.1 * (p.kl.low or 0.0) for p in points if p.kl), 0.0), right)
     axes.set_ylim(-4, 106)
     axes.set_xlabel("KL to the base model, nats per sentence")
-    axes.set_ylabel(f"{EVENTS[frontier.event]}, %")
+    axes.set_ylabel(f"{compliance}, %")
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
@@ -132,7 +135,8 @@ def training_plots(runs: Sequence[TrainingRun]) -> list[Plot]:
 
 
 def _training(run: TrainingRun, slug: str) -> Plot:
-    panels = [(title, [key for key in keys if key in run.curves]) for title, keys in PANELS]
+    words = term_pairs(run.task)
+    panels = [(title.format(pairs=words), [key for key in keys if key in run.curves]) for title, keys in PANELS]
     keys = [key for _, own in panels for key in own]
     alerts = ", ".join(f"{i + 1} {alert.name} from step {alert.step}" for i, (alert, _, _) in enumerate(run.signs))
     return Plot(

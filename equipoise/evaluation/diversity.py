@@ -1,4 +1,8 @@
-"""How varied texts and terms are. Plain numbers; all of them depend on how many texts there are."""
+"""How varied texts and terms are. Plain numbers; all of them depend on how many texts there are.
+
+Effective numbers of plain counts are `measures.variety.effective`. The entropy here is of arrays: divergences between
+all pairs of occupations, and the jackknife, which leaves each occupation out once, take thousands of them at a time.
+"""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
 
-from equipoise.protocol.lexicon import Lexicon, normalise
+from equipoise.protocol.lexicon import normalise
+from equipoise.protocol.task import Task
 
 Counts = NDArray[np.float64]
 
@@ -19,11 +24,6 @@ def entropy(counts: Counts) -> Counts:
     shares = np.divide(counts, total, out=np.zeros_like(counts, dtype=float), where=total > 0)
     logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
     return np.asarray(-(shares * logs).sum(-1)) + 0.0  # without -0.0
-
-
-def effective(counts: Counts) -> float | None:
-    """2^H: as many equally frequent kinds would have this entropy (Hill 1973, Ecology 54). None for no counts."""
-    return float(2 ** entropy(np.asarray(counts, dtype=float))) if np.sum(counts) > 0 else None
 
 
 def jensen_shannon(p: Counts, q: Counts) -> Counts:
@@ -83,24 +83,33 @@ def self_bleu(texts: Sequence[str]) -> float | None:
     return float(np.mean(scores))
 
 
-class Mask:
-    """Replaces the terms and the occupation, so that what is left is the template."""
+_MARKS = ("<a>", "<c>", "<d>", "<e>")
+"""What stands for a term of each class."""
 
-    def __init__(self, lexicon: Lexicon) -> None:
-        self.lexicon = lexicon
+
+class Mask:
+    """Replaces the terms and the occupation, so that what is left is the template.
+
+    Unlike `Task.mould` it tells the classes apart: their order is part of a template.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
 
     def __call__(self, text: str, occupation: str) -> str:
-        """`text` in lower case with `<a>` and `<c>` for terms and `<x>` for the occupation."""
+        """`text` in lower case with a mark of its class for each term and `<x>` for the occupation."""
+        lexicon = self.task.lexicon
         parts, end = [], 0
-        for span in self.lexicon.spans(text):
+        for span in lexicon.spans(text):
             if span.start >= end:
-                parts += [text[end : span.start], "<a>" if span.term in self.lexicon.agentic else "<c>"]
+                parts += [text[end : span.start], _MARKS[lexicon.class_of(span.term)]]
                 end = span.end
         masked = normalise("".join([*parts, text[end:]])).lower()
-        return re.sub(rf"\b{re.escape(occupation.lower())}\b", "<x>", masked) if occupation else masked
+        form = re.escape(normalise(self.task.occupation(occupation).frame).lower())
+        return re.sub(rf"(?<!\w){form}(?!\w)", "<x>", masked) if occupation else masked
 
 
 def substrings(text: str, terms: Sequence[str]) -> tuple[bool, ...]:
     """The study's matcher, for its own tier only: whether each term is somewhere in the text, inside words too."""
     low = text.lower()
-    return tuple(term in low for term in terms)
+    return tuple(term.removesuffix("*").lower() in low for term in terms)

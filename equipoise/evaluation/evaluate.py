@@ -3,32 +3,26 @@
 import datetime
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from equipoise.errors import UserError
-from equipoise.evaluation import results
+from equipoise.evaluation import pairs, results
 from equipoise.evaluation.catalogue import titled
 from equipoise.evaluation.compare import compare
 from equipoise.evaluation.config import EvaluateConfig
+from equipoise.evaluation.counted import Fluency, Sample
+from equipoise.evaluation.equal_n import at_equal_n
 from equipoise.evaluation.frontier import frontier
-from equipoise.evaluation.inputs import Inputs, Judged, read_inputs, read_lexicon
+from equipoise.evaluation.inputs import Inputs, Judged, read_inputs
 from equipoise.evaluation.measure import Measured
-from equipoise.evaluation.reference import STUDY_ROWS, read_reference
-from equipoise.evaluation.results import Evaluation, Method
+from equipoise.evaluation.reference import NOT_OURS, STUDY_ROWS, is_of_the_study, read_reference
+from equipoise.evaluation.results import Estimate, Evaluation, Method
 from equipoise.evaluation.side import Side, cost, distance
-from equipoise.evaluation.summary import (
-    SELF_BLEU_TEXTS,
-    Fluency,
-    Sample,
-    at_equal_n,
-    duplicates,
-    estimates,
-    occupation_estimates,
-    parts,
-)
-from equipoise.protocol.lexicon import LEXICON, Lexicon
+from equipoise.evaluation.summary import SELF_BLEU_TEXTS, duplicates, estimates, occupation_estimates, parts
+from equipoise.measures.variety import pair_counts
+from equipoise.protocol.task import Task
 from equipoise.runs.records import software
 
 
@@ -38,35 +32,73 @@ def evaluate(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Evaluation, list[Measured], Judged]:
     """Everything that is in evaluation.json, the measured rows, and the judges' scores. Raises UserError."""
-    lexicon = LEXICON if config.lexicon is None else read_lexicon(config.lexicon)
-    reference = STUDY_ROWS + (() if config.reference is None else read_reference(config.reference))
-    inputs = read_inputs(config, lexicon)
+    own = () if config.reference is None else read_reference(config.reference)
+    inputs = read_inputs(config)
     judged = Judged()
     if config.judges or config.acceptability:
         # Only here: everything else does without torch.
         from equipoise.evaluation.fluency import judge
 
         judged = judge(config, [m.row.measured for m in inputs.rows], say, progress)
-    return summarise(config, lexicon, inputs, judged, reference), inputs.rows, judged
+    published = STUDY_ROWS if is_of_the_study(inputs.task) else ()
+    return summarise(config, inputs, judged, (*published, *own)), inputs.rows, judged
 
 
 def summarise(
     config: EvaluateConfig,
-    lexicon: Lexicon,
     inputs: Inputs,
     judged: Judged,
     reference: tuple[results.Reference, ...] = STUDY_ROWS,
 ) -> Evaluation:
     """The evaluation of rows that have been read and judged. Raises UserError for a base that is no method."""
+    samples = _samples(config, inputs, judged)
+    sizes = {len(sample.rows) for sample in samples.values()}
+    equal_n = min(sizes) if len(sizes) > 1 else None
+    self_bleu_texts = min(SELF_BLEU_TEXTS, *sizes)
+    task = inputs.task
+    catalogue = titled(task, [j.name for j in judged.judges], next(iter(judged.acceptable or {}), None))
+    measured = {}
+    for name, sample in samples.items():
+        found = estimates(sample, self_bleu_texts)
+        files = sorted({m.row.file for m in sample.rows})
+        sides = [side for file in files if (side := _side_of(inputs, file, name))]
+        measured[name] = _Measured({key: found[key] for key in catalogue}, occupation_estimates(sample), files, sides)
+    methods = {
+        name: _method(sample, measured[name], [inputs.files[f].path for f in measured[name].files], equal_n)
+        for name, sample in samples.items()
+    }
+    metrics = {name: own.metrics for name, own in measured.items()}
+    sides_of = {name: own.sides for name, own in measured.items()}
+    kl = {name: method.kl for name, method in methods.items()}
+    judge = judged.judges[0].name if judged.judges else None
+    return Evaluation(
+        version=results.VERSION,
+        settings=_settings(config, task, self_bleu_texts),
+        provenance=_provenance(),
+        files=inputs.files,
+        lexicon={name: terms for name, terms in task.classes},
+        judges=judged.judges,
+        metrics=catalogue,
+        methods=methods,
+        equal_n=equal_n,
+        comparisons=compare(samples, {name: own.occupations for name, own in measured.items()}, config.margin),
+        frontier=frontier(config.event, samples, metrics, sides_of, kl, config.base, judge),
+        reference=reference,
+        notices=(*judged.notices, *inputs.notices, *_notices(inputs, methods, equal_n)),
+    )
+
+
+def _samples(config: EvaluateConfig, inputs: Inputs, judged: Judged) -> dict[str, Sample]:
+    """The rows of each method, ready to be counted. Raises UserError for a base that is no method."""
     places: dict[str, list[int]] = {}
     for i, m in enumerate(inputs.rows):
         places.setdefault(m.row.method, []).append(i)
     if config.base is not None and config.base not in places:
         raise UserError(f"--base {config.base!r} is no method: there are {', '.join(map(repr, places))}")
-    samples = {
+    return {
         name: Sample(
             [inputs.rows[i] for i in own],
-            lexicon,
+            inputs.task,
             {j: Fluency(f.nll_N[own], f.tokens_N[own]) for j, f in (judged.scores or {}).items()},
             {c: values[own] for c, values in (judged.acceptable or {}).items()},
             config.bootstrap_draws,
@@ -75,52 +107,37 @@ def summarise(
         )
         for name, own in places.items()
     }
-    sizes = {len(sample.rows) for sample in samples.values()}
-    equal_n = min(sizes) if len(sizes) > 1 else None
-    self_bleu_texts = min(SELF_BLEU_TEXTS, *sizes)
-    metrics = {name: estimates(sample, self_bleu_texts) for name, sample in samples.items()}
-    catalogue = titled([j.name for j in judged.judges], next(iter(judged.acceptable or {}), None))
-    metrics = {name: {key: own[key] for key in catalogue} for name, own in metrics.items()}
-    occupations = {name: occupation_estimates(sample) for name, sample in samples.items()}
-    files_of = {name: sorted({m.row.file for m in sample.rows}) for name, sample in samples.items()}
-    sides = {name: [s for f in files if (s := _side_of(inputs, f, name))] for name, files in files_of.items()}
-    kl = {name: distance(own) for name, own in sides.items()}
-    methods = {}
-    for name, sample in samples.items():
-        rows = [m.row for m in sample.rows]
-        methods[name] = Method(
-            n=len(rows),
-            model=", ".join(dict.fromkeys(row.model for row in rows if row.model)),
-            seeds=tuple(dict.fromkeys(row.seed for row in rows if row.seed)),
-            files=tuple(inputs.files[f].path for f in files_of[name]),
-            metrics=metrics[name],
-            occupations=occupations[name],
-            equal_n={} if equal_n is None else at_equal_n(sample, equal_n),
-            pairs=_pairs(sample),
-            terms=dict(zip(lexicon.terms, (int(x) for x in sample.terms_NT.sum(0)), strict=True)),
-            lengths=_lengths(sample),
-            parts=parts(sample.rows),
-            duplicates=duplicates(sample.rows),
-            cost=cost(sides[name]),
-            kl=kl[name],
-            problems=tuple(_problems(sample)),
-        )
-    return Evaluation(
-        version=results.VERSION,
-        settings=_settings(config, self_bleu_texts),
-        provenance=_provenance(),
-        files=inputs.files,
-        lexicon={"agentic": lexicon.agentic, "communal": lexicon.communal},
-        judges=judged.judges,
-        metrics=catalogue,
-        methods=methods,
-        equal_n=equal_n,
-        comparisons=compare(samples, occupations, config.margin),
-        frontier=frontier(
-            config.event, samples, metrics, sides, kl, config.base, judged.judges[0].name if judged.judges else None
-        ),
-        reference=reference,
-        notices=(*judged.notices, *_notices(inputs, methods, equal_n)),
+
+
+class _Measured(NamedTuple):
+    """What a method's numbers are, and which files they are from."""
+
+    metrics: dict[str, Estimate]
+    occupations: dict[str, dict[str, Estimate]]
+    files: list[int]
+    """Places among the input files."""
+    sides: list[Side]
+
+
+def _method(sample: Sample, measured: _Measured, paths: list[str], equal_n: int | None) -> Method:
+    rows = [m.row for m in sample.rows]
+    lexicon = sample.task.lexicon
+    return Method(
+        n=len(rows),
+        model=", ".join(dict.fromkeys(row.model for row in rows if row.model)),
+        seeds=tuple(dict.fromkeys(row.seed for row in rows if row.seed)),
+        files=tuple(paths),
+        metrics=measured.metrics,
+        occupations=measured.occupations,
+        equal_n={} if equal_n is None else at_equal_n(sample, equal_n),
+        pairs=pairs.table(pair_counts(sample.pairs), {name: terms for name, terms in sample.task.classes}),
+        terms=dict(zip(lexicon.terms, (int(x) for x in sample.terms_NT.sum(0)), strict=True)),
+        lengths=_lengths(sample),
+        parts=parts(sample.rows),
+        duplicates=duplicates(sample.rows),
+        cost=cost(measured.sides),
+        kl=distance(measured.sides),
+        problems=tuple(_problems(sample)),
     )
 
 
@@ -129,11 +146,6 @@ def _side_of(inputs: Inputs, file: int, method: str) -> Side | None:
     side = inputs.sides[file]
     within = {m.row.method for m in inputs.rows if m.row.file == file}
     return side if side is not None and (len(within) == 1 or side.method == method) else None
-
-
-def _pairs(sample: Sample) -> tuple[tuple[int, ...], ...]:
-    counts = np.bincount(sample.pair_of[sample.pair_of >= 0], minlength=sample.cells)
-    return tuple(tuple(int(x) for x in row) for row in counts.reshape(len(sample.lexicon.agentic), -1))
 
 
 def _lengths(sample: Sample) -> tuple[tuple[int, int], ...]:
@@ -172,14 +184,17 @@ def _notices(inputs: Inputs, methods: Mapping[str, Method], equal_n: int | None)
     common = sum(len(names) > 1 for names in shared.values())
     if common:
         out.append(f"{common} texts occur with more than one method")
+    if not is_of_the_study(inputs.task):
+        out.append(NOT_OURS)
     return out
 
 
-def _settings(config: EvaluateConfig, self_bleu_texts: int) -> dict[str, Any]:
+def _settings(config: EvaluateConfig, task: Task, self_bleu_texts: int) -> dict[str, Any]:
     out: dict[str, Any] = {
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in vars(config).items()
     }
+    out |= {"task": task.document(), "min_words": task.min_words, "max_words": task.max_words}
     out["judge"] = list(config.judges)
     return out | {"self_bleu_texts": self_bleu_texts}
 

@@ -4,14 +4,17 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import product
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from equipoise.evaluation.pairs import Table, counted
 from equipoise.evaluation.plots import OKABE_ITO, Look, Plot, empty, heat, looks, new_figure, shortened
 from equipoise.evaluation.results import Comparison, Estimate, Evaluation, ParetoPoint
+from equipoise.evaluation.wording import constraint, event, listed, pair, term_pairs
 
 PARTS = ("base", "bonus", "length_penalty", "repetition_penalty")
 _PART_LOOKS = (("#0072B2", ""), ("#56B4E9", "//"), ("#E69F00", "\\\\"), ("#D55E00", "x"))
@@ -19,12 +22,12 @@ _PART_LOOKS = (("#0072B2", ""), ("#56B4E9", "//"), ("#E69F00", "\\\\"), ("#D55E0
 
 STRICT = "strict"
 """The key of the metric of strict success."""
-EVENTS = {"both": "both classes of terms", "strict": "strict success"}
-"""What compliance is the share of, in words."""
-
-
 MOST_PAIRS = 45
 """Rows of the forest: every pair of ten methods."""
+MOST_BARS = 25
+"""Bars of a figure of terms or combinations."""
+LONGEST = 40
+"""Words up to which lengths are drawn."""
 
 
 def figures(evaluation: Evaluation) -> list[Plot]:
@@ -55,29 +58,29 @@ def slugs(names: Sequence[str]) -> dict[str, str]:
 
 def _adherence_fluency(evaluation: Evaluation, look: Mapping[str, Look]) -> Iterator[Plot]:
     judges = list(dict.fromkeys(point.judge for point in evaluation.frontier.pareto))
-    event = EVENTS[evaluation.frontier.event]
+    compliance = event(evaluation.task, evaluation.frontier.event)
     for judge, slug in slugs(judges).items():
         points = [p for p in evaluation.frontier.pareto if p.judge == judge and p.fluency.value is not None]
         members = [p.method for p in points if p.member]
         yield Plot(
             name=f"adherence-fluency-{slug}",
             title=f"Adherence and fluency under the judge {judge}",
-            caption=f"Share of sentences with {event} against the median negative log-likelihood of the sentences "
+            caption=f"Share of sentences with {compliance} against the median negative log-likelihood of the sentences "
             "(lower is more fluent), with 95 % intervals. Filled markers are on the Pareto front: no other method is "
             "at least as good in both and better in one. The number beside a marker is the share of bootstrap draws "
             "in which its method is on the front. The best corner is the upper left one.",
-            alt=f"Scatter of {event} over negative log-likelihood under {judge}. On the front: "
+            alt=f"Scatter of {compliance} over negative log-likelihood under {judge}. On the front: "
             + (", ".join(members) or "none"),
             columns=("method", "adherence", "adherence_low", "adherence_high", "nll", "nll_low", "nll_high", "member",
                      "support"),
             rows=[
                 (p.method, *ends(p.adherence), *ends(p.fluency), int(p.member), p.support) for p in points
             ],
-            draw=partial(_draw_adherence_fluency, points, look, event),
+            draw=partial(_draw_adherence_fluency, points, look, compliance),
         )  # fmt: skip
 
 
-def _draw_adherence_fluency(points: Sequence[ParetoPoint], look: Mapping[str, Look], event: str) -> Figure:
+def _draw_adherence_fluency(points: Sequence[ParetoPoint], look: Mapping[str, Look], compliance: str) -> Figure:
     if not points:
         return empty("No method has a fluency under this judge.")
     figure = new_figure(5.2, 3.9)
@@ -94,7 +97,7 @@ def _draw_adherence_fluency(points: Sequence[ParetoPoint], look: Mapping[str, Lo
     axes.set_ylim(-4, 106)
     axes.margins(x=0.12)
     axes.set_xlabel("median negative log-likelihood, nats per token  (← more fluent)")
-    axes.set_ylabel(f"{event}, %")
+    axes.set_ylabel(f"{compliance}, %")
     handles = [handle(name, look[name]) for name in dict.fromkeys(p.method for p in points)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(2, len(handles)))
     return figure
@@ -131,34 +134,63 @@ def _draw_heat(table: Sequence[Sequence[float | None]], x: Sequence[str], y: Seq
 
 
 def _pairs(evaluation: Evaluation) -> Iterator[Plot]:
-    agentic, communal = evaluation.lexicon["agentic"], evaluation.lexicon["communal"]
+    task, classes = evaluation.task, evaluation.lexicon
+    noun, one = task.pair_noun, pair(task)
+    kind = "Heat map" if len(classes) == 2 else "Bars"
     for name, slug in slugs(list(evaluation.methods)).items():
         counts = evaluation.methods[name].pairs
-        total = sum(map(sum, counts))
-        most = max((n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row))
-        told = f"The commonest pair is {agentic[most[1]]} and {communal[most[2]]}, {most[0]:,} of {total:,}."
+        found = counted(counts, classes)
+        sum_of = sum(n for _, n in found)
+        told = f"No sentence of this method holds {constraint(task)}."
+        if found:
+            most, n = found[0]
+            told = f"The commonest {one} is {listed(most)}, {n:,} of {sum_of:,}."
+        more = f" Of {len(found):,} {noun} the first {MOST_BARS} are drawn; the CSV has all."
+        bars = len(classes) != 2
         yield Plot(
             name=f"pairs-{slug}",
             title=name,
-            caption=told if total else "No sentence of this method holds terms of both classes.",
-            alt=f"Heat map of the term pairs of {name}. {told if total else 'It is empty.'}",
-            columns=("agentic", "communal", "rows"),
-            rows=[(a, c, counts[i][j]) for i, a in enumerate(agentic) for j, c in enumerate(communal)],
-            draw=partial(_draw_pairs, counts, agentic, communal),
+            caption=told + (more if bars and len(found) > MOST_BARS else ""),
+            alt=f"{kind} of the {term_pairs(task)} of {name}. {told if found else 'It is empty.'}",
+            columns=(*classes, "rows"),
+            rows=_pair_rows(counts, classes),
+            draw=partial(_draw_bars, found, sum_of) if bars else partial(_draw_pairs, counts, *classes.values()),
         )
 
 
-def _draw_pairs(counts: Sequence[Sequence[int]], agentic: Sequence[str], communal: Sequence[str]) -> Figure:
-    total = sum(map(sum, counts))
-    figure = new_figure(1.5 + 0.33 * len(communal), 1.3 + 0.27 * len(agentic))
+def _pair_rows(counts: Table, classes: Mapping[str, Sequence[str]]) -> list[tuple[object, ...]]:
+    """Every pair with its sentences, zeros included; of three or four classes those that occur."""
+    if len(classes) > 2:
+        return [(*terms, n) for terms, n in counted(counts, classes)]
+    numbers = [n for row in counts for n in row]
+    return [(*terms, n) for terms, n in zip(product(*classes.values()), numbers, strict=True)]
+
+
+def _draw_bars(found: Sequence[tuple[tuple[str, ...], int]], sum_of: int) -> Figure:
+    if not found:
+        return empty("There is nothing to show.")
+    shown = [(", ".join(terms), 100 * n / sum_of) for terms, n in found[:MOST_BARS]]
+    figure = new_figure(5.2, 0.9 + 0.21 * len(shown))
     axes = figure.add_subplot()
-    shares = [[n / total if total else 0.0 for n in row] for row in counts]
+    axes.barh(range(len(shown)), [share for _, share in shown], 0.7, color=OKABE_ITO[0])
+    axes.set_yticks(range(len(shown)), [shortened(name, 44) for name, _ in shown], fontsize=7.5)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("share of compliant sentences, %")
+    return figure
+
+
+def _draw_pairs(counts: Sequence[Sequence[int]], first: Sequence[str], second: Sequence[str]) -> Figure:
+    sum_of = sum(map(sum, counts))
+    figure = new_figure(1.5 + 0.33 * len(second), 1.3 + 0.27 * len(first))
+    axes = figure.add_subplot()
+    shares = [[n / sum_of if sum_of else 0.0 for n in row] for row in counts]
     top = max(map(max, shares))
 
     def percent(share: float) -> str:
         return "" if share == 0 else "<1" if share < 0.01 else f"{100 * share:.0f}"
 
-    heat(axes, shares, communal, agentic, top=top, cell=percent)
+    heat(axes, shares, second, first, top=top, cell=percent)
     return figure
 
 
@@ -203,13 +235,13 @@ def _draw_parts(methods: Sequence[str], rows: Sequence[Sequence[float]], totals:
 
 
 def _lengths(evaluation: Evaluation, look: Mapping[str, Look]) -> Plot:
-    low, high = (int(evaluation.settings.get(key, d)) for key, d in (("min_words", 8), ("max_words", 15)))
+    low, high = evaluation.task.min_words, evaluation.task.max_words
     shares = {name: _length_shares(m.lengths) for name, m in evaluation.methods.items()}
     return Plot(
         name="lengths",
         title="Words in a sentence",
         caption=f"Share of a method's sentences by number of words, the prefix counted; the grey band is the wanted "
-        f"{low} to {high}. What is longer than 40 words is counted at 40.",
+        f"{low} to {high}. What is longer than {LONGEST} words is counted at {LONGEST}.",
         alt="Lines of the share of sentences by length, one for each method.",
         columns=("method", "words", "rows"),
         rows=[(name, words, n) for name, m in evaluation.methods.items() for words, n in m.lengths],
@@ -221,7 +253,7 @@ def _length_shares(lengths: Sequence[tuple[int, int]]) -> dict[int, float]:
     total = sum(n for _, n in lengths)
     counts: dict[int, int] = {}
     for words, n in lengths:
-        counts[min(words, 40)] = counts.get(min(words, 40), 0) + n
+        counts[min(words, LONGEST)] = counts.get(min(words, LONGEST), 0) + n
     return {words: 100 * n / total for words, n in counts.items()}
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from equipoise.errors import UserError
 from equipoise.evaluation.inputs import Judged
 from equipoise.evaluation.measure import Measured
-from equipoise.evaluation.results import ROW_COLUMNS, Estimate, Evaluation, to_json, write_csv
+from equipoise.evaluation.results import Estimate, Evaluation, row_columns
+from equipoise.evaluation.stored import to_json, write_csv
 from equipoise.runs.files import make_folder
 
 FILES = ("evaluation.json", "rows.csv", "methods.csv", "occupations.csv", "comparisons.csv")
@@ -30,7 +31,7 @@ def write(folder: Path, evaluation: Evaluation, rows: Sequence[Measured], judged
         scores = judged.scores or {}
         acceptable = judged.acceptable or {}
         extra = [f"{what}@{name}" for name in scores for what in ("NLL", "Tokens")]
-        columns = [*ROW_COLUMNS, *extra, *(f"Acceptable@{name}" for name in acceptable)]
+        columns = [*row_columns(list(evaluation.lexicon)), *extra, *(f"Acceptable@{name}" for name in acceptable)]
         partial = {name: folder / f"{name}.partial" for name in FILES}
         partial["evaluation.json"].write_text(to_json(evaluation), encoding="utf-8")
         write_csv(partial["rows.csv"], columns, _row_cells(evaluation, rows, judged))
@@ -51,8 +52,8 @@ def _row_cells(evaluation: Evaluation, rows: Sequence[Measured], judged: Judged)
         row, found, reward = m.row, m.found, m.found.reward
         cells = [
             evaluation.files[row.file].path, row.line, row.method, row.model, row.seed, row.occupation, row.run_id,
-            row.text, reward.words, ";".join(reward.agentic), ";".join(reward.communal), found.outcome, found.strict,
-            found.complete, found.in_length, reward.base, reward.bonus, reward.length_penalty,
+            row.text, reward.words, *map(";".join, reward.terms), found.outcome, found.strict, found.complete,
+            found.in_length, reward.base, reward.bonus, reward.length_penalty,
             reward.repetition_penalty, reward.reward, m.duplicate,
         ]  # fmt: skip
         for judge in scores.values():

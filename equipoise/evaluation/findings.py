@@ -1,13 +1,16 @@
 """A report's findings in words, and what it lacks with the way to get it. Every sentence is made from the numbers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from equipoise.evaluation.figures import STRICT
+from equipoise.evaluation.pairs import total
 from equipoise.evaluation.results import Comparison, Equivalence, Estimate, Evaluation, Method
 from equipoise.evaluation.runs import TrainingRun
-from equipoise.evaluation.samples import visible
 from equipoise.evaluation.tables import fixed, formatted
+from equipoise.evaluation.visible import visible
+from equipoise.evaluation.wording import constraint, listed, strict, term_pairs
+from equipoise.protocol.task import PROTOCOL, Task
 
 EFFECTIVE = "pairs/effective"
 UNIQUE = "pairs/unique"
@@ -36,10 +39,10 @@ def findings(evaluation: Evaluation) -> list[Finding]:
         return [Finding("Which method complies most?", "No method has a sentence, so nothing can be said.")]
     ranked = sorted(known, key=lambda name: -(_value(known[name].metrics[STRICT]) or 0.0))
     answers = [
-        ("Which method complies most?", _compliance(known, ranked)),
+        ("Which method complies most?", _compliance(evaluation.task, known, ranked)),
         ("Is the difference real?", _difference(evaluation, ranked)),
         ("At what cost in fluency?", _fluency(evaluation, ranked)),
-        ("At what cost in variety?", _variety(known, ranked)),
+        ("At what cost in variety?", _variety(evaluation, known, ranked)),
         ("How far from the optimum?", _optimum(evaluation)),
         ("What did a sentence cost?", _cost(known)),
         ("How was it measured?", _measured(evaluation)),
@@ -54,22 +57,19 @@ def baseline(evaluation: Evaluation, other_than: str) -> str | None:
     return exact or next((name for name in names if name.lower().startswith(("prompt", "base"))), None)
 
 
-def _compliance(known: dict[str, Method], ranked: Sequence[str]) -> str:
+def _compliance(task: Task, known: dict[str, Method], ranked: Sequence[str]) -> str:
     best = known[ranked[0]].metrics[STRICT]
     if not best.value:
-        return (
-            f"None: of {sum(m.n for m in known.values()):,} sentences not one is a strict success (terms of both "
-            "classes, 8 to 15 words, one complete sentence)."
-        )
+        return f"None: of {sum(m.n for m in known.values()):,} sentences not one is a strict success ({strict(task)})."
     level = [name for name in ranked if known[name].metrics[STRICT].value == best.value]
     verb = "complies" if len(level) == 1 else "comply"
     text = (
-        f"{_and(level)} {verb} most: {share(best)} of {known[ranked[0]].n:,} sentences are strict successes (terms of "
-        "both classes, 8 to 15 words, one complete sentence)."
+        f"{listed(level)} {verb} most: {share(best)} of {known[ranked[0]].n:,} sentences are strict successes "
+        f"({strict(task)})."
     )
     rest = ranked[len(level) :]
     if rest:
-        text += f" {_and(f'{visible(name)} reaches {share(known[name].metrics[STRICT])}' for name in rest)}."
+        text += f" {listed(f'{visible(name)} reaches {share(known[name].metrics[STRICT])}' for name in rest)}."
     return text
 
 
@@ -114,11 +114,13 @@ def _fluency(evaluation: Evaluation, ranked: Sequence[str]) -> str:
         if not values:
             continue
         each = [f"{visible(name)} {_with_interval(estimate, 'nats/token')}" for name, estimate in values.items()]
-        text = f"Median negative log-likelihood under the judge {visible(judge.name)}, in nats per token: {_and(each)}."
+        text = (
+            f"Median negative log-likelihood under the judge {visible(judge.name)}, in nats per token: {listed(each)}."
+        )
         base = baseline(evaluation, "")
         against = [_less_fluent(evaluation, key, name, base) for name in values if base is not None and name != base]
         if known := [one for one in against if one]:
-            text += f" Difference to {visible(base or '')} (above 0 is less fluent): {_and(known)}."
+            text += f" Difference to {visible(base or '')} (above 0 is less fluent): {listed(known)}."
         told.append(text + (f" Caveat: {visible(judge.caveat)}." if judge.caveat else ""))
     return " ".join(told) or "Not known: no judge measured fluency."
 
@@ -133,20 +135,23 @@ def _less_fluent(evaluation: Evaluation, key: str, name: str, base: str | None) 
     return text
 
 
-def _variety(known: dict[str, Method], ranked: Sequence[str]) -> str:
+def _variety(evaluation: Evaluation, known: dict[str, Method], ranked: Sequence[str]) -> str:
+    task = evaluation.task
     told = []
     for name in ranked:
         method = known[name]
         effective, unique = (method.metrics.get(key) for key in (EFFECTIVE, UNIQUE))
-        if effective is None or effective.value is None or not sum(map(sum, method.pairs)):
+        if effective is None or effective.value is None or not total(method.pairs, evaluation.lexicon):
             continue
         text = f"{visible(name)} {_with_interval(effective, 'count')}"
         if unique is not None and unique.value is not None:
             text += f" ({unique.value:.0f} different)"
         told.append(text)
     repeated = [f"{visible(name)} {m.duplicates.rows:,} of {m.n:,}" for name, m in known.items() if m.duplicates.rows]
-    text = f"Effective term pairs, of 100: {_and(told)}." if told else "No sentence holds terms of both classes."
-    return text + (f" Rows that repeat an earlier text: {_and(repeated)}." if repeated else " No text occurs twice.")
+    text = f"No sentence holds {constraint(task)}."
+    if told:
+        text = f"Effective {term_pairs(task)}, of {task.pair_count:,}: {listed(told)}."
+    return text + (f" Rows that repeat an earlier text: {listed(repeated)}." if repeated else " No text occurs twice.")
 
 
 def _optimum(evaluation: Evaluation) -> str:
@@ -161,10 +166,10 @@ def _optimum(evaluation: Evaluation) -> str:
         f"{fixed(_value(p.bound) or 0.0, 1)})"
         for p in points
     ]
+    own = share(frontier.p0) if frontier.p0 else "unknown"
     return (
-        f"Nats per sentence above the least KL to the base model that its compliance needs: {_and(told)}. That bound, "
-        f"kl(c‖p₀), follows from the base model's own compliance, {share(frontier.p0) if frontier.p0 else 'unknown'} "
-        f"({visible(frontier.p0_source)})."
+        f"Nats per sentence above the least KL to the base model that its compliance needs: {listed(told)}. That "
+        f"bound, kl(c‖p₀), follows from the base model's own compliance, {own} ({visible(frontier.p0_source)})."
     )
 
 
@@ -174,14 +179,14 @@ def _cost(known: dict[str, Method]) -> str:
         for name, m in known.items()
         if m.cost is not None and m.cost.generations_per_accepted is not None
     ]
-    return f"Generations per accepted sentence: {_and(told)}." if told else ""
+    return f"Generations per accepted sentence: {listed(told)}." if told else ""
 
 
 def _measured(evaluation: Evaluation) -> str:
     sizes = sorted({m.n for m in evaluation.methods.values()})
     n = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
     occupations = len({o for m in evaluation.methods.values() for o in m.occupations})
-    judges = _and(f"{visible(j.name)} ({visible(j.source)})" for j in evaluation.judges)
+    judges = listed(f"{visible(j.name)} ({visible(j.source)})" for j in evaluation.judges)
     return (
         f"{n} sentences of each of {len(evaluation.methods)} method{'s' * (len(evaluation.methods) != 1)} about "
         f"{occupations} occupation{'s' * (occupations != 1)}"
@@ -204,24 +209,26 @@ def gaps(evaluation: Evaluation, runs: Sequence[TrainingRun], unfinished: Sequen
     if not evaluation.judges:
         out.append(Gap("Fluency", "evaluate with a judge: `equipoise evaluate FILES --judge bundled --output FOLDER`"))
     if len(evaluation.methods) < 2:
+        task = "" if evaluation.task == PROTOCOL else " --task FILE"
         out.append(Gap("Comparisons and the front", "give completions of a second method, for instance the untrained "
-                       "model: `python generate_rlhf.py --model bundled --output baseline.csv`"))  # fmt: skip
+                       f"model: `python generate_rlhf.py --model bundled{task} --output baseline.csv`"))  # fmt: skip
     if evaluation.frontier.p0 is None:
         out.append(Gap("The bound on KL", f"{visible(evaluation.frontier.p0_source)}; a file of the untrained model's "
                        "completions, or Generate-and-Filter's `.costs.json` beside its file, gives p₀"))  # fmt: skip
     without = [visible(name) for name, m in evaluation.methods.items() if m.kl is None]
     if without:
-        out.append(Gap(f"KL to the base model of {_and(without)}", "keep the `.costs.json` that `equipoise study` and "
+        out.append(Gap(f"KL to the base model of {listed(without)}",
+                       "keep the `.costs.json` that `equipoise study` and "
                        "`equipoise generate` write beside a completions file"))  # fmt: skip
     free = [visible(name) for name, m in evaluation.methods.items() if m.cost is None]
     if free:
-        out.append(Gap(f"Cost of {_and(free)}", "keep the `.costs.json` beside the completions file"))
+        out.append(Gap(f"Cost of {listed(free)}", "keep the `.costs.json` beside the completions file"))
     if not runs:
         out.append(Gap("Training curves and the path of training", "name the folder that training wrote: "
                        "`--run rlhf_llama3_7b_output`"))  # fmt: skip
     silent = [visible(name) for name, m in evaluation.methods.items() if not m.n]
     if silent:
-        out.append(Gap(f"Sentences of {_and(silent)}", "the file has no rows: run the command that writes it again"))
+        out.append(Gap(f"Sentences of {listed(silent)}", "the file has no rows: run the command that writes it again"))
     return out
 
 
@@ -269,11 +276,6 @@ def _turned(tost: Equivalence) -> Equivalence:
 
 def _value(estimate: Estimate | None) -> float | None:
     return None if estimate is None else estimate.value
-
-
-def _and(names: Iterable[str]) -> str:
-    *first, last = [visible(name) for name in names] or [""]
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _capital(text: str) -> str:

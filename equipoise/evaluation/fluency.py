@@ -1,6 +1,6 @@
 """Fluency under judges: the negative log-likelihood of whole sentences, and a classifier's opinion of them.
 
-A sentence is scored as it is, `The X was …`, without a chat template and with the special tokens that the judge's own
+A sentence is scored as it is, frame included, without a chat template and with the special tokens that the judge's own
 tokenizer puts there. The first token is scored only where one of those stands before it. Equal texts are scored once.
 """
 
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from equipoise.errors import UserError
 from equipoise.evaluation.config import EvaluateConfig
+from equipoise.evaluation.counted import Fluency
 from equipoise.evaluation.inputs import Judged
 from equipoise.evaluation.results import Judge
-from equipoise.evaluation.summary import Fluency
 from equipoise.policy import trie
 from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
 from equipoise.policy.hub import explain, hub_access, quiet_progress

@@ -4,8 +4,8 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from equipoise.evaluation.samples import visible
 from equipoise.evaluation.tables import Cell, Table, whole
+from equipoise.evaluation.visible import visible
 
 
 def markdown(table: Table) -> str:

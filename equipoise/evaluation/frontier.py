@@ -7,32 +7,22 @@ from typing import Literal
 
 import numpy as np
 
+from equipoise.evaluation.counted import Sample
 from equipoise.evaluation.intervals import drawn_occupations, put_together
 from equipoise.evaluation.results import Estimate, Frontier, FrontierPoint, ParetoPoint
 from equipoise.evaluation.side import Side
-from equipoise.evaluation.summary import Sample
+from equipoise.measures.shares import kl_bound
 
 Event = Literal["strict", "both"]
-
-
-def bernoulli_kl(c: float, p: float) -> float:
-    """kl(c‖p) = c·ln(c/p) + (1−c)·ln((1−c)/(1−p)) in nats; infinite where p excludes what c holds.
-
-    No distribution under which an event has probability c is nearer to one under which it has probability p
-    (data-processing inequality; Cover and Thomas 2006, section 2.8); the latter conditioned on the event attains it.
-    """
-    first = 0.0 if c == 0 else math.inf if p == 0 else c * math.log(c / p)
-    second = 0.0 if c == 1 else math.inf if p == 1 else (1 - c) * math.log((1 - c) / (1 - p))
-    return max(first + second, 0.0)
 
 
 def bound(compliance: float, p0: Estimate) -> Estimate:
     """kl(compliance‖p0) with the interval that p0's gives it. None for what is infinite."""
     assert p0.value is not None
-    value = bernoulli_kl(compliance, p0.value)
+    value = kl_bound(compliance, p0.value)
     low, high = None, None
     if p0.low is not None and p0.high is not None:
-        ends = [bernoulli_kl(compliance, p0.low), bernoulli_kl(compliance, p0.high)]
+        ends = [kl_bound(compliance, p0.low), kl_bound(compliance, p0.high)]
         low = 0.0 if p0.low <= compliance <= p0.high else min(ends)
         high = max(*ends, value)
     note = "" if math.isfinite(value) else "p0 was observed as 0: only the lower end is known"

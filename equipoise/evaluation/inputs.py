@@ -4,69 +4,58 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from equipoise.errors import UserError
 from equipoise.evaluation.config import EvaluateConfig
+from equipoise.evaluation.counted import Fluency
 from equipoise.evaluation.intervals import Array
 from equipoise.evaluation.layout import Columns, Row, arrange, settle_names
 from equipoise.evaluation.measure import Measured, measure
 from equipoise.evaluation.read import read_table
 from equipoise.evaluation.results import File, Judge
 from equipoise.evaluation.side import Side, read_side
-from equipoise.evaluation.summary import (
-    Fluency,
-)
-from equipoise.protocol.lexicon import Lexicon
+from equipoise.protocol.task import PROTOCOL, Task
+from equipoise.runs.records import task_on_record
 
 
 @dataclass(frozen=True)
 class Inputs:
     """Every row of every file, measured, and what lay beside the files."""
 
+    task: Task
+    """What they were measured by, with the bounds that were asked for."""
     files: tuple[File, ...]
     rows: list[Measured]
     sides: list[Side | None]
+    notices: tuple[str, ...] = ()
 
 
-def read_lexicon(path: Path) -> Lexicon:
-    """Raises UserError for a file that has not exactly the lists `agentic` and `communal` of good terms."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        document = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise UserError(f"cannot read the lexicon {path} ({error.strerror}): give a YAML or JSON file") from None
-    except (ValueError, yaml.YAMLError):
-        raise UserError(f"the lexicon {path} is neither YAML nor JSON: write two lists, agentic and communal") from None
-    lists = [document.get(name) for name in ("agentic", "communal")] if isinstance(document, Mapping) else [None]
-    if not all(isinstance(terms, list) for terms in lists):
-        raise UserError(f"the lexicon {path} must have the lists agentic and communal")
-    return Lexicon(tuple(lists[0]), tuple(lists[1]))  # type: ignore[arg-type]
-
-
-def read_inputs(config: EvaluateConfig, lexicon: Lexicon) -> Inputs:
+def read_inputs(config: EvaluateConfig) -> Inputs:
     """Every file read and measured. Raises UserError."""
     if not config.files:
         raise UserError("no files given: name one or more files of completions; equipoise evaluate --help says more")
     columns = Columns(config.text_column, config.occupation_column, config.method_column)
+    given = [_named(each) for each in config.files]
+    for i, (_, path) in enumerate(given):
+        if any(path == earlier for _, earlier in given[:i]):
+            raise UserError(f"{path} is given twice: name each file once")
+    task, notices = _task(config, [path for _, path in given])
     files: list[File] = []
     rows: list[list[Row]] = []
     sides: list[Side | None] = []
-    for given in config.files:
-        method, path = _named(given)
-        if any(path == file.path for file in files):
-            raise UserError(f"{path} is given twice: name each file once")
+    for method, path in given:
         table = read_table(path, config.encoding)
+        seed = str((_settings(path) or {}).get("seed", ""))
         own, layout, problems = arrange(
-            table, len(files), columns=columns, form=config.form, method=method, seed=_recorded_seed(path)
+            table, len(files), task, columns=columns, form=config.form, method=method, seed=seed
         )
         files.append(File(path, table.sha256, len(own), layout, tuple(problems)))
         rows.append(own)
         sides.append(read_side(path))
     spelling = settle_names(rows)
     flat = [replace(row, occupation=spelling[row.occupation]) for own in rows for row in own]
-    return Inputs(tuple(files), measure(flat, lexicon, config.min_words, config.max_words), sides)
+    return Inputs(task, tuple(files), measure(flat, task), sides, notices)
 
 
 def _named(given: str) -> tuple[str | None, str]:
@@ -76,12 +65,44 @@ def _named(given: str) -> tuple[str | None, str]:
     return None, given
 
 
-def _recorded_seed(path: str) -> str:
-    """The seed in the record that `equipoise generate` leaves beside its file; empty if there is none."""
+def told(mine: Task, other: Task) -> str:
+    """The first differences of two tasks, in few words."""
+    lines = mine.differences(other)
+    shown = [line if len(line) <= 120 else f"{line[:119]}…" for line in lines[:4]]
+    return "; ".join(shown) + (f"; and {len(lines) - 4} more" if len(lines) > 4 else "")
+
+
+def _settings(path: str) -> Mapping[str, Any] | None:
+    """The settings in the record that `equipoise generate` and its kin leave beside a file; None if there is none."""
     try:
-        return str(json.loads(Path(f"{path}.json").read_bytes())["settings"]["seed"])
+        settings = json.loads(Path(f"{path}.json").read_bytes())["settings"]
     except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        return None
+    return settings if isinstance(settings, Mapping) else None
+
+
+def _task(config: EvaluateConfig, paths: list[str]) -> tuple[Task, tuple[str, ...]]:
+    """The task to measure by, with notices: the one that was asked for, else the one that the files' records have, else
+    the default one. Raises UserError where records have different ones."""
+    recorded = {
+        path: task_on_record(settings, f"{path}.json") for path in paths if (settings := _settings(path)) is not None
+    }
+    notices: list[str] = []
+    if config.task is not None:
+        task = config.task
+        for path, own in recorded.items():
+            if own != task:
+                notices.append(f"{path} was made under another task than --task: {told(own, task)}")
+    else:
+        task = next(iter(recorded.values()), PROTOCOL)
+        for path, own in recorded.items():
+            if own != task:
+                raise UserError(
+                    f"{next(iter(recorded))} and {path} were made under different tasks "
+                    f"({told(task, own)}): evaluate them apart, or name the one to measure by with "
+                    "--task"
+                )
+    return task.with_bounds(config.min_words, config.max_words), tuple(notices)
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,17 @@ occupations counts the variation of sentences twice, which covers up to 99 %. St
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
-from statsmodels.stats.proportion import proportion_confint
+
+from equipoise.measures.shares import wilson
 
 Array = NDArray[np.float64]
 
+Z = 1.959963984540054
+"""Within so many standard deviations lie 95 % of a normal distribution."""
 LEAST_FOR_BOOTSTRAP = 6
 """Fewer occupations cannot be drawn in enough different ways; the t interval is used."""
 _MOST_DRAWN = 2_000_000
@@ -32,13 +34,6 @@ class Interval:
     note: str = ""
 
 
-@lru_cache(maxsize=100_000)
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's score interval of a share of independent rows (Wilson 1927, JASA 22). n must be positive."""
-    low, high = proportion_confint(successes, n, alpha=0.05, method="wilson")
-    return min(float(low), successes / n), max(float(high), successes / n)
-
-
 def clustered_wilson(successes_O: Array, n_O: Array) -> Interval:
     """Wilson's interval of the pooled share with n divided by the design effect, and Student's t for the normal.
 
@@ -49,7 +44,8 @@ def clustered_wilson(successes_O: Array, n_O: Array) -> Interval:
     total, count = float(n_O.sum()), len(n_O)
     share = float(successes_O.sum()) / total
     if count < 2:
-        return Interval(*wilson(round(float(successes_O.sum())), round(total)), "one occupation: rows as independent")
+        ends = wilson(round(float(successes_O.sum())), round(total), Z)
+        return Interval(*ends, "one occupation: rows as independent")
     independent = share * (1 - share) / max(total - 1, 1)
     effect = 1.0
     if independent > 0:

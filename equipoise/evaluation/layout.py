@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from equipoise.errors import UserError
 from equipoise.evaluation.read import Table
 from equipoise.evaluation.results import Layout, Problem
-from equipoise.protocol.lexicon import OCCUPATIONS
-from equipoise.protocol.prompts import clean, prefix, sentence
+from equipoise.evaluation.wording import begun
+from equipoise.protocol.prompts import PLACE, clean
+from equipoise.protocol.task import Task
 
 Form = Literal["auto", "sentence", "continuation"]
 
@@ -30,9 +31,11 @@ RUN_NAMES = ("runid", "run", "sampleid", "id", "index")
 _OUTCOMES = frozenset(("", "0", "1", "true", "false", "yes", "no", "pass", "fail", "both", "one", "none", "neither",
                        "agentic", "communal", "balanced", "agenticonly", "communalonly", "nan", "success", "failure",
                        "compliant", "noncompliant", "accepted", "rejected", "mixed", "neutral"))  # fmt: skip
-"""What a column named Label holds where it does not name the method."""
+"""What a column named Label holds, in this task's or the public study's files, where it does not name the method; and
+so do the names of a task's classes."""
 _NO_TEXT = frozenset(("nan", "none", "null", "<na>", "n/a"))
-_BEGINNING = re.compile(r"\W*the\s+(\w[\w'\u2019/-]*(?:\s+\w[\w'\u2019/-]*){0,2}?)\s+was\b", re.IGNORECASE)
+_OCCUPATION = r"\w[\w'\u2019/-]*(?:\s+\w[\w'\u2019/-]*){0,2}?"
+"""An occupation that the task does not have: up to three words."""
 
 
 @dataclass(frozen=True)
@@ -58,104 +61,167 @@ class Row:
     text: str
     """For rows.csv: the file's text as it is, or prefix and continuation."""
     measured: str
-    """The protocol's sentence: `text` without outer white space and one pair of quotation marks."""
+    """The sentence that is measured: `text` without outer white space and one pair of quotation marks."""
+
+
+class Frame:
+    """How sentences of a task begin: told from their texts, and put before what only continues it."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.before, self.after = (part.strip() for part in task.frame.split(PLACE))
+        self._names: dict[str, str] = {}
+        for each in task.occupations:
+            for form in each:
+                self._names.setdefault(form.casefold(), each.name)
+        forms = sorted((each.frame for each in task.occupations), key=len, reverse=True)
+        # Without words after it nothing tells where an occupation of no list ends.
+        anything = [_OCCUPATION] if self.after else []
+        occupation = "|".join([*map(_spaced, forms), *anything])
+        self._begins = re.compile(rf"\W*{self._opened()}({occupation}){_then(self.after)}", re.IGNORECASE)
+        self._goes_on = re.compile(rf"\s*{_spaced(self.after)}(?!\w)") if self.after else None
+
+    def _opened(self) -> str:
+        return f"{_spaced(self.before)}{_gap(self.before[-1])}" if self.before else ""
+
+    def canonical(self, name: str) -> str:
+        """The task's own name of an occupation, whatever its case, its article or the form that the frame takes."""
+        name = " ".join(name.split())
+        key = name.casefold()
+        return self._names.get(key) or self._names.get(re.sub(r"^(the|an?) ", "", key), name)
+
+    def occupation(self, text: str) -> str | None:
+        """The occupation that a text begins with, as the frame has it; None where it does not begin so."""
+        begins = self._begins.match(text)
+        return self.canonical(begins[1]) if begins else None
+
+    def is_begun(self, text: str, occupation: str) -> bool:
+        """Whether a text begins with the frame as far as the occupation."""
+        form = _spaced(self.task.occupation(occupation).frame)
+        return re.match(rf"\W*{self._opened()}{form}(?!\w)", text, re.IGNORECASE) is not None
+
+    def join(self, occupation: str, continuation: str) -> str:
+        """Frame and continuation; a continuation that begins with the frame's end ("was") gets the rest of it only."""
+        if self._goes_on is not None and self._goes_on.match(continuation):
+            return self.task.prefix(occupation).removesuffix(self.after) + continuation.lstrip()
+        return self.task.sentence(occupation, continuation)
+
+
+def _spaced(words: str) -> str:
+    """A pattern of the words with any white space between them."""
+    return r"\s+".join(map(re.escape, words.split()))
+
+
+def _then(words: str) -> str:
+    return (_gap(words[0]) + _spaced(words) if words else "") + r"(?!\w)"
+
+
+def _gap(beside: str) -> str:
+    """What stands between an occupation and the character of the frame beside it: an apostrophe may touch it."""
+    return r"\s+" if beside.isalnum() else r"\s*"
 
 
 def arrange(
-    table: Table, file: int, *, columns: Columns, form: Form, method: str | None, seed: str
+    table: Table, file: int, task: Task, *, columns: Columns, form: Form, method: str | None, seed: str
 ) -> tuple[list[Row], Layout, list[Problem]]:
     """The rows of a table, none left out. `method` names all of them; `seed` those that have none of their own.
 
     Raises UserError where no column holds texts, and where nothing tells the occupations.
     """
-    places = {name: i for i, name in reversed(list(enumerate(table.columns)))}
-    text_column = _given_or_known(table, columns.text, TEXT_NAMES, "text", "--text-column")
-    if text_column is None:
-        raise UserError(
-            f"{table.path} has no column of texts among {_named(table.columns)}: name it with --text-column"
-        )
-    occupation_column = _given_or_known(
-        table, columns.occupation, OCCUPATION_NAMES, "occupation", "--occupation-column"
-    )
-    model_column, seed_column = _known(table.columns, MODEL_NAMES), _known(table.columns, SEED_NAMES)
-    run_column = _known(table.columns, RUN_NAMES)
-
-    def column(name: str | None) -> list[str]:
-        return [""] * len(table.rows) if name is None else [_plain(row[places[name]]) for row in table.rows]
-
-    method_column = _given_or_known(table, columns.method, (), "method", "--method-column")
-    for name in METHOD_NAMES if method_column is None and method is None else ():
-        candidate = _known(table.columns, (name,))
-        if candidate is not None and _names_methods(column(candidate)):
-            method_column = candidate
-            break
+    chosen = _choose(table, columns, task, method)
+    frame = Frame(task)
     problems = list(table.problems)
-    texts, empty, odd = _texts(row[places[text_column]] for row in table.rows)
+    texts, empty, odd = _texts(row[table.columns.index(chosen.text)] for row in table.rows)
     _report(problems, "empty text", empty, "no text; they count as sentences that hold no term")
     _report(problems, "text that is no string", odd, "a number, list or object for a text; it is written out as JSON")
-    occupations = [_canonical(name) for name in column(occupation_column)]
-    unknown = _infer(occupations, texts)
+    occupations = [frame.canonical(name) for name in _column(table, chosen.occupation)]
+    unknown = _infer(occupations, texts, frame)
     if len(unknown) == len(occupations):
         raise UserError(
             f"{table.path} does not say which occupation its texts are about: name the column with "
-            f"--occupation-column, or begin each text with 'The X was' (its columns are {_named(table.columns)})"
+            f"--occupation-column, or begin each text with '{begun(task, 'X')}' (its columns are "
+            f"{_named(table.columns)})"
         )
     _report(problems, "no occupation", unknown, "no occupation, and none can be read from the text; named '(unknown)'")
-    models, seeds, runs = column(model_column), column(seed_column), column(run_column)
-    fallback = method_column or (model_column if method is None else None)
-    names = [method or name or Path(table.path).stem for name in column(fallback)]
-    whole, seen = _forms(occupations, texts, form)
+    models, seeds, runs = (_column(table, name) for name in (chosen.model, chosen.seed, chosen.run))
+    names = [method or name or Path(table.path).stem for name in _column(table, chosen.method)]
+    whole, seen = _forms(occupations, texts, form, frame)
     rows = []
     for i, (text, occupation) in enumerate(zip(texts, occupations, strict=True)):
-        full = text if whole[i] or not text.strip() else join(occupation, text)
+        full = text if whole[i] or not text.strip() else frame.join(occupation, text)
         measured = "" if i + 1 in empty else clean(full)
         rows.append(Row(file, i + 1, names[i], models[i], seeds[i] or seed, occupation, runs[i], full, measured))
     if seen == "mixed":
-        joined = [i for i, is_whole in enumerate(whole, 1) if not is_whole]
-        _report(
-            problems, "mixed forms", set(joined), "a bare continuation among sentences; the prefix was put before it"
+        joined = {i for i, is_whole in enumerate(whole, 1) if not is_whole}
+        _report(problems, "mixed forms", joined, "a bare continuation among sentences; the prefix was put before it")
+    how: Literal["detected", "given"] = "detected" if form == "auto" else "given"
+    return rows, Layout(*chosen, seen, how), problems
+
+
+class _Chosen(NamedTuple):
+    """The names of the columns that are read as what, in the order of `Layout`."""
+
+    text: str
+    occupation: str | None
+    method: str | None
+    model: str | None
+    seed: str | None
+    run: str | None
+
+
+def _choose(table: Table, columns: Columns, task: Task, method: str | None) -> _Chosen:
+    """Raises UserError where no column holds texts, and for one that an option names and that is not there."""
+    text = _given_or_known(table, columns.text, TEXT_NAMES, "--text-column")
+    if text is None:
+        raise UserError(
+            f"{table.path} has no column of texts among {_named(table.columns)}: name it with --text-column"
         )
-    layout = Layout(
-        text_column,
-        occupation_column,
-        fallback,
-        model_column,
-        seed_column,
-        run_column,
-        seen,
-        "detected" if form == "auto" else "given",
-    )
-    return rows, layout, problems
+    occupation = _given_or_known(table, columns.occupation, OCCUPATION_NAMES, "--occupation-column")
+    model, seed, run = (_known(table.columns, names) for names in (MODEL_NAMES, SEED_NAMES, RUN_NAMES))
+    named = _given_or_known(table, columns.method, (), "--method-column")
+    for name in METHOD_NAMES if named is None and method is None else ():
+        candidate = _known(table.columns, (name,))
+        if candidate is not None and _names_methods(_column(table, candidate), task):
+            named = candidate
+            break
+    return _Chosen(text, occupation, named or (model if method is None else None), model, seed, run)
 
 
-def _names_methods(values: Sequence[str]) -> bool:
+def _column(table: Table, name: str | None) -> list[str]:
+    """The values of a column as texts; empty ones for no column."""
+    if name is None:
+        return [""] * len(table.rows)
+    place = table.columns.index(name)
+    return [_plain(row[place]) for row in table.rows]
+
+
+def _names_methods(values: Sequence[str], task: Task) -> bool:
     """Whether a column named Method or Label does so: not if it holds outcomes, numbers, or something else each row."""
     different = set(values)
-    outcomes = all(_key(value) in _OUTCOMES or re.fullmatch(r"[-+]?\d*\.?\d*", value) for value in different)
+    classes = {_key(name) for name in (*task.lexicon.names, *task.labels)}
+    known = _OUTCOMES | classes | {f"{name}only" for name in classes}
+    outcomes = all(
+        _key(value) in known or {*map(_key, value.split("+"))} <= classes or re.fullmatch(r"[-+]?\d*\.?\d*", value)
+        for value in different
+    )
     return not outcomes and (len(different) <= 20 or len(different) <= len(values) / 20)
 
 
-def join(occupation: str, continuation: str) -> str:
-    """Prefix and continuation; a continuation that begins with "was" gets the rest of the prefix only."""
-    if re.match(r"\s*was\b", continuation):
-        return prefix(occupation).removesuffix("was") + continuation.lstrip()
-    return sentence(occupation, continuation)
-
-
 def _forms(
-    occupations: Sequence[str], texts: Sequence[str], form: Form
+    occupations: Sequence[str], texts: Sequence[str], form: Form, frame: Frame
 ) -> tuple[list[bool], Literal["sentence", "continuation", "mixed"]]:
     """For each text whether it is a whole sentence, and what that makes of the file.
 
-    A text that begins with `The {occupation}` is whole. Of the others, those that begin with a small letter or a mark
-    continue the prefix; those that begin with a capital letter do what most of the file does.
+    A text that begins with the frame as far as the occupation (`The {occupation}`) is whole. Of the others, those that
+    begin with a small letter or a mark continue the frame; those that begin with a capital letter do what most of the
+    file does.
     """
     if form != "auto":
         return [form == "sentence"] * len(texts), form
     whole: list[bool | None] = []
     for occupation, text in zip(occupations, texts, strict=True):
         start = clean(text)
-        if re.match(rf"\W*the\s+{re.escape(occupation)}\b", start, re.IGNORECASE):
+        if frame.is_begun(start, occupation):
             whole.append(True)
         else:
             first = next((c for c in start if c.isalnum()), "")
@@ -184,24 +250,16 @@ def _texts(values: Iterable[Any]) -> tuple[list[str], set[int], set[int]]:
     return texts, empty, odd
 
 
-def _infer(occupations: list[str], texts: Sequence[str]) -> set[int]:
+def _infer(occupations: list[str], texts: Sequence[str], frame: Frame) -> set[int]:
     """Fill in the occupations that are missing from the beginnings of the texts; the rows (from 1) left unknown."""
     unknown = set()
     for i, occupation in enumerate(occupations):
         if not occupation:
-            begins = _BEGINNING.match(texts[i])
-            occupations[i] = _canonical(begins[1]) if begins else "(unknown)"
-            if not begins:
+            found = frame.occupation(texts[i])
+            occupations[i] = found or "(unknown)"
+            if found is None:
                 unknown.add(i + 1)
     return unknown
-
-
-_PROTOCOL = {name.casefold(): name for name in OCCUPATIONS}
-
-
-def _canonical(name: str) -> str:
-    name = " ".join(name.split())
-    return _PROTOCOL.get(re.sub(r"^(the|an?) ", "", name.casefold()), name)
 
 
 def _plain(value: Any) -> str:
@@ -221,7 +279,7 @@ def _known(columns: Sequence[str], names: Sequence[str]) -> str | None:
     return next((by_key[name] for name in names if name in by_key), None)
 
 
-def _given_or_known(table: Table, given: str | None, names: Sequence[str], what: str, option: str) -> str | None:
+def _given_or_known(table: Table, given: str | None, names: Sequence[str], option: str) -> str | None:
     if given is None:
         return _known(table.columns, names)
     found = given if given in table.columns else _known(table.columns, (_key(given),))

@@ -1,23 +1,22 @@
-"""What each row's sentence holds, by the protocol's one matcher; equal texts are matched once."""
+"""What each row's sentence holds, by the task's one matcher; equal texts are matched once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from equipoise.evaluation.layout import Row
-from equipoise.protocol.lexicon import LEXICON, Lexicon
-from equipoise.protocol.prompts import MAX_WORDS, MIN_WORDS, is_complete_sentence, word_count
-from equipoise.protocol.reward import Reward, RewardWeights, reward_of
-
-Outcome = Literal["both", "agentic", "communal", "neither"]
+from equipoise.protocol.reward import Reward
+from equipoise.protocol.task import Task
 
 
 class Found(NamedTuple):
-    """What a text holds, wherever it stands. Reward's `agentic` and `communal` are different terms in order."""
+    """What a text holds, wherever it stands."""
 
     reward: Reward
-    outcome: Outcome
+    outcome: str
+    """`both` with every class, `neither` with none, else the names of the classes that are present, joined by "+"."""
     complete: bool
+    """One complete sentence."""
     in_length: bool
     strict: bool
     repeated: bool
@@ -32,18 +31,15 @@ class Measured:
     """An earlier row of the same method and occupation has this text. Empty texts are none."""
 
 
-def measure(
-    rows: Sequence[Row], lexicon: Lexicon = LEXICON, min_words: int = MIN_WORDS, max_words: int = MAX_WORDS
-) -> list[Measured]:
-    """Every row measured, in order. Raises UserError for bounds that exclude every length."""
-    bounds = (min_words, max_words)
+def measure(rows: Sequence[Row], task: Task) -> list[Measured]:
+    """Every row measured, in order."""
     known: dict[str, Found] = {}
     seen: set[tuple[str, str, str]] = set()
     out = []
     for row in rows:
         text = row.measured
         if text not in known:
-            known[text] = _find(text, bounds, lexicon)
+            known[text] = _find(text, task)
         key = (row.method, row.occupation, text)
         out.append(Measured(row, known[text], key in seen))
         if text:
@@ -51,12 +47,11 @@ def measure(
     return out
 
 
-def _find(text: str, bounds: tuple[int, int], lexicon: Lexicon) -> Found:
-    in_length = bounds[0] <= word_count(text) <= bounds[1]
-    reward = reward_of(text, lexicon.match(text), lexicon.names, RewardWeights(), in_length)
-    outcome: Outcome = (
-        ("both" if reward.communal else "agentic") if reward.agentic else "communal" if reward.communal else "neither"
-    )
-    complete = is_complete_sentence(text)
-    strict = outcome == "both" and in_length and complete
+def _find(text: str, task: Task) -> Found:
+    reward = task.score(text)
+    present = [name for name, terms in zip(reward.classes, reward.terms, strict=True) if terms]
+    outcome = "both" if reward.complete else "+".join(present) or "neither"
+    complete = task.is_complete_sentence(text)
+    in_length = task.in_length(reward.words)
+    strict = reward.complete and in_length and complete
     return Found(reward, outcome, complete, in_length, strict, reward.repetition_penalty < 0)

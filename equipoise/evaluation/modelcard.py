@@ -12,7 +12,9 @@ from equipoise.errors import UserError
 from equipoise.evaluation import tables
 from equipoise.evaluation.formats import markdown_text
 from equipoise.evaluation.results import Evaluation, Method
-from equipoise.evaluation.samples import visible
+from equipoise.evaluation.visible import visible
+from equipoise.evaluation.wording import strict
+from equipoise.protocol.task import PROTOCOL
 from equipoise.runs.files import write_whole
 
 BEGIN = "<!-- results of equipoise report: begin -->"
@@ -115,6 +117,9 @@ def _section(evaluation: Evaluation, name: str) -> str:
         f"{markdown_text(str(evaluation.provenance.get('equipoise', '')))} as the method {markdown_text(name)}. 95 % "
         "intervals over occupations."
     )
+    task = evaluation.task
+    if task != PROTOCOL:
+        lines[-1] += f" Measured by the task {markdown_text(task.name)}; strict success: {markdown_text(strict(task))}."
     lines += ["", "| metric | value | 95 % interval |", "|---|---:|---:|"]
     for key, metric in evaluation.metrics.items():
         if metric.tier == "headline" or key == "both":

@@ -14,9 +14,12 @@ from equipoise.evaluation import findings, paper, tables
 from equipoise.evaluation.plots import Drawn
 from equipoise.evaluation.results import Evaluation
 from equipoise.evaluation.runs import TrainingRun
-from equipoise.evaluation.samples import OUTCOMES, Sample, embedded, visible
+from equipoise.evaluation.samples import Sample, embedded, kinds
 from equipoise.evaluation.sources import unfinished
 from equipoise.evaluation.tables import Cell, Table
+from equipoise.evaluation.visible import visible
+from equipoise.evaluation.wording import capital, term_pairs
+from equipoise.protocol.task import Task
 
 CONTENTS = (
     ("summary", "Summary"),
@@ -24,7 +27,7 @@ CONTENTS = (
     ("front", "Adherence and fluency"),
     ("optimum", "Distance from the optimum"),
     ("occupations", "Occupations"),
-    ("pairs", "Term pairs"),
+    ("pairs", ""),
     ("training", "Training"),
     ("reward", "Reward and length"),
     ("differences", "Differences"),
@@ -33,6 +36,9 @@ CONTENTS = (
     ("metrics", "All metrics"),
     ("made", "How it was made"),
 )
+"""Anchors and headings; the one of pairs is the task's word for them."""
+LOOKS = ("bold on blue", "underlined on orange", "italic on green", "dotted on purple")
+"""How the terms of each class look, as the style sheet has it."""
 FIRST = 3
 """Sentences of each method that the page shows without its script."""
 
@@ -65,7 +71,8 @@ def render(content: Content) -> str:
     evaluation, names = content.evaluation, list(content.figures)
     judge = evaluation.judges[0].name if evaluation.judges else None
     trainings = [name for name in names if name.startswith("training-")]
-    methods = len(evaluation.methods)
+    methods, task = len(evaluation.methods), evaluation.task
+    heading = capital(term_pairs(task))
     page = environment.get_template("report.html.j2").render(
         title=f"Constraint adherence and fluency of {methods} method{'s' * (methods != 1)}",
         subtitle=_subtitle(evaluation),
@@ -73,7 +80,10 @@ def render(content: Content) -> str:
         style_hash=csp_hash(style),
         script=script,
         script_hash=csp_hash(script),
-        contents=CONTENTS,
+        contents=[(anchor, title or heading) for anchor, title in CONTENTS],
+        pairs_heading=heading,
+        pairs_text=_pairs_text(task),
+        marked=list(zip((capital(task.labels[0]), *task.labels[1:]), LOOKS, strict=False)),
         folder=content.folder,
         figures=content.figures,
         fronts=[name for name in names if name.startswith("adherence-fluency-")],
@@ -92,15 +102,27 @@ def render(content: Content) -> str:
         study=tables.study_table(evaluation),
         judge=judge,
         first=_first(content.samples),
-        outcomes=OUTCOMES,
-        samples_json=json_block(embedded(content.samples, judge)),
+        outcomes=kinds(task),
+        samples_json=json_block(embedded(content.samples, task, judge)),
         methods_text=paper.methods_text(evaluation, content.runs),
-        bibtex=paper.bibtex(),
+        bibtex=paper.bibtex(task),
         inputs=_inputs(evaluation),
         file_problems=[(f.path, problem.message) for f in evaluation.files for problem in f.problems],
         records=_records(content),
     )
     return visible(page)  # names and notes come from anywhere too; style and script hold nothing that this would change
+
+
+def _pairs_text(task: Task) -> str:
+    """What the figures of a method's pairs show."""
+    if len(task.classes) == 2:
+        first, second = task.labels
+        return (
+            f"Percent of a method’s compliant sentences by the first {first} term (rows) and the first {second} term "
+            "(columns). Each map has its own colour scale, up to its commonest pair."
+        )
+    what = "the first term" if len(task.classes) == 1 else "the first term of each class"
+    return f"Percent of a method’s compliant sentences by {what}, the commonest first."
 
 
 def _code(text: str) -> Markup:

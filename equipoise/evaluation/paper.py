@@ -1,16 +1,20 @@
 """Text for a paper's method section, from what was done, and the entries that it cites."""
 
 import importlib.metadata
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from equipoise import __version__
+from equipoise.evaluation.formats import latex_text
 from equipoise.evaluation.results import Evaluation
 from equipoise.evaluation.runs import TrainingRun
-from equipoise.evaluation.samples import visible
+from equipoise.evaluation.training_text import training_text
+from equipoise.evaluation.visible import visible
+from equipoise.evaluation.wording import begun, listed
+from equipoise.protocol.task import PROTOCOL, Task
 
 CITATION = Path(__file__).parents[2] / "CITATION.cff"
 """In a checkout. Where only the package is installed, its metadata has the title and version."""
@@ -27,9 +31,20 @@ _INTERVALS = {
 
 
 def methods_text(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> list[str]:
-    """Paragraphs that say what was measured and how, each claim from the evaluation's own settings."""
-    settings = evaluation.settings
-    low, high = settings.get("min_words", 8), settings.get("max_words", 15)
+    """Paragraphs that say what was measured and how, each claim from the evaluation's own settings and the task."""
+    out = [
+        _sentences(evaluation),
+        _terms(evaluation.task),
+        _judges(evaluation),
+        _statistics(evaluation),
+        _bound(evaluation),
+        *(training_text(run, evaluation.task) for run in runs),
+        f"Measured with equipoise {evaluation.provenance.get('equipoise', __version__)}.",
+    ]
+    return [" ".join(paragraph.split()) for paragraph in out if paragraph]
+
+
+def _sentences(evaluation: Evaluation) -> str:
     methods = evaluation.methods
     occupations = list(dict.fromkeys(o for m in methods.values() for o in m.occupations))
     samples = "; ".join(
@@ -38,28 +53,79 @@ def methods_text(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> list[st
         + (f", model {visible(m.model)}" if m.model else "")
         for name, m in methods.items()
     )
-    agentic, communal = evaluation.lexicon["agentic"], evaluation.lexicon["communal"]
-    out = [
-        f"We generated one-sentence descriptions of {len(occupations)} occupations with {len(methods)} "
-        f"method{'s' * (len(methods) != 1)} ({samples}). Every sentence begins with “The [occupation] was”; the prefix "
-        "counts towards its length.",
-        f"A term counts as a whole word, whatever its case, after normalising Unicode hyphens. There are "
-        f"{len(agentic)} agentic terms ({', '.join(agentic)}) and {len(communal)} communal ones "
-        f"({', '.join(communal)}), after Gaucher et al. (2011). The primary measure, strict success, was fixed "
-        f"beforehand: at least one term of each class, {low} to {high} words, and one complete "
-        "sentence. Variety is the number of different (agentic, communal) pairs of a sentence's first terms, and their "
-        "effective number 2^H, with H the Shannon entropy of the pairs in bits.",
-    ]
-    if evaluation.judges:
-        judges = "; ".join(
-            f"{visible(j.name)} ({visible(j.source)}{f'; {visible(j.caveat)}' if j.caveat else ''})"
-            for j in evaluation.judges
-        )
-        out.append(
-            "Fluency is the median over sentences of the mean negative log-likelihood per token of the whole sentence "
-            f"under a judge model that is not the policy: {judges}."
-        )
-    draws, seed = settings.get("bootstrap_draws"), settings.get("seed")
+    return (
+        f"We generated one-sentence descriptions of {len(occupations)} occupation{'s' * (len(occupations) != 1)} with "
+        f"{len(methods)} method{'s' * (len(methods) != 1)} ({samples}). Every sentence begins with "
+        f"“{visible(begun(evaluation.task, '[occupation]'))}”; the prefix counts towards its length."
+    )
+
+
+def _terms(task: Task) -> str:
+    """What counts as a term and as success."""
+    classes: list[str] = []
+    for label, (_, terms) in zip(task.labels, task.classes, strict=True):
+        noun = ("one" if classes else "term") + "s" * (len(terms) != 1)
+        classes.append(f"{len(terms)} {label} {noun} ({', '.join(terms)})")
+    after = f", after {listed(map(cited, task.sources))}" if task.sources else ""
+    outside = f" ({listed(task.not_in_source)} not listed there)" if task.sources and task.not_in_source else ""
+    stems = " A term that ends in * counts in every word that begins so." if _has_stems(task) else ""
+    labels = ", ".join(map(visible, task.labels))
+    if len(task.classes) == 1:
+        verb, variety, whose = "at least one term", "different terms, by a sentence's first,", "these terms"
+    else:
+        verb = "at least one term of each class"
+        variety = f"different ({labels}) {task.pair_noun} of a sentence's first terms,"
+        whose = f"the {task.pair_noun}"
+    there = "is" if len(task.classes) == 1 and len(task.classes[0].terms) == 1 else "are"
+    return (
+        f"A term counts as a whole word, whatever its case, after normalising Unicode hyphens.{stems} There {there} "
+        f"{listed(classes)}{after}{outside}. The primary measure, strict success, was fixed beforehand: {verb}, "
+        f"{task.bounds}, and one complete sentence. Variety is the number of {variety} and their effective number 2^H, "
+        f"with H the Shannon entropy of {whose} in bits."
+    )
+
+
+def _has_stems(task: Task) -> bool:
+    return any(term.endswith("*") for term in task.lexicon.terms)
+
+
+def cited(source: str) -> str:
+    """A citation as it stands in a text, "Gaucher et al. (2011)", where the source begins with its authors' surnames
+    and initials and has a year in brackets; else the source as it is."""
+    source = visible(source)
+    year = re.search(r"\(([12]\d{3})[a-z]?\)", source)
+    names = re.findall(r"([^\W\d_][\w'’ -]*), [^\W\d_]\.", source[: year.start()]) if year else []
+    if year is None or not names or not source.startswith(names[0]):
+        return source.rstrip(". ")
+    who = names[0] if len(names) == 1 else f"{names[0]} and {names[1]}" if len(names) == 2 else f"{names[0]} et al."
+    return f"{who} ({year[1]})"
+
+
+def _judges(evaluation: Evaluation) -> str:
+    judges = "; ".join(
+        f"{visible(j.name)} ({visible(j.source)}{f'; {visible(j.caveat)}' if j.caveat else ''})"
+        for j in evaluation.judges
+    )
+    return judges and (
+        "Fluency is the median over sentences of the mean negative log-likelihood per token of the whole sentence "
+        f"under a judge model that is not the policy: {judges}."
+    )
+
+
+def _statistics(evaluation: Evaluation) -> str:
+    """Intervals and tests."""
+    draws, seed = (evaluation.settings.get(key) for key in ("bootstrap_draws", "seed"))
+    kinds = {e.interval for m in evaluation.methods.values() for e in m.metrics.values()}
+    used = [text for kind, text in _INTERVALS.items() if kind in kinds]
+    return (
+        "Occupations are the unit of analysis. "
+        + (f"95 % intervals: {'; '.join(used)}. " if used else "")
+        + (f"Bootstraps have {draws:,} draws and the seed {seed}. " if isinstance(draws, int) else "")
+        + (_tests(evaluation) if evaluation.comparisons else "")
+    )
+
+
+def _tests(evaluation: Evaluation) -> str:
     tests = (
         "Methods are compared by the mean paired difference over occupations, tested with sign-flips (Wilcoxon’s "
         "signed-rank test as a check) and corrected after Holm within each metric; we report Cohen’s h for shares and "
@@ -71,59 +137,25 @@ def methods_text(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> list[st
             " Fluency is tested for non-inferiority with two one-sided paired t-tests at a margin of "
             f"{' and '.join(f'{m:g}' for m in margins)} nats per token, set beforehand."
         )
-    kinds = {e.interval for m in methods.values() for e in m.metrics.values()}
-    used = [text for kind, text in _INTERVALS.items() if kind in kinds]
-    out.append(
-        "Occupations are the unit of analysis. "
-        + (f"95 % intervals: {'; '.join(used)}. " if used else "")
-        + (f"Bootstraps have {draws:,} draws and the seed {seed}. " if isinstance(draws, int) else "")
-        + (tests if evaluation.comparisons else "")
-    )
+    return tests
+
+
+def _bound(evaluation: Evaluation) -> str:
+    """What the distances to the base model are compared with."""
     frontier = evaluation.frontier
-    if frontier.p0 is not None and frontier.p0.value is not None:
-        event = "both classes" if frontier.event == "both" else "strict success"
-        out.append(
-            "A policy that complies with probability c has KL(π‖π₀) ≥ kl(c‖p₀) = c·ln(c/p₀) + (1−c)·ln((1−c)/(1−p₀)) "
-            "nats per sentence from a base model π₀ that complies with probability p₀ (data-processing inequality). "
-            f"We report each method’s distance above that bound for {event}, with p₀ = {frontier.p0.value:.3g} "
-            f"({visible(frontier.p0_source)})."
-        )
-    out += [text for run in runs if (text := _training_text(run))]
-    out.append(f"Measured with equipoise {evaluation.provenance.get('equipoise', __version__)}.")
-    return [" ".join(paragraph.split()) for paragraph in out]
-
-
-def _training_text(run: TrainingRun) -> str:
-    config = run.record.get("config")
-    if not isinstance(config, Mapping):
+    if frontier.p0 is None or frontier.p0.value is None:
         return ""
-
-    def at(*path: str) -> Any:
-        value: Any = config
-        for key in path:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        return value
-
-    facts = [
-        ("model", at("policy", "model")),
-        ("prompt", at("prompt")),
-        ("batch", at("ppo", "batch_size")),
-        ("mini-batch", at("ppo", "mini_batch_size")),
-        ("epochs", at("ppo", "epochs")),
-        ("learning rate", at("ppo", "learning_rate")),
-        ("target KL of an update", at("ppo", "target_kl")),
-        ("KL coefficient", at("ppo", "kl_coef")),
-        ("temperature", at("sampling", "temperature")),
-        ("top-p", at("sampling", "top_p")),
-        ("seed", at("seed")),
-    ]
-    told = ", ".join(f"{name} {visible(str(value))}" for name, value in facts if value is not None)
-    done = run.steps[-1] if run.steps else 0
-    return f"The policy of the run {visible(run.name)} was trained with PPO for {done:,} steps ({told})."
+    event = evaluation.task.all_classes if frontier.event == "both" else "strict success"
+    return (
+        "A policy that complies with probability c has KL(π‖π₀) ≥ kl(c‖p₀) = c·ln(c/p₀) + (1−c)·ln((1−c)/(1−p₀)) "
+        "nats per sentence from a base model π₀ that complies with probability p₀ (data-processing inequality). "
+        f"We report each method’s distance above that bound for {event}, with p₀ = {frontier.p0.value:.3g} "
+        f"({visible(frontier.p0_source)})."
+    )
 
 
-def bibtex() -> str:
-    """Entries for this software and what its CITATION.cff refers to."""
+def bibtex(task: Task) -> str:
+    """Entries for this software and for the task's sources: of the default task as its CITATION.cff has them."""
     try:
         document = yaml.safe_load(CITATION.read_text(encoding="utf-8"))
     except OSError:
@@ -138,6 +170,9 @@ def bibtex() -> str:
         "note": "Software",
     }
     entries = [_entry("misc", "equipoise", software)]
+    if task.sources != PROTOCOL.sources:
+        notes = [{"note": f"{{{latex_text(source)}}}"} for source in task.sources]
+        return "\n".join([*entries, *(_entry("misc", f"source{i}", note) for i, note in enumerate(notes, 1))])
     for reference in document.get("references", []):
         key = f"{reference['authors'][0].get('family-names', 'anonymous')}{reference.get('year', '')}".lower()
         fields = {"author": _people(reference["authors"]), "title": f"{{{reference['title']}}}"}

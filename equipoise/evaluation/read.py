@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.errors import UserError
-from equipoise.evaluation.results import LONGEST_FIELD, Problem
+from equipoise.evaluation.results import Problem
+from equipoise.evaluation.stored import LONGEST_FIELD
 
 _HOLDERS = ("data", "rows", "samples", "completions", "results", "records")
 """Names under which a JSON object may hold the list of its rows."""

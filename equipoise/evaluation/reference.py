@@ -10,6 +10,7 @@ import yaml
 
 from equipoise.errors import UserError
 from equipoise.evaluation.results import Reference
+from equipoise.protocol.task import PROTOCOL, Task
 
 STUDY = "arXiv 2510.22084"
 
@@ -71,6 +72,17 @@ def _rows() -> list[Reference]:
 
 STUDY_ROWS: tuple[Reference, ...] = tuple(_rows())
 """The public study's table. Shares are 0 to 1 as ours are."""
+
+NOT_OURS = (
+    f"the numbers published in {STUDY} are left out: they are of the terms, occupations and frame of the task "
+    f"{PROTOCOL.name}"
+)
+"""Why an evaluation of another task has none of them."""
+
+
+def is_of_the_study(task: Task) -> bool:
+    """Whether the task asks for what the public study's methods were asked for; it checked no length."""
+    return (task.classes, task.occupations, task.frame) == (PROTOCOL.classes, PROTOCOL.occupations, PROTOCOL.frame)
 
 
 def read_reference(path: Path) -> tuple[Reference, ...]:

@@ -1,30 +1,24 @@
-"""The file contract of `equipoise evaluate`: what `evaluation.json` and `rows.csv` hold, read and written here alone.
+"""The file contract of `equipoise evaluate`: what `evaluation.json` and `rows.csv` hold.
+
+`stored` reads and writes them.
 
 `evaluation.json` is JSON of one `Evaluation`, a dataclass is an object, a tuple a list, None null. There
 is no NaN and no infinity in it: a number that does not exist is null, and the note beside it says why. Texts, names
 and notes come from users and models: whoever shows them escapes them.
 
-`rows.csv` has one row per input row, in the order of the files and of the rows in them (`ROW_COLUMNS`).
+`rows.csv` has one row per input row, in the order of the files and of the rows in them (`row_columns`).
 """
 
-import csv
-import dataclasses
-import io
-import json
-import math
-import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from functools import cached_property
+from typing import Any, Literal
 
-from equipoise.errors import UserError
+from equipoise.protocol.task import Task
+from equipoise.runs.records import task_on_record
 
 VERSION = 1
 """Raised when a reader of the file would have to change."""
-
-LONGEST_FIELD = 1 << 28
-"""Characters of one CSV field: a degenerate model's text may be long."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +85,8 @@ class Layout:
     seed: str | None
     run_id: str | None
     form: Literal["sentence", "continuation", "mixed"]
-    """Whether texts begin with `The {occupation} was` or only continue it; `mixed`: each row by itself."""
+    """Whether texts begin with the task's frame (`The {occupation} was`) or only continue it; `mixed`: each row by
+    itself."""
     how: Literal["detected", "given"]
     """Whether `form` was seen in the texts or set by an option."""
 
@@ -168,16 +163,18 @@ class Method:
     """By the keys of `Evaluation.metrics`. Every method has the same keys."""
     occupations: dict[str, dict[str, Estimate]]
     """The same per occupation, for the metrics that make sense there (shares, means, pairs, NLL); Wilson intervals for
-    shares. In the protocol's order, others behind."""
+    shares. In the task's order, others behind."""
     equal_n: dict[str, Estimate]
     """Metrics that grow or shrink with n, at `Evaluation.equal_n` rows. Empty where all methods have equally many."""
     pairs: tuple[tuple[int, ...], ...]
-    """Sentences per (agentic, communal) pair of their first terms: one list for each agentic term in the lexicon's
-    order, one number in it for each communal term. They sum to the rows that hold both classes."""
+    """Sentences per pair of their first terms of each class; `combinations.counted` reads it. With two classes one list
+    for each term of the first class, in the task's order, with one number for each term of the second; with one class
+    one list with a number for each term. With three or four, where there may be millions of combinations, one list for
+    each that occurs, the commonest first: the place of its term within each class, and the sentences."""
     terms: dict[str, int]
-    """Rows that hold each of the lexicon's terms, zeros included, the agentic ones first."""
+    """Rows that hold each of the task's terms, zeros included, those of the first class first."""
     lengths: tuple[tuple[int, int], ...]
-    """(words, rows), in order of words, the prefix `The X was` counted."""
+    """(words, rows), in order of words, those of the frame counted."""
     parts: Parts
     duplicates: Duplicates
     cost: Cost | None
@@ -292,12 +289,13 @@ class Reference:
 class Evaluation:
     version: int
     settings: dict[str, Any]
-    """Everything that decides the numbers: seed, bootstrap_draws, margin, min_words, max_words, lexicon, judges, …"""
+    """Everything that decides the numbers: the whole task as `Task.document` gives it, with the bounds that were asked
+    for; seed, bootstrap_draws, margin, judges, …"""
     provenance: dict[str, Any]
     """command, versions, commit, date."""
     files: tuple[File, ...]
     lexicon: dict[str, tuple[str, ...]]
-    """`agentic` and `communal`."""
+    """The terms of each of the task's classes."""
     judges: tuple[Judge, ...]
     metrics: dict[str, Metric]
     """Every key that occurs below, in the order of a table."""
@@ -310,108 +308,30 @@ class Evaluation:
     notices: tuple[str, ...] = field(default=())
     """What the command printed beside the table."""
 
-
-ROW_COLUMNS = (
-    "File", "Line", "Method", "Model", "Seed", "Occupation", "RunID", "Text", "WordCount", "Agentic", "Communal",
-    "Outcome", "Strict", "Sentence", "InLength", "Base", "Bonus", "LengthPenalty", "RepetitionPenalty", "Reward",
-    "Duplicate",
-)  # fmt: skip
-"""Columns of rows.csv; behind them `NLL@judge` and `Tokens@judge` for each judge, and `Acceptable` with a classifier.
-
-File and Line (from 1, no header counted) say where the row came from. Text is the sentence that was measured, as it is:
-prefix and continuation joined where the file held the continuation. Agentic and Communal are the different terms in
-order, joined with ";". Outcome is both, agentic, communal or neither. Strict, Sentence, InLength and Duplicate are 1 or
-0; Duplicate: an earlier row of the same method and occupation has this text. NLL is in nats per token. The file is
-UTF-8, RFC 4180, quoted where needed; a lone surrogate is kept as the three bytes that `surrogatepass` gives it, so read
-it with `read_rows`.
-"""
+    @cached_property
+    def task(self) -> Task:
+        """What was measured by. Settings without a task, as they were before tasks were files, are of the default one,
+        with the bounds that they name. Raises UserError for what is no task."""
+        task = task_on_record(self.settings, "evaluation.json")
+        if "task" in self.settings:
+            return task
+        return task.with_bounds(self.settings.get("min_words"), self.settings.get("max_words"))
 
 
-def to_json(evaluation: Evaluation) -> str:
-    """The text of evaluation.json, in ASCII, so that any text survives any reader."""
-    return json.dumps(dataclasses.asdict(evaluation), indent=1, allow_nan=False) + "\n"
+def row_columns(classes: Sequence[str]) -> tuple[str, ...]:
+    """Columns of rows.csv; behind them `NLL@judge` and `Tokens@judge` for each judge, and `Acceptable@classifier`.
 
-
-def from_json(text: str | bytes) -> Evaluation:
-    """Raises UserError for a text that is no evaluation of this version."""
-    try:
-        document = json.loads(text)
-        version = document["version"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError("that is no evaluation.json: give one that `equipoise evaluate` wrote") from None
-    if version != VERSION:
-        raise UserError(f"evaluation.json is of version {version}, expected {VERSION}: run `equipoise evaluate` again")
-    try:
-        return _build(Evaluation, document)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"evaluation.json is damaged ({type(error).__name__}: {error}): run `equipoise evaluate` again"
-        ) from None
-
-
-def read(folder: Path) -> Evaluation:
-    """The evaluation in `folder`. Raises UserError."""
-    path = folder / "evaluation.json"
-    try:
-        return from_json(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): give the --output of `equipoise evaluate`") from None
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def _build(kind: Any, value: Any) -> Any:
-    """`value`, of JSON's types, as the annotated type `kind`. Raises KeyError, TypeError or ValueError."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
-    if origin in (Union, types.UnionType):
-        if value is None and types.NoneType in arguments:
-            return None
-        (inner,) = (a for a in arguments if a is not types.NoneType)
-        return _build(inner, value)
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"{value!r} is none of {arguments}")
-        return value
-    if origin is dict:
-        return {str(name): _build(arguments[1], item) for name, item in value.items()}
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise TypeError(f"expected a list, not {value!r:.40}")
-        inner_kinds = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
-        return tuple(_build(inner, item) for inner, item in zip(inner_kinds, value, strict=True))
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return kind(**{name: _build(hints[name], item) for name, item in value.items()})
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TypeError(f"expected {kind.__name__}, not {value!r:.40}")
-    return value
-
-
-def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """RFC 4180 in UTF-8. None is an empty field, a whole or true-or-false number has no point."""
-    with path.open("w", encoding="utf-8", errors="surrogatepass", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(list(columns))
-        writer.writerows([_cell(value) for value in row] for row in rows)
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, float):
-        return "" if math.isnan(value) else repr(float(value))
-    return value
-
-
-def read_rows(path: Path) -> Iterator[Mapping[str, str]]:
-    """The rows of a CSV that `write_csv` wrote, by column, every text as it was. Raises UserError."""
-    try:
-        text = path.read_bytes().decode("utf-8", "surrogatepass")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path} ({error}): run `equipoise evaluate` again") from None
-    csv.field_size_limit(LONGEST_FIELD)
-    yield from csv.DictReader(io.StringIO(text, newline=""))
+    File and Line (from 1, no header counted) say where the row came from. Text is the sentence that was measured, as it
+    is: prefix and continuation joined where the file held the continuation. There is one column for each class, named
+    after it with a capital letter (Agentic, Communal), with its different terms in order, joined with ";". Outcome is
+    `both` where every class is present, `neither` where none is, and else the names of those that are, joined with "+".
+    Strict, Sentence, InLength and Duplicate are 1 or 0; Duplicate: an earlier row of the same method and occupation has
+    this text. NLL is in nats per token. The file is UTF-8, RFC 4180, quoted where needed; a lone surrogate is kept as
+    the three bytes that `surrogatepass` gives it, so read it with `stored.read_rows`.
+    """
+    return (
+        *("File", "Line", "Method", "Model", "Seed", "Occupation", "RunID", "Text", "WordCount"),
+        *(name[:1].upper() + name[1:] for name in classes),
+        *("Outcome", "Strict", "Sentence", "InLength", "Base", "Bonus", "LengthPenalty", "RepetitionPenalty"),
+        *("Reward", "Duplicate"),
+    )

@@ -4,13 +4,16 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from equipoise.errors import UserError
+from equipoise.protocol.task import Task
+from equipoise.runs.records import task_on_record
 
-CURVES = "training_metrics.csv"
+CURVES, RECORD, SUMMARY = "training_metrics.csv", "run.json", "summary.json"
 
 
 class Alert(NamedTuple):
@@ -37,6 +40,14 @@ class TrainingRun:
     """(step, kind) of what else was out of the ordinary: resume, nonfinite, rollback …"""
     record: Mapping[str, Any]
     """run.json: the whole configuration, the command, versions, machine, commit. Empty where there is none."""
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """summary.json: which step was exported and why, among others. Empty where the run has not ended."""
+
+    @cached_property
+    def task(self) -> Task:
+        """What it was trained on; the default task where the record does not say. Raises UserError for no task."""
+        config = self.record.get("config")
+        return task_on_record(config if isinstance(config, Mapping) else {}, f"{self.name}/{RECORD}")
 
     @property
     def signs(self) -> list[tuple[Alert, int, int]]:
@@ -74,7 +85,8 @@ def read_run(folder: Path) -> TrainingRun:
         curves={key: tuple(_number(row[i]) for row in complete) for i, key in enumerate(header) if i},
         alerts=tuple(_alert(event) for event in events if event.get("kind") == "alert"),
         events=tuple((_step(e), str(e.get("kind"))) for e in events if e.get("kind") != "alert"),
-        record=_object(folder / "run.json"),
+        record=_object(folder / RECORD),
+        summary=_object(folder / SUMMARY),
     )
 
 

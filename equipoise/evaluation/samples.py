@@ -1,15 +1,13 @@
 """The sentences of a report's sample browser, compact, with the places of their terms found by the one matcher."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from equipoise.protocol.lexicon import Lexicon
+from equipoise.evaluation.visible import visible
+from equipoise.evaluation.wording import outcomes
+from equipoise.protocol.task import Task
 
-OUTCOMES = ("strict success", "both, not strict", "agentic only", "communal only", "neither")
-"""What a sentence can be; every sentence is exactly one."""
-_OUTCOME = {"both": 1, "agentic": 2, "communal": 3, "neither": 4}
 PARTS = ("Base", "Bonus", "LengthPenalty", "RepetitionPenalty")
 
 
@@ -24,28 +22,34 @@ class Sample:
     text: str
     """With what cannot be shown made visible."""
     outcome: int
-    """Position in `OUTCOMES`."""
+    """Position in `kinds`."""
     why: str
-    """Why a sentence with both classes is no strict success, and that it is a duplicate; else empty."""
+    """Why a sentence with every class is no strict success, and that it is a duplicate; else empty."""
     words: int
     parts: tuple[float, ...]
     """Of the reward, in the order of `PARTS`."""
     nll: float | None
     """Nats per token under the first judge."""
-    spans: tuple[tuple[int, int, str], ...]
-    """(start, end, class) of each term in `text`; class is `agentic` or `communal`. None overlaps another."""
+    spans: tuple[tuple[int, int, int], ...]
+    """(start, end, number of its class) of each term in `text`. None overlaps another."""
 
     @property
-    def pieces(self) -> list[tuple[str, str]]:
-        """(text, class) from left to right; class is empty between terms."""
-        out, end = [], 0
+    def pieces(self) -> list[tuple[str, int | None]]:
+        """(text, number of its class) from left to right; None between terms."""
+        out: list[tuple[str, int | None]] = []
+        end = 0
         for start, stop, kind in self.spans:
-            out += [(self.text[end:start], ""), (self.text[start:stop], kind)]
+            out += [(self.text[end:start], None), (self.text[start:stop], kind)]
             end = stop
-        return [piece for piece in [*out, (self.text[end:], "")] if piece[0]]
+        return [piece for piece in [*out, (self.text[end:], None)] if piece[0]]
 
 
-def sample(row: Mapping[str, str], lexicon: Lexicon, nll_column: str | None, seeds: bool) -> Sample:
+def kinds(task: Task) -> tuple[str, ...]:
+    """What a sentence can be; every sentence is exactly one."""
+    return ("strict success", *outcomes(task).values())
+
+
+def sample(row: Mapping[str, str], task: Task, nll_column: str | None, seeds: bool) -> Sample:
     """A row of rows.csv as a sample. `seeds`: whether to name the row's seed. Raises KeyError, ValueError."""
     both, strict = row["Outcome"] == "both", row["Strict"] == "1"
     why = []
@@ -55,9 +59,9 @@ def sample(row: Mapping[str, str], lexicon: Lexicon, nll_column: str | None, see
     if row["Duplicate"] == "1":
         why.append("duplicate")
     spans, end = [], 0
-    for span in lexicon.spans(row["Text"]):
+    for span in task.lexicon.spans(row["Text"]):
         if span.start >= end:  # a term inside the one marked before is not marked again
-            spans.append((span.start, span.end, "agentic" if span.term in lexicon.agentic else "communal"))
+            spans.append((span.start, span.end, task.lexicon.class_of(span.term)))
             end = span.end
     nll = row.get(nll_column or "")
     return Sample(
@@ -65,7 +69,7 @@ def sample(row: Mapping[str, str], lexicon: Lexicon, nll_column: str | None, see
         occupation=row["Occupation"],
         run=visible(row["RunID"] + (f" (seed {row['Seed']})" if seeds and row["Seed"] else "")),
         text=visible(row["Text"]),
-        outcome=0 if strict else _OUTCOME[row["Outcome"]],
+        outcome=0 if strict else 1 + list(outcomes(task)).index(row["Outcome"]),
         why=", ".join(why),
         words=int(row["WordCount"]),
         parts=tuple(float(row[part]) for part in PARTS),
@@ -74,22 +78,12 @@ def sample(row: Mapping[str, str], lexicon: Lexicon, nll_column: str | None, see
     )
 
 
-# Controls but for the line break and tab, what turns the direction of the text after it, and halves of surrogate pairs.
-# Each is replaced by one character, so that positions stay.
-_UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
-
-
-def visible(text: str) -> str:
-    """`text` with each control character as its picture (NUL as ␀) and what no file can hold as �."""
-    return _UNSHOWN.sub(lambda hit: chr(0x2400 + ord(hit[0])) if hit[0] < "\x20" else "\ufffd", text)
-
-
-def embedded(samples: Iterable[Sample], judge: str | None) -> dict[str, Any]:
+def embedded(samples: Iterable[Sample], task: Task, judge: str | None) -> dict[str, Any]:
     """What the page's script reads: names once, and for each sentence one short list.
 
     A list is [method, occupation, run, text, outcome, why not strict, words, four parts of the reward, NLL, spans]; the
-    first, second and fifth are positions in the lists of names; spans are start, end, 0 for agentic or 1 for communal,
-    again and again, counted in UTF-16 units, as a browser counts.
+    first, second and fifth are positions in the lists of names; spans are start, end and the number of the class, again
+    and again, counted in UTF-16 units, as a browser counts.
     """
     methods: dict[str, int] = {}
     occupations: dict[str, int] = {}
@@ -109,7 +103,13 @@ def embedded(samples: Iterable[Sample], judge: str | None) -> dict[str, Any]:
         for one in samples
     ]
     names: list[Sequence[str]] = [[visible(name) for name in group] for group in (methods, occupations)]
-    return {"methods": names[0], "occupations": names[1], "outcomes": OUTCOMES, "judge": judge, "rows": rows}
+    return {
+        "methods": names[0],
+        "occupations": names[1],
+        "outcomes": [visible(kind) for kind in kinds(task)],
+        "judge": judge,
+        "rows": rows,
+    }
 
 
 def _utf16(one: Sample) -> list[int]:
@@ -119,4 +119,4 @@ def _utf16(one: Sample) -> list[int]:
         for character in one.text:
             places.append(places[-1] + (2 if character > "\uffff" else 1))
         at = places
-    return [number for start, end, kind in one.spans for number in (at[start], at[end], int(kind == "communal"))]
+    return [number for start, end, kind in one.spans for number in (at[start], at[end], kind)]

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from equipoise.errors import UserError
-from equipoise.evaluation import results
+from equipoise.evaluation import stored
 from equipoise.evaluation.config import EvaluateConfig
 from equipoise.evaluation.evaluate import evaluate
 from equipoise.evaluation.files import write
+from equipoise.evaluation.inputs import told
 from equipoise.evaluation.results import Evaluation
 from equipoise.evaluation.runs import CURVES
 from equipoise.runs.progress import Progress
@@ -72,7 +73,13 @@ def recognise(paths: Sequence[str]) -> Given:
 def measured(given: Given, config: EvaluateConfig, say: Callable[[str], None]) -> Source:
     """The finished evaluation, or one made now with `config` and written to its `output`. Raises UserError."""
     if given.folder is not None:
-        return Source(results.read(given.folder), given.folder / "rows.csv", given.study)
+        evaluation = stored.read(given.folder)
+        if config.task is not None and config.task != evaluation.task:
+            raise UserError(
+                f"{given.folder} was measured by another task ({told(evaluation.task, config.task)}): "
+                "leave --task out, or give the completions files to measure them by it"
+            )
+        return Source(evaluation, given.folder / "rows.csv", given.study)
     with Progress(sys.stderr, unit="texts") as progress:
         evaluation, rows, judged = evaluate(config, say, progress)
     try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from equipoise.evaluation.results import Estimate, Evaluation, Metric, Reference
-from equipoise.evaluation.samples import visible
+from equipoise.evaluation.visible import visible
 
 
 class Cell(NamedTuple):
@@ -153,7 +153,8 @@ def study_table(evaluation: Evaluation) -> Table:
         reasons.append(_reason(list(own.values())))
     titles = [head(_metric(evaluation, key)) for key in keys]
     return Table(
-        caption="The public study's own formulas on our sentences, and what it and others published.",
+        caption="The public study's own formulas on our sentences"
+        + (", and what it and others published." if published else "; no published number is of the same task."),
         heads=("method", "sentences", *titles, "remark"),
         rows=tuple(rows),
         published=tuple(published),
@@ -316,10 +317,11 @@ def excess(evaluation: Evaluation) -> Table:
         )
         for p in frontier.points
     )
+    event = evaluation.task.all_classes if frontier.event == "both" else "strict success"
     p0 = "unknown" if frontier.p0 is None else whole(estimate_cell(frontier.p0, "share"))
     return Table(
         caption="KL to the base model in nats per sentence, and the least that the compliance needs.",
-        heads=("method", f"{'both classes' if frontier.event == 'both' else 'strict success'}, %", "KL to base",
+        heads=("method", f"{event}, %", "KL to base",
                "least KL, kl(c‖p₀)", "excess"),
         rows=rows,
         notes=(f"p₀, the base model's compliance in percent: {p0}; {visible(frontier.p0_source)}",),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from equipoise.cli import main
-from equipoise.evaluation import results
+from equipoise.evaluation import results, stored
 from equipoise.evaluation.files import FILES
 from tests.default import AGENTIC, COMMUNAL, OCCUPATIONS
 from tests.evaluation.files import write_csv
@@ -54,7 +54,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, results.Evalu
         )
     )
     assert run(*files, "--judge", judge, "--output", folder / "out", "--device", "cpu", "--bootstrap-draws", 200) == 0
-    return folder / "out", results.read(folder / "out")
+    return folder / "out", stored.read(folder / "out")
 
 
 def numbers(document: Any) -> Iterator[float]:
@@ -109,8 +109,8 @@ def test_every_key_is_in_the_catalogue_of_the_file(three: tuple[Path, results.Ev
 
 def test_rows_csv_has_each_row_with_its_parts(three: tuple[Path, results.Evaluation]) -> None:
     folder, evaluation = three
-    rows = list(results.read_rows(folder / "rows.csv"))
-    assert tuple(rows[0]) == (*results.ROW_COLUMNS, "NLL@judge", "Tokens@judge")
+    rows = list(stored.read_rows(folder / "rows.csv"))
+    assert tuple(rows[0]) == (*results.row_columns(["agentic", "communal"]), "NLL@judge", "Tokens@judge")
     assert len(rows) == 640 and [r["Line"] for r in rows[:2]] == ["1", "2"]
     for name, method in evaluation.methods.items():
         own = [r for r in rows if r["Method"] == name]
@@ -151,7 +151,7 @@ def test_degenerate_files_give_finite_numbers_or_say_why_not(tmp_path: Path, a: 
     assert run(*names, "--no-fluency", "--output", tmp_path / "out", "--bootstrap-draws", 100) == 0
     text = (tmp_path / "out" / "evaluation.json").read_text()
     assert all(math.isfinite(x) for x in numbers(json.loads(text))) and "NaN" not in text
-    evaluation = results.read(tmp_path / "out")
+    evaluation = stored.read(tmp_path / "out")
     assert evaluation.methods["0"].n == len(DEGENERATE[a])
     for method in evaluation.methods.values():
         for key, estimate in method.metrics.items():
@@ -182,7 +182,7 @@ def test_hostile_texts_come_through_unchanged(tmp_path: Path, layout: str) -> No
         with path.open("w", encoding="utf-8", errors="surrogatepass", newline="") as file:
             csv.writer(file).writerows([["job", "text"], *(["nurse", f"The nurse was {t}"] for t in texts)])
     assert run(f"<b>\x1b[31m={path}", "--no-fluency", "--output", tmp_path / "out", "--bootstrap-draws", 100) == 0
-    rows = list(results.read_rows(tmp_path / "out" / "rows.csv"))
+    rows = list(stored.read_rows(tmp_path / "out" / "rows.csv"))
     assert [r["Text"] for r in rows] == [f"The nurse was {t}" for t in texts]
 
 
@@ -190,16 +190,17 @@ def test_its_own_rows_can_be_read_again(tmp_path: Path) -> None:
     path = completions(tmp_path / "a.csv", "A", 4)
     assert run(path, "--no-fluency", "--output", tmp_path / "1", "--bootstrap-draws", 100) == 0
     assert run(tmp_path / "1" / "rows.csv", "--no-fluency", "--output", tmp_path / "2", "--bootstrap-draws", 100) == 0
-    first, second = (results.read(tmp_path / name).methods["A"] for name in "12")
+    first, second = (stored.read(tmp_path / name).methods["A"] for name in "12")
     assert first.metrics == second.metrics
 
 
 def test_another_lexicon_and_other_bounds_are_used(tmp_path: Path) -> None:
-    (tmp_path / "l.yaml").write_text("agentic: [tough]\ncommunal: [warm, soft]\n")
+    classes = "classes: {agentic: [tough], communal: [warm, soft]}"
+    (tmp_path / "l.yaml").write_text(f"name: other\noccupations: [nurse]\n{classes}\n")
     path = write_csv(tmp_path / "a.csv", ["job", "text"], [["nurse", "The nurse was tough and warm."]])
-    options = ["--lexicon", tmp_path / "l.yaml", "--min-words", 6, "--max-words", 6]
+    options = ["--task", tmp_path / "l.yaml", "--min-words", 6, "--max-words", 6]
     assert run(path, *options, "--no-fluency", "--output", tmp_path / "out") == 0
-    method = results.read(tmp_path / "out").methods["a"]
+    method = stored.read(tmp_path / "out").methods["a"]
     assert method.metrics["strict"].value == 1 and method.pairs == ((1, 0),)
 
 
@@ -211,7 +212,8 @@ def test_another_lexicon_and_other_bounds_are_used(tmp_path: Path) -> None:
         (["A", "--bootstrap-draws", "3"], "between 100 and 100000"),
         (["A", "--margin", "0"], "must be positive"),
         (["A", "--min-words", "9", "--max-words", "3"], "leave no length"),
-        (["A", "--lexicon", "none.yaml"], "cannot read the lexicon"),
+        (["A", "--task", "none.yaml"], "none.yaml"),
+        (["A", "--lexicon", "none.yaml"], "--lexicon has become --task FILE: write the terms into a task file"),
         (["A", "--base", "X"], "--base 'X' is no method"),
         (["A", "A"], "given twice"),
         (["A", "--judge", "./nowhere"], "no model folder"),
@@ -274,6 +276,6 @@ def test_files_with_hundreds_of_occupations_are_compared(tmp_path: Path) -> None
     rows = [[f"job {i}", f"The job {i} was bold and {'loyal' if i % 3 else 'calm'} at work."] for i in range(150)]
     files = [f"{k}={write_csv(tmp_path / f'{k}.csv', ['job', 'text'], rows[k:])}" for k in (0, 4)]
     assert run(*files, "--no-fluency", "--output", tmp_path / "out") == 0
-    found = {(c.metric): c for c in results.read(tmp_path / "out").comparisons}
+    found = {(c.metric): c for c in stored.read(tmp_path / "out").comparisons}
     assert found["strict"].n_occupations == 146 and "cannot be tested" in found["strict"].note
     assert found["strict"].difference == 0

@@ -4,11 +4,10 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from equipoise.evaluation.counted import Fluency, Sample
 from equipoise.evaluation.layout import Row
 from equipoise.evaluation.measure import measure
-from equipoise.evaluation.summary import Fluency, Sample
-from equipoise.protocol.lexicon import Lexicon
-from tests.default import LEXICON
+from equipoise.protocol.task import PROTOCOL, Task
 
 
 def row(text: str, occupation: str = "nurse", method: str = "m", line: int = 1) -> Row:
@@ -17,14 +16,14 @@ def row(text: str, occupation: str = "nurse", method: str = "m", line: int = 1) 
 
 def sample(
     texts: Sequence[tuple[str, str]],
-    lexicon: Lexicon = LEXICON,
+    task: Task = PROTOCOL,
     judges: dict[str, Fluency] | None = None,
     seed: int = 0,
     draws: int = 200,
 ) -> Sample:
     """A method's sample from (occupation, text) pairs."""
     rows = [row(text, occupation, line=i) for i, (occupation, text) in enumerate(texts, 1)]
-    return Sample(measure(rows, lexicon), lexicon, judges or {}, {}, draws, seed, "m")
+    return Sample(measure(rows, task), task, judges or {}, {}, draws, seed, "m")
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]], delimiter: str = ",") -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from equipoise.evaluation import results
+from equipoise.evaluation import results, stored
 from equipoise.evaluation.results import Evaluation
 
 EXAMPLE = Path(__file__).parent / "example"
@@ -27,7 +27,7 @@ TEXTS = (
 
 
 def example() -> Evaluation:
-    return results.read(EXAMPLE)
+    return stored.read(EXAMPLE)
 
 
 def renamed(evaluation: Evaluation, name: Callable[[str], str]) -> Evaluation:
@@ -63,7 +63,7 @@ def hostile(folder: Path) -> Path:
             dataclasses.replace(f, path=bad, problems=(results.Problem(bad, 1, (1,), bad),)) for f in evaluation.files
         ),
     )
-    rows: list[dict[str, Any]] = [dict(row) for row in results.read_rows(EXAMPLE / "rows.csv")]
+    rows: list[dict[str, Any]] = [dict(row) for row in stored.read_rows(EXAMPLE / "rows.csv")]
     for i, row in enumerate(rows):
         row["Method"] = names[row["Method"]]
         row["Text"] = TEXTS[i % len(TEXTS)]
@@ -73,9 +73,9 @@ def hostile(folder: Path) -> Path:
 def written(folder: Path, evaluation: Evaluation, rows: list[dict[str, Any]]) -> Path:
     """An evaluation folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evaluation.json").write_text(results.to_json(evaluation), encoding="utf-8")
-    columns = list(rows[0]) if rows else list(results.ROW_COLUMNS)
-    results.write_csv(folder / "rows.csv", columns, ([row[column] for column in columns] for row in rows))
+    (folder / "evaluation.json").write_text(stored.to_json(evaluation), encoding="utf-8")
+    columns = list(rows[0]) if rows else list(results.row_columns(list(evaluation.lexicon)))
+    stored.write_csv(folder / "rows.csv", columns, ([row[column] for column in columns] for row in rows))
     return folder
 
 

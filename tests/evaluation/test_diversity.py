@@ -13,19 +13,20 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy as scipy_entropy
 
 from equipoise.evaluation import diversity
-from tests.default import LEXICON
+from equipoise.measures.variety import effective
+from equipoise.protocol.task import PROTOCOL
 
 counts = st.lists(st.integers(0, 50), min_size=2, max_size=12).map(lambda x: np.array(x, dtype=float))
 
 
 def test_uniform_use_of_a_hundred_pairs_is_a_hundred_effective_pairs() -> None:
-    assert diversity.effective(np.full(100, 7.0)) == pytest.approx(100, abs=1e-9)
+    assert effective(Counter(dict.fromkeys(range(100), 7))) == pytest.approx(100, abs=1e-9)
     assert float(diversity.entropy(np.full(10, 3.0))) == pytest.approx(math.log2(10))
 
 
 def test_one_pair_is_one_and_none_is_nothing() -> None:
-    assert diversity.effective(np.array([0.0, 9, 0])) == 1.0
-    assert diversity.effective(np.zeros(3)) is None
+    assert effective(Counter({"a": 0, "b": 9})) == 1.0
+    assert effective(Counter()) == 0
     assert diversity.to_uniform(np.zeros(3)) is None
     assert diversity.between(np.array([[1.0, 2.0], [0.0, 0.0]])) is None
 
@@ -69,7 +70,7 @@ def test_equal_texts_have_self_bleu_100_and_one_text_has_none() -> None:
 
 
 def test_masking_leaves_the_template() -> None:
-    mask = diversity.Mask(LEXICON)
+    mask = diversity.Mask(PROTOCOL)
     assert mask("The Nurse was Self\u2011Reliant, bold and caring.", "nurse") == "the <x> was <a>, <a> and <c>."
     assert mask("The nurse was unhelpful to nurses.", "nurse") == "the <x> was unhelpful to nurses."
 

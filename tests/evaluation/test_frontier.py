@@ -8,41 +8,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
-from equipoise.evaluation.frontier import base_rate, bernoulli_kl, bound, drawn_medians, members
+from equipoise.evaluation.counted import Fluency
+from equipoise.evaluation.frontier import base_rate, bound, drawn_medians, members
 from equipoise.evaluation.results import Estimate
 from equipoise.evaluation.side import Side
-from equipoise.evaluation.summary import Fluency
+from equipoise.measures.shares import kl_bound
 from tests.evaluation.files import sample
 
 
 def test_the_bound_is_about_5_6_nats_for_the_protocols_base_rate() -> None:
-    assert bernoulli_kl(1, 9 / 2560) == pytest.approx(math.log(2560 / 9))
-    assert 5.6 < bernoulli_kl(1, 0.0035) < 5.7
-    assert bernoulli_kl(0.3, 0.3) == 0
-    assert bernoulli_kl(0.5, 0) == math.inf and bernoulli_kl(0, 0) == 0
+    assert kl_bound(1, 9 / 2560) == pytest.approx(math.log(2560 / 9))
+    assert 5.6 < kl_bound(1, 0.0035) < 5.7
+    assert kl_bound(0.3, 0.3) == 0
+    assert kl_bound(0.5, 0) == math.inf and kl_bound(0, 0) == 0
 
 
 @settings(deadline=None)  # the machine may be busy
 @given(st.floats(0, 1), st.floats(0.001, 0.999))
 def test_the_bound_is_the_divergence_of_two_coins(c: float, p: float) -> None:
-    assert bernoulli_kl(c, p) == pytest.approx(entropy([c, 1 - c], [p, 1 - p]), abs=1e-9)
+    assert kl_bound(c, p) == pytest.approx(entropy([c, 1 - c], [p, 1 - p]), abs=1e-9)
 
 
 @settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.floats(0.01, 1), min_size=4, max_size=4), st.lists(st.floats(0.01, 1), min_size=4, max_size=4))
 def test_no_distribution_is_nearer_than_the_bound_and_conditioning_attains_it(p: list[float], q: list[float]) -> None:
     base, other = np.array(p) / sum(p), np.array(q) / sum(q)
-    assert entropy(other, base) >= bernoulli_kl(float(other[:2].sum()), float(base[:2].sum())) - 1e-9
+    assert entropy(other, base) >= kl_bound(float(other[:2].sum()), float(base[:2].sum())) - 1e-9
     conditioned = np.r_[base[:2] / base[:2].sum(), 0, 0]
-    assert entropy(conditioned, base) == pytest.approx(bernoulli_kl(1, float(base[:2].sum())))
+    assert entropy(conditioned, base) == pytest.approx(kl_bound(1, float(base[:2].sum())))
 
 
 def test_the_bounds_interval_follows_from_p0s() -> None:
     p0 = Estimate(0.0035, 0.0016, 0.0066, 2560, "wilson")
     found = bound(0.95, p0)
-    assert found.low == pytest.approx(bernoulli_kl(0.95, 0.0066)) and found.high == pytest.approx(
-        bernoulli_kl(0.95, 0.0016)
-    )
+    assert found.low == pytest.approx(kl_bound(0.95, 0.0066)) and found.high == pytest.approx(kl_bound(0.95, 0.0016))
     assert bound(0.003, p0).low == 0
     never = bound(1.0, Estimate(0.0, 0.0, 0.0012, 2560, "wilson"))
     assert never.value is None and never.high is None and never.low == pytest.approx(math.log(1 / 0.0012))

@@ -14,8 +14,8 @@ from equipoise.evaluation.intervals import (
     median,
     ratio_error,
     two_level,
-    wilson,
 )
+from equipoise.measures.shares import wilson
 
 
 def test_wilson_of_5000_in_5000_begins_at_99_92_per_cent() -> None:

@@ -10,6 +10,7 @@ from equipoise.errors import UserError
 from equipoise.evaluation.layout import Columns, Row, arrange
 from equipoise.evaluation.read import read_table
 from equipoise.evaluation.results import Layout, Problem
+from equipoise.protocol.task import PROTOCOL
 from tests.evaluation.files import write_csv
 
 WHOLE = ["The nurse was bold and caring.", 'The pilot was calm,\nand "kind"; truly.', "The chef was loyal."]
@@ -24,7 +25,7 @@ def read(
     encoding: str | None = None,
 ) -> tuple[list[Row], Layout, list[Problem]]:
     table = read_table(str(path), encoding)
-    return arrange(table, 0, columns=columns or Columns(), form=form, method=method, seed="")  # type: ignore[arg-type]
+    return arrange(table, 0, PROTOCOL, columns=columns or Columns(), form=form, method=method, seed="")  # type: ignore[arg-type]
 
 
 def check(rows: list[Row]) -> None:

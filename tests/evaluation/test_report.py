@@ -11,13 +11,13 @@ import pytest
 
 from equipoise.cli import main
 from equipoise.errors import UserError
-from equipoise.evaluation import results
+from equipoise.evaluation import stored
 from equipoise.evaluation.assemble import report
 from equipoise.evaluation.config import ReportConfig
 from equipoise.evaluation.results import Estimate, Evaluation, Method, Parts
 from tests.evaluation.hostile import EXAMPLE, example, training_run, written
 
-ROWS: list[dict[str, Any]] = [dict(row) for row in results.read_rows(EXAMPLE / "rows.csv")]
+ROWS: list[dict[str, Any]] = [dict(row) for row in stored.read_rows(EXAMPLE / "rows.csv")]
 
 
 def test_the_command_writes_page_figures_tables_and_card_and_says_where(
@@ -85,7 +85,7 @@ def test_a_study_folder_becomes_an_evaluation_and_a_report_in_one_command(tmp_pa
     record = {"settings": {"trained": str(run), "seed": 7}, "methods": entries}
     (study / "study.json").write_text(json.dumps(record))
     report(ReportConfig((str(study),), tmp_path / "report.html", fluency=False), lambda line: None)
-    evaluation = results.read(tmp_path / "report_files" / "evaluation")
+    evaluation = stored.read(tmp_path / "report_files" / "evaluation")
     strict = {name: m.metrics["strict"].value for name, m in evaluation.methods.items()}
     assert strict == {"Prompt-Only": 0, "RLHF": 1}  # what the filter has not passed is no method's
     cost = evaluation.methods["RLHF"].cost
@@ -100,7 +100,7 @@ def test_completions_files_are_evaluated_first(tmp_path: Path) -> None:
     first = completions(tmp_path / "a.csv", "proud of the work that was done every day.", "Prompt-Only")
     second = completions(tmp_path / "b.csv", "bold and caring in the work done every day.", "RLHF")
     report(ReportConfig((str(first), f"mine={second}"), tmp_path / "report.html", fluency=False), lambda line: None)
-    assert list(results.read(tmp_path / "report_files" / "evaluation").methods) == ["Prompt-Only", "mine"]
+    assert list(stored.read(tmp_path / "report_files" / "evaluation").methods) == ["Prompt-Only", "mine"]
 
 
 def test_a_study_without_completions_is_refused(tmp_path: Path) -> None:

@@ -11,19 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from equipoise.evaluation.catalogue import CATALOGUE, DEPENDS_ON_N, titled
-from equipoise.evaluation.summary import (
-    Fluency,
-    Sample,
-    at_equal_n,
-    dependent_on_n,
-    duplicates,
-    estimates,
-    occupation_estimates,
-    parts,
-    subsample,
-)
-from equipoise.protocol.lexicon import Lexicon
+from equipoise.evaluation.catalogue import catalogue, depends_on_n, titled
+from equipoise.evaluation.counted import Fluency, Sample
+from equipoise.evaluation.equal_n import at_equal_n, dependent_on_n, subsample
+from equipoise.evaluation.summary import duplicates, estimates, occupation_estimates, parts
+from equipoise.protocol.task import PROTOCOL, task_from_document
 from tests.default import AGENTIC, COMMUNAL, HOLDOUT, OCCUPATIONS
 from tests.evaluation.files import sample
 
@@ -171,10 +163,11 @@ def test_the_pair_of_a_sentence_is_the_first_term_of_each_class() -> None:
 
 
 def test_another_lexicon_has_a_table_of_its_own_size() -> None:
-    lexicon = Lexicon(("tough",), ("soft", "warm", "kind"))
-    own = sample([("nurse", "The nurse was tough and warm."), ("nurse", "The nurse was kind, tough.")], lexicon)
+    classes = {"agentic": ["tough"], "communal": ["soft", "warm", "kind"]}
+    task = task_from_document({"name": "other", "occupations": ["nurse"], "classes": classes}, "a test")
+    own = sample([("nurse", "The nurse was tough and warm."), ("nurse", "The nurse was kind, tough.")], task)
     found = estimates(own, 5)
-    assert own.cells == 3 and found["pairs/unique"].value == 2 and found["pairs/effective"].value == 2
+    assert own.pair_numbers == 3 and found["pairs/unique"].value == 2 and found["pairs/effective"].value == 2
     assert found["jsd/uniform_agentic"].value == 0
 
 
@@ -184,11 +177,11 @@ def test_metrics_at_equal_n_are_those_of_subsamples_that_keep_the_proportions() 
     assert len(set(chosen)) == 200
     assert Counter(own.rows[i].row.occupation for i in chosen) == dict.fromkeys(OCCUPATIONS, 10)
     equal = at_equal_n(own, 200)
-    assert equal.keys() == set(DEPENDS_ON_N)
+    assert equal.keys() == set(depends_on_n(PROTOCOL))
     value = equal["pairs/unique"].value
     assert value is not None and 80 <= value <= 93  # 100·(1 − 0.99^200) = 86.6
     assert at_equal_n(own, 2000)["pairs/unique"].value == 100
-    assert dependent_on_n(own, np.arange(2000)).keys() == set(DEPENDS_ON_N)
+    assert dependent_on_n(own, np.arange(2000)).keys() == set(depends_on_n(PROTOCOL))
 
 
 def test_duplicates_are_rows_beyond_the_first() -> None:
@@ -233,6 +226,6 @@ def test_per_occupation_shares_have_their_own_wilson_intervals() -> None:
 def test_the_estimates_are_the_catalogues_and_no_others() -> None:
     judges = {"j": Fluency(np.array([1.0]), np.array([3]))}
     own = sample([("nurse", "The nurse was bold.")], judges=judges)
-    own = Sample(own.rows, own.lexicon, judges, {"c": np.array([1.0])}, 100, 0)
-    assert estimates(own, 1).keys() == titled(["j"], "c").keys()
-    assert len(titled(["a", "b"], None)) == len(CATALOGUE) + 2  # three keys twice, one not at all
+    own = Sample(own.rows, own.task, judges, {"c": np.array([1.0])}, 100, 0)
+    assert estimates(own, 1).keys() == titled(PROTOCOL, ["j"], "c").keys()
+    assert len(titled(PROTOCOL, ["a", "b"], None)) == len(catalogue(PROTOCOL)) + 2  # three keys twice, one not at all

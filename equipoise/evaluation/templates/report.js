@@ -29,7 +29,7 @@
     let end = 0;
     for (let i = 0; i < row[SPANS].length; i += 3) {
       const [from, to, kind] = row[SPANS].slice(i, i + 3);
-      cell.append(text.slice(end, from), element("mark", text.slice(from, to), kind ? "communal" : "agentic"));
+      cell.append(text.slice(end, from), element("mark", text.slice(from, to), `term-${kind}`));
       end = to;
     }
     cell.append(text.slice(end));

@@ -1,0 +1,231 @@
+"""How a policy was trained, in sentences for a paper: every option that was in force, and none that was not.
+
+Everything is read from the run's records, run.json and summary.json; what they do not have is not told.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from equipoise.evaluation.runs import TrainingRun
+from equipoise.evaluation.visible import visible
+from equipoise.evaluation.wording import listed, pair
+from equipoise.protocol.reward import PROTOCOL_WEIGHTS
+from equipoise.protocol.task import Task
+
+
+def training_text(run: TrainingRun, task: Task) -> str:
+    """A paragraph about the run; `task` is the one that its sentences are measured by. Empty without a record."""
+    config = run.record.get("config")
+    if not isinstance(config, Mapping):
+        return ""
+    done = run.steps[-1] if run.steps else 0
+    parts = [
+        f"The policy of the run {visible(run.name)} was trained with PPO for {done:,} steps "
+        f"({', '.join(_facts(config))}).",
+        _occupations(config, run.task, task),
+        _weights(_group(config, "policy")),
+        _warm_start(_group(config, "warm_start"), run.task),
+        _reward(config, run.task),
+        _average(_group(config, "ppo")),
+        _on_alert(_group(config, "watch")),
+        _exported(config, run.summary, run.task.pair_noun),
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = config.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{value}"
+
+
+def _facts(config: Mapping[str, Any]) -> list[str]:
+    """The numbers of PPO and of sampling."""
+    policy, ppo, sampling = (_group(config, name) for name in ("policy", "ppo", "sampling"))
+    facts = [
+        ("model", policy.get("model")),
+        ("prompt", config.get("prompt")),
+        ("system message", config.get("system") or None),
+        ("batch", ppo.get("batch_size")),
+        ("mini-batch", ppo.get("mini_batch_size")),
+        ("PPO epochs", ppo.get("ppo_epochs")),
+        ("learning rate", _with_schedule(ppo)),
+        ("learning rate of the value head", ppo.get("value_learning_rate")),
+        ("target KL of an update", ppo.get("target_kl")),
+        ("KL coefficient", _with_target(ppo)),
+        ("entropy bonus", ppo.get("entropy_coef") or None),
+        ("clip", ppo.get("clip")),
+        ("clip of values", ppo.get("value_clip")),
+        ("γ", ppo.get("gamma")),
+        ("λ", ppo.get("gae_lambda")),
+        ("gradient norm at most", ppo.get("max_grad_norm")),
+        ("ε of Adam", ppo.get("adam_eps")),
+        ("temperature", sampling.get("temperature")),
+        ("top-p", sampling.get("top_p")),
+        ("new tokens at most", sampling.get("max_new_tokens")),
+        ("seed", config.get("seed")),
+    ]
+    return [f"{name} {visible(str(value))}" for name, value in facts if value is not None]
+
+
+def _with_schedule(ppo: Mapping[str, Any]) -> str | None:
+    if ppo.get("learning_rate") is None:
+        return None
+    told = []
+    if value := ppo.get("value_warmup_steps"):
+        told.append(f"0 in the first {value} steps, in which the value head alone learns")
+    if (warmup := ppo.get("warmup_steps") or 0) > 1:
+        told.append(f"rising over {warmup} steps")
+    if decay := ppo.get("decay_steps"):
+        told.append(f"falling linearly to 0 at step {decay}")
+    return f"{ppo['learning_rate']}" + (f" ({'; '.join(told)})" if told else "")
+
+
+def _with_target(ppo: Mapping[str, Any]) -> str | None:
+    coefficient, target = ppo.get("kl_coef"), ppo.get("ref_kl_target")
+    if coefficient is None or target is None:
+        return None if coefficient is None else f"{coefficient}"
+    return (
+        f"{coefficient} (at first; steered towards a KL to the base model of {target} nats per sentence over "
+        f"{_number(ppo.get('kl_horizon'))} completions)"
+    )
+
+
+def _occupations(config: Mapping[str, Any], own: Task, measured: Task) -> str:
+    told = []
+    if own != measured:
+        told.append(f"It was trained on the task {visible(own.name)}, which is not the one that is measured here.")
+    if config.get("holdout"):
+        count = len(own.training_names(holdout=True))
+        told.append(
+            f"It was trained on {count} of the task’s {len(own.names)} occupations, without {listed(own.held_out)}."
+        )
+    return " ".join(told)
+
+
+def _weights(policy: Mapping[str, Any]) -> str:
+    if policy.get("tuning") == "full":
+        return "All weights were trained."
+    if policy.get("tuning") == "lora":
+        base = ", the frozen base weights in 8 bits" if policy.get("use_8bit") else ""
+        return (
+            f"LoRA adapters on every linear layer were trained (rank {policy.get('lora_rank')}, alpha "
+            f"{policy.get('lora_alpha')}{base})."
+        )
+    return ""
+
+
+def _warm_start(options: Mapping[str, Any], task: Task) -> str:
+    """The supervised stage before PPO."""
+
+    def at(name: str) -> Any:
+        return options.get(f"warm_start_{name}")
+
+    how, file, rounds = options.get("warm_start", "off"), at("file"), at("rounds") or 1
+    if how == "off" and not file:
+        return ""
+    own = "its own samples that succeed strictly"
+    if file:
+        source = f"those sentences of the file {visible(str(file))} that succeed strictly"
+    elif how == "forced":
+        begun = "a term of the class" if len(task.classes) == 1 else "a term of each class"
+        source = (
+            f"its own strictly successful continuations of forced beginnings with {begun}, every {pair(task)} alike"
+        )
+    else:
+        source = own
+    if rounds > 1 and source != own:
+        source += f", and after the first round from {own}"
+    told = [f"{_number(at('sentences'))} sentences" + (" a round" if rounds > 1 else "")]
+    told += [f"{rounds} rounds"] if rounds > 1 else []
+    told += [_kept(at("candidates"), at("keep"), task, how == "forced" and not file)]
+    told += [f"epochs {at('epochs')}", f"batch {at('batch_size')}", f"learning rate {at('learning_rate')} at most"]
+    told += [f"at most {_number(at('budget'))} samples drawn in search of them"] if not file or rounds > 1 else []
+    return f"Before PPO a supervised warm start taught it from {source} ({', '.join(filter(None, told))})."
+
+
+def _kept(candidates: Any, keep: Any, task: Task, forced: bool) -> str:
+    if (candidates or 1) == 1:
+        return ""
+    likeliest = f"the likeliest under the untrained model, of each {pair(task)} alike and no two of one mould"
+    resampled = "resampled towards what the untrained model writes"
+    if keep != "conditional":
+        kept = likeliest
+    else:
+        kept = f"in the first round {likeliest}, then {resampled}" if forced else resampled
+    return f"{candidates} candidates for each, of which are kept {kept}"
+
+
+def _reward(config: Mapping[str, Any], task: Task) -> str:
+    """What was paid besides the reward as the protocol has it."""
+    diversity = _group(config, "diversity")
+    told = []
+    if bonus := config.get("strict_bonus"):
+        told.append(f"a bonus of {bonus} for strict success")
+    if weight := diversity.get("diversity_weight"):
+        of = {"terms": "terms", "pairs": task.pair_noun}.get(
+            str(diversity.get("diversity_on")), f"terms and {task.pair_noun}"
+        )
+        told.append(
+            f"a diversity bonus of at most ±{weight} for rare {of} (frequencies over the last "
+            f"{_number(diversity.get('diversity_window'))} compliant sentences)"
+        )
+    if weight := diversity.get("opening_weight"):
+        told.append(f"a malus of at most {weight} for beginning as other sentences do")
+    if penalty := config.get("missing_eos_penalty"):
+        told.append(f"a penalty of {penalty} for a sentence that was cut off")
+    parts = [f"Added to each sentence’s reward: {'; '.join(told)}."] if told else []
+    standard = dataclasses.asdict(PROTOCOL_WEIGHTS)
+    changed = [
+        f"{name.replace('_', ' ')} {value} in place of {standard[name]}"
+        for name, value in _group(config, "reward").items()
+        if name in standard and value != standard[name]
+    ]
+    if changed:
+        parts.append(f"Weights of the reward that differ from the protocol’s: {', '.join(changed)}.")
+    return " ".join(parts)
+
+
+def _average(ppo: Mapping[str, Any]) -> str:
+    decay = ppo.get("average_weights")
+    return (
+        f"Evaluated and exported is the moving average of the weights over steps, with decay {decay}." if decay else ""
+    )
+
+
+def _on_alert(watch: Mapping[str, Any]) -> str:
+    return {
+        "stop": "An alert of the hacking watch ended the run.",
+        "rollback": "After an alert of the hacking watch, training went back to the last sound checkpoint "
+        f"({watch.get('alert_rollbacks')} times at most).",
+    }.get(str(watch.get("on_alert")), "")
+
+
+def _exported(config: Mapping[str, Any], summary: Mapping[str, Any], noun: str) -> str:
+    """Which step was exported, and by which rule."""
+    evaluation, run = _group(config, "evaluation"), _group(config, "run")
+    step, because = summary.get("exported_step"), summary.get("exported_because")
+    exported = "" if step is None else f"Exported: step {step:,}, {visible(str(because))}."
+    if not evaluation:
+        return exported
+    count = evaluation.get("eval_sentences")
+    if not count or evaluation.get("export") == "last":
+        rule = "the last weights"
+    else:
+        settings = f"temperature {evaluation.get('eval_temperature')}, top-p {evaluation.get('eval_top_p')}"
+        rule = (
+            f"the best of evaluations of {_number(count)} sentences ({settings}), made every {run.get('save_every')} "
+            f"steps and at the end, by {_rank(summary, noun)}"
+        )
+    return f"{exported} The rule: {rule}." if exported else f"To be exported: {rule}."
+
+
+def _rank(summary: Mapping[str, Any], noun: str) -> str:
+    found = summary.get("evaluation")
+    if isinstance(found, Mapping) and "rank" in found:
+        return "a function of our own"
+    return f"strict success, within its sampling error by effective {noun}, then by KL to the base model"

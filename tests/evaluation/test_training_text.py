@@ -1,0 +1,189 @@
+"""The text for a paper's method section names every training option that was in force, and none that was not."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from equipoise.evaluation.paper import bibtex, cited, methods_text
+from equipoise.evaluation.runs import TrainingRun, read_run
+from equipoise.evaluation.training_text import training_text
+from equipoise.ppo.config import (
+    DiversityConfig,
+    EvaluationConfig,
+    PPOConfig,
+    TrainConfig,
+    WarmStartConfig,
+    WatchConfig,
+)
+from equipoise.ppo.presets import PRESETS
+from equipoise.protocol.reward import RewardWeights
+from equipoise.protocol.task import PROTOCOL, Task
+from tests.evaluation.hostile import example, training_run
+from tests.tasks import foreign_task, one_class_task
+
+SUMMARY = {"exported_step": 50, "exported_because": "the best evaluation (strict 99.0 % of 500 sentences)"}
+
+
+def told(config: TrainConfig, summary: dict[str, Any] | None = None, task: Task | None = None) -> str:
+    record = json.loads(json.dumps({"config": config.document()}))
+    run = TrainingRun("mine", (1, 2, 75), {}, (), (), record, SUMMARY if summary is None else summary)
+    return training_text(run, config.task if task is None else task)
+
+
+FOREIGN = TrainConfig(
+    task=foreign_task(held_out=["Ärztin"]),
+    holdout=True,
+    system="Be brief.",
+    missing_eos_penalty=0.25,
+    reward=RewardWeights(length_penalty=0.3),
+    ppo=PPOConfig(ppo_epochs=3, ref_kl_target=6.0, value_warmup_steps=2),
+    diversity=DiversityConfig(opening_weight=0.125),
+    warm_start=WarmStartConfig(warm_start="samples", warm_start_candidates=2, warm_start_keep="conditional"),
+    watch=WatchConfig(on_alert="rollback"),
+    evaluation=EvaluationConfig(export="last", eval_sentences=30),
+)
+
+
+@pytest.mark.parametrize("config", [*PRESETS.values(), FOREIGN], ids=[*PRESETS, "a foreign task"])
+def test_every_option_in_force_is_named_and_none_that_was_not(config: TrainConfig) -> None:
+    text, ppo, warm, diversity = told(config), config.ppo, config.warm_start, config.diversity
+    for fact in (
+        f"trained with PPO for 75 steps (model {config.policy.model}, prompt {config.prompt},",
+        f"batch {ppo.batch_size}, mini-batch {ppo.mini_batch_size}, PPO epochs {ppo.ppo_epochs}, learning rate "
+        f"{ppo.learning_rate} (",
+        f"rising over {ppo.warmup_steps} steps",
+        f"target KL of an update {ppo.target_kl}, KL coefficient {ppo.kl_coef}",
+        f"temperature {config.sampling.temperature}, top-p {config.sampling.top_p}",
+        f"seed {config.seed})",
+        "Exported: step 50, the best evaluation (strict 99.0 % of 500 sentences). The rule: ",
+    ):
+        assert fact in text, fact
+    lora = f"LoRA adapters on every linear layer were trained (rank {config.policy.lora_rank}"
+    best = config.evaluation.export == "best" and config.evaluation.eval_sentences > 0
+    # What is said of an option, and whether the option was in force.
+    for words, in_force in {
+        "system message": bool(config.system),
+        f"falling linearly to 0 at step {ppo.decay_steps}": ppo.decay_steps > 0,
+        "the value head alone learns": ppo.value_warmup_steps > 0,
+        f"steered towards a KL to the base model of {ppo.ref_kl_target}": ppo.ref_kl_target is not None,
+        f"entropy bonus {ppo.entropy_coef}": ppo.entropy_coef > 0,
+        lora: config.policy.tuning == "lora",
+        "8 bits": config.policy.use_8bit,
+        "All weights were trained.": config.policy.tuning == "full",
+        "supervised warm start": warm.wanted,
+        "forced beginnings": warm.warm_start == "forced",
+        f"{warm.warm_start_sentences:,} sentences": warm.wanted,
+        f"{warm.warm_start_rounds} rounds": warm.wanted and warm.warm_start_rounds > 1,
+        f"{warm.warm_start_candidates} candidates": warm.wanted and warm.warm_start_candidates > 1,
+        f"epochs {warm.warm_start_epochs}, batch {warm.warm_start_batch_size}, learning rate "
+        f"{warm.warm_start_learning_rate} at most": warm.wanted,
+        f"a bonus of {config.strict_bonus} for strict success": config.strict_bonus > 0,
+        f"a diversity bonus of at most ±{diversity.diversity_weight}": diversity.diversity_weight != 0,
+        f"a malus of at most {diversity.opening_weight}": diversity.opening_weight > 0,
+        f"a penalty of {config.missing_eos_penalty} for": config.missing_eos_penalty > 0,
+        "differ from the protocol’s": config.reward != RewardWeights(),
+        f"moving average of the weights over steps, with decay {ppo.average_weights}": ppo.average_weights > 0,
+        "hacking watch": config.watch.on_alert != "warn",
+        f"evaluations of {config.evaluation.eval_sentences} sentences": best,
+        "the last weights": not best,
+        "occupations, without": config.holdout,
+    }.items():
+        assert (words in text) == in_force, words
+    for words, in_force in {
+        "bonus": bool(ppo.entropy_coef or config.strict_bonus or diversity.diversity_weight),
+        "warm start": warm.wanted,
+        "LoRA": config.policy.tuning == "lora",
+        "None": False,
+    }.items():
+        assert (words in text) == in_force, words
+
+
+def test_what_the_varied_preset_did_reads_as_it_was() -> None:
+    text = told(PRESETS["varied"])
+    assert (
+        "Before PPO a supervised warm start taught it from its own strictly successful continuations of forced "
+        "beginnings with a term of each class, every pair alike, and after the first round from its own samples that "
+        "succeed strictly (4,000 sentences a round, 2 rounds, 4 candidates for each, of which are kept the likeliest "
+        "under the untrained model, of each pair alike and no two of one mould, epochs 2, batch 64, learning rate "
+        "6e-05 at most, at most 200,000 samples drawn in search of them)."
+    ) in text
+    assert (
+        "Added to each sentence’s reward: a bonus of 1.0 for strict success; a diversity bonus of at most ±1.0 for "
+        "rare pairs (frequencies over the last 1,024 compliant sentences)."
+    ) in text
+    assert (
+        "The rule: the best of evaluations of 500 sentences (temperature 1.0, top-p 0.95), made every 25 steps and at "
+        "the end, by strict success, within its sampling error by effective pairs, then by KL to the base model."
+    ) in text
+
+
+def test_a_foreign_run_is_told_in_its_own_words() -> None:
+    text = told(FOREIGN)
+    assert "trained on 2 of the task’s 3 occupations, without Ärztin." in text
+    assert "2 candidates for each, of which are kept resampled towards what the untrained model writes" in text
+    assert "length penalty 0.3 in place of 0.1" in text and "which is not the one that is measured" not in text
+    assert "the task fähig-warm-ehrlich, which is not the one that is measured here." in told(FOREIGN, task=PROTOCOL)
+    forced = dataclasses.replace(FOREIGN, warm_start=WarmStartConfig(warm_start="forced"))
+    assert "every combination alike" in told(forced)
+    one = dataclasses.replace(forced, task=one_class_task(), holdout=False)
+    assert "forced beginnings with a term of the class, every term alike" in told(one)
+
+
+def test_sentences_from_a_file_take_the_place_of_the_first_rounds() -> None:
+    options = WarmStartConfig(warm_start="forced", warm_start_file="a.csv")
+    text = told(TrainConfig(warm_start=options))
+    assert "those sentences of the file a.csv that succeed strictly (256 sentences," in text
+    assert "forced" not in text and "drawn in search" not in text
+
+
+def test_a_run_that_has_not_ended_has_a_rule_and_no_step_yet() -> None:
+    assert "To be exported: the best of evaluations of 500" in told(PRESETS["varied"], summary={})
+    ranked = SUMMARY | {"evaluation": {"rank": 0.5}}
+    assert "and at the end, by a function of our own." in told(PRESETS["varied"], summary=ranked)
+
+
+def test_the_folder_of_a_run_gives_record_and_summary(tmp_path: Path) -> None:
+    folder = training_run(tmp_path / "run")
+    (folder / "run.json").write_text(json.dumps({"config": PRESETS["bundled-cpu"].document()}))
+    (folder / "summary.json").write_text(json.dumps(SUMMARY))
+    run = read_run(folder)
+    assert run.task == PROTOCOL
+    paragraph = next(p for p in methods_text(example(), [run]) if "the run run" in p)
+    assert "Exported: step 50" in paragraph and "PPO epochs 2" in paragraph
+
+
+def test_a_run_without_a_record_is_not_told_of() -> None:
+    assert training_text(TrainingRun("bare", (), {}, (), (), {}), PROTOCOL) == ""
+
+
+@pytest.mark.parametrize(
+    ("source", "short"),
+    [
+        (PROTOCOL.sources[0], "Gaucher et al. (2011)"),
+        ("Fiske, S. T., Cuddy, A. J. C., Glick, P., Xu, J. (2002). JPSP 82(6).", "Fiske et al. (2002)"),
+        ("Müller-Lüdenscheidt, A., & O'Neill, B. (2020). Words.", "Müller-Lüdenscheidt and O'Neill (2020)"),
+        ("Kay, A. (1999a). Words.", "Kay (1999)"),
+        ("Our own list, 2024.", "Our own list, 2024"),
+        ("A. Kay, B. Fiske (1999). Words.", "A. Kay, B. Fiske (1999). Words"),
+    ],
+)
+def test_sources_are_cited_by_their_authors_where_these_are_plain(source: str, short: str) -> None:
+    assert cited(source) == short
+
+
+def test_bibtex_has_the_sources_of_the_task_and_no_others() -> None:
+    assert "gaucher2011" in bibtex(PROTOCOL)
+    text = bibtex(foreign_task(sources=["Müller & {Söhne} (2020)."]))
+    assert "Gaucher" not in text and "note    = {{Müller \\& \\{Söhne\\} (2020).}}" in text
+    assert "Gaucher" not in bibtex(foreign_task()) and "source1" not in bibtex(foreign_task())
+
+
+def test_what_an_old_record_does_not_have_is_not_told(tmp_path: Path) -> None:
+    text = training_text(read_run(training_run(tmp_path / "run")), PROTOCOL)
+    assert (
+        text == "The policy of the run run was trained with PPO for 40 steps (prompt describe, learning rate 1e-05, "
+        "seed 3)."
+    )
