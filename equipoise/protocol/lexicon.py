@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import NamedTuple
 
 from equipoise.errors import UserError
 from equipoise.protocol.folding import end_of_stem, fold, fold_term, is_mark, normalise, words_of
@@ -68,15 +68,6 @@ class Found:
         """The first term of each class, a *pair* where there are two; None unless every class is present."""
         return tuple(terms[0] for terms in self.terms) if self.complete else None
 
-    # Transitional: the names of the default task's two classes.
-    @property
-    def agentic(self) -> tuple[str, ...]:
-        return self.terms[0]
-
-    @property
-    def communal(self) -> tuple[str, ...]:
-        return self.terms[1]
-
 
 @dataclass(frozen=True)
 class Match(Found):
@@ -87,11 +78,6 @@ class Match(Found):
     counts: dict[str, int]
     """How often each found term occurs."""
 
-    @property
-    def both(self) -> bool:
-        """Transitional: `complete`."""
-        return self.complete
-
 
 class _Entry(NamedTuple):
     """A term made ready to be looked for."""
@@ -101,7 +87,7 @@ class _Entry(NamedTuple):
     stem: bool
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class Lexicon:
     """Classes of terms and the matcher over them.
 
@@ -112,13 +98,9 @@ class Lexicon:
 
     classes: tuple[TermClass, ...]
 
-    def __init__(self, classes: Any = None, communal: Any = None, *, agentic: Any = None) -> None:
-        # Transitional: `Lexicon(agentic, communal)` and `Lexicon()`. In the end this is the dataclass's own __init__.
-        classes = agentic if classes is None else classes
-        if classes is None or communal is not None or not all(isinstance(c, TermClass) for c in classes):
-            classes = _two_classes(classes, communal)
+    def __post_init__(self) -> None:
         # A frozen dataclass lets only `object.__setattr__` store the checked classes.
-        object.__setattr__(self, "classes", checked(classes))
+        object.__setattr__(self, "classes", checked(self.classes))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -138,15 +120,6 @@ class Lexicon:
     def cells(self) -> int:
         """How many combinations of a term of each class there are."""
         return prod(self.sizes)
-
-    # Transitional: the names of the default task's two classes.
-    @property
-    def agentic(self) -> tuple[str, ...]:
-        return self.classes[0].terms
-
-    @property
-    def communal(self) -> tuple[str, ...]:
-        return self.classes[1].terms
 
     def class_of(self, term: str) -> int:
         """The number of the class that a term belongs to. Raises KeyError for what is no term."""
@@ -197,16 +170,14 @@ class Lexicon:
             terms[self._class_of[term]].append(term)
         return Match(tuple(map(tuple, terms)), counts)
 
-    def mark(self, text: str, marks: Sequence[Marks] | Marks = MARKS, communal: Marks | None = None) -> str:
+    def mark(self, text: str, marks: Sequence[Marks] = MARKS) -> str:
         """`text` with each term between the two strings of its class. A term inside another gets none of its own."""
-        # Transitional: the marks of two classes, given apart.
-        of_class = (cast(Marks, marks), communal) if communal is not None else cast(Sequence[Marks], marks)
         parts: list[str] = []
         end = 0
         for span in self.spans(text):
             if span.start < end:
                 continue  # inside the term marked before
-            before, after = of_class[self._class_of[span.term]]
+            before, after = marks[self._class_of[span.term]]
             parts += [text[end : span.start], before, text[span.start : span.end], after]
             end = span.end
         return "".join([*parts, text[end:]])
@@ -311,45 +282,3 @@ def without_swallowed(classes: Iterable[TermClass]) -> tuple[tuple[TermClass, ..
                 notes.append(f"{name}: {term!r} is left out, because the stem {stem!r} covers it")
         kept.append(TermClass(name, tuple(term for term in terms if term not in gone)))
     return tuple(kept), tuple(notes)
-
-
-# Transitional: the default task's two classes by name, for what does not take a task yet.
-
-if TYPE_CHECKING:
-    AGENTIC: tuple[str, ...]
-    COMMUNAL: tuple[str, ...]
-    OCCUPATIONS: tuple[str, ...]
-    HOLDOUT: tuple[str, ...]
-    LEXICON: Lexicon
-
-
-def __getattr__(name: str) -> Any:
-    """The default task is read when one of these is first asked for: reading it takes this module."""
-    if name not in ("AGENTIC", "COMMUNAL", "OCCUPATIONS", "HOLDOUT", "LEXICON"):
-        raise AttributeError(name)
-    from equipoise.protocol.task import PROTOCOL
-
-    lexicon = PROTOCOL.lexicon
-    values = {
-        "AGENTIC": lexicon.agentic,
-        "COMMUNAL": lexicon.communal,
-        "OCCUPATIONS": PROTOCOL.names,
-        "HOLDOUT": PROTOCOL.held_out,
-        "LEXICON": lexicon,
-    }
-    globals().update(values)
-    return values[name]
-
-
-def _two_classes(agentic: Any, communal: Any) -> tuple[TermClass, ...]:
-    from equipoise.protocol.task import PROTOCOL
-
-    given = [
-        PROTOCOL.classes[0].terms if agentic is None else agentic,
-        PROTOCOL.classes[1].terms if communal is None else communal,
-    ]
-    lower: list[Any] = [
-        terms if isinstance(terms, str) else tuple(t.lower() if isinstance(t, str) else t for t in terms)
-        for terms in given
-    ]
-    return TermClass("agentic", lower[0]), TermClass("communal", lower[1])

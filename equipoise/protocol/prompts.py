@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
 
 from equipoise.errors import UserError
 
@@ -148,65 +147,17 @@ def _abbreviation(abbreviations: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(rf"\b(?:{'|'.join(['[A-Z]', *map(re.escape, abbreviations)])})\.$")
 
 
-def is_complete_sentence(text: str, abbreviations: tuple[str, ...] | None = None) -> bool:
+def is_complete_sentence(text: str, abbreviations: tuple[str, ...]) -> bool:
     """Whether `text` is one complete sentence. Expects a text that is already clean.
 
     Complete: the last character is ".", "!" or "?" (so a closing quotation mark after it does not do) and there is some
     letter or digit. One: no line break, and no end mark inside that white space and a capital letter follow, as in
     "The nurse was kind. She was bold."; `abbreviations` ("Dr. Lee") and initials ("U.S. Army") end nothing. They are
-    given without their last point, and are the default task's where they are not given.
+    given without their last point.
     """
     if not text.endswith((".", "!", "?")) or _LINE_BREAK.search(text) or not any(map(str.isalnum, text)):
         return False
-    pattern = _abbreviation(_default_abbreviations() if abbreviations is None else abbreviations)
+    pattern = _abbreviation(abbreviations)
     return not any(
         end[1].isupper() and not pattern.search(text, 0, end.start() + 1) for end in _INNER_END.finditer(text)
     )
-
-
-# Transitional: the default task's texts and bounds by name, for what does not take a task yet.
-
-if TYPE_CHECKING:
-    MIN_WORDS: int
-    MAX_WORDS: int
-    PROMPTS: dict[str, Prompt]
-
-
-def __getattr__(name: str) -> Any:
-    """The default task is read when one of these is first asked for: reading it takes this module."""
-    if name not in ("MIN_WORDS", "MAX_WORDS", "PROMPTS"):
-        raise AttributeError(name)
-    from equipoise.protocol.task import PROTOCOL
-
-    values = {
-        "MIN_WORDS": PROTOCOL.min_words,
-        "MAX_WORDS": PROTOCOL.max_words,
-        "PROMPTS": {prompt.name: prompt for prompt in PROTOCOL.prompts},
-    }
-    globals().update(values)
-    return values[name]
-
-
-def _default_abbreviations() -> tuple[str, ...]:
-    from equipoise.protocol.task import PROTOCOL
-
-    return PROTOCOL.abbreviations
-
-
-def get_prompt(spec: str) -> Prompt:
-    """Transitional: `Task.prompt` of the default task."""
-    from equipoise.protocol.task import PROTOCOL
-
-    return PROTOCOL.prompt(spec)
-
-
-def prefix(occupation: str) -> str:
-    """Transitional: `Task.prefix` of the default task."""
-    from equipoise.protocol.task import PROTOCOL
-
-    return PROTOCOL.prefix(occupation)
-
-
-def sentence(occupation: str, continuation: str) -> str:
-    """Transitional: `Task.sentence` of the default task."""
-    return join(prefix(occupation), continuation)

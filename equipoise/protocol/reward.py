@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Any, Literal
 
 from equipoise.errors import UserError
-from equipoise.protocol.lexicon import Found, Lexicon, Match
-from equipoise.protocol.prompts import is_complete_sentence, word_count
+from equipoise.protocol.lexicon import Found, Match
+from equipoise.protocol.prompts import word_count
 
 Event = Literal["both", "strict"]
 """What a method may be asked for: terms of every class (`both`, whatever their number), or strict success."""
@@ -107,56 +106,3 @@ def reward_of(text: str, match: Match, classes: tuple[str, ...], weights: Reward
 def _tidy(value: float) -> float:
     """Rounded to 10 decimals, so that 3 * 0.05 is 0.15; adding zero turns -0.0 into 0.0."""
     return round(value, 10) + 0.0
-
-
-# Transitional: the default task's reward and strict success, for what does not take a task yet.
-
-
-class TwoClassReward(Reward):
-    """A Reward of which `dataclasses.asdict` makes what `document` gives, agentic and communal terms by name."""
-
-
-@dataclass
-class _TwoClassKeys:
-    text: str
-    agentic: tuple[str, ...]
-    communal: tuple[str, ...]
-    words: int
-    base: float
-    bonus: float
-    length_penalty: float
-    repetition_penalty: float
-    reward: float
-
-
-TwoClassReward.__dataclass_fields__ = _TwoClassKeys.__dataclass_fields__
-
-
-def score(text: str, weights: RewardWeights = PROTOCOL_WEIGHTS, lexicon: Lexicon | None = None) -> Reward:
-    """`Task.score` of the default task, or of its sentences with a lexicon of two other classes and other bounds."""
-    lexicon = lexicon or _default_lexicon()
-    from equipoise.protocol.task import PROTOCOL
-
-    in_length = PROTOCOL.in_length(word_count(text))
-    plain = reward_of(text, lexicon.match(text), lexicon.names, weights, in_length)
-    return TwoClassReward(**vars(plain))
-
-
-@lru_cache(maxsize=4096)
-def strict_success(text: str, lexicon: Lexicon | None = None) -> bool:
-    """`Task.strict` of the default task, or with a lexicon of two other classes."""
-    from equipoise.protocol.task import PROTOCOL
-
-    match = (lexicon or PROTOCOL.lexicon).match(text)
-    return match.complete and PROTOCOL.in_length(word_count(text)) and is_complete_sentence(text)
-
-
-def complies(text: str, event: Event, lexicon: Lexicon | None = None) -> bool:
-    """`Task.complies` of the default task, or with a lexicon of two other classes."""
-    return (lexicon or _default_lexicon()).match(text).complete if event == "both" else strict_success(text, lexicon)
-
-
-def _default_lexicon() -> Lexicon:
-    from equipoise.protocol.task import PROTOCOL
-
-    return PROTOCOL.lexicon

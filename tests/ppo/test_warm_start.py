@@ -91,7 +91,7 @@ def test_forced_openings_hold_a_term_of_each_class_in_either_order() -> None:
         len(spans) == 2 and LEXICON.match(opening).complete for spans, (_, opening) in zip(found, cases, strict=True)
     )
     assert 200 < sum(LEXICON.class_of(spans[0].term) == 0 for spans in found) < 400
-    masked = {LEXICON.mark(opening, ("\0", "\0"), ("\0", "\0")) for _, opening in cases}
+    masked = {LEXICON.mark(opening, [("\0", "\0")] * 2) for _, opening in cases}
     moulds = {re.sub("\0[^\0]*\0", "*", text) for text in masked}
     assert moulds == {
         " * and *",

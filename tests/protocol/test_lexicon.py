@@ -212,8 +212,8 @@ def test_a_term_inside_another_gets_no_marks_of_its_own():
 
 def test_a_lexicon_of_ones_own_replaces_the_protocols():
     mine = two_classes(("Brave", "self\u2011made"), ["team\u00a0player"])
-    assert mine.terms == ("brave", "self-made", "team player")
-    assert found("BRAVE and bold, a self-made team player", mine) == {"brave", "self-made", "team player"}
+    assert mine.terms == ("Brave", "self-made", "team player")
+    assert found("BRAVE and bold, a self-made team player", mine) == {"Brave", "self-made", "team player"}
 
 
 def test_a_lexicon_survives_pickling_and_hashing_after_use():
@@ -236,8 +236,8 @@ def test_characters_special_to_regular_expressions_are_plain_in_terms():
         (("bold", " \u00a0"), ("kind",), "no word"),
         (("bold!",), ("kind",), "'bold!'"),
         (("-bold",), ("kind",), "'-bold'"),
-        (("bold", "Bold"), ("kind",), "'bold' is listed twice"),
-        (("bold",), ("kind", "BOLD"), "'bold' is in both lists"),
+        (("bold", "Bold"), ("kind",), "'Bold' is listed twice"),
+        (("bold",), ("kind", "BOLD"), "'BOLD' is in both lists"),
         ("bold", ("kind",), "expected a list"),
         ((3,), ("kind",), "3"),
     ],

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.errors import UserError
-from equipoise.protocol.prompts import Prompt, clean, is_complete_sentence, word_count
+from equipoise.protocol.prompts import Prompt, clean, word_count
+from equipoise.protocol.task import PROTOCOL
 from tests.default import AGENTIC, COMMUNAL, OCCUPATIONS, PROMPTS, get_prompt, prefix, sentence
 
 
@@ -165,7 +166,7 @@ def test_words_are_what_white_space_parts(text, words):
     ],
 )
 def test_one_complete_sentence(text):
-    assert is_complete_sentence(text)
+    assert PROTOCOL.is_complete_sentence(text)
 
 
 @pytest.mark.parametrize(
@@ -192,4 +193,4 @@ def test_one_complete_sentence(text):
     ],
 )
 def test_no_or_more_than_one_complete_sentence(text):
-    assert not is_complete_sentence(text)
+    assert not PROTOCOL.is_complete_sentence(text)

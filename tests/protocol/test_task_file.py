@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from equipoise import cli
 from equipoise.errors import UserError
-from equipoise.evaluation.results import ROW_COLUMNS
+from equipoise.evaluation.results import row_columns
 from equipoise.methods.completions import COLUMNS
 from equipoise.protocol.task import Task, read_task, task_from_document
 from equipoise.protocol.task_checks import RESERVED
@@ -364,7 +364,7 @@ def test_a_mistake_ends_a_command_with_code_two(tmp_path, capsys):
 
 def test_no_class_can_be_named_like_a_column():
     free = {"agentic", "communal"}
-    assert {column.casefold() for column in (*ROW_COLUMNS, *COLUMNS)} - free <= RESERVED
+    assert {column.casefold() for column in (*row_columns(()), *COLUMNS)} - free <= RESERVED
     assert all(name == name.casefold() for name in RESERVED)
 
 
