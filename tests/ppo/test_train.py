@@ -30,7 +30,6 @@ from equipoise.ppo.state import State
 from equipoise.ppo.step import occupation_at
 from equipoise.ppo.train import Outcome, train
 from equipoise.ppo.update import UpdateStats
-from equipoise.protocol import reward as protocol
 from equipoise.protocol.task import PROTOCOL
 from tests.default import HOLDOUT, OCCUPATIONS
 from tests.tiny import tiny_folder
@@ -131,7 +130,7 @@ def test_advantages_are_whitened_over_the_whole_batch_and_the_score_sits_on_the_
         for p, c in zip(experience.rollout.prompts, experience.rollout.completions(), strict=True)
     ]
     for text, returns, real in zip(texts, experience.returns_BT, mask, strict=True):
-        assert returns[real].tolist() == pytest.approx([protocol.score(text).reward] * int(real.sum()), abs=1e-6)
+        assert returns[real].tolist() == pytest.approx([PROTOCOL.score(text).reward] * int(real.sum()), abs=1e-6)
 
 
 def test_every_key_of_a_run_is_defined_and_every_defined_key_is_in_a_run(model: Path, tmp_path: Path) -> None:
@@ -155,7 +154,7 @@ SENTENCES = (
 
 
 def test_the_numbers_of_a_step_by_hand() -> None:
-    rewards = [protocol.score(s) for s in SENTENCES]
+    rewards = [PROTOCOL.score(s) for s in SENTENCES]
     assert [r.reward for r in rewards] == [1.0, 1.0, 0.2, -0.2]
     rollout = Rollout(
         [[1]] * 4,
@@ -220,7 +219,7 @@ def test_a_reward_function_of_ones_own_is_what_is_maximised_and_the_protocols_is
     assert all(t.startswith(f"The {o} was") for texts, jobs in seen for t, o in zip(texts, jobs, strict=True))
     for row, (texts, _) in zip(rows(tmp_path), seen, strict=True):
         assert row["reward/training"] == pytest.approx(2 - 0.5 * (1 - row["text/finished"]), abs=1e-6)
-        assert row["reward/mean"] == pytest.approx(sum(protocol.score(t).reward for t in texts) / 8)
+        assert row["reward/mean"] == pytest.approx(sum(PROTOCOL.score(t).reward for t in texts) / 8)
     assert any(row["text/finished"] < 1 for row in rows(tmp_path))
 
 
@@ -233,7 +232,7 @@ def test_terms_of_each_step_enter_the_window_that_the_next_steps_bonus_is_taken_
     samples = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
     window = TermWindow(DiversityConfig(0.5), PROTOCOL)
     for row in table:
-        batch = [protocol.score(s["text"]) for s in samples if s["step"] == row["step"]]
+        batch = [PROTOCOL.score(s["text"]) for s in samples if s["step"] == row["step"]]
         jobs = [s["text"].split()[1] for s in samples if s["step"] == row["step"]]
         bonuses = window.bonuses(batch, jobs)
         window.add(batch, jobs)
@@ -312,7 +311,7 @@ def poisoned(bad_calls: range) -> Any:
     def reward(texts: Any, _: Any) -> list[float]:
         nonlocal calls
         calls += 1
-        scores = [protocol.score(t).reward for t in texts]
+        scores = [PROTOCOL.score(t).reward for t in texts]
         return [math.nan, *scores[1:]] if calls in bad_calls else scores
 
     return reward
@@ -391,7 +390,7 @@ def breaking(policies: list[Policy], part: str, call: int) -> Any:
             weight = next(p for name, p in policies[-1].model.named_parameters() if part in name)
             with torch.no_grad():
                 weight.view(-1)[3] = math.nan
-        return [protocol.score(t).reward for t in texts]
+        return [PROTOCOL.score(t).reward for t in texts]
 
     return reward
 
