@@ -25,7 +25,7 @@ def training_text(run: TrainingRun, task: Task) -> str:
         f"({', '.join(_facts(config))}).",
         _occupations(config, run.task, task),
         _weights(_group(config, "policy")),
-        _warm_start(_group(config, "warm_start"), run.task),
+        _warm_start(run, _group(config, "warm_start"), run.task),
         _reward(config, run.task),
         _average(_group(config, "ppo")),
         _on_alert(_group(config, "watch")),
@@ -119,7 +119,7 @@ def _weights(policy: Mapping[str, Any]) -> str:
     return ""
 
 
-def _warm_start(options: Mapping[str, Any], task: Task) -> str:
+def _warm_start(run: TrainingRun, options: Mapping[str, Any], task: Task) -> str:
     """The supervised stage before PPO."""
 
     def at(name: str) -> Any:
@@ -138,6 +138,8 @@ def _warm_start(options: Mapping[str, Any], task: Task) -> str:
         )
     else:
         source = own
+    if how == "samples-if-found" and "no_warm_start" in [kind for _, kind in run.events]:
+        return "Too few of its own samples succeeded strictly for a supervised warm start before PPO."
     if rounds > 1 and source != own:
         source += f", and after the first round from {own}"
     told = [f"{_number(at('sentences'))} sentences" + (" a round" if rounds > 1 else "")]

@@ -14,6 +14,7 @@ import torch
 from equipoise.errors import UserError
 from equipoise.learning.search import BATCH, Search
 from equipoise.learning.supervised import Example, as_rollout
+from equipoise.measures.shares import wilson
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.likelihood import EVALUATION_ROWS, continuation_nll, kl_to_reference
 from equipoise.policy.load import Policy
@@ -37,6 +38,17 @@ class Found(NamedTuple):
     """The first term of each class in it."""
 
 
+class TooFewError(UserError):
+    """The model's own sentences that comply are too few to learn from."""
+
+    def __init__(self, found: int, drawn: int) -> None:
+        super().__init__(
+            f"the warm start found {found} sentences in {drawn} samples and needs at least {BATCH}: "
+            "use --warm-start forced, raise --warm-start-budget, or leave it off"
+        )
+        self.found, self.drawn = found, drawn
+
+
 class Collected(NamedTuple):
     examples: list[Example]
     drawn: int
@@ -53,13 +65,10 @@ def collect(
     batch_size: int,
     progress: Callable[[int, int], None] = lambda found, wanted: None,
 ) -> list[Example]:
-    """What `search` finds. Raises UserError when the budget ends with fewer than `BATCH`."""
+    """What `search` finds. Raises TooFewError (a UserError) where that is fewer than `BATCH`."""
     examples, drawn = search(policy, wanted, task, prompts, sampling, generator, batch_size, progress)
     if len(examples) < BATCH:
-        raise UserError(
-            f"the warm start found {len(examples)} sentences in {drawn} samples and needs at least {BATCH}: "
-            "use --warm-start forced, raise --warm-start-budget, or leave it off"
-        )
+        raise TooFewError(len(examples), drawn)
     return examples
 
 
@@ -73,7 +82,8 @@ def search(
     batch_size: int,
     progress: Callable[[int, int], None] = lambda found, wanted: None,
 ) -> Collected:
-    """Strictly successful sentences, each once, and fewer than wanted where the budget ends before.
+    """Strictly successful sentences, each once, and fewer than wanted where the budget ends before, or where
+    what has been drawn says that all of it would not give `BATCH`.
 
     `prompts` maps occupations to token ids; `progress` gets the sentences found and wanted after each batch. At least
     `batch_size` are drawn at a time, more where the device does that better.
@@ -91,7 +101,7 @@ def search(
     occupations = sorted(prompts)
     cases = forced_cases(occupations, task, generator) if wanted.forced else free_cases(occupations, generator)
     drawn = 0
-    while len(found) < target and drawn < wanted.budget:
+    while len(found) < target and drawn < wanted.budget and not hopeless(len(found), drawn, wanted.budget):
         chosen, forced = [], []
         for _ in range(batch_size // tries):
             occupation, text = next(cases)
@@ -112,6 +122,12 @@ def search(
                 found.setdefault(text, Found(example._replace(text=text), pair))
         progress(min(len(found), target), target)
     return Collected(_kept(policy, wanted, task, list(found.values()), sampling.temperature, generator), drawn)
+
+
+def hopeless(found: int, drawn: int, budget: int) -> bool:
+    """Whether a budget of samples gives fewer than `BATCH` sentences even at the upper end of the 95 % interval of how
+    often one is found. Else a model that never complies would be sampled for minutes to no end."""
+    return found + wilson(found, drawn).high * (budget - drawn) < BATCH
 
 
 def _kept(

@@ -117,7 +117,7 @@ def _forcing(task: Task) -> Iterator[str]:
         lacking = [c.name for n, c in enumerate(task.classes) if not task.words_of(n)]
         yield f"warm start no forced sentences: the stems of {', '.join(lacking)} have no words under `write`"
     else:
-        yield "warm start no forced sentences, since the task has no openings: free samples that comply are learnt"
+        yield "warm start no forced sentences, since the task has no openings: free samples are learnt if enough comply"
 
 
 def infeasible(task: Task) -> list[str]:

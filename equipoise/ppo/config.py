@@ -122,10 +122,10 @@ class PPOConfig:
 
 @dataclass(frozen=True)
 class WarmStartConfig:
-    warm_start: Literal["off", "forced", "samples"] = "off"
+    warm_start: Literal["off", "forced", "samples", "samples-if-found"] = "off"
     """`forced` begins each sentence with a term of each class, every combination alike, and lets the model go on at
     top-p 0.95; it needs a task with openings. `samples` keeps those of the model's free samples that comply, unchanged
-    but rare."""
+    but rare. `samples-if-found` does the same, and where too few are found the run goes on without a warm start."""
     warm_start_file: str = ""
     """Take the sentences from this completions file, of any method, whatever --warm-start says: those that succeed
     strictly."""

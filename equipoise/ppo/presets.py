@@ -105,13 +105,14 @@ def preset(name: str, task: Task = PROTOCOL) -> TrainConfig:
 
 def for_task(config: TrainConfig, task: Task) -> tuple[TrainConfig, list[str]]:
     """A preset on another task, and lines that say what had to be changed: a prompt that the task does not have becomes
-    its first, and a warm start from forced sentences, where the task has no openings, learns from free samples."""
+    its first, and a warm start from forced sentences, where the task has no openings, learns from free samples, if
+    enough of them comply."""
     prompt, warm, lines = config.prompt, config.warm_start, []
     if prompt not in [each.name for each in task.prompts]:
         prompt = task.default_prompt.name
         lines.append(f"prompt    {prompt!r}, since the task has no {config.prompt!r}")
     if warm.warm_start == "forced" and not task.can_force:
-        warm = replace(warm, warm_start="samples")
+        warm = replace(warm, warm_start="samples-if-found")
         lines.append("warm start from the model's own complying samples, since the task has no openings to force terms")
     return replace(config, task=task, prompt=prompt, warm_start=warm), lines
 

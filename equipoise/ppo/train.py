@@ -1,11 +1,13 @@
 """The training loop: one PPO step after the other, logged, guarded and saved, until the run is complete or stopped."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 
 from equipoise.errors import NonFiniteError
+from equipoise.learning.search import BATCH
 from equipoise.policy.load import load_policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import leaked_terms, prompt_ids
@@ -57,7 +59,7 @@ def train(
         state = training.state
         try:
             if run.resumed is None and config.warm_start.wanted:
-                warm_start(training, run.log.say, stop.check)
+                warm_start(training, run.log.say, stop.check, partial(_without_warm_start, run))
                 run.save(training.optimizer, state)  # the warm start can take minutes
             outcome = _run_steps(training, run, stop)
             if outcome.status == "done":
@@ -72,6 +74,15 @@ def train(
             run.log.event(state.step, "gave_up", because=str(error))
             run.log.say(f"stopped: {error}. The same command continues from the last checkpoint.")
             return Outcome("nonfinite", state.step, NONFINITE_EXIT)
+
+
+def _without_warm_start(run: Run, found: int, drawn: int) -> None:
+    """Say and record that PPO begins from what the model is, since it wrote too few sentences to learn from."""
+    run.log.event(0, "no_warm_start", found=found, drawn=drawn, needed=BATCH)
+    run.log.say(
+        "PPO goes on without it, and learns little where the model hardly ever complies: give the task openings "
+        "(--warm-start forced), or sentences with --warm-start-file"
+    )
 
 
 def _begin(

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from equipoise.errors import UserError
-from equipoise.learning.collect import collect, said
+from equipoise.learning.collect import TooFewError, collect, said
 from equipoise.learning.search import BATCH
 from equipoise.learning.supervised import Example, Supervision, examples_of, read_rows, supervise
 from equipoise.ppo.training import Training, new_optimizer
@@ -37,9 +37,18 @@ def read(path: Path, training: Training, prompts: dict[str, list[int]]) -> list[
     return [examples[i] for i in chosen.tolist()]
 
 
-def warm_start(training: Training, say: Callable[[str], None], check: Callable[[], None] = lambda: None) -> None:
-    """The whole stage: find the sentences, learn from them, as often as asked; then a fresh optimizer. `check` is
-    called now and then, and may raise to end it. Raises UserError; NonFiniteError."""
+def warm_start(
+    training: Training,
+    say: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
+    skipped: Callable[[int, int], None] = lambda found, drawn: None,
+) -> None:
+    """The whole stage: find the sentences, learn from them, as often as asked; then a fresh optimizer.
+
+    `check` is called now and then, and may raise to end it. With `samples-if-found` the stage ends where
+    the first round finds too few sentences, and `skipped` gets how many it found in how many samples.
+    Raises UserError; NonFiniteError.
+    """
     config, policy, generator = training.config.warm_start, training.policy, training.state.generator
     task = training.config.task
     prompts, sampling, batch_size = training.trained_prompts, training.config.sampling, training.config.ppo.batch_size
@@ -54,7 +63,13 @@ def warm_start(training: Training, say: Callable[[str], None], check: Callable[[
         else:
             wanted = config.search if number == 0 else replace(config.search, forced=False)
             told = said(say, f"{label}: ", check)
-            examples = collect(policy, wanted, task, prompts, sampling, generator, batch_size, told)
+            try:
+                examples = collect(policy, wanted, task, prompts, sampling, generator, batch_size, told)
+            except TooFewError as error:
+                if config.warm_start != "samples-if-found" or number > 0:
+                    raise
+                skipped(error.found, error.drawn)
+                break
         say(f"{label}: learning from {len(examples):,} sentences, such as {examples[0].text!r}")
         packed = training.config.scoring == "packed"
         supervise(policy, examples, generator, how, packed=packed, say=partial(_labelled, say, label), check=check)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from equipoise.errors import UserError
+from equipoise.evaluation.runs import read_run
+from equipoise.evaluation.training_text import training_text
 from equipoise.ppo.choice import better
 from equipoise.ppo.config import TrainConfig, WarmStartConfig, WatchConfig
 from equipoise.ppo.presets import PRESETS, for_task
@@ -58,6 +60,23 @@ def test_a_run_on_a_foreign_task_counts_its_classes_and_leaves_it_with_the_model
     assert json.loads((out / "run.json").read_text())["config"]["task"] == FOREIGN.document()
     card = (out / "README.md").read_text()
     assert FOREIGN.bounds in card and "Gaucher" not in card and "8 to 15" not in card and "fähig" in card
+
+
+def test_without_complying_samples_to_learn_from_ppo_goes_on_and_the_records_say_so(
+    german: Path, tmp_path: Path
+) -> None:
+    stage = for_task(PRESETS["bundled-cpu"], FOREIGN)[0].warm_start
+    assert stage.warm_start == "samples-if-found"
+    config = small_config(german, tmp_path, steps=1, task=FOREIGN)
+    config = replace(config, warm_start=replace(stage, warm_start_budget=64))
+    assert train(config).status == "done"
+    run = read_run(tmp_path / "out")
+    assert (0, "no_warm_start") in run.events
+    text = training_text(run, FOREIGN)
+    assert "Too few of its own samples succeeded strictly for a supervised warm start" in text and "taught" not in text
+    asked = replace(config, warm_start=replace(config.warm_start, warm_start="samples"))
+    with pytest.raises(UserError, match="needs at least 16"):
+        train(asked, overwrite=True)
 
 
 def _last(folder: Path, name: str) -> str:

@@ -303,6 +303,14 @@ def test_a_budget_that_finds_too_few_says_what_to_do(model: Path) -> None:
         gather(load(model), "samples", budget=64)
 
 
+def test_a_search_ends_where_its_budget_cannot_give_enough_any_more() -> None:
+    # Of 0 in n the 95 % interval ends at 3.8415 / (n + 3.8415). Times 4000 - n that is below 16 where
+    # 19.8415 n > 15304.4, so from 772 on.
+    assert [collecting.hopeless(0, n, 4000) for n in (0, 771, 772, 3000)] == [False, False, True, True]
+    assert not collecting.hopeless(16, 3999, 4000) and not collecting.hopeless(5, 772, 4000)
+    assert collecting.hopeless(15, 4000, 4000)
+
+
 def test_a_rollout_of_examples_holds_their_tokens_alone() -> None:
     examples = [Example("nurse", [2, 3], [5, 6, 7], "a"), Example("chef", [2], [8], "b")]
     rollout = as_rollout(examples)
