@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from equipoise.errors import UserError
-from equipoise.learning.collect import TooFewError, collect, said
+from equipoise.learning.collect import CPU_ROWS, TooFewError, collect, said
 from equipoise.learning.search import BATCH
 from equipoise.learning.supervised import Example, Supervision, examples_of, read_rows, supervise
 from equipoise.ppo.training import Training, new_optimizer
@@ -55,6 +55,8 @@ def warm_start(
     how = Supervision(
         config.warm_start_epochs, config.warm_start_learning_rate, config.warm_start_batch_size, warmup=0.1, decay=True
     )
+    if config.warm_start == "samples-if-found":  # `samples` keeps the PPO batch, so that its runs are repeatable
+        batch_size = max(batch_size, CPU_ROWS)
     for number in range(config.warm_start_rounds):
         rounds = f" {number + 1} of {config.warm_start_rounds}" if config.warm_start_rounds > 1 else ""
         label = f"warm start{rounds}"
