@@ -26,7 +26,7 @@ def training_text(run: TrainingRun, task: Task) -> str:
         _occupations(config, run.task, task),
         _weights(_group(config, "policy")),
         _warm_start(run, _group(config, "warm_start"), run.task),
-        _reward(config, run.task),
+        _reward(config, run.record, run.task),
         _average(_group(config, "ppo")),
         _on_alert(_group(config, "watch")),
         _exported(config, run.summary, run.task.pair_noun),
@@ -162,8 +162,8 @@ def _kept(candidates: Any, keep: Any, task: Task, forced: bool) -> str:
     return f"{candidates} candidates for each, of which are kept {kept}"
 
 
-def _reward(config: Mapping[str, Any], task: Task) -> str:
-    """What was paid besides the reward as the protocol has it."""
+def _reward(config: Mapping[str, Any], record: Mapping[str, Any], task: Task) -> str:
+    """What was paid, where that is not the reward as the protocol has it."""
     diversity = _group(config, "diversity")
     told = []
     if bonus := config.get("strict_bonus"):
@@ -181,6 +181,8 @@ def _reward(config: Mapping[str, Any], task: Task) -> str:
     if penalty := config.get("missing_eos_penalty"):
         told.append(f"a penalty of {penalty} for a sentence that was cut off")
     parts = [f"Added to each sentence’s reward: {'; '.join(told)}."] if told else []
+    if function := record.get("reward_fn"):
+        return " ".join([f"The reward was the function {visible(str(function))}, in place of the protocol’s.", *parts])
     standard = dataclasses.asdict(PROTOCOL_WEIGHTS)
     changed = [
         f"{name.replace('_', ' ')} {value} in place of {standard[name]}"

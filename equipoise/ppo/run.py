@@ -89,14 +89,17 @@ class Run:
             writing.result()
 
     @classmethod
-    def open(cls, config: TrainConfig, *, overwrite: bool) -> "Run":
-        """Find out what is there. Raises UserError rather than touch anything that is not this run's."""
+    def open(cls, config: TrainConfig, *, overwrite: bool, functions: Mapping[str, str] | None = None) -> "Run":
+        """Find out what is there. Raises UserError rather than touch anything that is not this run's.
+
+        `functions` goes into the record: what stands in place of the protocol's reward and rank, by name.
+        """
         for folder in (config.run.output_dir, config.run.checkpoint_dir, config.run.tensorboard_dir):
             make_folder(Path(folder))
         lock = _lock(Path(config.run.checkpoint_dir))
         try:
             resumed, complete = _find(config, overwrite)
-            return cls(config, _begin(config, resumed, complete), resumed, complete, lock)
+            return cls(config, _begin(config, functions or {}, resumed, complete), resumed, complete, lock)
         except BaseException:
             lock.close()
             raise
@@ -266,11 +269,11 @@ def _find(config: TrainConfig, overwrite: bool) -> tuple[Checkpoint | None, bool
     return resumed, step == config.steps and (output / WEIGHTS).exists()
 
 
-def _begin(config: TrainConfig, resumed: Checkpoint | None, complete: bool) -> RunLog:
+def _begin(config: TrainConfig, functions: Mapping[str, str], resumed: Checkpoint | None, complete: bool) -> RunLog:
     output, step = Path(config.run.output_dir), resumed.step if resumed else 0
     if not complete:
         # First of all: it is what tells the other files from somebody else's.
-        write_json(output / "run.json", {"config": config.document(), **provenance()})
+        write_json(output / "run.json", {"config": config.document(), **functions, **provenance()})
     log = RunLog(
         output_dir=output,
         tensorboard_dir=Path(config.run.tensorboard_dir) / output.resolve().name,

@@ -19,7 +19,7 @@ from equipoise.ppo.nonfinite import locate
 from equipoise.ppo.run import Run
 from equipoise.ppo.state import State
 from equipoise.ppo.step import ppo_step
-from equipoise.ppo.training import RankFunction, RewardFunction, Training, new_optimizer
+from equipoise.ppo.training import RankFunction, RewardFunction, Training, name_of, new_optimizer
 from equipoise.ppo.warm_start import warm_start
 from equipoise.runs.signals import Stopped, StopSignals
 
@@ -49,7 +49,12 @@ def train(
     the mean of `reward_fn` where none is given, so that the best by what was asked for is exported. `base`, where it
     has been measured before, saves sampling the untrained model. Raises UserError for what the user can mend.
     """
-    with Run.open(config, overwrite=overwrite) as run, StopSignals() as stop:
+    functions = {
+        kind: name_of(function)
+        for kind, function in (("reward_fn", reward_fn), ("rank_fn", rank_fn))
+        if function is not None
+    }
+    with Run.open(config, overwrite=overwrite, functions=functions) as run, StopSignals() as stop:
         if run.complete:
             run.log.say(
                 f"this run is complete ({config.steps} steps): raise --steps to go on, or --overwrite to start anew"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from equipoise.errors import UserError
 from equipoise.learning.optimizer import MasterAdam
@@ -14,6 +15,12 @@ RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """(sentences, occupations) → one number each."""
 RankFunction = Callable[[Sequence[str], Sequence[str]], float]
 """(sentences of one evaluation, their occupations) → how good they are; the higher the better."""
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """A function as a record names it: where it is defined; of a callable object or a `partial`, its class."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 @dataclass

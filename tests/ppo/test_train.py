@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from equipoise.errors import UserError
+from equipoise.evaluation.runs import read_run
+from equipoise.evaluation.training_text import training_text
 from equipoise.policy.load import Policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.rollout import Rollout
@@ -221,6 +223,9 @@ def test_a_reward_function_of_ones_own_is_what_is_maximised_and_the_protocols_is
         assert row["reward/training"] == pytest.approx(2 - 0.5 * (1 - row["text/finished"]), abs=1e-6)
         assert row["reward/mean"] == pytest.approx(sum(PROTOCOL.score(t).reward for t in texts) / 8)
     assert any(row["text/finished"] < 1 for row in rows(tmp_path))
+    run = read_run(tmp_path / "out")
+    assert str(run.record["reward_fn"]).endswith("still_reported.<locals>.reward") and "rank_fn" not in run.record
+    assert "still_reported.<locals>.reward, in place of the protocol’s." in training_text(run, PROTOCOL)
 
 
 def test_terms_of_each_step_enter_the_window_that_the_next_steps_bonus_is_taken_from(
