@@ -88,9 +88,7 @@ def examples_of(
     `prompts` maps occupations to token ids; rows of other occupations are left out."""
     rows = list(rows)
     complying = [row for row in rows if task.complies(row.text, event)]
-    own = [
-        row for row in complying if row.occupation in prompts and row.text.startswith(task.prefix(row.occupation) + " ")
-    ]
+    own = [row for row in complying if row.occupation in prompts and task.continuation(row.text, row.occupation)]
     found: dict[Row, Example] = {}
     # A tokenizer that puts a space before the first word by itself is given the text without one.
     for gap in (" ", ""):
