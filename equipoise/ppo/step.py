@@ -7,6 +7,7 @@ are small, and go to the device where the model needs them.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.experience import Experience, Rewarded, Scored
 from equipoise.ppo.metrics import remember, step_metrics
 from equipoise.ppo.training import Training
-from equipoise.ppo.update import mini_batches, update
+from equipoise.ppo.update import Update, mini_batches
 from equipoise.ppo.watch import Alert
 from equipoise.protocol.reward import Reward
 
@@ -75,21 +76,13 @@ def ppo_step(training: Training) -> Step:
         launched = state.limit.run(policy, lambda rows: launch_scores(policy, rollout, batches, config, rows))
         with clock("reward", wait=False):  # on the host, while a GPU scores
             rewarded = reward_sentences(training, rollout, occupations)
-        state.watch.text_signs.read([reward.text for reward in rewarded.rewards], occupations)
         scored = collect_scores(launched, rollout)
+    failed = partial(Step, rewards=rewarded.rewards, occupations=occupations, rollout=rollout)
     if not bool(rewarded.paid_B.isfinite().all()):
-        evidence = {"rewards": rewarded.paid_B}
-        return Step(
-            "the reward is not finite",
-            rewards=rewarded.rewards,
-            occupations=occupations,
-            rollout=rollout,
-            evidence=evidence,
-        )
+        return failed("the reward is not finite", evidence={"rewards": rewarded.paid_B})
     kl_BT = scored.kl_BT(rollout)
     if not bool(kl_BT.isfinite().all() and scored.values.isfinite().all()):
-        problem, evidence = "log-probabilities or values are not finite", scored._asdict()
-        return Step(problem, rewards=rewarded.rewards, occupations=occupations, rollout=rollout, evidence=evidence)
+        return failed("log-probabilities or values are not finite", evidence=scored._asdict())
 
     token_rewards_BT = maths.token_rewards(rewarded.paid_B, kl_BT, rollout.mask_BT, state.kl_coef)
     advantages = maths.gae(token_rewards_BT, scored.values, rollout.mask_BT, ppo.gamma, ppo.gae_lambda)
@@ -99,15 +92,18 @@ def ppo_step(training: Training) -> Step:
         optimizer.set_learning_rates(learning_rate, ppo.value_learning_rate)
         experience = Experience(rollout, scored.logprobs, scored.values, advantages.returns, whitened_BT)
         temperature, packed = config.sampling.temperature, config.scoring == "packed"
-        stats = update(policy, optimizer, experience, batches, ppo, temperature, packed=packed, limit=state.limit)
+        updates = Update(policy, optimizer, experience, batches, ppo, temperature, packed, state.limit)
+        updates.launch()
+        # On the host, while a GPU is at the first mini-batch.
+        batch = remember(rewarded.rewards, occupations, rollout, scored, config.task)
+        running = state.look_back(batch, maths.masked_mean(scored.entropies, rollout.mask_BT).item())
+        state.window.add(rewarded.rewards, occupations)
+        stats = updates.finish()
         if stats.nonfinite is None:
             optimizer.update_average(state.step)
 
-    metrics = step_metrics(config, state, learning_rate, rollout, rewarded, scored, advantages, stats)
-    batch = remember(rewarded.rewards, occupations, rollout, scored, config.task)
-    metrics |= state.look_back(batch, metrics["ppo/entropy"])
+    metrics = step_metrics(config, state, learning_rate, rollout, rewarded, scored, advantages, stats) | running
     alerts = state.judge(metrics)
-    state.window.add(rewarded.rewards, occupations)
     state.adapt_kl_coef(float(kl_BT.sum(1).mean()), ppo)
     if stats.nonfinite is None:
         state.bad_in_a_row = 0

@@ -5,6 +5,7 @@ Shapes as in `maths`: B completions, T steps, N real tokens laid flat.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -40,60 +41,73 @@ def mini_batches(config: PPOConfig, generator: torch.Generator) -> list[Tensor]:
     return [rows for order in orders for rows in order.split(config.mini_batch_size)]
 
 
-def update(
-    policy: Policy,
-    optimizer: MasterAdam,
-    experience: Experience,
-    batches: list[Tensor],
-    config: PPOConfig,
-    temperature: float,
-    *,
-    packed: bool,
-    limit: RowLimit | None = None,
-) -> UpdateStats:
-    """Take up to len(batches) optimizer steps. Stops, before stepping, at the first mini-batch whose KL exceeds
-    target_kl, and at anything non-finite."""
-    seen: list[dict[str, float]] = []
-    update_kl, early_stop, nonfinite = 0.0, False, None
-    limit = limit or RowLimit(config.micro_batch_size)
-    ahead: dict[tuple[int, int], list[Part]] = {}
+@dataclass
+class Update:
+    """Up to len(batches) optimizer steps on one experience. Stops, before stepping, at the first mini-batch whose KL
+    exceeds target_kl, and at anything non-finite.
 
-    def parts_of(number: int, rows_at_once: int) -> list[Part]:
-        key = (number, rows_at_once)
-        return ahead.pop(key) if key in ahead else _lay_out(policy, experience, batches[number], rows_at_once, packed)
+    `launch` begins the first mini-batch, at which a GPU is then at work while the host does something else; `finish`
+    waits for it and takes all the steps.
+    """
 
-    for number in range(len(batches)):
+    policy: Policy
+    optimizer: MasterAdam
+    experience: Experience
+    batches: Sequence[Tensor]
+    """Row numbers of each mini-batch."""
+    config: PPOConfig
+    temperature: float
+    packed: bool
+    limit: RowLimit
+    _ahead: "dict[tuple[int, int], list[Part]]" = field(default_factory=dict)
+    _launched: list[Tensor] = field(default_factory=list)
+    """Of each mini-batch begun, on the device: `STATS`, then the gradient norms of policy and value head."""
 
-        def gradients(rows_at_once: int, number: int = number) -> Tensor:
-            parts = parts_of(number, rows_at_once)
+    def launch(self) -> None:
+        """Begin the next mini-batch: its gradients, and the layout of the one after it."""
+        number = len(self._launched)
+
+        def gradients(rows_at_once: int) -> Tensor:
             sums = []
-            for place, part in enumerate(parts):
+            for place, part in enumerate(self._parts(number, rows_at_once)):
                 if place > 0:
-                    optimizer.accumulate()
-                sums.append(_backward(policy, optimizer, part, config, temperature))
-            return torch.cat([_total(sums), optimizer.norms()])
+                    self.optimizer.accumulate()
+                sums.append(_backward(self.policy, self.optimizer, part, self.config, self.temperature))
+            return torch.cat([_total(sums), self.optimizer.norms()])
 
-        numbers = limit.run(policy, gradients, undo=optimizer.zero_grad)
-        if number + 1 < len(batches):
+        self._launched.append(self.limit.run(self.policy, gradients, undo=self.optimizer.zero_grad))
+        if number + 1 < len(self.batches):
             # Laid out while the GPU works: reading the numbers waits for it, once per optimizer step.
-            ahead[number + 1, limit.rows] = parts_of(number + 1, limit.rows)
-        *values, policy_norm, value_norm = numbers.tolist()
-        stats = dict(zip(STATS, values, strict=True))
-        if bad := [f"{name} is {value}" for name, value in stats.items() if not math.isfinite(value)]:
-            nonfinite = bad[0]
-            break
-        update_kl = max(update_kl, stats["kl"])
-        if stats["kl"] > config.target_kl:
-            early_stop = True
-            break
-        grad_norm = optimizer.step(config.max_grad_norm, (policy_norm, value_norm))
-        if not math.isfinite(grad_norm):
-            nonfinite = f"gradient norm is {policy_norm} (value head {value_norm})"
-            break
-        seen.append({**stats, "grad_norm": grad_norm})
-    optimizer.zero_grad()
+            self._ahead[number + 1, self.limit.rows] = self._parts(number + 1, self.limit.rows)
 
-    return _summed_up(seen, update_kl, early_stop, nonfinite)
+    def _parts(self, number: int, rows_at_once: int) -> "list[Part]":
+        if (number, rows_at_once) in self._ahead:
+            return self._ahead.pop((number, rows_at_once))
+        return _lay_out(self.policy, self.experience, self.batches[number], rows_at_once, self.packed)
+
+    def finish(self) -> UpdateStats:
+        """Take the optimizer steps; leaves no gradients."""
+        seen: list[dict[str, float]] = []
+        update_kl, early_stop, nonfinite = 0.0, False, None
+        for number in range(len(self.batches)):
+            if number == len(self._launched):
+                self.launch()
+            *values, policy_norm, value_norm = self._launched[number].tolist()
+            stats = dict(zip(STATS, values, strict=True))
+            if bad := [f"{name} is {value}" for name, value in stats.items() if not math.isfinite(value)]:
+                nonfinite = bad[0]
+                break
+            update_kl = max(update_kl, stats["kl"])
+            if stats["kl"] > self.config.target_kl:
+                early_stop = True
+                break
+            grad_norm = self.optimizer.step(self.config.max_grad_norm, (policy_norm, value_norm))
+            if not math.isfinite(grad_norm):
+                nonfinite = f"gradient norm is {policy_norm} (value head {value_norm})"
+                break
+            seen.append({**stats, "grad_norm": grad_norm})
+        self.optimizer.zero_grad()
+        return _summed_up(seen, update_kl, early_stop, nonfinite)
 
 
 def _summed_up(

@@ -35,13 +35,6 @@ class TextSigns:
         self._opening = lru_cache(maxsize=4096)(task.opening)
         self._bigrams = lru_cache(maxsize=4096)(self._word_pairs)
 
-    def read(self, texts: Sequence[str], occupations: Sequence[str]) -> None:
-        """Find now what a later call needs of these sentences, so that it need not while a GPU waits."""
-        for text, occupation in zip(texts, occupations, strict=True):
-            self._mould(text, occupation)
-            self._opening(text, occupation)
-            self._bigrams(text, occupation)
-
     def _word_pairs(self, text: str, occupation: str) -> tuple[tuple[str, str], ...]:
         """Adjacent words of what follows the prefix."""
         return tuple(pairwise(text.lower().split()[self.task.prefix_words(occupation) :]))

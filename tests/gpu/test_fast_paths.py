@@ -14,7 +14,7 @@ from equipoise.policy.score import score
 from equipoise.ppo import maths
 from equipoise.ppo.config import PPOConfig
 from equipoise.ppo.experience import Experience
-from equipoise.ppo.update import mini_batches, update
+from equipoise.ppo.update import Update, mini_batches
 from equipoise.protocol.task import PROTOCOL
 from tests.default import OCCUPATIONS, PROMPTS
 
@@ -90,7 +90,8 @@ def test_gradients_agree(tuning: str, rollout: Rollout) -> None:
             experience = Experience(rollout, old, torch.zeros_like(old), advantages, advantages)
         before = {n: w.clone() for n, w in optimizer.state()[0].items()}
         rows = mini_batches(config, torch.Generator().manual_seed(4))
-        stats = update(policy, optimizer, experience, rows, config, 1.0, packed=fast)
+        limit = RowLimit(config.micro_batch_size)
+        stats = Update(policy, optimizer, experience, rows, config, 1.0, fast, limit).finish()
         assert stats.nonfinite is None and stats.updates == 1
         weights.append({n: w - before[n] for n, w in optimizer.state()[0].items()})
     for name, a in weights[0].items():

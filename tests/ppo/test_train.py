@@ -60,20 +60,21 @@ def updates(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, list[torch.Tenso
     """What each update is given, and whether the old log-probs are exactly those of the policy in the very groups that
     the first epoch's optimizer steps see."""
     seen: list[tuple[Any, list[torch.Tensor], bool]] = []
-    update = stepping.update
+    made = stepping.Update
 
-    def look(policy: Policy, adam: Any, experience: Any, batches: Any, config: Any, t: float, **named: Any) -> Any:
+    def look(policy: Policy, adam: Any, experience: Any, batches: Any, config: Any, t: float, *rest: Any) -> Any:
+        packed, _ = rest
         exact = []
         first_epoch = batches[: config.batch_size // config.mini_batch_size]
         for group in (micro for step in first_epoch for micro in step.split(config.micro_batch_size)):
             part = experience.rollout.select(group)
-            new = score(policy, part, t, packed=named["packed"]).logprobs  # with gradients, as there
+            new = score(policy, part, t, packed=packed).logprobs  # with gradients, as there
             old = experience.old_logp_BT[group][experience.rollout.mask_BT[group]]
             exact.append(torch.equal(new.detach(), old))
         seen.append((experience, batches, all(exact)))
-        return update(policy, adam, experience, batches, config, t, **named)
+        return made(policy, adam, experience, batches, config, t, *rest)
 
-    monkeypatch.setattr(stepping, "update", look)
+    monkeypatch.setattr(stepping, "Update", look)
     return seen
 
 

@@ -18,12 +18,27 @@ from equipoise.policy.sample import sample
 from equipoise.policy.score import score
 from equipoise.ppo.config import PPOConfig
 from equipoise.ppo.experience import Experience
-from equipoise.ppo.update import mini_batches, update
+from equipoise.ppo.update import Update, UpdateStats, mini_batches
 from tests.tiny import bare_policy, next_logprobs, perturb, pretend_graphs
 
 PROMPTS = [[1, 2, 3], [4], [1, 2, 3], [2, 2], [4], [1, 2], [3], [1, 2, 3]]
 CONFIG = PPOConfig(batch_size=8, mini_batch_size=4, micro_batch_size=4, ppo_epochs=2, target_kl=1e9, max_grad_norm=1e9)
 ALL = [torch.arange(8)]
+
+
+def update(
+    policy: Policy,
+    optimizer: MasterAdam,
+    experience: Experience,
+    batches: list[torch.Tensor],
+    config: PPOConfig,
+    temperature: float,
+    *,
+    packed: bool,
+    limit: RowLimit | None = None,
+) -> UpdateStats:
+    limit = limit or RowLimit(config.micro_batch_size)
+    return Update(policy, optimizer, experience, batches, config, temperature, packed, limit).finish()
 
 
 def policy_of(lora: bool = False) -> Policy:
