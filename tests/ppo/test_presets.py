@@ -9,11 +9,12 @@ import pytest
 from equipoise.commands import train as command
 from equipoise.commands.train import configure
 from equipoise.errors import UserError
-from equipoise.policy.source import LLAMA_8B
-from equipoise.ppo import presets
+from equipoise.policy.config import LLAMA_8B
+from equipoise.ppo import preflight
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.machine import Machine
-from equipoise.ppo.presets import PRESETS, choose, preset
+from equipoise.ppo.preflight import choose
+from equipoise.ppo.presets import PRESETS, preset
 
 CPU = Machine(gpu=None, gpu_free_gb=0.0, memory_free_gb=8.0, cores=2)
 
@@ -31,7 +32,7 @@ class Access:
 def hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The Hub gives access to everything; the models it is asked for."""
     asked: list[str] = []
-    monkeypatch.setattr(presets, "hub_access", lambda model: asked.append(model) or Access())
+    monkeypatch.setattr(preflight, "hub_access", lambda model: asked.append(model) or Access())
     return asked
 
 
@@ -95,7 +96,7 @@ def test_a_24_gb_card_gets_it_in_8_bits(hub: list[str]) -> None:
 
 
 def test_a_small_gpu_or_no_access_gets_the_bundled_model_and_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presets, "hub_access", lambda model: Access("you are not logged in"))
+    monkeypatch.setattr(preflight, "hub_access", lambda model: Access("you are not logged in"))
     for machine, why in ((gpu(11), "11 GB free"), (gpu(140), "you are not logged in")):
         choice = choose(machine)
         assert choice.config == preset("bundled-gpu") and why in choice.reasons[0]
