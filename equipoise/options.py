@@ -5,7 +5,7 @@ import dataclasses
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, TypeVar
@@ -49,7 +49,7 @@ def parse(kind: type[Config], argv: list[str], default: Config, *, prog: str, de
         with contextlib.redirect_stderr(errors):
             return tyro.cli(
                 kind,
-                args=argv,
+                args=spelled(argv),
                 default=default,
                 prog=prog,
                 description=description,
@@ -64,6 +64,19 @@ def parse(kind: type[Config], argv: list[str], default: Config, *, prog: str, de
             os.environ.pop("COLUMNS", None)
         else:
             os.environ["COLUMNS"] = width
+
+
+def spelled(argv: Sequence[str], aliases: Mapping[str, str] | None = None) -> list[str]:
+    """The command line with its options spelled as they are listed: `--BATCH_SIZE` is `--batch-size`. `aliases`: other
+    names of options, without dashes."""
+    words = []
+    for word in argv:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            name = name.lower().replace("_", "-")
+            word = f"--{(aliases or {}).get(name, name)}{equals}{value}"
+        words.append(word)
+    return words
 
 
 def _first_message(box: str) -> str:

@@ -1,23 +1,27 @@
 """`equipoise train`; `train_rlhf.py` at the root comes here too."""
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from equipoise import options
 from equipoise.errors import UserError
 from equipoise.ppo.config import TrainConfig
-from equipoise.ppo.machine import inspect_machine
-from equipoise.ppo.preflight import choose, preflight
 from equipoise.ppo.presets import PRESETS, for_task, preset
-from equipoise.ppo.train import train
-from equipoise.protocol.task import PROTOCOL, read_task
-from equipoise.runs.console import quiet
+from equipoise.protocol.task import PROTOCOL, Task, read_task
+
+# torch and transformers, which take seconds to load, are imported only once the command line has been read.
 
 
 def main(argv: list[str]) -> int:
     """Train. Returns the exit code (see `Outcome`); raises UserError."""
-    quiet()
     config, reasons, overwrite = configure(argv)
+    from equipoise.ppo.preflight import preflight
+    from equipoise.ppo.train import train
+    from equipoise.runs.console import quiet
+
+    quiet()
     config, lines = preflight(config)
     for line in (*reasons, *lines):
         print(line, flush=True)
@@ -31,36 +35,94 @@ DESCRIPTION = (
 )
 
 
-def configure(argv: list[str]) -> tuple[TrainConfig, list[str], bool]:
-    """(configuration, lines that say why, whether to start anew) from the command line. Raises UserError."""
+class CommandLine(NamedTuple):
+    """What a command line says, before it is known what it says it of."""
+
+    preset: str | None
+    config: Path | None
+    task: Task
+    settings: Mapping[str, Any]
+    """Of the configuration file."""
+    overwrite: bool
+    options: Sequence[str]
+    """All others, those of the script first: of one given twice the last counts."""
+    sources: Sequence[str]
+    """Lines that say which options came from where."""
+
+
+def configure(argv: list[str], edited: Mapping[str, Any] | None = None) -> tuple[TrainConfig, list[str], bool]:
+    """(configuration, lines that say why, whether to start anew) from the command line. Raises UserError.
+
+    `edited`: constants of train_rlhf.py that its user has changed, by the name they have there. They count as options
+    that were given; those on the command line win over them.
+    """
+    line = _read(argv, edited or {})
+    if line.preset is not None:
+        config, reasons = preset(line.preset), [f"preset    {line.preset}, as asked"]
+    elif "preset" in line.settings:
+        named = str(line.settings["preset"])
+        config, reasons = preset(named), [f"preset    {named}, as {line.config} says"]
+    elif {"--help", "-h"} & set(line.options):
+        config, reasons = preset("bundled-cpu"), []
+    else:
+        _any_preset(line)
+        from equipoise.ppo.machine import inspect_machine
+        from equipoise.ppo.preflight import choose
+
+        choice = choose(inspect_machine())
+        config = choice.config
+        reasons = [f"preset    {'; '.join(choice.reasons)}. Another: --preset {' | '.join(PRESETS)}, --model NAME"]
+    config, changes = _complete(config, line)
+    return config, [*reasons, *line.sources, *changes], line.overwrite
+
+
+def _read(argv: Sequence[str], edited: Mapping[str, Any]) -> CommandLine:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--preset")
     first.add_argument("--config", type=Path)
     first.add_argument("--task", type=str)
     first.add_argument("--overwrite", action="store_true")
     try:
-        own, rest = first.parse_known_args(argv)
+        own, rest = first.parse_known_args(options.spelled(argv, GUIDE_NAMES))
     except argparse.ArgumentError as error:
         raise UserError(f"{error}; train_rlhf.py --help lists the options") from None
     settings = options.read_file(own.config) if own.config else {}
-    in_file = settings.pop("preset", None)
-    named = own.task or settings.pop("task", None)
-    settings.pop("task", None)
+    named = own.task or settings.get("task")
     task = PROTOCOL if named is None else read_task(str(named))
-    if own.preset is not None:
-        config, reasons = preset(own.preset), [f"preset    {own.preset}, as asked"]
-    elif in_file is not None:
-        config, reasons = preset(str(in_file)), [f"preset    {in_file}, as {own.config} says"]
-    elif "--help" in rest or "-h" in rest:
-        config, reasons = preset("bundled-cpu"), []
-    else:
-        choice = choose(inspect_machine())
-        config = choice.config
-        reasons = [f"preset    {'; '.join(choice.reasons)}. Another: --preset {' | '.join(PRESETS)}, --model NAME"]
-    config, changes = for_task(config, task)
-    config = options.apply(config, settings, str(own.config)) if settings else config
+    on_line = {word.partition("=")[0] for word in rest if word.startswith("--")}
+    script, sources = [], []
+    for name, value in edited.items():
+        (flag,) = options.spelled([f"--{name}"], GUIDE_NAMES)
+        if flag not in on_line:
+            script.append(f"{flag}={value}")
+            sources.append(f"option    {flag} {value}, from {name} in train_rlhf.py")
+        else:
+            sources.append(f"option    {flag} from the command line, not {name} = {value} of train_rlhf.py")
+    return CommandLine(own.preset, own.config, task, settings, own.overwrite, [*script, *rest], sources)
+
+
+GUIDE_NAMES = {"training-steps": "steps"}
+"""Names of the guide's constants that are not those of options but for their spelling."""
+
+
+def _any_preset(line: CommandLine) -> None:
+    """Raise UserError for what no preset could make of the command line, before it is looked which one can run."""
+    errors = []
+    for config in PRESETS.values():
+        try:
+            _complete(config, line)
+            return
+        except UserError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _complete(config: TrainConfig, line: CommandLine) -> tuple[TrainConfig, list[str]]:
+    """A preset with task, file and options, and lines that say what the task had to change of it."""
+    config, changes = for_task(config, line.task)
+    settings = {name: value for name, value in line.settings.items() if name not in ("preset", "task")}
+    config = options.apply(config, settings, str(line.config)) if settings else config
     return (
-        options.parse(TrainConfig, rest, config, prog="train_rlhf.py", description=DESCRIPTION),
-        [*reasons, *changes],
-        own.overwrite,
+        options.parse(TrainConfig, list(line.options), config, prog="train_rlhf.py", description=DESCRIPTION),
+        changes,
     )

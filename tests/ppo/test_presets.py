@@ -1,16 +1,17 @@
 """Which preset a machine gets, what presets hold, and how options, a file and presets go together."""
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from equipoise.commands import train as command
 from equipoise.commands.train import configure
 from equipoise.errors import UserError
 from equipoise.policy.config import LLAMA_8B
-from equipoise.ppo import preflight
+from equipoise.ppo import machine, preflight
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.machine import Machine
 from equipoise.ppo.preflight import choose
@@ -97,14 +98,14 @@ def test_a_24_gb_card_gets_it_in_8_bits(hub: list[str]) -> None:
 
 def test_a_small_gpu_or_no_access_gets_the_bundled_model_and_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "hub_access", lambda model: Access("you are not logged in"))
-    for machine, why in ((gpu(11), "11 GB free"), (gpu(140), "you are not logged in")):
-        choice = choose(machine)
+    for here, why in ((gpu(11), "11 GB free"), (gpu(140), "you are not logged in")):
+        choice = choose(here)
         assert choice.config == preset("bundled-gpu") and why in choice.reasons[0]
 
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "inspect_machine", lambda: CPU)
+    monkeypatch.setattr(machine, "inspect_machine", lambda: CPU)
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -167,7 +168,7 @@ def test_help_looks_at_no_hardware_and_lists_every_setting(
     def fail() -> Any:
         raise AssertionError("looked")
 
-    monkeypatch.setattr(command, "inspect_machine", fail)
+    monkeypatch.setattr(machine, "inspect_machine", fail)
     with pytest.raises(SystemExit) as stop:
         configure(["--help"])
     assert stop.value.code == 0
@@ -182,3 +183,46 @@ def test_help_looks_at_no_hardware_and_lists_every_setting(
                 assert f"--{field.name.replace('_', '-')}" in text or f"no-{field.name.replace('_', '-')}" in text
     for own in ("--preset NAME", "--config FILE.yaml", "--overwrite"):
         assert own in text
+
+
+def test_a_mistyped_option_is_answered_before_torch_is_loaded() -> None:
+    code = (
+        "import sys\n"
+        "from equipoise.cli import main\n"
+        "code = main(['train', '--stepz', '4'])\n"
+        "print(code, 'torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False", "False"]
+    assert "perhaps you meant --steps" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_options_are_understood_as_the_guide_spells_its_constants() -> None:
+    config, _, _ = configure(["--BATCH_SIZE", "32", "--mini_batch_size=8", "--TRAINING_STEPS", "5", "--Use_8bit"])
+    assert (config.ppo.batch_size, config.ppo.mini_batch_size, config.steps) == (32, 8, 5)
+    assert config.policy.use_8bit
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("name", [None, *PRESETS])
+def test_a_constant_edited_in_the_script_counts_as_an_option_and_one_on_the_line_wins(name: str | None) -> None:
+    asked = ["--preset", name] if name else []
+    edited = {"BATCH_SIZE": 32, "TRAINING_STEPS": 50, "LEARNING_RATE": 2e-5}
+    config, lines, _ = configure([*asked, "--steps", "60"], edited)
+    plain = configure(asked)[0]
+    expected = dataclasses.replace(
+        plain, steps=60, ppo=dataclasses.replace(plain.ppo, batch_size=32, learning_rate=2e-5)
+    )
+    assert config == expected
+    text = "\n".join(lines)
+    assert "--batch-size 32, from BATCH_SIZE in train_rlhf.py" in text
+    assert "--steps from the command line, not TRAINING_STEPS = 50" in text
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_constant_wins_over_a_configuration_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("batch_size: 128\nclip: 0.1\n")
+    config, _, _ = configure(["--config", str(file)], {"BATCH_SIZE": 32})
+    assert (config.ppo.batch_size, config.ppo.clip) == (32, 0.1)
