@@ -5,7 +5,7 @@ import dataclasses
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, TypeVar
@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 import yaml
 
+from equipoise import short_help
 from equipoise.errors import UserError
 from equipoise.protocol.task import Task, read_task
 
@@ -36,11 +37,26 @@ OptionalTask = Annotated[Task | None, _task_option(True)]
 """The same where None stands for the task that is on record with a model or a file."""
 
 
-def parse(kind: type[Config], argv: list[str], default: Config, *, prog: str, description: str) -> Config:
+def parse(
+    kind: type[Config],
+    argv: list[str],
+    default: Config,
+    *,
+    prog: str,
+    description: str,
+    common: Collection[str] = (),
+) -> Config:
     """`default` with the options in `argv` applied; nested dataclasses share one flat space of options.
 
-    `--help` prints and exits. Raises UserError, in one line, for an unknown option or a value of the wrong kind.
+    `--help` prints and exits; where `common` names fields it shows those alone, and `--help-all` shows all.
+    Raises UserError, in one line, for an unknown option or a value of the wrong kind.
     """
+    argv = spelled(argv)
+    if short_help.ALL in argv:
+        argv = ["--help"]
+    elif common and {"--help", "-h"} & set(argv):
+        kind, default = short_help.shortened(kind, default, common)
+        description = f"{description} {short_help.ALL} lists the other options too."
     errors = io.StringIO()
     width = os.environ.get("COLUMNS")
     if not {"--help", "-h"} & set(argv):
@@ -49,7 +65,7 @@ def parse(kind: type[Config], argv: list[str], default: Config, *, prog: str, de
         with contextlib.redirect_stderr(errors):
             return tyro.cli(
                 kind,
-                args=spelled(argv),
+                args=argv,
                 default=default,
                 prog=prog,
                 description=description,

@@ -10,6 +10,7 @@ from equipoise.errors import UserError
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.presets import PRESETS, for_task, preset
 from equipoise.protocol.task import PROTOCOL, Task, read_task
+from equipoise.short_help import ALL
 
 # torch and transformers, which take seconds to load, are imported only once the command line has been read.
 
@@ -33,6 +34,14 @@ DESCRIPTION = (
     "the run. Also: --preset NAME (guide, bundled-gpu, varied, bundled-cpu), --config FILE.yaml for defaults, "
     "--overwrite to start anew."
 )
+
+
+COMMON = (
+    *("task", "prompt", "model", "tuning", "use_8bit", "steps", "seed", "batch_size", "mini_batch_size", "ppo_epochs"),
+    *("learning_rate", "target_kl", "kl_coef", "diversity_weight", "strict_bonus", "warm_start", "on_alert"),
+    *("output_dir", "checkpoint_dir", "save_every"),
+)
+"""The twenty options that `--help` shows."""
 
 
 class CommandLine(NamedTuple):
@@ -62,7 +71,7 @@ def configure(argv: list[str], edited: Mapping[str, Any] | None = None) -> tuple
     elif "preset" in line.settings:
         named = str(line.settings["preset"])
         config, reasons = preset(named), [f"preset    {named}, as {line.config} says"]
-    elif {"--help", "-h"} & set(line.options):
+    elif {"--help", "-h", ALL} & set(line.options):
         config, reasons = preset("bundled-cpu"), []
     else:
         _any_preset(line)
@@ -122,7 +131,6 @@ def _complete(config: TrainConfig, line: CommandLine) -> tuple[TrainConfig, list
     config, changes = for_task(config, line.task)
     settings = {name: value for name, value in line.settings.items() if name not in ("preset", "task")}
     config = options.apply(config, settings, str(line.config)) if settings else config
-    return (
-        options.parse(TrainConfig, list(line.options), config, prog="train_rlhf.py", description=DESCRIPTION),
-        changes,
-    )
+    words, description = list(line.options), DESCRIPTION
+    parsed = options.parse(TrainConfig, words, config, prog="train_rlhf.py", description=description, common=COMMON)
+    return parsed, changes

@@ -44,7 +44,9 @@ class PPOConfig:
     micro_batch_size: int = 16
     """Completions per forward and backward pass, fewer where memory needs it. Changes nothing else."""
     ppo_epochs: int = 4
+    """Times that an update goes over the completions of a step, unless `target_kl` ends it before."""
     learning_rate: float = 1e-5
+    """Of the policy; Adam's."""
     value_learning_rate: float = 1e-3
     """Of the value head, one linear layer that starts at zero."""
     warmup_steps: int = 20
@@ -281,6 +283,7 @@ class RunConfig:
     output_dir: str = "rlhf_llama3_7b_output"
     """The final model, training_metrics.csv and the other records."""
     checkpoint_dir: str = "rlhf_checkpoints"
+    """What continues a run that was stopped."""
     tensorboard_dir: str = "runs"
     save_every: int = 100
     """PPO steps between checkpoints that are kept."""
@@ -320,6 +323,7 @@ class TrainConfig:
     steps: int = 2000
     """PPO steps, each of batch-size completions."""
     seed: int = 0
+    """Of everything that is random; on a CPU two runs of one seed write the same bytes."""
     holdout: bool = False
     """Train without the occupations that the task holds out, to test on ones that were never seen."""
     missing_eos_penalty: float = 0.0

@@ -1,6 +1,7 @@
 """Which preset a machine gets, what presets hold, and how options, a file and presets go together."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from equipoise.commands.train import configure
+from equipoise.commands.train import COMMON, configure
 from equipoise.errors import UserError
 from equipoise.policy.config import LLAMA_8B
 from equipoise.ppo import machine, preflight
@@ -170,7 +171,7 @@ def test_help_looks_at_no_hardware_and_lists_every_setting(
 
     monkeypatch.setattr(machine, "inspect_machine", fail)
     with pytest.raises(SystemExit) as stop:
-        configure(["--help"])
+        configure(["--help-all"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     groups = [
@@ -226,3 +227,16 @@ def test_a_constant_wins_over_a_configuration_file(tmp_path: Path) -> None:
     file.write_text("batch_size: 128\nclip: 0.1\n")
     config, _, _ = configure(["--config", str(file)], {"BATCH_SIZE": 32})
     assert (config.ppo.batch_size, config.ppo.clip) == (32, 0.1)
+
+
+def test_help_shows_the_twenty_options_that_matter_and_how_to_see_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        configure(["--help"])
+    text = capsys.readouterr().out
+    listed = re.findall(r"^│ (--[\w-]+)", text, re.MULTILINE)
+    assert stop.value.code == 0 and len(listed) == len(COMMON) == 20
+    assert set(listed) == {f"--{name.replace('_', '-')}" for name in COMMON}
+    assert "--help-all" in text and "--gae-lambda" not in text and "(model: str" not in text
+    assert not re.search(r"^│ --[\w-]+ [A-Z]+ +\(default", text, re.MULTILINE), "an option without a word on it"
