@@ -10,7 +10,7 @@ import torch
 from equipoise import __version__
 from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.memory import RowLimit
-from equipoise.policy.prompt import prompt_ids
+from equipoise.policy.prompt import render_prompts
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.presets import preset
 from equipoise.ppo.state import State

@@ -23,7 +23,7 @@ from equipoise.methods.ctrlg.constraint import Constraint, constraint_of
 from equipoise.methods.ctrlg.feasible import characters_of
 from equipoise.methods.ctrlg.spelling import token_bytes
 from equipoise.methods.ctrlg.utf8 import ByteAutomaton, on_bytes
-from equipoise.policy.prompt import Tokenizer
+from equipoise.policy.prompt import Tokenizer, ends_sentence
 from equipoise.protocol.prompts import word_count
 from equipoise.protocol.task import Task
 
@@ -126,10 +126,11 @@ def lift_constraint(
     characters = characters_of(constraint, prefixes)
     spelt = token_bytes(tokenizer)
     spelt += [None] * (vocabulary - len(spelt))
-    # Of a stop token only what decoding shows becomes text: nothing if it is special.
+    # A stop token is text only where it is the sentence's own end, and shown by decoding.
     hidden = set(tokenizer.all_special_ids)
     added = {index: text.encode() for text, index in tokenizer.get_added_vocab().items()}
-    ends = {i: b"" if i in hidden else spelt[i] or added.get(i, b"") for i in stop_ids if 0 <= i < len(spelt)}
+    shown = {i: b"" if i in hidden else spelt[i] or added.get(i, b"") for i in stop_ids if 0 <= i < len(spelt)}
+    ends = {i: text if ends_sentence(text.decode(errors="replace")) else b"" for i, text in shown.items()}
     bytewise = on_bytes(characters)
     automaton = _count_words(characters, bytewise, _classes(bytewise, spelt, ends), constraint, prefixes)
     occupation = max(prefixes, key=automaton.fewest_tokens)

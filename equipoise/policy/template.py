@@ -1,0 +1,90 @@
+"""The begun answer, as the model's own chat template writes it."""
+
+import datetime
+import re
+from typing import Any
+
+from equipoise.errors import UserError
+
+Tokenizer = Any  # transformers' tokenizers share no typed base that carries every method used here
+
+DATE = datetime.date(2024, 7, 26)
+"""What templates that write today's date are given instead, on every day: the one that Llama 3's template names where
+it cannot ask. Else the same command would give other sentences tomorrow."""
+
+_FORMS = tuple(f"%{flag}{letter}" for flag in ("", "-") for letter in "aAbBcdeFGHIjmMpSuUVwWxXyYzZ")
+# Templates call strftime_now(FORMAT); a macro of that name hides the function. The line break at the end is taken off by
+# jinja, and the template begins at the beginning of a line as before.
+_FIXED_DATE = (
+    "{% macro strftime_now(form) %}{{ form"
+    + "".join(f" | replace('{form}', '{DATE.strftime(form)}')" for form in _FORMS)
+    + " }}{% endmacro %}\n"
+)
+
+
+def asks_for_date(template: str) -> bool:
+    """Whether a chat template may write the day on which it is used."""
+    return "strftime_now" in template
+
+
+def with_fixed_date(template: str) -> str:
+    """The template with `DATE` for today; as it is where it does not ask, or has been given it before."""
+    return template if not asks_for_date(template) or template.startswith(_FIXED_DATE) else _FIXED_DATE + template
+
+
+def begun_turn(tokenizer: Tokenizer, user: str, begun: str, system: str) -> str:
+    """A system and a user turn, and an assistant turn that `begun` begins, up to its last character.
+
+    The system message is empty rather than absent: where it is absent many templates put their own, and SmolLM2's
+    contains one of the terms the reward pays for. A template without a system role gets none. Messages are strings, or
+    lists of parts for templates that read nothing else. Raises UserError where the text would lack the instruction, a
+    system message that is not empty, or `begun` at its end.
+    """
+    template = tokenizer.get_chat_template()
+    tried = [(True, False), (False, False), (True, True), (False, True)]
+    first = ""
+    for has_system, parts in tried:
+        given = system if has_system else ""
+        turns = [{"role": "user", "content": user}, {"role": "assistant", "content": begun}]
+        turns = [{"role": "system", "content": given}, *turns] if has_system else turns
+        text, problem = _render(tokenizer, template, turns, parts)
+        problem = problem or _lacking(text, user, begun, given)
+        if not problem and given == system:
+            return text
+        if not problem:
+            raise UserError(
+                f"the model's chat template has no place for a system message, so {system[:60]!r} would be dropped: "
+                "leave out --system, or write it into an instruction of your own with --prompt NAME=INSTRUCTION"
+            )
+        first = first or problem
+    raise UserError(f"the model's chat template cannot begin the answer: {first}; use --prompt raw, or another model")
+
+
+def _render(tokenizer: Tokenizer, template: str, turns: list[dict[str, str]], parts: bool) -> tuple[str, str]:
+    """The rendered text, and what went wrong if anything did."""
+    messages: list[dict[str, Any]] = [
+        {**turn, "content": [{"type": "text", "text": turn["content"]}]} if parts else dict(turn) for turn in turns
+    ]
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, chat_template=with_fixed_date(template), tokenize=False, continue_final_message=True
+        )
+    except Exception as error:  # a template is a program of its own, and fails in any way
+        if "continue_final_message" in str(error):
+            return "", "it leaves out what the answer begins with"
+        return "", f"it says {(str(error).strip() or type(error).__name__).splitlines()[0][:160]!r}"
+    if parts and re.search(r"""['"]type['"]: ?['"]text['"]""", text):
+        return "", "it writes lists as Python does"  # a template of strings, printing what it was given
+    return str(text), ""
+
+
+def _lacking(text: str, user: str, begun: str, system: str) -> str:
+    """What is not in the rendered text that must be; empty if all is."""
+    if not text.endswith(begun):
+        return f"the text does not end with {begun!r}"
+    before = text.removesuffix(begun)
+    if user.strip() not in before:
+        return "the text does not hold the instruction"
+    if system.strip() not in before.replace(user.strip(), "", 1):
+        return "the text does not hold the system message"
+    return ""
