@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 from equipoise.errors import UserError
 from equipoise.policy.rollout import Rollout
-from equipoise.policy.template import DATE, Tokenizer, asks_for_date, begun_turn
+from equipoise.policy.template import DATE, asks_for_date, begun_turn
 from equipoise.protocol.prompts import Prompt, clean
 from equipoise.protocol.task import Task
+
+Tokenizer = Any  # transformers' tokenizers share no typed base that carries every method used here
 
 _DECODE: dict[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 _CLOSING = "\"'”’) \n\r\t"
@@ -95,7 +97,7 @@ def ends_sentence(text: str) -> bool:
 
 
 def continuation_ids(tokenizer: Tokenizer, prompt: Sequence[int], text: str) -> list[int]:
-    """Token ids that write exactly `text` after the prompt's. Where the tokenizer has none, those that it gives the text.
+    """Token ids that write exactly `text` after the prompt's; where there are none, those that the tokenizer gives it.
 
     A tokenizer that puts a space before whatever it is given would write two of them: it gets the text without its own.
     """
@@ -109,8 +111,8 @@ def sentences_of(tokenizer: Tokenizer, rollout: Rollout, occupations: Sequence[s
     """The task's sentence of each completion: its prefix and what was written after it.
 
     Prompt and completion are decoded together and the prompt's text is taken off: by itself a completion may lose the
-    space before its first word, or gain one inside a word. The token that ended a completion is no part of the sentence,
-    whether or not the tokenizer calls it special, unless it is the sentence's own end.
+    space before its first word, or gain one inside a word. The token that ended a completion is no part of the
+    sentence, whether or not the tokenizer calls it special, unless it is the sentence's own end.
     """
     prompts = {tuple(p): "" for p in rollout.prompts}
     prompts = dict(zip(prompts, tokenizer.batch_decode([list(p) for p in prompts], **_DECODE), strict=True))

@@ -6,15 +6,13 @@ from typing import Any
 
 from equipoise.errors import UserError
 
-Tokenizer = Any  # transformers' tokenizers share no typed base that carries every method used here
-
 DATE = datetime.date(2024, 7, 26)
 """What templates that write today's date are given instead, on every day: the one that Llama 3's template names where
 it cannot ask. Else the same command would give other sentences tomorrow."""
 
 _FORMS = tuple(f"%{flag}{letter}" for flag in ("", "-") for letter in "aAbBcdeFGHIjmMpSuUVwWxXyYzZ")
-# Templates call strftime_now(FORMAT); a macro of that name hides the function. The line break at the end is taken off by
-# jinja, and the template begins at the beginning of a line as before.
+# Templates call strftime_now(FORMAT); a macro of that name hides the function. Jinja takes off the line break at the
+# end, and the template begins at the beginning of a line as before.
 _FIXED_DATE = (
     "{% macro strftime_now(form) %}{{ form"
     + "".join(f" | replace('{form}', '{DATE.strftime(form)}')" for form in _FORMS)
@@ -32,7 +30,7 @@ def with_fixed_date(template: str) -> str:
     return template if not asks_for_date(template) or template.startswith(_FIXED_DATE) else _FIXED_DATE + template
 
 
-def begun_turn(tokenizer: Tokenizer, user: str, begun: str, system: str) -> str:
+def begun_turn(tokenizer: Any, user: str, begun: str, system: str) -> str:
     """A system and a user turn, and an assistant turn that `begun` begins, up to its last character.
 
     The system message is empty rather than absent: where it is absent many templates put their own, and SmolLM2's
@@ -60,7 +58,7 @@ def begun_turn(tokenizer: Tokenizer, user: str, begun: str, system: str) -> str:
     raise UserError(f"the model's chat template cannot begin the answer: {first}; use --prompt raw, or another model")
 
 
-def _render(tokenizer: Tokenizer, template: str, turns: list[dict[str, str]], parts: bool) -> tuple[str, str]:
+def _render(tokenizer: Any, template: str, turns: list[dict[str, str]], parts: bool) -> tuple[str, str]:
     """The rendered text, and what went wrong if anything did."""
     messages: list[dict[str, Any]] = [
         {**turn, "content": [{"type": "text", "text": turn["content"]}]} if parts else dict(turn) for turn in turns
