@@ -69,7 +69,7 @@ def export(
                 f"the model needs {needed / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f} GB: free some space"
             )
         _write(partial, plain, weights, dtype, tokenizer, stop_ids)
-        for name, text in {"README.md": render(card, source), **(extra_files or {})}.items():
+        for name, text in {"README.md": render(card, source, tokenizer), **(extra_files or {})}.items():
             assert Path(name).name == name, f"{name!r} is no plain file name"
             (partial / name).write_text(text, encoding="utf-8")
         _verify(partial, weights)

@@ -58,7 +58,7 @@ def prompt_text(tokenizer: Tokenizer, prompt: Prompt, occupation: str, task: Tas
             f"the model's tokenizer has no chat template, which prompt {prompt.name!r} needs: use --prompt raw, "
             "or an instruction-tuned model"
         )
-    return begun_turn(tokenizer, user, task.prefix(occupation), system)
+    return begun_turn(tokenizer, user, task.prefix(occupation), system).text
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, occupation: str, task: Task, system: str = "") -> list[int]:

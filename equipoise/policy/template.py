@@ -2,7 +2,7 @@
 
 import datetime
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from equipoise.errors import UserError
 
@@ -20,6 +20,9 @@ _FIXED_DATE = (
 )
 
 
+_PRINTED = re.compile(r"""['"]type['"]: ?['"]text['"]""")
+
+
 def asks_for_date(template: str) -> bool:
     """Whether a chat template may write the day on which it is used."""
     return "strftime_now" in template
@@ -30,7 +33,13 @@ def with_fixed_date(template: str) -> str:
     return template if not asks_for_date(template) or template.startswith(_FIXED_DATE) else _FIXED_DATE + template
 
 
-def begun_turn(tokenizer: Any, user: str, begun: str, system: str) -> str:
+class Begun(NamedTuple):
+    text: str
+    turns: list[dict[str, Any]]
+    """The messages that the template made the text of."""
+
+
+def begun_turn(tokenizer: Any, user: str, begun: str, system: str) -> Begun:
     """A system and a user turn, and an assistant turn that `begun` begins, up to its last character.
 
     The system message is empty rather than absent: where it is absent many templates put their own, and SmolLM2's
@@ -43,12 +52,13 @@ def begun_turn(tokenizer: Any, user: str, begun: str, system: str) -> str:
     first = ""
     for has_system, parts in tried:
         given = system if has_system else ""
-        turns = [{"role": "user", "content": user}, {"role": "assistant", "content": begun}]
-        turns = [{"role": "system", "content": given}, *turns] if has_system else turns
-        text, problem = _render(tokenizer, template, turns, parts)
+        turns = turns_of(user, begun, given if has_system else None, parts)
+        text, problem = _render(tokenizer, template, turns)
         problem = problem or _lacking(text, user, begun, given)
+        if parts and _PRINTED.search(text):  # a template of strings, which prints whatever it is given
+            problem = problem or "it writes lists as Python does"
         if not problem and given == system:
-            return text
+            return Begun(text, turns)
         if not problem:
             raise UserError(
                 f"the model's chat template has no place for a system message, so {system[:60]!r} would be dropped: "
@@ -58,21 +68,24 @@ def begun_turn(tokenizer: Any, user: str, begun: str, system: str) -> str:
     raise UserError(f"the model's chat template cannot begin the answer: {first}; use --prompt raw, or another model")
 
 
-def _render(tokenizer: Any, template: str, turns: list[dict[str, str]], parts: bool) -> tuple[str, str]:
+def turns_of(user: str, begun: str, system: str | None, parts: bool = False) -> list[dict[str, Any]]:
+    """The messages; `parts` for templates that read lists."""
+    contents = [("user", user), ("assistant", begun)]
+    if system is not None:
+        contents.insert(0, ("system", system))
+    return [{"role": role, "content": [{"type": "text", "text": x}] if parts else x} for role, x in contents]
+
+
+def _render(tokenizer: Any, template: str, turns: list[dict[str, Any]]) -> tuple[str, str]:
     """The rendered text, and what went wrong if anything did."""
-    messages: list[dict[str, Any]] = [
-        {**turn, "content": [{"type": "text", "text": turn["content"]}]} if parts else dict(turn) for turn in turns
-    ]
     try:
         text = tokenizer.apply_chat_template(
-            messages, chat_template=with_fixed_date(template), tokenize=False, continue_final_message=True
+            turns, chat_template=with_fixed_date(template), tokenize=False, continue_final_message=True
         )
     except Exception as error:  # a template is a program of its own, and fails in any way
         if "continue_final_message" in str(error):
             return "", "it leaves out what the answer begins with"
         return "", f"it says {(str(error).strip() or type(error).__name__).splitlines()[0][:160]!r}"
-    if parts and re.search(r"""['"]type['"]: ?['"]text['"]""", text):
-        return "", "it writes lists as Python does"  # a template of strings, printing what it was given
     return str(text), ""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-MAJOR_VERSIONS = ("4.57", "5")
+VERSIONS = ("4.57", "5")
 """The versions of transformers that an export is tested with."""
 
 # Per layer type (Gemma 3): version 4 scales the first kind and has a base of its own for the second.

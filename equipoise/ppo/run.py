@@ -220,7 +220,14 @@ class Run:
             Path(config.run.output_dir),
             source=policy.source,
             stop_ids=policy.stop_ids,
-            card=ModelCard(facts, config.prompt, config.task, config.occupations),
+            card=ModelCard(
+                facts,
+                config.prompt,
+                config.task,
+                config.occupations,
+                system=config.system,
+                sampled=config.sampling.describe(),
+            ),
             extra_files={TASK: config.task.to_yaml()},
         )
 

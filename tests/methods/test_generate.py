@@ -156,7 +156,7 @@ def test_out_of_room_it_keeps_whole_rows_and_continues_later(
     path = tmp_path / "out.csv"
 
     def with_little_room() -> int:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # a write beyond fails, part of it done
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))  # a write beyond fails, part of it done
         try:
             return generate(config(tiny_model, path), quiet).exit_code
         except UserError as error:

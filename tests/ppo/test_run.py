@@ -269,7 +269,8 @@ def test_a_flipped_bit_in_the_newest_checkpoint_is_found_and_refused(
     train(small_config(model, tmp_path, steps=4))
     damaged = tmp_path / "checkpoints" / "checkpoint-4" / file
     data = bytearray(damaged.read_bytes())
-    data[len(data) // 2] ^= 0x10
+    # In its middle a manifest may hold the checksum of another file.
+    data[0 if file == "manifest.json" else len(data) // 2] ^= 0x10
     damaged.write_bytes(data)
     with pytest.raises(
         UserError, match=f"{file} is damaged.*checkpoint-4 away and rerun to continue from checkpoint-2"
