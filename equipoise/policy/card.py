@@ -47,7 +47,7 @@ class ModelCard:
 def render(card: ModelCard, source: Source | None, tokenizer: Any = None) -> str:
     """The text of README.md: YAML front matter as the Hub reads it, then Markdown.
 
-    With a tokenizer, the example's messages are those that its chat template takes. Raises UserError where it takes none.
+    With a tokenizer, the example's messages are those that its chat template takes. Raises UserError if it takes none.
     """
     base, licence = _base(source)
     task = card.task
