@@ -104,6 +104,36 @@ def test_the_bonus_is_the_probability_that_a_valid_sentence_follows(prompt: int,
     assert compared > 200
 
 
+def test_in_the_free_shape_every_sentence_with_the_terms_can_be_written_cut_off_or_not() -> None:
+    """The event `both`, as it is counted among the model's own sentences: most of them have not ended by the limit."""
+    core = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="x"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+    demand = constraint(("bold",), ("loyal",), strict=False)
+    machine = lift_constraint(tokenizer, (END,), demand, {"x": "The x was"}, max_new_tokens=T)
+    sampled = [
+        s
+        for n in range(1, T + 1)
+        for s in itertools.product(range(V), repeat=n)
+        if END not in s[:-1] and (s[-1] == END or n == T)
+    ]
+    written = {s for s in sampled if machine.run(s, "x", T)}
+    assert written == {s for s in sampled if {1, 2} <= set(s)}
+    assert sum(s[-1] != END for s in written) > len(written) / 2
+    policy, sampling = bare_policy(vocabulary=V, stops=(END,), seed=1), SamplingConfig(2.0, 1.0, T)
+    exact = 0.0
+    for string in written:
+        steps = enumerate(string)
+        exact += math.exp(sum(next_logprobs(policy.model, [*PROMPTS[0], *string[:n]], 2.0)[t] for n, t in steps))
+    steering = CtrlGuide(
+        machine, random_hmm(9, 1, H, V), torch.arange(V), {"x": PROMPTS[0]}, sampling, 1.0, torch.device("cpu")
+    )
+    rollout = sample(policy, [PROMPTS[0]] * 2000, sampling, torch.Generator().manual_seed(0), guide=steering)
+    assert {tuple(c) for c in rollout.completions()} <= written and bool(rollout.report["valid"].all())
+    weights = rollout.report["log_weight"].exp()
+    error = float(weights.std()) / math.sqrt(len(weights))
+    assert abs(float(weights.mean()) - exact) < 4.5 * error and error < 0.05 * exact
+
+
 class HmmAsModel(torch.nn.Module):
     """A causal model whose next-token distribution is an HMM's. What it believes goes into the cache, as keys."""
 
