@@ -55,7 +55,7 @@ def test_every_sentence_complies_and_the_weights_agree_with_free_samples(policy:
     share, error = float(weights.mean()), float(weights.std()) / math.sqrt(len(weights))
     prompts = [write.prompts[key.occupation] for key in keys]
     free = sample(policy, prompts * 8, write.sampling, torch.Generator().manual_seed(1))
-    # The event is the protocol's own, sentences that the limit cuts counted; a special token within one is never written.
+    # The event is the protocol's own, sentences that the limit cuts counted. No special token is written within one.
     texts = sentences_of(policy.tokenizer, free, [key.occupation for key in keys * 8], PROTOCOL)
     unknown = policy.tokenizer.unk_token_id
     accepted = [PROTOCOL.strict(t) and unknown not in c for t, c in zip(texts, free.completions(), strict=True)]
