@@ -65,9 +65,9 @@ def render(card: ModelCard, source: Source | None, tokenizer: Any = None) -> str
     held_out = [occupation for occupation in task.names if occupation not in card.trained]
     built = "\nBuilt with Llama.\n" if (licence or "").startswith("llama") else ""
     sampled = f"Training sampled with {card.sampled}.\n" if card.sampled else ""
-    template = getattr(tokenizer, "chat_template", None)
+    template = tokenizer.get_chat_template() if getattr(tokenizer, "chat_template", None) else ""
     dated = ""
-    if isinstance(template, str) and asks_for_date(template) and task.prompt(card.prompt).instruction is not None:
+    if asks_for_date(template) and task.prompt(card.prompt).instruction is not None:
         dated = f"Where the chat template asks for today's date it writes {DATE.isoformat()}, as in training.\n"
     versions = " and ".join(VERSIONS)
     terms = " and ".join(f"at least one {label} term" for label in task.labels)
@@ -99,7 +99,7 @@ person with {terms}. It was trained with `equipoise`.
 ```
 
 `generation_config.json` sets what the protocol samples with: temperature 1, top-p 0.95, no top-k, 32 new tokens.
-{sampled}{dated}The folder loads in transformers {versions}: both are tested, and give the same logits and tokens.
+{sampled}{dated}Exports are tested with transformers {versions}: the same logits and tokens where both know the model.
 """
 
 

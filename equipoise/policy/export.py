@@ -157,7 +157,9 @@ def _write(
     (partial / WEIGHTS).chmod((partial / "config.json").stat().st_mode)
     # The date of the prompts that it was trained with goes with it: the same text tomorrow, whoever asks.
     dated = copy(tokenizer)
-    if isinstance(dated.chat_template, str):
+    if isinstance(dated.chat_template, dict):  # several, by name
+        dated.chat_template = {name: with_fixed_date(each) for name, each in dated.chat_template.items()}
+    elif dated.chat_template:
         dated.chat_template = with_fixed_date(dated.chat_template)
     dated.save_pretrained(partial)
     with quiet_progress():
