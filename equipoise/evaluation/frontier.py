@@ -46,7 +46,7 @@ def base_rate(
             return p0, f"costs file of {name}" + (f": {p0.note}" if p0.note else "")
         base = next((m for m in metrics if re.sub(r"[\W_]", "", m).lower() in _PROMPT_ONLY), None)
     if base is None:
-        missing = f"no costs file gives p0 of {event!r}, and no method is called Prompt-Only"
+        missing = "no costs file gives p0 of this event, and no method is called Prompt-Only"
         return None, f"{missing}; name the untrained one with --base"
     share = metrics[base][event]
     assert share.wilson is not None
