@@ -100,14 +100,14 @@ def continuation_ids(tokenizer: Tokenizer, prompt: Sequence[int], text: str) -> 
     """Token ids that write exactly `text` after the prompt's; where there are none, those that the tokenizer gives it.
 
     A tokenizer that puts a space before whatever it is given would write two of them, and one where none is meant: it
-    gets the text without its own, or after the prompt's last word.
+    gets the text after the prompt's last word.
     """
     before = tokenizer.decode(list(prompt), **_DECODE)
     word = (before.split() or [""])[-1]
-    given = (text, text.removeprefix(" "), word + text, word)
-    *spellings, joint, alone = (list(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in given)
-    if joint[: len(alone)] == alone:
-        spellings.append(joint[len(alone) :])
+    own, joint, alone = (
+        list(tokenizer(given, add_special_tokens=False)["input_ids"]) for given in (text, word + text, word)
+    )
+    spellings = [own, joint[len(alone) :]] if joint[: len(alone)] == alone else [own]
     exact = (ids for ids in spellings if tokenizer.decode([*prompt, *ids], **_DECODE) == before + text)
     return next(exact, spellings[0])
 
