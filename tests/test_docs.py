@@ -75,7 +75,7 @@ def test_every_command_line_is_understood(page: str, line: str, monkeypatch: pyt
     line = re.sub(r"\s+#.*", "", line)
     for entry, command in ENTRIES.items():
         line = line.replace(entry, f"equipoise {command}")
-    if made := re.fullmatch(r'make (\w+)(?: ARGS="(.*)")?', line):
+    if made := re.fullmatch(r'make ([\w-]+)(?: ARGS="(.*)")?', line):
         assert re.search(rf"^{made[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M), line
         if made[1] not in ("train", "generate") or made[2] is None:
             return

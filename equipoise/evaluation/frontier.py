@@ -46,7 +46,8 @@ def base_rate(
             return p0, f"costs file of {name}" + (f": {p0.note}" if p0.note else "")
         base = next((m for m in metrics if re.sub(r"[\W_]", "", m).lower() in _PROMPT_ONLY), None)
     if base is None:
-        return None, "no costs file gives p0, and no method is called Prompt-Only; name the untrained one with --base"
+        missing = "no costs file gives p0 of this event, and no method is called Prompt-Only"
+        return None, f"{missing}; name the untrained one with --base"
     share = metrics[base][event]
     assert share.wilson is not None
     return Estimate(share.value, *share.wilson, n=share.n, interval="wilson"), f"rows of {base}"

@@ -5,7 +5,8 @@
      "kl": {"value": 5.65, "low": 5.4, "high": 5.9, "how": "…"},
      "p0": {"value": 0.0035, "low": 0.0016, "high": 0.0066, "n": 2560, "event": "both", "how": "…"}}
 
-Every field may be missing. `kl` is nats per sentence; `p0` is the probability that the base model complies. The file
+Every field may be missing. `kl` is nats per sentence; `p0` is the probability of an event under the base model. One of
+`both` or `strict` serves for that event; of another event, or of none that is named, it serves for nothing. The file
 lies beside `FILE`: it may be `completions.csv.costs.json` or `completions.costs.json` for `completions.csv`.
 """
 
@@ -27,7 +28,7 @@ class Side:
     kl: Estimate | None
     p0: Estimate | None
     event: str
-    """What `p0` is the probability of: `both` or `strict`."""
+    """What `p0` is the probability of: `both`, `strict`, or any other event by its name; empty where none is named."""
 
 
 _NUMBERS = ("seconds", "load_seconds", "tokens", "generations", "accepted", "generations_per_accepted", "rows", "ess")
@@ -46,9 +47,9 @@ def read_side(path: str) -> Side | None:
             raise ValueError("no JSON object")
         numbers = {name: _number(document[name], name) for name in _NUMBERS if document.get(name) is not None}
         kl, p0 = document.get("kl"), document.get("p0")
-        event = str(p0.get("event", "both")) if isinstance(p0, Mapping) else "both"
-        if event not in ("both", "strict"):
-            raise ValueError(f"p0's event is {event!r}, expected both or strict")
+        event = p0.get("event", "") if isinstance(p0, Mapping) else ""
+        if not isinstance(event, str):
+            raise ValueError(f"p0's event is {event!r:.40}, expected its name")
         return Side(
             str(document.get("method", "")),
             numbers,

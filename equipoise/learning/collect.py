@@ -19,7 +19,7 @@ from equipoise.policy.config import SamplingConfig
 from equipoise.policy.likelihood import EVALUATION_ROWS, continuation_nll, kl_to_reference
 from equipoise.policy.load import Policy
 from equipoise.policy.memory import RowLimit
-from equipoise.policy.prompt import sentences_of
+from equipoise.policy.prompt import continuation_ids, sentences_of
 from equipoise.policy.sample import sample
 from equipoise.protocol.prompts import open_with
 from equipoise.protocol.task import Task
@@ -106,7 +106,7 @@ def search(
         for _ in range(batch_size // tries):
             occupation, text = next(cases)
             chosen += [occupation] * tries
-            forced += [list(policy.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []] * tries
+            forced += [continuation_ids(policy.tokenizer, prompts[occupation], text) if text else []] * tries
         starts = [prompts[o] + f for o, f in zip(chosen, forced, strict=True)]
         rollout = sample(policy, starts, sampling, generator)
         drawn += batch_size

@@ -11,7 +11,7 @@ from equipoise.errors import NonFiniteError, UserError
 from equipoise.learning.optimizer import MasterAdam
 from equipoise.learning.search import BATCH
 from equipoise.policy.load import Policy
-from equipoise.policy.prompt import Tokenizer, sentences_of
+from equipoise.policy.prompt import Tokenizer, continuation_ids, sentences_of
 from equipoise.policy.rollout import Rollout, rollout_of
 from equipoise.policy.score import score
 from equipoise.protocol.reward import Event
@@ -90,18 +90,13 @@ def examples_of(
     complying = [row for row in rows if task.complies(row.text, event)]
     own = [row for row in complying if row.occupation in prompts and task.continuation(row.text, row.occupation)]
     found: dict[Row, Example] = {}
-    # A tokenizer that puts a space before the first word by itself is given the text without one.
-    for gap in (" ", ""):
-        left = [row for row in dict.fromkeys(own) if row not in found]
-        if not left:
-            break
-        texts = [gap + row.text.removeprefix(task.prefix(row.occupation)).lstrip() for row in left]
-        made = [
-            Example(row.occupation, prompts[row.occupation], _ended(list(ids), tokenizer, stop_ids), row.text)
-            for row, ids in zip(left, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True)
-        ]
+    if different := list(dict.fromkeys(own)):
+        made = []
+        for occupation, text in different:
+            ids = continuation_ids(tokenizer, prompts[occupation], text.removeprefix(task.prefix(occupation)))
+            made.append(Example(occupation, prompts[occupation], _ended(ids, tokenizer, stop_ids), text))
         spelt = sentences_of(tokenizer, as_rollout(made), [example.occupation for example in made], task)
-        for row, example, text in zip(left, made, spelt, strict=True):
+        for row, example, text in zip(different, made, spelt, strict=True):
             if text == row.text and not set(example.completion[:-1]) & set(stop_ids):
                 found[row] = example
     examples = [found[row] for row in own if row in found]

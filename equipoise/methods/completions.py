@@ -165,7 +165,9 @@ class Completions:
         )
 
     def _compare(self, recorded: Mapping[str, Any]) -> None:
-        old, new = ({k: v for k, v in settings.items() if k != "task"} for settings in (recorded, self.settings))
+        # Files of before prompts were fingerprinted are continued: their other settings tell them apart.
+        apart = {"task"} if "prompts" in recorded else {"task", "prompts", "prompt_date"}
+        old, new = ({k: v for k, v in each.items() if k not in apart} for each in (recorded, self.settings))
         changed = [f"{k}: {_short(old.get(k))} → {_short(new.get(k))}" for k in old | new if old.get(k) != new.get(k)]
         changed += task_on_record(recorded, str(self._record_path)).differences(self.task)
         if changed:

@@ -140,7 +140,7 @@ def export_trained(
         folder,
         source=policy.source,
         stop_ids=policy.stop_ids,
-        card=ModelCard(method=method, prompt=prompt, task=task),
+        card=ModelCard(method=method, prompt=prompt, task=task, system=config.system),
         extra_files=files,
     )
     assert (folder / WEIGHTS).exists()

@@ -9,6 +9,7 @@ import torch
 
 from equipoise.methods.completions import Key, all_keys
 from equipoise.methods.ctrlg.config import CtrlGConfig
+from equipoise.methods.ctrlg.constraint import constraint_of
 from equipoise.methods.ctrlg.writer import VERSION, CtrlG, check_feasible
 from equipoise.methods.estimates import mean_over_occupations
 from equipoise.methods.prompted import Prompted, Written, uniforms
@@ -42,6 +43,8 @@ class Guided(Prompted):
         self.facts: dict[str, Any] = {}
         """Of the hidden Markov model, once it is there."""
         self._ctrlg: CtrlG | None = None
+        self._cut = True
+        """Whether the token limit may end a sentence."""
 
     def load(self, say: Callable[[str], None] = print) -> None:
         """Bring the weights into memory and the hidden Markov model, which is distilled where none is kept. Raises
@@ -59,6 +62,7 @@ class Guided(Prompted):
         weights = str(self.settings["weights"])
         made = CtrlG(self.policy, self.prompts, sampling, self.guidance, cache, weights=weights, task=self.task)
         facts = made.prepare(say)
+        self._cut = bool(made.automaton.accepts_R.any())
         # What depends on whether the model was kept from before is no part of a file's account.
         self.facts = {k: v for k, v in facts.items() if k not in ("generated_tokens", "cached", "distil_s", "tables_s")}
         return made
@@ -75,6 +79,16 @@ class Guided(Prompted):
     def covers_all(self) -> bool:
         """Whether every compliant sentence of the base model can come up, at its own temperature."""
         return (self.sampling.temperature, self.sampling.top_p) == (1.0, 1.0)
+
+    @property
+    def event(self) -> str:
+        """What the sentences are conditioned on, and p0 is the probability of: `both` or `strict`, cut-off sentences
+        counted as everywhere; in words where it is neither."""
+        name = "strict" if self.guidance.shape == "strict" else "both"
+        asked, own = (constraint_of(c, self.task) for c in (self.guidance, CtrlGConfig(shape=self.guidance.shape)))
+        if asked.strict and asked != own:
+            name = f"{name} with {asked.min_words} to {asked.max_words} words"
+        return name if self._cut else f"{name}, finished within {self.sampling.max_new_tokens} tokens"
 
     def distance(self, runs: int, say: Callable[[str], None], own: Mapping[Key, float] | None = None) -> dict[str, Any]:
         """`kl`, `p0` and `ess` from `runs` sentences of each occupation. Raises UserError, NonFiniteLogits.
@@ -93,7 +107,6 @@ class Guided(Prompted):
             log_weights = {key: own[key] for key in keys}
         how = f"{len(keys)} sentences of Ctrl-G, {runs} of each occupation, drawn at temperature 1 and top-p 1"
         kl = mean_over_occupations({key: -weight for key, weight in log_weights.items()})
-        event = "strict" if self.guidance.shape == "strict" else "both"
         # Of several candidates, log w is that of their mean: their joint distribution is farther from the base model's
         # than the chosen sentence's.
         bound = ", an upper bound with several candidates" if self.guidance.candidates > 1 else ""
@@ -105,7 +118,7 @@ class Guided(Prompted):
             known["p0"] = {
                 **p0,
                 "n": len(keys),
-                "event": event,
+                "event": self.event,
                 "how": f"mean importance weight of {how}; 95 % bootstrap interval within occupations",
             }
         return known | {"ess": effective_size(list(log_weights.values())), "hmm": self.facts}

@@ -158,7 +158,7 @@ def look_with_model(
     from equipoise.methods.ctrlg.writer import check_feasible
     from equipoise.policy.config import PolicyConfig, SamplingConfig
     from equipoise.policy.load import load_for_generation
-    from equipoise.policy.prompt import leaked_terms, prompt_ids, prompt_text
+    from equipoise.policy.prompt import leaked_terms, prompt_text, render_prompts
     from equipoise.policy.source import load_tokenizer, resolve
     from equipoise.ppo.evaluate import draw_sentences
 
@@ -171,7 +171,7 @@ def look_with_model(
     check_feasible(tokenizer, chosen, sampling, CtrlGConfig(), task)
     say(f"tokens     a sentence that succeeds fits into {max_new_tokens} new tokens")
     policy = load_for_generation(PolicyConfig(model, device=device), chosen)
-    prompts = {name: prompt_ids(tokenizer, chosen, name, task) for name in task.names}
+    prompts = render_prompts(tokenizer, chosen, task).ids
     seed = hashlib.sha256(task.fingerprint().encode()).hexdigest()
     say(f"sampling {samples} sentences of {model} under the prompt {chosen.name!r}")
     texts = draw_sentences(policy, task, prompts, sampling, samples, f"task {seed}", min(samples, 128)).texts

@@ -17,7 +17,7 @@ from equipoise.policy import bundled
 from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.load import Policy, load_for_generation, pick_device, pick_dtype
 from equipoise.policy.memory import RowLimit
-from equipoise.policy.prompt import prompt_ids, sentences_of
+from equipoise.policy.prompt import render_prompts, sentences_of
 from equipoise.policy.sample import sample
 from equipoise.policy.source import Source, load_tokenizer, recorded_task, resolve
 from equipoise.protocol.task import PROTOCOL, Task
@@ -70,15 +70,15 @@ class Prompted:
         self.device = pick_device(config.device)
         self.limit = RowLimit(batch_size or (1000 if self.device.type == "cuda" else 128))
         self.label = "RLHF" if training else "Prompt-Only"
-        system = training.get("system", "")
-        tokenizer = load_tokenizer(self.source)
-        self.prompts = {o: prompt_ids(tokenizer, self.prompt, o, self.task, system) for o in self.task.names}
+        system = training.get("system", "") if self.prompt.instruction is not None else ""
+        self.prompts, rendered = render_prompts(load_tokenizer(self.source), self.prompt, self.task, system)
         self.policy: Policy | None = None
         self.settings = {
             "weights": fingerprint(self.source),
             "prompt": self.prompt.name,
             "instruction": self.prompt.instruction,
             "system": system,
+            **rendered,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_new_tokens": sampling.max_new_tokens,

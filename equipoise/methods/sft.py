@@ -30,15 +30,17 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     from equipoise.learning.supervised import Supervision, supervise
     from equipoise.methods import fine_tune
     from equipoise.policy.load import load_policy
-    from equipoise.policy.prompt import prompt_ids
-    from equipoise.policy.source import recorded_task, resolve
+    from equipoise.policy.prompt import render_prompts
+    from equipoise.policy.source import load_tokenizer, recorded_task, resolve
 
-    task = config.task or recorded_task(resolve(config.policy.model)) or PROTOCOL
+    model = resolve(config.policy.model)
+    task = config.task or recorded_task(model) or PROTOCOL
     spec = config.prompt or task.default_prompt.name
     prompt = task.prompt(spec)
     if isinstance(source, GivenSentences):
         fine_tune.check_file(source.path, task)
-    settings = _settings(config, source, spec, task)
+    prompts, rendered = render_prompts(load_tokenizer(model), prompt, task, config.system)
+    settings = _settings(config, source, spec, task) | rendered
     folder = Path(config.output_dir)
     if _is_there(folder, settings, task, config.overwrite):
         say(f"{folder} holds this very model already; --overwrite trains it anew")
@@ -46,7 +48,6 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
 
     torch.manual_seed(config.seed)  # adapters start at random
     policy = load_policy(config.policy, prompt)
-    prompts = {o: prompt_ids(policy.tokenizer, prompt, o, task, config.system) for o in task.names}
     data = fine_tune.collect_rows(source, config, task, policy, prompts, say)
     generator = torch.Generator().manual_seed(config.seed)
     at_most = source.at_most if isinstance(source, GivenSentences) else None
@@ -102,7 +103,9 @@ def _is_there(folder: Path, settings: dict[str, Any], task: Task, overwrite: boo
         raise UserError(f"{folder} holds files that equipoise did not write: choose another --output-dir")
     if overwrite or recorded is None or not (folder / WEIGHTS).exists():
         return False
-    old, new = ({k: v for k, v in each.items() if k != "task"} for each in (recorded, settings))
+    # Records of before prompts were fingerprinted do not tell how they were rendered.
+    apart = {"task"} if "prompts" in recorded else {"task", "prompts", "prompt_date"}
+    old, new = ({k: v for k, v in each.items() if k not in apart} for each in (recorded, settings))
     if changed := differences(old, new) + task_on_record(recorded, str(record)).differences(task):
         raise UserError(
             f"{folder} holds a model trained with other settings ({'; '.join(changed)}): choose another --output-dir, "

@@ -3,9 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from equipoise.policy import bundled
 from equipoise.policy.source import Source
+from equipoise.policy.template import DATE, asks_for_date, begun_turn, turns_of
+from equipoise.policy.versions import VERSIONS
 from equipoise.protocol.prompts import PLACE
 from equipoise.protocol.task import PROTOCOL, Task
 
@@ -31,14 +34,21 @@ class ModelCard:
     task: Task = PROTOCOL
     occupations: tuple[str, ...] = ()
     """Those it was trained on; all of the task's where none are given."""
+    system: str = ""
+    """The system message that it was trained with."""
+    sampled: str = ""
+    """How training sampled, such as: temperature 1, top-p 1, at most 32 new tokens. Empty where it did not."""
 
     @property
     def trained(self) -> tuple[str, ...]:
         return self.occupations or self.task.names
 
 
-def render(card: ModelCard, source: Source | None) -> str:
-    """The text of README.md: YAML front matter as the Hub reads it, then Markdown."""
+def render(card: ModelCard, source: Source | None, tokenizer: Any = None) -> str:
+    """The text of README.md: YAML front matter as the Hub reads it, then Markdown.
+
+    With a tokenizer, the example's messages are those that its chat template takes. Raises UserError if it takes none.
+    """
     base, licence = _base(source)
     task = card.task
     front = {
@@ -54,6 +64,12 @@ def render(card: ModelCard, source: Source | None) -> str:
     matter = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items() if value is not None)
     held_out = [occupation for occupation in task.names if occupation not in card.trained]
     built = "\nBuilt with Llama.\n" if (licence or "").startswith("llama") else ""
+    sampled = f"Training sampled with {card.sampled}.\n" if card.sampled else ""
+    template = tokenizer.get_chat_template() if getattr(tokenizer, "chat_template", None) else ""
+    dated = ""
+    if asks_for_date(template) and task.prompt(card.prompt).instruction is not None:
+        dated = f"Where the chat template asks for today's date it writes {DATE.isoformat()}, as in training.\n"
+    versions = " and ".join(VERSIONS)
     terms = " and ".join(f"at least one {label} term" for label in task.labels)
     return f"""---
 {matter}
@@ -79,10 +95,11 @@ person with {terms}. It was trained with `equipoise`.
 ## How to sample
 
 ```python
-{_example(card)}
+{_example(card, tokenizer)}
 ```
 
-`generation_config.json` sets what the training sampled with: temperature 1, top-p 0.95, no top-k, 32 new tokens.
+`generation_config.json` sets what the protocol samples with: temperature 1, top-p 0.95, no top-k, 32 new tokens.
+{sampled}{dated}Exports are tested with transformers {versions}: the same logits and tokens where both know the model.
 """
 
 
@@ -115,7 +132,7 @@ For research on what a lexical constraint does to language about occupations: co
 """
 
 
-def _example(card: ModelCard) -> str:
+def _example(card: ModelCard, tokenizer: Any) -> str:
     task, occupation = card.task, card.trained[0]
     message = task.user_message(task.prompt(card.prompt), occupation)
     begun = task.prefix(occupation)
@@ -129,13 +146,15 @@ def _example(card: ModelCard) -> str:
     if message is None:
         lines += [f"text = {begun!r}", 'inputs = tokenizer(text, return_tensors="pt")']
     else:
+        if getattr(tokenizer, "chat_template", None):
+            turns = begun_turn(tokenizer, message, begun, card.system).turns
+        else:
+            turns = turns_of(message, begun, card.system)
         lines += [
             "turns = [",
-            '    {"role": "system", "content": ""},',
-            f'    {{"role": "user", "content": {json.dumps(message, ensure_ascii=False)}}},',
+            *(f"    {json.dumps(turn, ensure_ascii=False)}," for turn in turns),
             "]",
-            "text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)",
-            f"text += {json.dumps(begun, ensure_ascii=False)}",
+            "text = tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=True)",
             'inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)',
         ]
     lines += [

@@ -52,6 +52,10 @@ class SamplingConfig:
     max_new_tokens: int = 32
     """A completion that has not stopped by then is cut off."""
 
+    def describe(self) -> str:
+        """In words."""
+        return f"temperature {self.temperature:g}, top-p {self.top_p:g}, at most {self.max_new_tokens} new tokens"
+
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise UserError(

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from equipoise.errors import NonFiniteError, UserError
 from equipoise.policy.card import ModelCard, render
 from equipoise.policy.hub import quiet_progress
 from equipoise.policy.source import Source, load_model
+from equipoise.policy.template import with_fixed_date
+from equipoise.policy.versions import for_both
 
 WEIGHTS = "model.safetensors"
 PARTIAL = ".partial-export"
@@ -67,7 +69,7 @@ def export(
                 f"the model needs {needed / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f} GB: free some space"
             )
         _write(partial, plain, weights, dtype, tokenizer, stop_ids)
-        for name, text in {"README.md": render(card, source), **(extra_files or {})}.items():
+        for name, text in {"README.md": render(card, source, tokenizer), **(extra_files or {})}.items():
             assert Path(name).name == name, f"{name!r} is no plain file name"
             (partial / name).write_text(text, encoding="utf-8")
         _verify(partial, weights)
@@ -153,7 +155,15 @@ def _write(
         skeleton.save_pretrained(partial, state_dict=dict(weights), max_shard_size="1000GB")
     # safetensors makes its file readable for the owner alone, whatever the umask.
     (partial / WEIGHTS).chmod((partial / "config.json").stat().st_mode)
-    tokenizer.save_pretrained(partial)
+    # The date of the prompts that it was trained with goes with it: the same text tomorrow, whoever asks.
+    dated = copy(tokenizer)
+    if isinstance(dated.chat_template, dict):  # several, by name
+        dated.chat_template = {name: with_fixed_date(each) for name, each in dated.chat_template.items()}
+    elif dated.chat_template:
+        dated.chat_template = with_fixed_date(dated.chat_template)
+    dated.save_pretrained(partial)
+    with quiet_progress():
+        for_both(partial, tokenizer)
 
 
 def _generation_config(

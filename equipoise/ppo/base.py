@@ -8,6 +8,7 @@ from equipoise.measures.shares import kl_bound, wilson
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.load import Policy
 from equipoise.policy.sample import NonFiniteLogits
+from equipoise.policy.source import resolve
 from equipoise.ppo.evaluate import draw_sentences, fluency
 from equipoise.ppo.window import Window
 from equipoise.protocol.task import PROTOCOL, Task
@@ -46,17 +47,21 @@ class BaseRates:
         return asdict(self)
 
 
-# (model, prompt, system, temperature, top-p, new tokens) → counts.
-KNOWN: dict[tuple[str, str, str, float, float, int], BaseRates] = {
-    ("bundled", "describe", "", 1.0, 1.0, 32): BaseRates(3072, 13, 1, "measured before, bfloat16 on a CPU, 2026-11-25"),
+# (prompt, system, temperature, top-p, new tokens) → counts of the bundled model on all occupations of the default task.
+KNOWN: dict[tuple[str, str, float, float, int], BaseRates] = {
+    ("describe", "", 1.0, 1.0, 32): BaseRates(3072, 13, 1, "measured before, bfloat16 on a CPU, 2026-11-25"),
 }
 
 
-def known_rates(task: Task, model: str, prompt: str, system: str, sampling: SamplingConfig) -> BaseRates | None:
-    """What was measured before of a model under these settings, which are of the default task."""
-    if task != PROTOCOL:
+def known_rates(config: "TrainConfig") -> BaseRates | None:
+    """What was measured before of the very model, task, occupations, prompt and decoding; None for any other."""
+    own = resolve(config.policy.model).kind == "bundled" and not config.policy.use_8bit
+    if not own or config.task != PROTOCOL or set(config.occupations) != set(PROTOCOL.names):
         return None
-    return KNOWN.get((model, prompt, system, sampling.temperature, sampling.top_p, sampling.max_new_tokens))
+    sampling = config.sampling
+    return KNOWN.get(
+        (config.prompt, config.system, sampling.temperature, sampling.top_p, sampling.max_new_tokens),
+    )
 
 
 def measure_base(
@@ -86,7 +91,7 @@ def base_rates(
     """How often the model complies before it learns anything, measured or known from before; None where neither."""
     count, sampling = config.evaluation.base_samples, config.sampling
     if not count:
-        rates = known_rates(config.task, config.policy.model, config.prompt, config.system, sampling)
+        rates = known_rates(config)
     else:
         say(f"sampling {count} sentences of the untrained model")
         generation = config.evaluation.sampling(sampling)

@@ -10,7 +10,7 @@ import torch
 from equipoise import __version__
 from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.memory import RowLimit
-from equipoise.policy.prompt import prompt_ids
+from equipoise.policy.prompt import render_prompts
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.presets import preset
 from equipoise.ppo.state import State
@@ -72,7 +72,8 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     loaded = time.perf_counter() - started
     if config.full_length:
         policy.stop_ids = (-1,)
-    prompts = {o: prompt_ids(policy.tokenizer, prompt, o, task, train.system) for o in train.occupations}
+    rendered = render_prompts(policy.tokenizer, prompt, task, train.system).ids
+    prompts = {o: rendered[o] for o in train.occupations}
     if config.prompt_tokens:
         # In front, where all prompts share it, as a longer chat header would be.
         prompts = {o: [p[0]] * (config.prompt_tokens - len(p)) + p for o, p in prompts.items()}

@@ -5,7 +5,7 @@ import fcntl
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ class Run:
         self.log = log
         self.resumed = resumed
         self.complete = complete
+        self.prompts: Mapping[str, str] = {}
+        """What is on record of the rendered prompts."""
         self.checkpoints = Path(config.run.checkpoint_dir)
         self.saved_step = resumed.step if resumed else -1
         self.saved_at = time.monotonic()
@@ -89,17 +91,32 @@ class Run:
             writing.result()
 
     @classmethod
-    def open(cls, config: TrainConfig, *, overwrite: bool, functions: Mapping[str, str] | None = None) -> "Run":
+    def open(
+        cls,
+        config: TrainConfig,
+        *,
+        overwrite: bool,
+        functions: Mapping[str, str] | None = None,
+        prompts: Callable[[], Mapping[str, str]] = dict,
+    ) -> "Run":
         """Find out what is there. Raises UserError rather than touch anything that is not this run's.
 
-        `functions` goes into the record: what stands in place of the protocol's reward and rank, by name.
+        Both go into the record: `functions`, what stands in place of the protocol's reward and rank, by name;
+        `prompts` gives what `render_prompts` says of them: a run goes on with the prompts it began with, or not at all.
         """
         for folder in (config.run.output_dir, config.run.checkpoint_dir, config.run.tensorboard_dir):
             make_folder(Path(folder))
         lock = _lock(Path(config.run.checkpoint_dir))
         try:
+            if overwrite:
+                prompts()  # which may refuse: before anything is removed
             resumed, complete = _find(config, overwrite)
-            return cls(config, _begin(config, functions or {}, resumed, complete), resumed, complete, lock)
+            rendered = {} if complete else dict(prompts())
+            _check_prompts(config, resumed, rendered)
+            facts = {**(functions or {}), "prompts": rendered}
+            run = cls(config, _begin(config, facts, resumed, complete), resumed, complete, lock)
+            run.prompts = rendered
+            return run
         except BaseException:
             lock.close()
             raise
@@ -139,7 +156,7 @@ class Run:
             return
         weights, moments = optimizer.state(copied=asynchronous)
         tensors = {"weights": weights, "optimizer": moments, "rng": state.random_states()}
-        documents = {"config": self.config.document(), "state": state.document()}
+        documents = {"config": self.config.document(), "state": state.document(), "prompts": dict(self.prompts)}
         kept = [s for s in (state.choice.step, state.watch.healthy_step) if s is not None]
         self.log.sync()  # a power cut must not leave a checkpoint that is newer than the metrics
         if asynchronous:
@@ -203,7 +220,14 @@ class Run:
             Path(config.run.output_dir),
             source=policy.source,
             stop_ids=policy.stop_ids,
-            card=ModelCard(facts, config.prompt, config.task, config.occupations),
+            card=ModelCard(
+                facts,
+                config.prompt,
+                config.task,
+                config.occupations,
+                system=config.system,
+                sampled=config.sampling.describe(),
+            ),
             extra_files={TASK: config.task.to_yaml()},
         )
 
@@ -232,6 +256,23 @@ def _changes(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
     task = task_from_document(before, "the record of the run") if before else PROTOCOL.with_bounds(*bounds)
     del new["task"]
     return differences(old | {"reward": reward}, new, FREE_TO_CHANGE) + task.differences(config.task)
+
+
+def _check_prompts(config: TrainConfig, resumed: Checkpoint | None, rendered: Mapping[str, str]) -> None:
+    """Raises UserError where a run is on record whose prompts are not these; records of before they were kept tell
+    nothing."""
+    checkpoints, record = Path(config.run.checkpoint_dir), Path(config.run.output_dir) / "run.json"
+    known = resumed is not None and "prompts.json" in resumed.files
+    recorded = {checkpoints: resumed.document("prompts") if resumed is not None and known else None}
+    if resumed is not None and record.exists():
+        recorded[record.parent] = json.loads(record.read_bytes()).get("prompts")
+    for folder, old in recorded.items():
+        if old and rendered and (changed := differences(old, rendered)):
+            raise UserError(
+                f"{folder} holds a run whose prompts were rendered otherwise ({'; '.join(changed)}): put the model's "
+                "chat template and tokenizer back to continue it, use other folders (--output-dir, --checkpoint-dir), "
+                "or --overwrite to start anew"
+            )
 
 
 def _find(config: TrainConfig, overwrite: bool) -> tuple[Checkpoint | None, bool]:
@@ -269,11 +310,11 @@ def _find(config: TrainConfig, overwrite: bool) -> tuple[Checkpoint | None, bool
     return resumed, step == config.steps and (output / WEIGHTS).exists()
 
 
-def _begin(config: TrainConfig, functions: Mapping[str, str], resumed: Checkpoint | None, complete: bool) -> RunLog:
+def _begin(config: TrainConfig, facts: Mapping[str, Any], resumed: Checkpoint | None, complete: bool) -> RunLog:
     output, step = Path(config.run.output_dir), resumed.step if resumed else 0
     if not complete:
         # First of all: it is what tells the other files from somebody else's.
-        write_json(output / "run.json", {"config": config.document(), **functions, **provenance()})
+        write_json(output / "run.json", {"config": config.document(), **facts, **provenance()})
     log = RunLog(
         output_dir=output,
         tensorboard_dir=Path(config.run.tensorboard_dir) / output.resolve().name,

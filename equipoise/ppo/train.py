@@ -1,7 +1,7 @@
 """The training loop: one PPO step after the other, logged, guarded and saved, until the run is complete or stopped."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -10,7 +10,8 @@ from equipoise.errors import NonFiniteError
 from equipoise.learning.search import BATCH
 from equipoise.policy.load import load_policy
 from equipoise.policy.memory import RowLimit
-from equipoise.policy.prompt import leaked_terms, prompt_ids
+from equipoise.policy.prompt import Prompts, leaked_terms, render_prompts
+from equipoise.policy.source import load_tokenizer, resolve
 from equipoise.ppo.base import BaseRates, base_rates
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.finish import finish, mark_checkpoint
@@ -54,13 +55,20 @@ def train(
         for kind, function in (("reward_fn", reward_fn), ("rank_fn", rank_fn))
         if function is not None
     }
-    with Run.open(config, overwrite=overwrite, functions=functions) as run, StopSignals() as stop:
+
+    @cache
+    def prompts() -> Prompts:
+        task, tokenizer = config.task, load_tokenizer(resolve(config.policy.model))
+        return render_prompts(tokenizer, task.prompt(config.prompt), task, config.system)
+
+    opened = Run.open(config, overwrite=overwrite, functions=functions, prompts=lambda: prompts().record)
+    with opened as run, StopSignals() as stop:
         if run.complete:
             run.log.say(
                 f"this run is complete ({config.steps} steps): raise --steps to go on, or --overwrite to start anew"
             )
             return Outcome("done", config.steps, 0)
-        training = _begin(config, (reward_fn, rank_fn), run, base)
+        training = _begin(config, prompts().ids, (reward_fn, rank_fn), run, base)
         state = training.state
         try:
             if run.resumed is None and config.warm_start.wanted:
@@ -92,6 +100,7 @@ def _without_warm_start(run: Run, found: int, drawn: int) -> None:
 
 def _begin(
     config: TrainConfig,
+    prompts: dict[str, list[int]],
     functions: tuple[RewardFunction | None, RankFunction | None],
     run: Run,
     base: BaseRates | None,
@@ -100,7 +109,6 @@ def _begin(
     torch.manual_seed(config.seed)  # adapters start at random
     task, prompt = config.task, config.task.prompt(config.prompt)
     policy = load_policy(config.policy, prompt)
-    prompts = {o: prompt_ids(policy.tokenizer, prompt, o, task, config.system) for o in task.names}
     leaked = leaked_terms(policy.tokenizer, prompt, task, config.system)
     state = State.begin(config, RowLimit(config.ppo.micro_batch_size, run.log.say), leaked)
     training = Training(config, policy, new_optimizer(config, policy), state, prompts, *functions)

@@ -45,12 +45,18 @@ def test_costs_of_a_methods_files_are_added_and_their_distances_averaged(tmp_pat
 
 @pytest.mark.parametrize(
     "changes",
-    [{"seconds": "fast"}, {"kl": 3}, {"p0": {"value": 2}}, {"tokens": -1}, {"p0": {"value": 0.1, "event": "x"}}],
+    [{"seconds": "fast"}, {"kl": 3}, {"p0": {"value": 2}}, {"tokens": -1}, {"p0": {"value": 0.1, "event": 3}}],
 )
 def test_a_side_file_that_makes_no_sense_is_refused_in_one_line(tmp_path: Path, changes: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"a\.csv\.costs\.json cannot be used") as raised:
         read_side(write(tmp_path / "a.csv", **changes))
     assert "\n" not in str(raised.value)
+
+
+def test_p0_of_an_event_without_a_name_is_taken_for_none(tmp_path: Path) -> None:
+    for given, event in (({}, ""), ({"event": "strict, finished"}, "strict, finished"), ({"event": "both"}, "both")):
+        side = read_side(write(tmp_path / "a.csv", p0={"value": 0.1} | given))
+        assert side is not None and side.event == event
 
 
 def test_the_studys_rows_are_the_published_numbers_and_say_when_not_comparable() -> None:

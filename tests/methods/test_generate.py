@@ -2,8 +2,10 @@
 
 import csv
 import hashlib
+import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -156,7 +158,7 @@ def test_out_of_room_it_keeps_whole_rows_and_continues_later(
     path = tmp_path / "out.csv"
 
     def with_little_room() -> int:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # a write beyond fails, part of it done
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))  # a write beyond fails, part of it done
         try:
             return generate(config(tiny_model, path), quiet).exit_code
         except UserError as error:
@@ -274,6 +276,22 @@ def test_another_model_or_setting_does_not_continue_a_file(tiny_model: Path, tmp
         moved.rename(tiny_model)
     assert generate(config(retrained, path, n=1, overwrite=True), quiet).status == "done"
     assert path.read_bytes() != before
+
+
+def test_other_rendered_prompts_do_not_continue_a_file(tiny_model: Path, tmp_path: Path) -> None:
+    path, record = tmp_path / "out.csv", tmp_path / "out.csv.json"
+    generate(config(tiny_model, path, n=1), quiet)
+    document = json.loads(record.read_text())
+    assert re.fullmatch("[0-9a-f]{64}", document["settings"]["prompts"])
+    rows_before = path.read_bytes()
+    record.write_text(json.dumps(document | {"settings": document["settings"] | {"prompts": "0" * 64}}))
+    with pytest.raises(UserError, match=r"made with other settings \(prompts: 0+…"):
+        generate(config(tiny_model, path, n=2), quiet)
+    assert path.read_bytes() == rows_before
+    # A record of before prompts were fingerprinted says nothing of them.
+    del document["settings"]["prompts"]
+    record.write_text(json.dumps(document))
+    assert generate(config(tiny_model, path, n=2), quiet).status == "done"
 
 
 def test_the_prompt_is_the_one_the_model_was_trained_with(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from equipoise.methods.gen_filter import raw_path
 from equipoise.methods.generate import GenerateConfig, generate
 from equipoise.methods.guided import Guided
 from equipoise.methods.sample import LABELS, SampleConfig, sample
-from equipoise.protocol.task import PROTOCOL
+from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.protocol.task import PROTOCOL, Task
 from tests.tiny import words_folder
 
 OCCUPATIONS = PROTOCOL.names
@@ -293,6 +294,18 @@ def test_ctrlg_tells_p0_and_kl_from_the_weights_of_its_own_sentences(
     sample(guided(words, later, kl_sentences=0), quiet)
     sample(guided(words, later), quiet)
     assert costs(later) == found
+
+
+def test_ctrlgs_p0_is_of_the_event_that_it_names(words: Path) -> None:
+    def event(task: Task = PROTOCOL, **changes: Any) -> str:
+        policy = PolicyConfig(str(words), dtype="float32", device="cpu")
+        asked = CtrlGConfig(**changes)
+        return Guided(policy, asked, prompt="raw", sampling=SamplingConfig(), seed=0, task=task).event
+
+    assert event() == event(min_words=8, max_words=15) == "strict"
+    assert event(shape="free") == event(shape="free", min_words=3) == "both"
+    assert event(min_words=7) == "strict with 7 to 15 words"
+    assert event(PROTOCOL.with_bounds(7, 15), min_words=7) == "strict"
 
 
 @pytest.mark.parametrize("changes", [{"top_p": 0.6}, {"temperature": 0.9}, {"kl_sentences": 60}], ids=str)

@@ -97,6 +97,12 @@ def test_a_finished_model_is_kept_and_another_is_made_only_when_asked(base: Path
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(UserError, match=r"other settings \(epochs: 1 → 2\).*--overwrite"):
         sft(config(base, data, folder, epochs=2), quiet)
+    record = json.loads((folder / "run.json").read_text())
+    edited = record | {"config": record["config"] | {"prompts": "0" * 64}}
+    (folder / "run.json").write_text(json.dumps(edited))
+    with pytest.raises(UserError, match=r"other settings \(prompts: 0{64} → [0-9a-f]{64}\)"):
+        sft(wanted, quiet)
+    (folder / "run.json").write_text(json.dumps(record))
     other = tmp_path / "other.csv"
     other.write_bytes(data.read_bytes() + b"nurse,The nurse was bold .\n")
     with pytest.raises(UserError, match="data-sha256"):

@@ -1,14 +1,17 @@
 """What the model is given to continue, what becomes of its continuation, and where it stops."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, normalizers
+from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from equipoise.errors import UserError
-from equipoise.policy.prompt import leaked_terms, prompt_ids, prompt_text, sentences_of, stop_ids
+from equipoise.policy.prompt import continuation_ids, leaked_terms, prompt_ids, prompt_text, sentences_of, stop_ids
 from equipoise.policy.rollout import Rollout
 from equipoise.protocol.prompts import Prompt
 from equipoise.protocol.task import PROTOCOL
@@ -104,6 +107,62 @@ def test_only_raw_text_gets_the_tokenizers_own_special_tokens() -> None:
     ids = prompt_ids(with_bos, DESCRIBE, "nurse", PROTOCOL)
     assert 0 not in ids
     assert with_bos.decode(ids) == prompt_text(with_bos, DESCRIBE, "nurse", PROTOCOL)
+
+
+def test_raw_text_goes_on_so_nothing_that_ends_a_text_follows_it() -> None:
+    """A tokenizer that puts an end-of-text token after whatever it is given would have the model begin a new text."""
+    both = tokenizer()
+    both.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A <|im_end|>", special_tokens=[("<|endoftext|>", 0), ("<|im_end|>", 2)]
+    )
+    plain = tokenizer()("The nurse was", add_special_tokens=False)["input_ids"]
+    assert both("The nurse was")["input_ids"] == [0, *plain, 2]
+    assert prompt_ids(both, RAW, "nurse", PROTOCOL) == [0, *plain]
+    assert 2 not in prompt_ids(both, DESCRIBE, "nurse", PROTOCOL)[-len(plain) :]
+
+
+def sentence_piece(prepends: bool) -> PreTrainedTokenizerFast:
+    """Letters with "▁" for a space; the normaliser of Llama 2's kind puts one before whatever it is given."""
+    letters = ["<unk>", "<s>", "</s>", "▁", *map(chr, range(33, 127))]
+    core = Tokenizer(BPE({letter: i for i, letter in enumerate(letters)}, [], unk_token="<unk>"))
+    replace = normalizers.Replace(" ", "▁")
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prepends else replace
+    strip = [decoders.Strip(" ", 1, 0)] if prepends else []
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), *strip])
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("make", [lambda: sentence_piece(True), lambda: sentence_piece(False), tokenizer])
+@pytest.mark.parametrize("text", [" bold and caring", "n't bold.", ", in a word, loyal.", " bold  twice", "."])
+def test_a_continuation_is_spelt_with_the_spaces_that_it_has(
+    make: Callable[[], PreTrainedTokenizerFast], text: str
+) -> None:
+    tok = make()
+    start = prompt_ids(tok, RAW, "nurse", PROTOCOL)
+    ids = continuation_ids(tok, start, text)
+    assert tok.decode([*start, *ids], skip_special_tokens=True) == "The nurse was" + text
+
+
+def test_a_stop_token_that_is_not_marked_special_is_no_part_of_the_sentence() -> None:
+    tok = tokenizer()
+    tok.add_tokens(["<end_of_turn>", " end.", "</think>"])
+    turn, sentence, thought = (tok.convert_tokens_to_ids(t) for t in ("<end_of_turn>", " end.", "</think>"))
+    words = tok(" bold", add_special_tokens=False)["input_ids"]
+
+    def said(last: list[int], finished: bool = True) -> str:
+        row = [*words, *last]
+        rollout = Rollout(
+            [prompt_ids(tok, RAW, "nurse", PROTOCOL)],
+            torch.tensor([row]),
+            torch.tensor([len(row)]),
+            torch.tensor([finished]),
+        )
+        return sentences_of(tok, rollout, ["nurse"], PROTOCOL)[0]
+
+    assert said([turn]) == said([2]) == said([], finished=False) == "The nurse was bold"
+    assert said([sentence]) == "The nurse was bold end."  # a stop of `raw` is the sentence's own
+    assert said(tok(".", add_special_tokens=False)["input_ids"]) == "The nurse was bold."
+    assert said([thought], finished=False) == "The nurse was bold</think>", "written, and no end"
 
 
 def test_a_users_own_prompt_is_filled_in() -> None:

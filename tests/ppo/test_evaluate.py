@@ -1,8 +1,10 @@
 """Sampling and measuring beside the training: numbers by hand, slow definitions, nothing left behind."""
 
+import dataclasses
 import math
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +17,14 @@ from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.likelihood import continuation_nll, kl_to_reference
 from equipoise.policy.load import load_policy
 from equipoise.policy.prompt import prompt_ids
-from equipoise.ppo.base import BaseRates
+from equipoise.ppo.base import BaseRates, known_rates
 from equipoise.ppo.evaluate import draw_sentences, fluency, groups, measure
 from equipoise.ppo.window import Sentence, Window
 from equipoise.protocol.task import PROTOCOL
 from tests.default import HOLDOUT, OCCUPATIONS, get_prompt
 from tests.tiny import next_logprobs, perturb
+
+from .small import small_config
 
 TEXTS = [
     "The nurse was bold and caring in the emergency room.",  # both, strict
@@ -179,3 +183,29 @@ def test_fluency_of_nothing_is_none(setting) -> None:  # type: ignore[no-untyped
 def test_pairs_by_exhaustion() -> None:
     every = pair_counts(product("abcde", "vwxyz"))
     assert len(every) == 25 and effective(every) == pytest.approx(25)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompt": "study"},
+        {"prompt": "mine=Describe the character of the {occupation} in one sentence of 8 to 15 words."},
+        {"system": "Be brief."},
+        {"temperature": 0.9},
+        {"top_p": 0.95},
+        {"max_new_tokens": 31},
+        {"holdout": True},
+        {"task": PROTOCOL.with_bounds(8, 16)},
+        {"policy": PolicyConfig("HuggingFaceTB/SmolLM2-135M-Instruct")},
+    ],
+    ids=str,
+)
+def test_the_stored_base_rate_serves_its_own_task_occupations_prompt_and_decoding_only(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    own: dict[str, Any] = {"prompt": "describe", "max_new_tokens": 32}
+    known = known_rates(small_config(Path("bundled"), tmp_path, **own))
+    assert known is not None and (known.n, known.both, known.strict) == (3072, 13, 1)
+    policy = changes.pop("policy", None)
+    other = small_config(Path("bundled"), tmp_path, **own | changes)
+    assert known_rates(dataclasses.replace(other, policy=policy) if policy else other) is None

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from equipoise.ppo.run import FREE_TO_CHANGE, Run
 from equipoise.ppo.train import Outcome, train
 from equipoise.runs.records import differences
 from tests.default import score
+from tests.tiny import words_folder
 
 from .small import checkpoints, events, exit_code, in_child, results, rows, small_config
 
@@ -186,6 +188,39 @@ def test_other_settings_on_a_run_are_refused_with_the_differences_and_code_2(
     assert snapshot(tmp_path) == before
 
 
+def test_a_run_goes_on_with_the_prompts_it_began_with_or_not_at_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = words_folder(tmp_path / "model", prompt=None, chat=True)
+    template = model / "chat_template.jinja"
+    began_with = template.read_text()
+
+    def argv(steps: int, *more: str) -> list[str]:
+        return ["train", *options(model, tmp_path, "--steps", str(steps), "--prompt", "describe", *more)]
+
+    assert cli.main(argv(2)) == 0
+    record = json.loads((tmp_path / "out" / "run.json").read_text())["prompts"]
+    saved = json.loads((tmp_path / "checkpoints" / "checkpoint-2" / "prompts.json").read_text())
+    assert list(record) == ["prompts"] and re.fullmatch("[0-9a-f]{64}", record["prompts"]) and saved == record
+
+    template.write_text(began_with + "{% if false %}{{ strftime_now('%Y') }}{% endif %}")  # asks for a date
+    assert "(prompt-date: None → 2024-07-26)" in refused(capsys, argv(4))
+    template.write_text("Be brief." + began_with)
+    before = snapshot(tmp_path)
+    err = refused(capsys, argv(4))
+    assert f"prompts were rendered otherwise (prompts: {record['prompts']} →" in err and "--overwrite" in err
+    # Another output folder is no way round it, nor is an old one whose checkpoints are gone.
+    assert "rendered otherwise" in refused(capsys, argv(4, "--output-dir", str(tmp_path / "elsewhere")))
+    # What does not render is refused before anything of the old run is removed.
+    template.write_text("{{ raise_exception('no') }}")
+    assert "cannot begin the answer" in refused(capsys, argv(4, "--overwrite"))
+    template.write_text("Be brief." + began_with)
+    assert snapshot(tmp_path) == before
+    template.write_text(began_with)
+    assert cli.main(argv(4)) == 0
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
+
+
 def test_what_has_no_influence_on_the_numbers_may_change(finished: TrainConfig, model: Path, tmp_path: Path) -> None:
     longer = small_config(model, tmp_path, steps=4, save_every=1, gradient_checkpointing=True, preset="guide")
     assert train(longer) == Outcome("done", 4, 0)
@@ -269,7 +304,8 @@ def test_a_flipped_bit_in_the_newest_checkpoint_is_found_and_refused(
     train(small_config(model, tmp_path, steps=4))
     damaged = tmp_path / "checkpoints" / "checkpoint-4" / file
     data = bytearray(damaged.read_bytes())
-    data[len(data) // 2] ^= 0x10
+    # In its middle a manifest may hold the checksum of another file.
+    data[0 if file == "manifest.json" else len(data) // 2] ^= 0x10
     damaged.write_bytes(data)
     with pytest.raises(
         UserError, match=f"{file} is damaged.*checkpoint-4 away and rerun to continue from checkpoint-2"

@@ -64,7 +64,7 @@ class CtrlGuide:
         self.words_AC = torch.from_numpy(automaton.words_BC).to(device)
         self.need_F = torch.from_numpy(automaton.need_F).to(device)
         self.row_F = torch.from_numpy(automaton.row_F).long().to(device)
-        self.rows = len(automaton.next_RC)
+        self.rows, self.done = len(automaton.next_RC), len(automaton.next_BC) - 2
         self.transition_HH = hmm.transition_HH
         emission_SH = hmm.emission_SH[order_S.to(device)]
         self.emission_S1H = torch.cat([emission_SH, torch.zeros_like(emission_SH[:1])])
@@ -160,7 +160,7 @@ class _State:
         if guide.sampling.top_p < 1:
             guided_B = guided_B - weights_BV.sum(-1).log()
         gain_B = (model_B - guided_B).double()
-        live_B = guide.need_F[state_B] > 0
+        live_B = state_B // guide.automaton.levels != guide.done
         place_B, class_B = guide.place_V[token_B], guide.class_V[token_B]
         joint_BH = belief_BH * guide.emission_S1H[place_B]
         belief_BH = (joint_BH / joint_BH.sum(-1, keepdim=True).clamp(min=_LEAST)) @ guide.transition_HH

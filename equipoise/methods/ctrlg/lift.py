@@ -23,7 +23,7 @@ from equipoise.methods.ctrlg.constraint import Constraint, constraint_of
 from equipoise.methods.ctrlg.feasible import characters_of
 from equipoise.methods.ctrlg.spelling import token_bytes
 from equipoise.methods.ctrlg.utf8 import ByteAutomaton, on_bytes
-from equipoise.policy.prompt import Tokenizer
+from equipoise.policy.prompt import Tokenizer, ends_sentence
 from equipoise.protocol.prompts import word_count
 from equipoise.protocol.task import Task
 
@@ -38,12 +38,13 @@ class TokenAutomaton:
     being those that are never allowed. State b · L + l is b after l words more than the shortest prefix has.
 
     next_BC: where each class leads. words_BC: words that begin on the way. class_V: each token's class. need_F: of each
-    state the fewest tokens, the stop token counted, with which a valid sentence can be ended: what may be drawn follows
-    from it alone. starts: for each occupation the state after its prefix.
+    state the fewest tokens after which the token limit may cut the text or it has ended, and is a valid sentence: what
+    may be drawn follows from it alone. It is 0 where the limit may cut here: the model's own sentences that are cut off
+    comply, or not, by their text as well. starts: for each occupation the state after its prefix.
 
     row_F: each state's row of the look-ahead. next_RC: (R, C) where each class leads from each row, as rows;
-    the last two are those of `done` and `dead`. glued_C: whether a class's tokens begin with something other than a
-    space.
+    the last two are those of `done` and `dead`. accepts_R: whether the limit may cut there. glued_C: whether a class's
+    tokens begin with something other than a space.
     """
 
     next_BC: NDArray[np.int32]
@@ -53,6 +54,7 @@ class TokenAutomaton:
     starts: Mapping[str, int]
     row_F: NDArray[np.int32]
     next_RC: NDArray[np.int32]
+    accepts_R: NDArray[np.bool_]
     glued_C: NDArray[np.bool_]
 
     @property
@@ -66,10 +68,11 @@ class TokenAutomaton:
 
     def is_done(self, state: int) -> bool:
         """Whether a valid sentence has ended."""
-        return bool(self.need_F[state] == 0)
+        return state // self.levels == len(self.next_BC) - 2 and bool(self.need_F[state] == 0)
 
     def fewest_tokens(self, occupation: str) -> int:
-        """Tokens after the prefix, the stop token counted, that a valid sentence of the occupation needs."""
+        """Tokens after the prefix that a valid sentence of the occupation needs. Within a limit of so many it needs no
+        stop token."""
         return int(self.need_F[self.starts[occupation]])
 
     def step(self, state: int, token: int) -> int:
@@ -78,14 +81,14 @@ class TokenAutomaton:
         level += int(self.words_BC[base, kind])
         return int(self.next_BC[base, kind]) * self.levels + level if level < self.levels else self.dead
 
-    def run(self, tokens: Sequence[int], occupation: str) -> bool:
-        """Whether the tokens, the stop token among them, complete a valid sentence of the occupation."""
+    def run(self, tokens: Sequence[int], occupation: str, limit: int | None = None) -> bool:
+        """Whether the tokens are a valid sentence of the occupation: ended by a stop token, or cut by the limit."""
         state = self.starts[occupation]
         for i, token in enumerate(tokens):
             if self.is_done(state):
                 return not tokens[i:]
             state = self.step(state, token)
-        return self.is_done(state)
+        return self.is_done(state) or (len(tokens) == limit and bool(self.need_F[state] == 0))
 
 
 def lift(
@@ -126,10 +129,11 @@ def lift_constraint(
     characters = characters_of(constraint, prefixes)
     spelt = token_bytes(tokenizer)
     spelt += [None] * (vocabulary - len(spelt))
-    # Of a stop token only what decoding shows becomes text: nothing if it is special.
+    # A stop token is text only where it is the sentence's own end, and shown by decoding.
     hidden = set(tokenizer.all_special_ids)
     added = {index: text.encode() for text, index in tokenizer.get_added_vocab().items()}
-    ends = {i: b"" if i in hidden else spelt[i] or added.get(i, b"") for i in stop_ids if 0 <= i < len(spelt)}
+    shown = {i: b"" if i in hidden else spelt[i] or added.get(i, b"") for i in stop_ids if 0 <= i < len(spelt)}
+    ends = {i: text if ends_sentence(text.decode(errors="replace")) else b"" for i, text in shown.items()}
     bytewise = on_bytes(characters)
     automaton = _count_words(characters, bytewise, _classes(bytewise, spelt, ends), constraint, prefixes)
     occupation = max(prefixes, key=automaton.fewest_tokens)
@@ -143,8 +147,8 @@ def lift_constraint(
     if max_new_tokens is not None and need > max_new_tokens:
         raise UserError(
             f"max-new-tokens {max_new_tokens} is too few: the shortest sentence that begins with "
-            f"{prefixes[occupation]!r} and meets Ctrl-G's constraint needs {need} tokens more, its end counted; use "
-            f"{max(need, 32)} or more"
+            f"{prefixes[occupation]!r} and meets Ctrl-G's constraint needs {need} tokens more; use {max(need, 32)} or "
+            "more"
         )
     return automaton
 
@@ -165,6 +169,9 @@ class _Classes:
     blocks: list[_Block]
     ends_C: NDArray[np.bool_]
     """Stop tokens: the text must be acceptable after them."""
+    bare_end: bool
+    """Whether a stop token adds nothing to the text, so that whatever is acceptable can be ended at once. Without one
+    the limit may not cut either: a text that it may cut later need not have a way to get there."""
     glued_C: NDArray[np.bool_]
     class_V: NDArray[np.int32]
 
@@ -230,7 +237,7 @@ def _classes(bytewise: ByteAutomaton, spelt: Sequence[bytes | None], ends: dict[
             blocks.append(_Block(first, np.array([c for c, _ in chosen]), code_YX.T))
     ends_C = np.array([False, *(ends_here for _, _, ends_here, _ in keys)])
     glued_C = np.array([True, *(glued for *_, glued in keys)])
-    return _Classes(blocks, ends_C, glued_C, class_V)
+    return _Classes(blocks, ends_C, b"" in ends.values(), glued_C, class_V)
 
 
 def _count_words(
@@ -250,10 +257,15 @@ def _count_words(
         for occupation, prefix in prefixes.items()
     }
     fewest = constraint.min_words - shortest if constraint.strict else 0
-    need_BL, reached_BL = _explore(next_BC, words_BC, levels, max(0, fewest), list(starts.values()), bytewise)
-    row_BL, next_RC = _rows(next_BC, words_BC, need_BL, reached_BL, bytewise)
+    over_B = np.zeros(states + 2, dtype=bool)
+    over_B[: len(characters.accepts_S)] = characters.accepts_S & classes.bare_end
+    over_B[states] = True
+    over_BL = over_B[:, None] & (np.arange(levels) >= fewest)
+    need_BL, reached_BL = _explore(next_BC, words_BC, over_BL, list(starts.values()), bytewise)
+    row_BL, next_RC, accepts_R = _rows(next_BC, words_BC, need_BL, reached_BL, bytewise)
+    need_F, row_F = need_BL.reshape(-1), row_BL.reshape(-1)
     return TokenAutomaton(
-        next_BC, words_BC, classes.class_V, need_BL.reshape(-1), starts, row_BL.reshape(-1), next_RC, classes.glued_C
+        next_BC, words_BC, classes.class_V, need_F, starts, row_F, next_RC, accepts_R, classes.glued_C
     )
 
 
@@ -279,21 +291,19 @@ def _tables(characters: CharAutomaton, states: int, classes: _Classes) -> tuple[
 def _explore(
     next_BC: NDArray[np.int32],
     words_BC: NDArray[np.int16],
-    levels: int,
-    fewest: int,
+    over_BL: NDArray[np.bool_],
     starts: list[int],
     bytewise: ByteAutomaton,
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """(B, L) the fewest tokens needed, and which states can come up, those that stand for them included."""
-    states = len(next_BC) - 2
-    done = states
+    """(B, L) the fewest tokens needed to a state in which all may be over, and which states can come up, those that
+    stand for them included."""
+    states, levels = len(next_BC) - 2, over_BL.shape[1]
     # Each state's distinct edges.
     from_X, class_X = np.nonzero((next_BC[:states] != states + 1) & (words_BC[:states] < levels))
     target_X, words_X = next_BC[from_X, class_X].astype(np.int64), words_BC[from_X, class_X]
     kinds_E = np.unique((from_X * (states + 2) + target_X) * _WORDS + words_X)
     words_E, target_E, from_E = kinds_E % _WORDS, kinds_E // _WORDS % (states + 2), kinds_E // _WORDS // (states + 2)
-    need_BL = np.full((states + 2, levels), NEVER, dtype=np.int32)
-    need_BL[done, fewest:] = 0
+    need_BL = np.where(over_BL, 0, NEVER).astype(np.int32)
     sources, begin_E = np.unique(from_E, return_index=True)
     for level in reversed(range(levels)):  # words never become fewer
         level_E = level + words_E
@@ -327,8 +337,8 @@ def _rows(
     need_BL: NDArray[np.int32],
     reached_BL: NDArray[np.bool_],
     bytewise: ByteAutomaton,
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """(B, L) each state's row of the look-ahead, and (R, C) where the rows lead."""
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]:
+    """(B, L) each state's row of the look-ahead, (R, C) where the rows lead, and (R,) where the limit may cut."""
     states, levels = len(next_BC) - 2, need_BL.shape[1]
     usual_B = np.ones(states + 2, dtype=bool)
     usual_B[[*bytewise.stand_ins[:, 0], states, states + 1]] = False
@@ -344,12 +354,13 @@ def _rows(
     next_RC[:done] = np.where(level_RC < levels, row_BL[next_BC[base_R], np.minimum(level_RC, levels - 1)], dead)
     next_RC[done] = done
     label_R = np.zeros(done + 2, dtype=np.int64)
+    label_R[:done] = np.where(need_BL[base_R, level_R] == 0, 3, 0)
     label_R[-2:] = 1, 2
     group_R = refine(next_RC, label_R)
     first = np.sort(np.unique(group_R, return_index=True)[1])  # in order: live ones, done, dead
     order = np.empty(len(first), dtype=np.int32)
     order[group_R[first]] = np.arange(len(first))
-    return order[group_R[row_BL]], order[group_R[next_RC[first]]]
+    return order[group_R[row_BL]], order[group_R[next_RC[first]]], label_R[first] == 3
 
 
 def _borrow(row_BL: NDArray[np.int32], dead: int, stand_ins: NDArray[np.int64], able_BL: NDArray[np.bool_]) -> None:
@@ -364,7 +375,7 @@ def _borrow(row_BL: NDArray[np.int32], dead: int, stand_ins: NDArray[np.int64], 
 
 
 def fewest_tokens(tokenizer: Tokenizer, stop_ids: Sequence[int], task: Task, occupation: str) -> int:
-    """Tokens after the prefix, the stop token counted, of the shortest sentence that is a strict success. Raises
-    UserError if there is none. Takes seconds."""
+    """Tokens after the prefix of the shortest sentence that is a strict success. Raises UserError if there is none.
+    Takes seconds."""
     automaton = lift(tokenizer, stop_ids, CtrlGConfig(), task)
     return automaton.fewest_tokens(occupation)

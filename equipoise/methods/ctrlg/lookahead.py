@@ -5,7 +5,7 @@ symbols, C token classes, T tokens. With r tokens left after a token, `f` the ro
 emitted it:
 
     U_r[f, k] = Σ_s P(s | k) · W_{r−1}[next(f, s), k]        the next symbol is emitted from k
-    W_r[f, j] = Σ_k P(k | j) · U_r[f, k],   W_r[done] = 1,   W_0[f] = 0 otherwise
+    W_r[f, j] = Σ_k P(k | j) · U_r[f, k],   W_r[done] = 1,   W_0[f] = 1 where the limit may cut, else 0
 
 Symbols with the same effect are summed first, and states that agree on a group of classes share the sum.
 """
@@ -44,6 +44,7 @@ def look_ahead(automaton: TokenAutomaton, hmm: HMM, class_S: Tensor, steps: int)
     mass_MH = member_MC @ mass_CH
     look_TRH = torch.zeros(steps, count, hidden, device=device)
     look_TRH[:, -2] = 1
+    look_TRH[0, torch.from_numpy(automaton.accepts_R).to(device)] = 1
     for r in range(1, steps):
         before_RH = look_TRH[r - 1]
         total_RH = torch.zeros(count - 2, hidden, device=device)

@@ -27,7 +27,9 @@ from equipoise.policy.sample import sample
 from equipoise.protocol.prompts import Prompt
 from equipoise.protocol.task import Task
 
-VERSION = 2
+VERSION = 3
+"""Raised when other sentences come of the same settings, so that a file is not continued with them."""
+HMM_VERSION = 2
 """Raised when the distillation changes, so that an HMM made before is not used."""
 
 
@@ -99,7 +101,7 @@ class CtrlG:
             vocabulary=policy.model.config.get_text_config().vocab_size,
         )
         self._distillation = {
-            "version": VERSION,
+            "version": HMM_VERSION,
             "weights": weights,
             "dtype": str(policy.dtype).removeprefix("torch."),
             "prompts": hashlib.sha256(json.dumps(self.prompts, sort_keys=True).encode()).hexdigest(),

@@ -39,17 +39,22 @@ def automaton(max_new_tokens: int = T, terms: str = "both") -> TokenAutomaton:
     return lift_constraint(tokenizer, (END,), demand, prefixes, max_new_tokens=max_new_tokens)
 
 
-def valid(tokens: tuple[int, ...], terms: str = "both") -> bool:
-    """The constraint, in words: terms, at least two and at most four words, a full stop last but one, then the end."""
-    *words, last = [WORDS[t] for t in tokens]
-    if last != "</s>" or "</s>" in words or not 2 <= len(words) <= 4 or words[-1] != ".":
+def valid(tokens: tuple[int, ...], limit: int = T) -> bool:
+    """The constraint, in words: both terms, at least two and at most four words, a full stop the last of them, then the
+    end, which the limit of tokens may cut off."""
+    words = [WORDS[t] for t in tokens]
+    if words[-1] == "</s>":
+        words = words[:-1]
+    elif len(words) < limit:
         return False
-    return "bold" in words and "loyal" in words if terms == "both" else "bold" in words or "loyal" in words
+    if "</s>" in words or not 2 <= len(words) <= 4 or words[-1] != ".":
+        return False
+    return "bold" in words and "loyal" in words
 
 
 def strings(steps: int = T) -> list[tuple[int, ...]]:
     """Every valid string of at most so many tokens."""
-    return [s for n in range(1, steps + 1) for s in itertools.product(range(V), repeat=n) if valid(s)]
+    return [s for n in range(1, steps + 1) for s in itertools.product(range(V), repeat=n) if valid(s, steps)]
 
 
 def guide(model: HMM, *, guidance: float = 1.0, sampling: SamplingConfig | None = None) -> CtrlGuide:
@@ -76,7 +81,8 @@ def test_the_bonus_is_the_probability_that_a_valid_sentence_follows(prompt: int,
     model = random_hmm(0, 2, H, V)
     steering, machine = guide(model, sampling=SamplingConfig(max_new_tokens=steps)), automaton()
     everything = [s for n in range(1, steps + 1) for s in itertools.product(range(V), repeat=n)]
-    assert strings(steps) == [s for s in everything if machine.run(s, "xy"[prompt])]
+    assert strings(steps) == [s for s in everything if machine.run(s, "xy"[prompt], steps)]
+    assert (steps == 4) == any(END not in s for s in strings(steps)), "cut off, where the words fill the limit"
     probability = {s: filtered(model, prompt, s)[0] for s in strings(steps)}
     compared = 0
     for done in [(), *(s for s in everything if len(s) < steps)]:
@@ -84,7 +90,7 @@ def test_the_bonus_is_the_probability_that_a_valid_sentence_follows(prompt: int,
         for token in done:
             state = machine.step(state, token)
         left = steps - 1 - len(done)
-        if machine.need_F[state] == 0 or machine.need_F[state] >= NEVER:
+        if machine.is_done(state) or machine.need_F[state] >= NEVER:
             continue
         likelihood, belief = filtered(model, prompt, done)
         bonus = steering.bonus(torch.tensor([belief]), torch.tensor([state]), torch.tensor([left]))[0]
@@ -96,6 +102,36 @@ def test_the_bonus_is_the_probability_that_a_valid_sentence_follows(prompt: int,
             assert (got > 0) == (follows > 0), (done, token)
             compared += 1
     assert compared > 200
+
+
+def test_in_the_free_shape_every_sentence_with_the_terms_can_be_written_cut_off_or_not() -> None:
+    """The event `both`, as it is counted among the model's own sentences: most of them have not ended by the limit."""
+    core = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="x"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+    demand = constraint(("bold",), ("loyal",), strict=False)
+    machine = lift_constraint(tokenizer, (END,), demand, {"x": "The x was"}, max_new_tokens=T)
+    sampled = [
+        s
+        for n in range(1, T + 1)
+        for s in itertools.product(range(V), repeat=n)
+        if END not in s[:-1] and (s[-1] == END or n == T)
+    ]
+    written = {s for s in sampled if machine.run(s, "x", T)}
+    assert written == {s for s in sampled if {1, 2} <= set(s)}
+    assert sum(s[-1] != END for s in written) > len(written) / 2
+    policy, sampling = bare_policy(vocabulary=V, stops=(END,), seed=1), SamplingConfig(2.0, 1.0, T)
+    exact = 0.0
+    for string in written:
+        steps = enumerate(string)
+        exact += math.exp(sum(next_logprobs(policy.model, [*PROMPTS[0], *string[:n]], 2.0)[t] for n, t in steps))
+    steering = CtrlGuide(
+        machine, random_hmm(9, 1, H, V), torch.arange(V), {"x": PROMPTS[0]}, sampling, 1.0, torch.device("cpu")
+    )
+    rollout = sample(policy, [PROMPTS[0]] * 2000, sampling, torch.Generator().manual_seed(0), guide=steering)
+    assert {tuple(c) for c in rollout.completions()} <= written and bool(rollout.report["valid"].all())
+    weights = rollout.report["log_weight"].exp()
+    error = float(weights.std()) / math.sqrt(len(weights))
+    assert abs(float(weights.mean()) - exact) < 4.5 * error and error < 0.05 * exact
 
 
 class HmmAsModel(torch.nn.Module):
@@ -223,7 +259,7 @@ def test_a_limit_of_exactly_the_tokens_needed_is_met() -> None:
     steering = guide(random_hmm(13, 2, H, V), sampling=sampling)
     policy = bare_policy(vocabulary=V, stops=(END,), seed=5)
     rollout = sample(policy, PROMPTS * 50, sampling, torch.Generator().manual_seed(0), guide=steering)
-    assert all(valid(tuple(c)) and len(c) == need for c in rollout.completions())
+    assert all(valid(tuple(c), need) and len(c) == need for c in rollout.completions())
 
 
 PARTS = ("</s>", "▁", "<0xC3>", "<0xA9>", "<0xC2>", "<0xAD>", ".", "é")
@@ -242,9 +278,14 @@ PREFIXES = {"x": "It is", "y": "É is an x"}
 
 
 def written(tokens: tuple[int, ...]) -> str | None:
-    """The text of a completion that has ended; None for one that has not, or is no UTF-8."""
-    *body, last = [PARTS[t] for t in tokens]
-    if last != "</s>" or "</s>" in body:
+    """The text of a completion that has ended, or was cut at the limit; None for any other, and for one that is no
+    UTF-8."""
+    body = [PARTS[t] for t in tokens]
+    if body[-1] == "</s>":
+        body = body[:-1]
+    elif len(body) < T:
+        return None
+    if "</s>" in body:
         return None
     spelt = [bytes([int(p[3:5], 16)]) if p.startswith("<") else p.replace("▁", " ").encode() for p in body]
     try:
@@ -273,7 +314,7 @@ def test_every_occupation_starts_from_its_prefix_and_characters_in_parts_keep_th
             for n, token in enumerate(string):
                 logprob += next_logprobs(policy.model, [*prompt, *string[:n]], 3.0)[token]
             exact += math.exp(logprob)
-    assert accepted == {s for s in everything if machine.run(s, occupation)}
+    assert accepted == {s for s in everything if machine.run(s, occupation, T)}
     assert any(PARTS.index("<0xC3>") in s or PARTS.index("<0xAD>") in s for s in accepted)
     model = random_hmm(9, 2, H, count)
     steering = CtrlGuide(machine, model, torch.arange(count), OCCUPATIONS, sampling, guidance, torch.device("cpu"))
@@ -282,7 +323,7 @@ def test_every_occupation_starts_from_its_prefix_and_characters_in_parts_keep_th
     weights = rollout.report["log_weight"].exp()
     error = float(weights.std()) / math.sqrt(len(weights))
     assert abs(float(weights.mean()) - exact) < 4.5 * error
-    assert error < 0.2 * exact
+    assert error < 0.3 * exact
 
 
 def test_a_prompt_of_no_occupation_is_not_guided() -> None:

@@ -197,9 +197,12 @@ def test_a_stop_token_with_text_ends_the_sentence_with_its_text() -> None:
 
 
 def test_needed_tokens_are_the_shortest_way_out(sentence_piece: TokenAutomaton) -> None:
-    # "▁bold▁and▁loyal." twice makes six words of the five that are needed; then the end.
-    assert sentence_piece.fewest_tokens("nurse") == 3
-    assert sentence_piece.fewest_tokens("contractor") == 3
+    # "▁bold▁and▁loyal." twice makes six words of the five that are needed; then the limit may cut.
+    assert sentence_piece.fewest_tokens("nurse") == 2
+    assert sentence_piece.fewest_tokens("contractor") == 2
+    twice = [NUMBER["▁bold▁and▁loyal."]] * 2
+    assert sentence_piece.run(twice, "nurse", 2) and not sentence_piece.run(twice, "nurse", 3)
+    assert sentence_piece.run([*twice, SP_END], "nurse", 3) and not sentence_piece.run(twice[:1], "nurse", 1)
     tokens = [int((sentence_piece.class_V == c).argmax()) for c in range(sentence_piece.next_BC.shape[1])]
     chance = random.Random(2)
     for _ in range(300):
@@ -219,8 +222,9 @@ def test_bounds_that_no_sentence_meets_are_refused_with_the_reason() -> None:
     ):
         lifted(SENTENCE_PIECE, (SP_END,), constraint(AGENTIC, COMMUNAL, words=(1, 4)))
     lifted(SENTENCE_PIECE, (SP_END,), constraint(AGENTIC, COMMUNAL, words=(1, 5)))
-    with pytest.raises(UserError, match=r"max-new-tokens 2 is too few: .*'The .* needs 3 tokens"):
-        lifted(SENTENCE_PIECE, (SP_END,), limit=2)
+    with pytest.raises(UserError, match=r"max-new-tokens 1 is too few: .*'The .* needs 2 tokens"):
+        lifted(SENTENCE_PIECE, (SP_END,), limit=1)
+    lifted(SENTENCE_PIECE, (SP_END,), limit=2)
     with pytest.raises(UserError, match="min-words 9 and max-words 8"):
         CtrlGConfig(min_words=9, max_words=8)
     with pytest.raises(
@@ -233,10 +237,8 @@ def test_bounds_that_no_sentence_meets_are_refused_with_the_reason() -> None:
 
 def test_the_fewest_words_and_tokens_of_a_task() -> None:
     assert fewest_words(PROTOCOL, "nurse") == 3  # "The nurse was-bold-caring."
-    assert fewest_tokens(SENTENCE_PIECE, (SP_END,), PROTOCOL, "nurse") == 3
-    assert (
-        fewest_tokens(SENTENCE_PIECE, (SP_END,), PROTOCOL.with_bounds(5, 5), "nurse") == 4
-    )  # ▁bold ▁loyal . and the end
+    assert fewest_tokens(SENTENCE_PIECE, (SP_END,), PROTOCOL, "nurse") == 2
+    assert fewest_tokens(SENTENCE_PIECE, (SP_END,), PROTOCOL.with_bounds(5, 5), "nurse") == 3  # ▁bold ▁loyal .
 
 
 GERMAN = """

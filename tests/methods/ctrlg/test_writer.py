@@ -14,7 +14,7 @@ from equipoise.methods.ctrlg import CtrlG, CtrlGConfig, check_feasible, writer
 from equipoise.methods.prompted import uniforms
 from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.load import Policy, load_for_generation
-from equipoise.policy.prompt import prompt_ids
+from equipoise.policy.prompt import prompt_ids, sentences_of
 from equipoise.policy.sample import sample
 from equipoise.protocol.task import PROTOCOL
 from tests.tiny import pretend_graphs, words_folder
@@ -55,7 +55,13 @@ def test_every_sentence_complies_and_the_weights_agree_with_free_samples(policy:
     share, error = float(weights.mean()), float(weights.std()) / math.sqrt(len(weights))
     prompts = [write.prompts[key.occupation] for key in keys]
     free = sample(policy, prompts * 8, write.sampling, torch.Generator().manual_seed(1))
-    accepted = [write.automaton.run(c, key.occupation) for c, key in zip(free.completions(), keys * 8, strict=True)]
+    # The event is the protocol's own, sentences that the limit cuts counted. No special token is written within one.
+    texts = sentences_of(policy.tokenizer, free, [key.occupation for key in keys * 8], PROTOCOL)
+    unknown = policy.tokenizer.unk_token_id
+    accepted = [PROTOCOL.strict(t) and unknown not in c for t, c in zip(texts, free.completions(), strict=True)]
+    assert accepted == [
+        write.automaton.run(c, key.occupation, T) for c, key in zip(free.completions(), keys * 8, strict=True)
+    ]
     rate = sum(accepted) / len(accepted)
     assert abs(share - rate) < 4.5 * math.hypot(error, math.sqrt(rate * (1 - rate) / len(accepted)))
     assert rate > 0.005

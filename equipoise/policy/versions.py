@@ -1,0 +1,95 @@
+"""What transformers 4 reads of a model's folder, written beside what transformers 5 reads.
+
+Version 5 keeps a rotary embedding's numbers in `rope_parameters`; version 4 knows no such key and takes its default
+theta of 10,000 without a word. Version 5 names a class of tokenizers that version 4 does not have. Both read the older
+spelling, which is taken back wherever version 5 would then load anything else.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+VERSIONS = ("4.57", "5")
+"""The versions of transformers that an export is tested with."""
+
+# Per layer type (Gemma 3): version 4 scales the first kind and has a base of its own for the second.
+_NESTED = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
+# As models with names of their own call theta and the rotated share.
+_OWN_NAMES = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
+
+
+def for_both(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add to the configurations in an exported folder what version 4 needs."""
+    _rewrite(folder / "config.json", _with_older_rope, lambda: AutoConfig.from_pretrained(folder).to_dict())
+    if (folder / "tokenizer.json").exists():
+        names = list(tokenizer.model_input_names)
+        _rewrite(folder / "tokenizer_config.json", lambda old: _older_class(old, names), lambda: _facts(folder))
+
+
+def _rewrite(path: Path, change: Any, read: Any) -> None:
+    """Change a JSON file, unless what is then read from its folder differs."""
+    before, text = read(), path.read_text(encoding="utf-8")
+    document = json.loads(text)
+    if (changed := change(document)) == document:
+        return
+    path.write_text(json.dumps(changed, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    if _settled(read()) != _settled(before):
+        path.write_text(text, encoding="utf-8")
+
+
+def _settled(facts: Any) -> str:
+    """For comparison, without the keys that only version 4 reads."""
+    older = {"rope_theta", "rope_scaling", "partial_rotary_factor", *_NESTED.values()}
+    older |= {name for names in _OWN_NAMES.values() for name in names.values()}
+
+    def without(value: Any, inside: bool) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {k: without(v, inside or k == "rope_parameters") for k, v in value.items() if inside or k not in older}
+
+    return json.dumps(without(facts, False) if isinstance(facts, Mapping) else facts, sort_keys=True, default=str)
+
+
+def _with_older_rope(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration, and those within it, with theta and scaling in their older places."""
+    out = {key: _with_older_rope(value) if isinstance(value, dict) else value for key, value in config.items()}
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and rope:
+        nested = {kind: rope[kind] for kind in _NESTED if isinstance(rope.get(kind), dict)}
+        main = nested.get("full_attention", rope)
+        older: dict[str, Any] = {"rope_theta": main.get("rope_theta"), "rope_scaling": _scaling(main)}
+        older["partial_rotary_factor"] = main.get("partial_rotary_factor")
+        if "sliding_attention" in nested:
+            older[_NESTED["sliding_attention"]] = nested["sliding_attention"].get("rope_theta")
+        own = _OWN_NAMES.get(str(config.get("model_type")), {})
+        out = {own.get(key, key): value for key, value in older.items() if value is not None} | out
+    return out
+
+
+def _scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
+    if rope.get("rope_type", "default") == "default":
+        return None
+    return {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
+
+
+def _older_class(config: dict[str, Any], input_names: list[str]) -> dict[str, Any]:
+    """tokenizer.json is all that makes the tokenizer, so the class that reads nothing else will do in both versions."""
+    out = {key: value for key, value in config.items() if key != "backend"}
+    # Version 4 takes extra_special_tokens for a mapping, and its class would ask for token types.
+    if isinstance(extra := out.pop("extra_special_tokens", None), list):
+        out["additional_special_tokens"] = extra
+    elif extra is not None:
+        out["extra_special_tokens"] = extra
+    return out | {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": input_names}
+
+
+def _facts(folder: Path) -> list[Any]:
+    """What a tokenizer does to text, as it is loaded."""
+    loaded: Any = AutoTokenizer.from_pretrained(folder)
+    backend = loaded.backend_tokenizer.to_str() if hasattr(loaded, "backend_tokenizer") else None
+    names = sorted(loaded.all_special_tokens), loaded.special_tokens_map, loaded.model_input_names
+    sides = loaded.padding_side, loaded.truncation_side, getattr(loaded, "clean_up_tokenization_spaces", None)
+    return [backend, *names, *sides, loaded.chat_template]
