@@ -99,7 +99,9 @@ def _distances(summary: Mapping[str, Any], task: Task) -> list[str]:
     if kl is not None:
         known = summary.get("kl_bound") is not None
         where = "the last batches up to" if known else "the batch of"
-        line = f"  distance    KL to the reference {kl:.2f} nats per sentence, in {where} step {at} as sampled in training"
+        line = (
+            f"  distance    KL to the reference {kl:.2f} nats per sentence, in {where} step {at} as sampled in training"
+        )
         if known:
             line += (
                 f"; their share of {task.all_classes} needs {summary['kl_bound']:.2f}, excess "
