@@ -9,6 +9,7 @@ from equipoise.evaluation import diversity
 from equipoise.evaluation.counted import Sample
 from equipoise.evaluation.equal_n import dependent_on_n, subsample
 from equipoise.evaluation.intervals import (
+    OUTSIDE,
     Array,
     Interval,
     Resamples,
@@ -215,6 +216,9 @@ def _effective_pairs(sample: Sample, value: float | None) -> Estimate:
         return diversity.entropy(counts) * np.log(2)
 
     interval = jackknife(nats, counts_OT, sample.task.pair_count)
+    if interval is not None and interval.note.startswith(OUTSIDE):
+        # "48.4 [48.4, 93.3]" would pass the ends of two different numbers off as one interval.
+        return Estimate(value, n=int(kept.sum()), note=interval.note)
     if interval is not None:  # it reaches to the value, which is rounded in another place
         interval = Interval(min(interval.low, value), max(interval.high, value), interval.note)
     return _with(value, interval, "jackknife", int(kept.sum()))
