@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from equipoise.evaluation.figures import STRICT
+from equipoise.evaluation.intervals import draws_made
 from equipoise.evaluation.pairs import total
 from equipoise.evaluation.results import FEWEST, Comparison, Equivalence, Estimate, Evaluation, FrontierPoint, Method
 from equipoise.evaluation.runs import TrainingRun
@@ -225,11 +226,12 @@ def _measured(evaluation: Evaluation) -> str:
     occupations = len({o for m in evaluation.methods.values() for o in m.occupations})
     methods = len(evaluation.methods)
     judges = listed(map(judge_named, evaluation.judges))
+    most = max((len(m.occupations) for m in evaluation.methods.values()), default=1)
     draws, seed = (evaluation.settings.get(key) for key in ("bootstrap_draws", "seed"))
     return (
         f"{n} of {'each of ' * (methods != 1)}{plural(methods, 'method')} about {plural(occupations, 'occupation')}, "
         f"{f'fluency judged by {judges}' if judges else 'without a fluency judge'}; intervals over occupations"
-        + (f", bootstraps of {draws:,} draws" if isinstance(draws, int) else "")
+        + (f", bootstraps of {draws_made(draws, max(1, most)):,} draws" if isinstance(draws, int) else "")
         + (f", seed {seed}" if seed is not None else "")
         + "."
     )

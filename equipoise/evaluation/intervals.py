@@ -79,6 +79,11 @@ def median(values: Array, occupation_of: NDArray[np.int64]) -> Interval:
     return Interval(min(float(ends[0]), middle), max(float(ends[1]), middle), share.note)
 
 
+def draws_made(wanted: int, occupations: int) -> int:
+    """How many draws of a bootstrap are made of those asked for."""
+    return max(200, min(wanted, _MOST_DRAWN // occupations))
+
+
 class Resamples:
     """Means of sentences drawn anew within each occupation, from which draws of occupations are put together.
 
@@ -92,7 +97,7 @@ class Resamples:
         count = int(occupation_of.max()) + 1
         width = rows_M.shape[1]
         self.n_O = np.bincount(occupation_of, minlength=count).astype(float)
-        draws = max(200, min(draws, _MOST_DRAWN // count))
+        draws = draws_made(draws, count)
         self.means_OM = np.empty((count, width))
         self.drawn_OBM = np.empty((count, draws, width))
         for o in range(count):

@@ -269,7 +269,7 @@ def test_the_report_speaks_of_this_task_only(folder: Path, tmp_path: Path) -> No
         "strict successes (terms of all 3 classes, 5 to 12 words, one complete sentence)",
         "Effective term combinations, of 18: RLHF 3",
         "Kompetent terms are bold on blue, warm ones underlined on orange, ehrlich ones italic on green.",
-        "Every sentence begins with “[occupation] gilt als”",
+        "They complete “[occupation] gilt als”; this beginning counts towards their length.",
         "There are 3 kompetent terms (fähig, klug*, entschlossen), 3 warm ones (herzlich, hilfsbereit, fürsorg*) and "
         "2 ehrlich ones (ehrlich, aufrichtig), after Müller and Maier (2020).",
         "A term that ends in * counts in every word that begins so.",
