@@ -316,7 +316,7 @@ def test_figures_and_tables_and_card_name_the_classes_of_the_task(evaluation: Ev
     assert plots["pairs-rlhf"].alt.startswith("Bars of the term combinations of RLHF. The commonest combination is")
     assert len(plots["pairs-rlhf"].rows) == 3
     assert "Share of sentences with all 3 classes of terms against KL" in plots["compliance-kl"].caption
-    assert "all 3 classes, % ↑" in headline(evaluation).heads and excess(evaluation).heads[1] == "all 3 classes, %"
+    assert "all 3 classes, % ↑" in headline(evaluation).heads and excess(evaluation).heads[2] == "all 3 classes, %"
     assert not study_table(evaluation).published
     card = with_results("# A model\n", evaluation, "RLHF", "model")
     assert "unique combinations" in card and "5 to 12 words" in card and "task fähig-warm-ehrlich" in card

@@ -110,8 +110,8 @@ def test_what_the_varied_preset_did_reads_as_it_was() -> None:
         "Before PPO a supervised warm start taught it from its own strictly successful continuations of forced "
         "beginnings with a term of each class, every pair alike, and after the first round from its own samples that "
         "succeed strictly (at most 4,000 sentences a round, 2 rounds, 4 candidates for each, of which are kept the "
-        "likeliest under the untrained model, of each pair alike and no two of one mould, epochs 2, batch 64, learning rate "
-        "6e-05 at most, at most 200,000 samples drawn in search of them)."
+        "likeliest under the untrained model, of each pair alike and no two of one mould, epochs 2, batch 64, "
+        "learning rate 6e-05 at most, at most 200,000 samples drawn in search of them)."
     ) in text
     assert (
         "Added to each sentence’s reward: a bonus of 1.0 for strict success; a diversity bonus of at most ±1.0 for "
