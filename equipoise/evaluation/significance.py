@@ -9,6 +9,7 @@ from statsmodels.stats.proportion import proportion_effectsize
 from statsmodels.stats.weightstats import ttost_paired
 
 from equipoise.evaluation.results import Equivalence
+from equipoise.protocol.plural import plural
 
 Array = NDArray[np.float64]
 
@@ -37,7 +38,7 @@ def sign_flip(differences: Array, seed: int = 0) -> tuple[float | None, str]:
     slack = 1e-9 * float(sizes.sum())  # sums that are equal on paper must count as equal
     note = ""
     if 2.0 ** (1 - n) > _LEVEL:
-        note = f"with {n} occupations that differ no p below {2.0 ** (1 - n):.3g} is possible"
+        note = f"with {plural(n, 'occupation')} that differ{'s' * (n == 1)} no p below {2.0 ** (1 - n):.3g} is possible"
     if n > EXACT:
         generator = np.random.default_rng(seed)
         extreme, step = 0, max(1, 4_000_000 // n)

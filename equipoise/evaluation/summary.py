@@ -23,6 +23,7 @@ from equipoise.evaluation.measure import Measured
 from equipoise.evaluation.results import Duplicates, Estimate, Parts
 from equipoise.measures.shares import wilson
 from equipoise.measures.variety import effective, pair_counts
+from equipoise.protocol.plural import plural
 
 SELF_BLEU_TEXTS = 50
 SELF_BLEU_DRAWS = 3
@@ -196,7 +197,9 @@ def _self_bleu(sample: Sample, texts: int) -> Estimate:
     known = [score for score in scores if score is not None]
     if not known:
         return Estimate(None, note="fewer than two texts")
-    return Estimate(float(np.mean(known)), n=texts, note=f"mean of {len(known)} subsamples of {texts} texts")
+    return Estimate(
+        float(np.mean(known)), n=texts, note=f"mean of {plural(len(known), 'subsample')} of {plural(texts, 'text')}"
+    )
 
 
 def _no_pair(sample: Sample) -> str:

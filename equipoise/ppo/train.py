@@ -21,6 +21,7 @@ from equipoise.ppo.state import State
 from equipoise.ppo.step import ppo_step
 from equipoise.ppo.training import RankFunction, RewardFunction, Training, name_of, new_optimizer
 from equipoise.ppo.warm_start import warm_start
+from equipoise.protocol.plural import plural
 from equipoise.runs.signals import Stopped, StopSignals
 
 
@@ -57,7 +58,8 @@ def train(
     with Run.open(config, overwrite=overwrite, functions=functions) as run, StopSignals() as stop:
         if run.complete:
             run.log.say(
-                f"this run is complete ({config.steps} steps): raise --steps to go on, or --overwrite to start anew"
+                f"this run is complete ({plural(config.steps, 'step')}): raise --steps to go on, or --overwrite "
+                "to start anew"
             )
             return Outcome("done", config.steps, 0)
         training = _begin(config, (reward_fn, rank_fn), run, base)
