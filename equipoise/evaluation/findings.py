@@ -164,7 +164,8 @@ def _less_fluent(evaluation: Evaluation, key: str, name: str, base: str | None) 
 
 def _variety(evaluation: Evaluation, known: dict[str, Method], ranked: Sequence[str]) -> str:
     task = evaluation.task
-    told = []
+    told: list[str] = []
+    notes: dict[str, list[str]] = {}
     for name in ranked:
         method = known[name]
         effective, unique = (method.metrics.get(key) for key in (EFFECTIVE, UNIQUE))
@@ -172,12 +173,14 @@ def _variety(evaluation: Evaluation, known: dict[str, Method], ranked: Sequence[
             continue
         text = f"{visible(name)} {_with_interval(effective, 'count')}"
         different = f"{unique.value:.0f} different, " if unique is not None and unique.value is not None else ""
-        note = f"; {visible(effective.note)}" if effective.low is None and effective.note else ""
-        told.append(f"{text} ({different}of {plural(effective.n, 'compliant sentence')}{note})")
+        if effective.low is None and effective.note:
+            notes.setdefault(visible(effective.note), []).append(name)
+        told.append(f"{text} ({different}of {plural(effective.n, 'compliant sentence')})")
     repeated = [f"{visible(name)} {m.duplicates.rows:,} of {m.n:,}" for name, m in known.items() if m.duplicates.rows]
     text = f"No sentence holds {constraint(task)}."
     if told:
         text = f"Effective {term_pairs(task)}, of {task.pair_count:,}: {listed(told)}."
+        text += "".join(f" Of {listed(names)}, {note}." for note, names in notes.items())
     return text + (f" Rows that repeat an earlier text: {listed(repeated)}." if repeated else " No text occurs twice.")
 
 

@@ -171,8 +171,8 @@ def two_level(
     return out
 
 
-OUTSIDE = "the number as counted is outside of its own interval"
-"""How the note of a jackknife's interval begins that had to be stretched to the plug-in value."""
+OUTSIDE = "no interval: of so few sentences the number counted is surely too small"
+"""The note of a jackknife's interval that had to be stretched to the plug-in value."""
 
 
 def jackknife(statistic: Callable[[Array], Array], sums_OM: Array, most: float) -> Interval | None:
@@ -193,13 +193,7 @@ def jackknife(statistic: Callable[[Array], Array], sums_OM: Array, most: float) 
     error = float(np.sqrt((count - 1) / count * ((left_out - left_out.mean()) ** 2).sum()))
     reach = float(student.ppf(0.975, count - 1)) * error
     low, high = np.exp(min(corrected - reach, theta)), np.exp(max(corrected + reach, theta))
-    note = ""
-    if not corrected - reach - 1e-9 <= theta <= corrected + reach + 1e-9:
-        note = (
-            f"{OUTSIDE}: corrected for how few sentences there are it is {min(float(np.exp(corrected)), most):.1f} "
-            f"(95 % interval {max(float(np.exp(corrected - reach)), 1.0):.1f} to "
-            f"{min(float(np.exp(corrected + reach)), most):.1f})"
-        )
+    note = "" if corrected - reach - 1e-9 <= theta <= corrected + reach + 1e-9 else OUTSIDE
     return Interval(max(float(low), 1.0), min(float(high), most), note)
 
 

@@ -219,7 +219,7 @@ def _effective_pairs(sample: Sample, value: float | None) -> Estimate:
         return diversity.entropy(counts) * np.log(2)
 
     interval = jackknife(nats, counts_OT, sample.task.pair_count)
-    if interval is not None and interval.note.startswith(OUTSIDE):
+    if interval is not None and interval.note == OUTSIDE:
         # "48.4 [48.4, 93.3]" would pass the ends of two different numbers off as one interval.
         return Estimate(value, n=int(kept.sum()), note=interval.note)
     if interval is not None:  # it reaches to the value, which is rounded in another place

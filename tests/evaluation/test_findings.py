@@ -170,4 +170,5 @@ def test_pairs_of_too_few_sentences_have_a_note_in_place_of_an_interval() -> Non
     changed = dataclasses.replace(method, metrics=method.metrics | {"pairs/effective": estimate})
     told = answers(dataclasses.replace(evaluation, methods=evaluation.methods | {"PPO": changed}))
     assert "PPO 48.4 (" in told["At what cost in variety?"]
-    assert "of 60 compliant sentences; corrected it is 75.0)" in told["At what cost in variety?"]
+    assert "of 60 compliant sentences)" in told["At what cost in variety?"]
+    assert " Of PPO, corrected it is 75.0." in told["At what cost in variety?"]

@@ -237,4 +237,4 @@ def test_effective_pairs_that_lie_outside_their_own_interval_have_none() -> None
     texts = [(OCCUPATIONS[i % 20], f"The x was {a} and {c}.") for i, (a, c) in enumerate(terms)]
     found = estimates(sample(texts), 10)["pairs/effective"]
     assert found.value == pytest.approx(60) and (found.low, found.high, found.interval) == (None, None, "none")
-    assert found.note.startswith("the number as counted is outside of its own interval: corrected for how few")
+    assert found.note == "no interval: of so few sentences the number counted is surely too small"
