@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from equipoise.policy.sample import NonFiniteLogits
 from equipoise.ppo.choice import Evaluation, because, better, words
 from equipoise.ppo.evaluate import evaluate, fluency, groups
+from equipoise.ppo.facts import facts
 from equipoise.ppo.run import Run
-from equipoise.ppo.summary import SUMMARY, alerts, describe, read_rows, training_summary
+from equipoise.ppo.summary import SUMMARY, alerts, describe, left_out_warm_start, read_rows, training_summary
 from equipoise.ppo.training import Training
 from equipoise.protocol.plural import plural
 from equipoise.runs.files import write_json
@@ -42,8 +43,8 @@ def finish(training: Training, run: Run) -> None:
         write_json(output / SUMMARY, summary)
         run.export(
             training.policy,
-            f"PPO, {plural(state.step, 'step')} of {plural(config.ppo.batch_size, 'sentence')}, KL coefficient "
-            f"{state.kl_coef:.3g}; exported: "
+            facts(config, state.step, state.kl_coef, warmed=not left_out_warm_start(output))
+            + "; exported: "
             + ("moving average of the weights at " if config.ppo.average_weights else "")
             + f"step {step}, {why}",
         )

@@ -20,11 +20,19 @@ def read_rows(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def _events(output: Path) -> list[dict[str, Any]]:
+    path = output / "events.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def alerts(output: Path) -> dict[str, int]:
     """How often each alert was raised, by name."""
-    path = output / "events.jsonl"
-    events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return dict(Counter(str(e["name"]) for e in events if e["kind"] == "alert"))
+    return dict(Counter(str(e["name"]) for e in _events(output) if e["kind"] == "alert"))
+
+
+def left_out_warm_start(output: Path) -> bool:
+    """Whether a warm start that was wanted found too few sentences to be made."""
+    return any(e["kind"] == "no_warm_start" for e in _events(output))
 
 
 def first_good_step(rewards: Sequence[float], steps: Sequence[int]) -> int | None:

@@ -5,8 +5,14 @@ from typing import Any
 import pytest
 
 from equipoise.measures.shares import wilson
+from equipoise.policy.card import ModelCard, render
+from equipoise.policy.config import PolicyConfig
 from equipoise.ppo.choice import Choice, because
+from equipoise.ppo.config import DiversityConfig, PPOConfig, TrainConfig, WarmStartConfig
+from equipoise.ppo.facts import facts
+from equipoise.ppo.presets import PRESETS
 from equipoise.ppo.summary import describe, training_summary
+from equipoise.protocol.reward import RewardWeights
 from equipoise.protocol.task import PROTOCOL, Task
 from tests.ppo.test_choice import found
 from tests.tasks import foreign_task, one_class_task
@@ -91,3 +97,41 @@ def test_a_choice_of_an_earlier_version_goes_on() -> None:
     again.load_state(choice.state())
     assert (again.best, again.top) == (choice.best, choice.top)
     assert because(last, {"strict": 0.99}, "pairs")
+
+
+FOREIGN = TrainConfig(
+    task=foreign_task(),
+    missing_eos_penalty=0.25,
+    reward=RewardWeights(length_penalty=0.3),
+    ppo=PPOConfig(ref_kl_target=6.0),
+    diversity=DiversityConfig(opening_weight=0.125),
+    warm_start=WarmStartConfig(warm_start="samples"),
+    policy=PolicyConfig(use_8bit=True),
+)
+
+
+@pytest.mark.parametrize("config", [*PRESETS.values(), FOREIGN], ids=[*PRESETS, "a foreign task"])
+def test_the_card_names_every_option_in_force_and_none_that_was_not(config: TrainConfig) -> None:
+    card = ModelCard(facts(config, 7, 0.125, warmed=True), config.prompt, config.task)
+    text, ppo, warm = render(card, None), config.ppo, config.warm_start
+    assert f"PPO, 7 steps of {ppo.batch_size} sentences, " in text and f"learning rate {ppo.learning_rate:g}" in text
+    for words, in_force in {
+        "all weights": config.policy.tuning == "full",
+        f"LoRA of rank {config.policy.lora_rank}": config.policy.tuning == "lora",
+        "8 bits": config.policy.use_8bit,
+        "KL coefficient 0.125": True,
+        "steered": ppo.ref_kl_target is not None,
+        "warm start": warm.wanted,
+        "forced sentences": warm.warm_start == "forced",
+        "its own complying samples": warm.warm_start.startswith("samples"),
+        f"entropy bonus {ppo.entropy_coef:g}": ppo.entropy_coef > 0,
+        f"bonus for strict success {config.strict_bonus:g}": config.strict_bonus > 0,
+        f"diversity bonus {config.diversity.diversity_weight:g}": config.diversity.diversity_weight > 0,
+        "malus": config.diversity.opening_weight > 0,
+        "cut-off": config.missing_eos_penalty > 0,
+        "other weights of the reward": config.reward != RewardWeights(),
+        config.task.frame.replace("{occupation}", "<occupation>"): True,
+        "None": False,
+    }.items():
+        assert (words in text) == in_force, words
+    assert "warm start" not in facts(config, 7, 0.1, warmed=False)
