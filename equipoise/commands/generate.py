@@ -5,6 +5,7 @@ import sys
 from equipoise.methods.generate import GenerateConfig, generate
 from equipoise.methods.summary import summary
 from equipoise.options import parse
+from equipoise.protocol.plural import plural
 from equipoise.runs.progress import Progress
 
 
@@ -25,5 +26,5 @@ def main(argv: list[str]) -> int:
     if outcome.texts:
         print(summary(outcome.texts, outcome.task))
     if outcome.status == "done":
-        print(f"{config.output} is complete: {len(outcome.texts)} rows")
+        print(f"{config.output} is complete: {plural(len(outcome.texts), 'row')}")
     return outcome.exit_code

@@ -6,6 +6,7 @@ from equipoise.methods.estimates import first_look
 from equipoise.methods.sample import SampleConfig, sample
 from equipoise.methods.summary import summary
 from equipoise.options import parse
+from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL
 from equipoise.runs.progress import Progress
 
@@ -26,5 +27,5 @@ def main(argv: list[str]) -> int:
     if outcome.status == "done":
         if config.method == "sft" and outcome.task == PROTOCOL:  # beside what the public study reports
             print(first_look(list(outcome.texts.values()), outcome.task))
-        print(f"{config.output} is complete: {len(outcome.texts)} rows")
+        print(f"{config.output} is complete: {plural(len(outcome.texts), 'row')}")
     return outcome.exit_code

@@ -5,6 +5,7 @@ from pathlib import Path
 from equipoise import options
 from equipoise.ppo.sweep import SweepConfig, _run_beside, _run_here, is_finished, read_plans, read_result
 from equipoise.ppo.sweep_table import table, write_tables
+from equipoise.protocol.plural import plural
 from equipoise.runs.console import quiet
 
 
@@ -17,7 +18,9 @@ def main(argv: list[str]) -> int:
     )
     plans = read_plans(config)
     waiting = [p for p in plans if not is_finished(p)]
-    print(f"{len(plans)} runs in {config.output_dir}, {len(plans) - len(waiting)} of them finished", flush=True)
+    print(
+        f"{plural(len(plans), 'run')} in {config.output_dir}, {len(plans) - len(waiting)} of them finished", flush=True
+    )
     code = _run_here(waiting, config) if config.jobs == 1 else _run_beside(waiting, config)
     results = [r for p in plans if (r := read_result(p))]
     write_tables(Path(config.output_dir), results)

@@ -15,6 +15,7 @@ from equipoise.evaluation.plots import as_csv, write
 from equipoise.evaluation.runs import read_runs
 from equipoise.evaluation.samples import Sample, sample
 from equipoise.evaluation.sources import measured, recognise
+from equipoise.protocol.plural import plural
 from equipoise.runs.files import write_whole
 
 
@@ -47,7 +48,7 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
         ) from None
     cards = [modelcard.update(folder, evaluation, name) for folder, name in carded]
     return [
-        f"{config.output}: {len(evaluation.methods)} methods, {len(samples):,} sentences",
+        f"{config.output}: {plural(len(evaluation.methods), 'method')}, {plural(len(samples), 'sentence')}",
         f"{folder}: {len(drawn)} figures as PNG, SVG and CSV, the headline table as Markdown, LaTeX and CSV",
         *(f"{path}: results of {name}" for path, (_, name) in zip(cards, carded, strict=True)),
     ]

@@ -11,6 +11,7 @@ from equipoise.evaluation.frontier import drawn_medians
 from equipoise.evaluation.intervals import Array, Interval, clustered_wilson, mean_with_t, two_level
 from equipoise.evaluation.results import Comparison, Estimate
 from equipoise.evaluation.significance import cliffs_delta, cohens_h, holm, non_inferiority, sign_flip, signed_rank
+from equipoise.protocol.plural import plural
 
 SHARES = ("strict", "both", "in_length", "complete")
 MEANS = (*SHARES, "terms", "words")
@@ -43,7 +44,7 @@ def _pair(
     common = [o for o in both if left[o] is not None and right[o] is not None]
     notes = []
     if len(common) < max(len(occupations[a]), len(occupations[b])):
-        notes.append(f"over the {len(common)} occupations for which both have a value")
+        notes.append(f"over the {plural(len(common), 'occupation')} for which both have a value")
     n_a, n_b = len(samples[a].rows), len(samples[b].rows)
     if n_a != n_b:
         hint = ", and this metric grows with n" if metric == "pairs/effective" else ""

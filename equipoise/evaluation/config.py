@@ -89,7 +89,7 @@ class EvaluateConfig:
     """What the trade-off calls compliance."""
     base: str | None = None
     """The method that is the untrained model under the training prompt: its rows give p0. Default: a costs file's
-    p0, or the method called Prompt-Only."""
+    p0, or the one method called Prompt-Only or the like."""
     reference: Path | None = None
     """YAML or JSON list of published numbers, besides the built-in ones of the public study."""
     bootstrap_draws: int = 2000

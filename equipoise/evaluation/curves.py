@@ -8,13 +8,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
-from equipoise.evaluation.figures import dot, ends, handle, slugs
-from equipoise.evaluation.plots import GREY, OKABE_ITO, Look, Plot, empty, looks, new_figure, shortened
-from equipoise.evaluation.results import Evaluation, Frontier, FrontierPoint
+from equipoise.evaluation.figures import dot, ends, handle
+from equipoise.evaluation.plots import (
+    GREY,
+    OKABE_ITO,
+    Look,
+    Plot,
+    empty,
+    legend_below,
+    looks,
+    new_figure,
+    shortened,
+    slugs,
+)
+from equipoise.evaluation.results import FEWEST, Evaluation, Frontier, FrontierPoint
 from equipoise.evaluation.runs import TrainingRun, smoothed
 from equipoise.evaluation.wording import event, term_pairs
 from equipoise.measures.shares import kl_bound
+from equipoise.protocol.plural import plural
+from equipoise.protocol.task import Task
 
 CURVES = {"both": "compliance/both", "strict": "compliance/strict"}
 """Which curve of a run is the compliance that a frontier is about."""
@@ -49,9 +63,10 @@ def frontier_plot(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> Plot:
         " against KL to the base model. No method can be left of the curve kl(c‖p₀), the least KL that compliance c "
         "needs; its band is the interval of p₀. "
         + (f"p₀ is from {frontier.p0_source}. " if frontier.p0 else f"No curve: {frontier.p0_source}. ")
-        + ("Lines with small dots are training runs, smoothed, a dot at every tenth of the way." if any(paths.values())
+        + (f"With fewer than {FEWEST} sentences a marker is hollow. " if any(p.compliance.n < FEWEST for p in points)
            else "")
-        + " Distances to the left of the curve are sampling error, or rows cut by top-p.",
+        + _of_paths(runs, paths)
+        + "Distances to the left of the curve are sampling error, or rows cut by top-p.",
         alt=f"Scatter of compliance over KL. Nats above the bound: {excess or 'not known'}.",
         columns=("series", "step", "compliance", "compliance_low", "compliance_high", "kl", "kl_low", "kl_high",
                  "bound", "bound_low", "bound_high", "excess"),
@@ -62,6 +77,28 @@ def frontier_plot(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> Plot:
         ],
         draw=partial(_draw_frontier, compliance, points, paths, look, bound),
     )  # fmt: skip
+
+
+def _of_paths(runs: Sequence[TrainingRun], paths: Mapping[str, Sequence[object]]) -> str:
+    """What the lines of training runs are of, whose KL is another estimate than the methods'."""
+    drawn = [path for path in paths.values() if path]
+    if not drawn:
+        return ""
+    smooth = ", smoothed" if any(_window(path) > 1 for path in drawn) else ""
+    sizes = sorted({size for run in runs if (size := _batch(run))})
+    of = f" of {' or '.join(f'{size:,}' for size in sizes)} sentences" if sizes else ""
+    return (
+        f"Lines with small dots are training runs{smooth}, from their batches{of} as training samples them; a method's "
+        "KL is of its own sentences, as the note below says. "
+    )
+
+
+def _batch(run: TrainingRun) -> int | None:
+    """Sentences of one step, where the record says."""
+    config = run.record.get("config")
+    ppo = config.get("ppo") if isinstance(config, Mapping) else None
+    size = ppo.get("batch_size") if isinstance(ppo, Mapping) else None
+    return size if isinstance(size, int) else None
 
 
 def _bound_rows(frontier: Frontier) -> list[tuple[float, float, float, float]]:
@@ -118,13 +155,14 @@ def _draw_frontier(
             handles.append(Line2D([], [], color=GREY, linestyle=style, marker=".", label=f"run {shortened(name, 24)}"))
     for p in points:
         assert p.kl is not None
-        dot(axes, p.kl, p.compliance, look[p.method], filled=True, scale=(1, 100))
-        handles.append(handle(p.method, look[p.method]))
-    axes.set_xlim(min(-0.02 * right, *(1.1 * (p.kl.low or 0.0) for p in points if p.kl), 0.0), right)
+        dot(axes, p.kl, p.compliance, look[p.method], filled=p.compliance.n >= FEWEST, scale=(1, 100))
+        handles.append(handle(p.method, look[p.method], p.compliance.n))
+    nearest = [p.kl.low or 0.0 for p in points if p.kl] + [k for q in paths.values() for _, k, _ in q]
+    axes.set_xlim(min([-0.02 * right, *(1.1 * k for k in nearest)]), right)
     axes.set_ylim(-4, 106)
     axes.set_xlabel("KL to the base model, nats per sentence")
     axes.set_ylabel(f"{compliance}, %")
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    legend_below(figure, handles)
     return figure
 
 
@@ -142,14 +180,15 @@ def _training(run: TrainingRun, slug: str) -> Plot:
     return Plot(
         name=f"training-{slug}",
         title=f"Training run {run.name}",
-        caption="Each value is of one batch (pale) with a running mean over "
-        f"{_window(run.steps)} steps. docs/METRICS.md defines every key. "
+        caption=_of_batches(run)
+        + "KL to the base model (k1) is of whole sentences as training samples them, that of one update is of the "
+        "policy before a step to the one after it. docs/METRICS.md defines every key. "
         + (
             "Numbered lines are where alerts were first raised; they are explained below."
             if alerts
             else "The run recorded no alert."
         ),
-        alt=f"Training curves over {len(run.steps)} steps. Alerts: {alerts or 'none'}.",
+        alt=f"Training curves over {plural(len(run.steps), 'step')}. Alerts: {alerts or 'none'}.",
         columns=("step", *keys),
         rows=[(step, *(run.curves[key][i] for key in keys)) for i, step in enumerate(run.steps)],
         draw=partial(_draw_training, run, [(title, own) for title, own in panels if own]),
@@ -157,24 +196,43 @@ def _training(run: TrainingRun, slug: str) -> Plot:
     )
 
 
+def _of_batches(run: TrainingRun) -> str:
+    size, window = _batch(run), _window(run.steps)
+    of = f" of {plural(size, 'sentence')}" if size else ""
+    mean = f" (pale) with a running mean over {plural(window, 'step')}" if window > 1 else ""
+    return f"Each value is of one batch{of}{mean}. "
+
+
+def _labels(task: Task) -> dict[str, str]:
+    """What curves are called whose keys are of the default task."""
+    count = len(task.classes)
+    return {"compliance/both": {1: "the class", 2: "both classes"}.get(count, "all classes"),
+            "compliance/one": "one class" if count == 2 else "some classes"}  # fmt: skip
+
+
 def _draw_training(run: TrainingRun, panels: Sequence[tuple[str, Sequence[str]]]) -> Figure:
     if not run.steps or not panels:
         return empty("The run has no completed step yet.")
     lines = math.ceil(len(panels) / 2)
-    figure = new_figure(6.6, 1.65 * lines)
+    figure = new_figure(6.6, 1.75 * lines)
     grid = figure.subplots(lines, 2, squeeze=False, sharex=True)
-    window = _window(run.steps)
+    window, labels = _window(run.steps), _labels(run.task)
     for axes, (title, keys) in zip(grid.flat, panels, strict=False):
         for i, key in enumerate(keys):
             colour, dashes = OKABE_ITO[i], ("-", (0, (4, 1.5)), (0, (1, 1.2)))[i % 3]
             axes.plot(run.steps, _gaps(run.curves[key]), color=colour, alpha=0.25, linewidth=0.8)
-            mean = _gaps(smoothed(run.curves[key], window))
-            axes.plot(run.steps, mean, color=colour, linestyle=dashes, label=key.partition("/")[2].replace("_", " "))
+            mean, label = smoothed(run.curves[key], window), labels.get(key, key.partition("/")[2].replace("_", " "))
+            marker = "." if len(run.steps) == 1 else ""
+            axes.plot(run.steps, _gaps(mean), color=colour, linestyle=dashes, marker=marker, label=label)
         _mark_alerts(axes, run)
-        axes.set_title(title, fontsize=8.5)
+        axes.set_title(title, fontsize=8.5, pad=16 if len(keys) > 1 else None)
         axes.tick_params(labelsize=7.5)
-        if len(keys) > 1:
-            axes.legend(fontsize=7, loc="center right", handlelength=2.2)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if len(keys) > 1:  # above the curves, never over them
+            axes.legend(
+                fontsize=7, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=len(keys), handlelength=1.8,
+                columnspacing=1.0, borderaxespad=0.2,
+            )  # fmt: skip
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     for axes in grid[-1]:

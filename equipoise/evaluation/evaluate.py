@@ -22,6 +22,7 @@ from equipoise.evaluation.results import Estimate, Evaluation, Method
 from equipoise.evaluation.side import Side, cost, distance
 from equipoise.evaluation.summary import SELF_BLEU_TEXTS, duplicates, estimates, occupation_estimates, parts
 from equipoise.measures.variety import pair_counts
+from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
 from equipoise.runs.records import software
 
@@ -157,14 +158,18 @@ def _problems(sample: Sample) -> list[str]:
     out = []
     repeated = duplicates(sample.rows)
     if repeated.rows:
-        out.append(f"{repeated.rows} of {len(sample.rows)} rows repeat an earlier text of the same occupation")
+        out.append(
+            f"{repeated.rows} of {plural(len(sample.rows), 'row')} repeat{'s' * (repeated.rows == 1)} an "
+            "earlier text of the same occupation"
+        )
     if empty := sum(not m.row.measured for m in sample.rows):
-        out.append(f"{empty} of {len(sample.rows)} rows have no text; they count as failures")
+        verb = "has no text; it counts as a failure" if empty == 1 else "have no text; they count as failures"
+        out.append(f"{empty} of {plural(len(sample.rows), 'row')} {verb}")
     models = {m.row.model for m in sample.rows if m.row.model}
     if len(models) > 1:
         out.append(f"rows of {len(models)} models are pooled; --method-column Model would part them")
     if len(set(sample.n_O)) > 1:
-        out.append(f"{int(sample.n_O.min())} to {int(sample.n_O.max())} rows per occupation: not balanced")
+        out.append(f"{int(sample.n_O.min())} to {plural(sample.n_O.max(), 'row')} per occupation: not balanced")
     return out
 
 
@@ -172,7 +177,9 @@ def _notices(inputs: Inputs, methods: Mapping[str, Method], equal_n: int | None)
     out = []
     for file in inputs.files:
         how = "as an option says" if file.layout.how == "given" else "detected"
-        out.append(f"{file.path}: {file.rows} rows, texts in {file.layout.text!r} read as {file.layout.form} ({how})")
+        out.append(
+            f"{file.path}: {plural(file.rows, 'row')}, texts in {file.layout.text!r} read as {file.layout.form} ({how})"
+        )
         out += [f"{file.path}: {problem.message}" for problem in file.problems]
     out += [f"{name}: {line}" for name, method in methods.items() for line in method.problems]
     if equal_n is not None:
@@ -183,7 +190,7 @@ def _notices(inputs: Inputs, methods: Mapping[str, Method], equal_n: int | None)
             shared.setdefault(m.row.measured, set()).add(m.row.method)
     common = sum(len(names) > 1 for names in shared.values())
     if common:
-        out.append(f"{common} texts occur with more than one method")
+        out.append(f"{plural(common, 'text')} occur{'s' * (common == 1)} with more than one method")
     if not is_of_the_study(inputs.task):
         out.append(NOT_OURS)
     return out

@@ -1,20 +1,31 @@
 """The figures of a report: what each shows, in words and numbers, and how it is drawn."""
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import product
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
-from equipoise.evaluation.pairs import Table, counted
-from equipoise.evaluation.plots import OKABE_ITO, Look, Plot, empty, heat, looks, new_figure, shortened
-from equipoise.evaluation.results import Comparison, Estimate, Evaluation, ParetoPoint
-from equipoise.evaluation.wording import constraint, event, listed, pair, term_pairs
+from equipoise.evaluation.pair_figures import pair_plots
+from equipoise.evaluation.plots import (
+    OKABE_ITO,
+    Look,
+    Plot,
+    empty,
+    heat,
+    legend_below,
+    looks,
+    new_figure,
+    shortened,
+    slugs,
+)
+from equipoise.evaluation.results import FEWEST, Comparison, Estimate, Evaluation, ParetoPoint
+from equipoise.evaluation.wording import event, listed
+from equipoise.protocol.plural import plural
 
 PARTS = ("base", "bonus", "length_penalty", "repetition_penalty")
 _PART_LOOKS = (("#0072B2", ""), ("#56B4E9", "//"), ("#E69F00", "\\\\"), ("#D55E00", "x"))
@@ -24,8 +35,10 @@ STRICT = "strict"
 """The key of the metric of strict success."""
 MOST_PAIRS = 45
 """Rows of the forest: every pair of ten methods."""
-MOST_BARS = 25
-"""Bars of a figure of terms or combinations."""
+ACROSS = 24
+"""Occupations that stand side by side; more are drawn one below the other."""
+MOST_OCCUPATIONS = 60
+"""Of more than these, those that succeed least are drawn."""
 LONGEST = 40
 """Words up to which lengths are drawn."""
 
@@ -33,27 +46,15 @@ LONGEST = 40
 def figures(evaluation: Evaluation) -> list[Plot]:
     """Every figure that the evaluation by itself has numbers for."""
     look = looks(list(evaluation.methods))
+    sizes = {name: method.n for name, method in evaluation.methods.items()}
     plots = list(_adherence_fluency(evaluation, look))
     plots.append(_occupations(evaluation))
-    plots += _pairs(evaluation)
+    plots += pair_plots(evaluation)
     plots.append(_parts(evaluation))
-    plots.append(_lengths(evaluation, look))
+    plots.append(_lengths(evaluation, look, sizes))
     if evaluation.comparisons:
         plots.append(_differences(evaluation))
     return plots
-
-
-def slugs(names: Sequence[str]) -> dict[str, str]:
-    """A name for files for each method: its letters and digits, with a number where two would be alike."""
-    out: dict[str, str] = {}
-    for name in names:
-        stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "method"
-        slug, i = stem, 1
-        while slug in out.values():
-            i += 1
-            slug = f"{stem}-{i}"
-        out[name] = slug
-    return out
 
 
 def _adherence_fluency(evaluation: Evaluation, look: Mapping[str, Look]) -> Iterator[Plot]:
@@ -62,13 +63,15 @@ def _adherence_fluency(evaluation: Evaluation, look: Mapping[str, Look]) -> Iter
     for judge, slug in slugs(judges).items():
         points = [p for p in evaluation.frontier.pareto if p.judge == judge and p.fluency.value is not None]
         members = [p.method for p in points if p.member]
+        few = [p.method for p in points if not p.member and min(p.adherence.n, p.fluency.n) < FEWEST]
+        left_out = f" With fewer than {FEWEST} sentences, {listed(few)} cannot be on it." if few else ""
         yield Plot(
             name=f"adherence-fluency-{slug}",
             title=f"Adherence and fluency under the judge {judge}",
             caption=f"Share of sentences with {compliance} against the median negative log-likelihood of the sentences "
             "(lower is more fluent), with 95 % intervals. Filled markers are on the Pareto front: no other method is "
-            "at least as good in both and better in one. The number beside a marker is the share of bootstrap draws "
-            "in which its method is on the front. The best corner is the upper left one.",
+            f"at least as good in both and better in one.{left_out} The number beside a marker is the share of "
+            "bootstrap draws in which its method is on the front. The best corner is the upper left one.",
             alt=f"Scatter of {compliance} over negative log-likelihood under {judge}. On the front: "
             + (", ".join(members) or "none"),
             columns=("method", "adherence", "adherence_low", "adherence_high", "nll", "nll_low", "nll_high", "member",
@@ -98,21 +101,31 @@ def _draw_adherence_fluency(points: Sequence[ParetoPoint], look: Mapping[str, Lo
     axes.margins(x=0.12)
     axes.set_xlabel("median negative log-likelihood, nats per token  (← more fluent)")
     axes.set_ylabel(f"{compliance}, %")
-    handles = [handle(name, look[name]) for name in dict.fromkeys(p.method for p in points)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(2, len(handles)))
+    legend_below(figure, [handle(p.method, look[p.method], p.fluency.n) for p in points])
     return figure
 
 
 def _occupations(evaluation: Evaluation) -> Plot:
     methods = list(evaluation.methods)
     names = list(dict.fromkeys(o for m in evaluation.methods.values() for o in m.occupations))
-    table = [[_value(evaluation.methods[m].occupations.get(o, {}).get(STRICT)) for o in names] for m in methods]
+    shown, told = names, ""
+    if len(names) > MOST_OCCUPATIONS:
+        shown = sorted(names, key=lambda o: _mean_success(evaluation, o))[:MOST_OCCUPATIONS]
+        told = f" Of {len(names):,} occupations the {MOST_OCCUPATIONS} that succeed least are drawn; the CSV has all."
+    table = [[_value(evaluation.methods[m].occupations.get(o, {}).get(STRICT)) for m in methods] for o in shown]
+    across = len(shown) <= ACROSS
+    labels = [with_n(m, evaluation.methods[m].n, 28) for m in methods]
+    if across:
+        table = [[row[i] for row in table] for i in range(len(methods))]
+    sizes = [e.n for m in evaluation.methods.values() for own in m.occupations.values() if (e := own.get(STRICT))]
+    each = f" A cell is of {_range(sizes)}." if sizes else ""
+    lines = ("method", "occupation") if across else ("occupation", "method")
     return Plot(
         name="occupations",
         title="Strict success by occupation",
         caption="Percent of a method's sentences about an occupation that are strict successes; a dash where there are "
-        "no sentences. Wilson intervals of every cell are in the CSV.",
-        alt="Heat map of strict success, one row for each method, one column for each occupation.",
+        f"no sentences.{each}{told} Wilson intervals of every cell are in the CSV.",
+        alt=f"Heat map of strict success, one row for each {lines[0]}, one column for each {lines[1]}.",
         columns=("method", "occupation", "strict", "low", "high", "n"),
         rows=[
             (m, o, *ends(e), e.n)
@@ -120,82 +133,42 @@ def _occupations(evaluation: Evaluation) -> Plot:
             for o, metrics in evaluation.methods[m].occupations.items()
             if (e := metrics.get(STRICT)) is not None
         ],
-        draw=partial(_draw_heat, table, names, methods, top=1.0),
-        dense=True,
+        draw=partial(_draw_heat, table, *((shown, labels) if across else (labels, shown)), top=1.0),
+        dense=across,
     )  # fmt: skip
+
+
+def _mean_success(evaluation: Evaluation, occupation: str) -> float:
+    """Over the methods that have sentences about it; those that are not known count as full success."""
+    values = [_value(m.occupations.get(occupation, {}).get(STRICT)) for m in evaluation.methods.values()]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else 1.0
+
+
+def _range(sizes: Sequence[int]) -> str:
+    """ "20 sentences", "1 to 20 sentences"."""
+    low, high = min(sizes), max(sizes)
+    return plural(low, "sentence") if low == high else f"{low:,} to {plural(high, 'sentence')}"
+
+
+def with_n(name: str, n: int, most: int = 40) -> str:
+    """A method's name with how many sentences are meant."""
+    return f"{shortened(name, most)} (n = {n:,})"
 
 
 def _draw_heat(table: Sequence[Sequence[float | None]], x: Sequence[str], y: Sequence[str], top: float) -> Figure:
     if not x or not y:
         return empty("There are no rows to show.")
-    figure = new_figure(max(6.4, 2.2 + 0.34 * len(x)), 1.0 + 0.3 * len(y))
-    heat(figure.add_subplot(), table, x, [shortened(name, 28) for name in y], top=top, cell=lambda v: f"{100 * v:.0f}")
-    return figure
-
-
-def _pairs(evaluation: Evaluation) -> Iterator[Plot]:
-    task, classes = evaluation.task, evaluation.lexicon
-    noun, one = task.pair_noun, pair(task)
-    kind = "Heat map" if len(classes) == 2 else "Bars"
-    for name, slug in slugs(list(evaluation.methods)).items():
-        counts = evaluation.methods[name].pairs
-        found = counted(counts, classes)
-        sum_of = sum(n for _, n in found)
-        told = f"No sentence of this method holds {constraint(task)}."
-        if found:
-            most, n = found[0]
-            told = f"The commonest {one} is {listed(most)}, {n:,} of {sum_of:,}."
-        more = f" Of {len(found):,} {noun} the first {MOST_BARS} are drawn; the CSV has all."
-        bars = len(classes) != 2
-        yield Plot(
-            name=f"pairs-{slug}",
-            title=name,
-            caption=told + (more if bars and len(found) > MOST_BARS else ""),
-            alt=f"{kind} of the {term_pairs(task)} of {name}. {told if found else 'It is empty.'}",
-            columns=(*classes, "rows"),
-            rows=_pair_rows(counts, classes),
-            draw=partial(_draw_bars, found, sum_of) if bars else partial(_draw_pairs, counts, *classes.values()),
-        )
-
-
-def _pair_rows(counts: Table, classes: Mapping[str, Sequence[str]]) -> list[tuple[object, ...]]:
-    """Every pair with its sentences, zeros included; of three or four classes those that occur."""
-    if len(classes) > 2:
-        return [(*terms, n) for terms, n in counted(counts, classes)]
-    numbers = [n for row in counts for n in row]
-    return [(*terms, n) for terms, n in zip(product(*classes.values()), numbers, strict=True)]
-
-
-def _draw_bars(found: Sequence[tuple[tuple[str, ...], int]], sum_of: int) -> Figure:
-    if not found:
-        return empty("There is nothing to show.")
-    shown = [(", ".join(terms), 100 * n / sum_of) for terms, n in found[:MOST_BARS]]
-    figure = new_figure(5.2, 0.9 + 0.21 * len(shown))
-    axes = figure.add_subplot()
-    axes.barh(range(len(shown)), [share for _, share in shown], 0.7, color=OKABE_ITO[0])
-    axes.set_yticks(range(len(shown)), [shortened(name, 44) for name, _ in shown], fontsize=7.5)
-    axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel("share of compliant sentences, %")
-    return figure
-
-
-def _draw_pairs(counts: Sequence[Sequence[int]], first: Sequence[str], second: Sequence[str]) -> Figure:
-    sum_of = sum(map(sum, counts))
-    figure = new_figure(1.5 + 0.33 * len(second), 1.3 + 0.27 * len(first))
-    axes = figure.add_subplot()
-    shares = [[n / sum_of if sum_of else 0.0 for n in row] for row in counts]
-    top = max(map(max, shares))
-
-    def percent(share: float) -> str:
-        return "" if share == 0 else "<1" if share < 0.01 else f"{100 * share:.0f}"
-
-    heat(axes, shares, second, first, top=top, cell=percent)
+    width = 2.2 + 0.34 * len(x)
+    figure = new_figure(max(6.4, width) if len(x) > len(y) else max(4.2, width), 1.6 + 0.22 * len(y))
+    labels = [[shortened(name, 38) for name in names] for names in (x, y)]
+    heat(figure.add_subplot(), table, *labels, top=top, cell=lambda v: f"{100 * v:.0f}")
     return figure
 
 
 def _parts(evaluation: Evaluation) -> Plot:
     methods = list(evaluation.methods)
+    labels = [with_n(m, evaluation.methods[m].n, 28) for m in methods]
     rows = [[getattr(evaluation.methods[m].parts, part) for part in PARTS] for m in methods]
     totals = [evaluation.methods[m].parts.reward for m in methods]
     return Plot(
@@ -207,7 +180,7 @@ def _parts(evaluation: Evaluation) -> Plot:
         + ", ".join(f"{m} {t:.2f}" for m, t in zip(methods, totals, strict=True)),
         columns=("method", *PARTS, "reward"),
         rows=[(m, *row, total) for m, row, total in zip(methods, rows, totals, strict=True)],
-        draw=partial(_draw_parts, methods, rows, totals),
+        draw=partial(_draw_parts, labels, rows, totals),
     )
 
 
@@ -222,7 +195,7 @@ def _draw_parts(methods: Sequence[str], rows: Sequence[Sequence[float]], totals:
             ends[sign] += value
     axes.plot(totals, range(len(rows)), linestyle="none", marker="D", color="black", markeredgecolor="white")
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(methods)), [shortened(name, 28) for name in methods])
+    axes.set_yticks(range(len(methods)), methods)
     axes.set_ylim(len(methods) - 0.5, -0.5)
     axes.margins(x=0.03)
     axes.grid(axis="y", visible=False)
@@ -230,11 +203,11 @@ def _draw_parts(methods: Sequence[str], rows: Sequence[Sequence[float]], totals:
     named = zip(PARTS, _PART_LOOKS, strict=True)
     handles = [Patch(facecolor=c, hatch=h, edgecolor="white", label=p.replace("_", " ")) for p, (c, h) in named]
     sums = Line2D([], [], linestyle="none", marker="D", color="black", label="sum")
-    figure.legend(handles=[*handles, sums], loc="outside lower center", ncols=3)
+    legend_below(figure, [*handles, sums], 3)
     return figure
 
 
-def _lengths(evaluation: Evaluation, look: Mapping[str, Look]) -> Plot:
+def _lengths(evaluation: Evaluation, look: Mapping[str, Look], sizes: Mapping[str, int]) -> Plot:
     low, high = evaluation.task.min_words, evaluation.task.max_words
     shares = {name: _length_shares(m.lengths) for name, m in evaluation.methods.items()}
     return Plot(
@@ -245,7 +218,7 @@ def _lengths(evaluation: Evaluation, look: Mapping[str, Look]) -> Plot:
         alt="Lines of the share of sentences by length, one for each method.",
         columns=("method", "words", "rows"),
         rows=[(name, words, n) for name, m in evaluation.methods.items() for words, n in m.lengths],
-        draw=partial(_draw_lengths, shares, look, (low, high)),
+        draw=partial(_draw_lengths, shares, look, (low, high), sizes),
     )
 
 
@@ -258,7 +231,10 @@ def _length_shares(lengths: Sequence[tuple[int, int]]) -> dict[int, float]:
 
 
 def _draw_lengths(
-    shares: Mapping[str, Mapping[int, float]], look: Mapping[str, Look], wanted: tuple[int, int]
+    shares: Mapping[str, Mapping[int, float]],
+    look: Mapping[str, Look],
+    wanted: tuple[int, int],
+    sizes: Mapping[str, int],
 ) -> Figure:
     if not any(shares.values()):
         return empty("There are no rows to show.")
@@ -273,8 +249,7 @@ def _draw_lengths(
     axes.set_xlabel("words")
     axes.set_ylabel("share of sentences, %")
     axes.set_ylim(bottom=0)
-    handles = [handle(name, look[name]) for name in shares]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(2, len(handles)))
+    legend_below(figure, [handle(name, look[name], sizes[name]) for name in shares])
     return figure
 
 
@@ -282,13 +257,19 @@ def _differences(evaluation: Evaluation) -> Plot:
     shown = [c for c in evaluation.comparisons if evaluation.metrics[c.metric].tier == "headline"]
     columns = ("metric", "family", "a", "b", "difference", "low", "high", "p_sign_flip", "p_wilcoxon", "p_holm",
                "cohens_h", "cliffs_delta", "n_occupations")  # fmt: skip
+    pairs = len({(c.a, c.b) for c in shown})
     return Plot(
         name="differences",
         title="Paired differences between methods",
         caption="Mean over occupations of the first method's value minus the second's, with its 95 % "
         "interval. Filled: p < 0.05 in the sign-flip test after Holm's correction; hollow: not so, or not "
-        f"tested. The line at 0 is no difference. Of more than {MOST_PAIRS} pairs of methods the first are drawn; the "
-        "table below has all.",
+        "tested. The line at 0 is no difference. "
+        + (f"Methods have {_range([m.n for m in evaluation.methods.values()])}. ")
+        + (
+            f"Of {pairs:,} pairs of methods the first {MOST_PAIRS} are drawn; the table below has all."
+            if pairs > MOST_PAIRS
+            else ""
+        ),
         alt="Forest plot of the paired differences; the table below it has the same numbers.",
         columns=columns,
         rows=[tuple(getattr(c, column) for column in columns) for c in evaluation.comparisons],
@@ -320,6 +301,7 @@ def _draw_differences(comparisons: Sequence[Comparison], metrics: Mapping[str, t
                 axes.plot(x, y, marker="o", color=OKABE_ITO[0], markerfacecolor=OKABE_ITO[0] if sure else "white")
         axes.set_title(shortened(title, 30), fontsize=8.5)
         axes.set_xlabel("percentage points" if unit == "share" else unit, fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.grid(axis="y", visible=False)
     for axes in grid.flat[len(keys) :]:
         axes.set_axis_off()
@@ -349,9 +331,9 @@ def dot(
     )  # fmt: skip
 
 
-def handle(name: str, own: Look) -> Line2D:
-    """A method's entry in a legend."""
-    return Line2D([], [], color=own.colour, marker=own.marker, linestyle="none", label=shortened(name))
+def handle(name: str, own: Look, n: int) -> Line2D:
+    """A method's entry in a legend, with its number of sentences."""
+    return Line2D([], [], color=own.colour, marker=own.marker, linestyle="none", label=with_n(name, n))
 
 
 def _value(estimate: Estimate | None) -> float | None:

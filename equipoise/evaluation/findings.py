@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from equipoise.evaluation.figures import STRICT
+from equipoise.evaluation.intervals import draws_made
 from equipoise.evaluation.pairs import total
-from equipoise.evaluation.results import Comparison, Equivalence, Estimate, Evaluation, Method
+from equipoise.evaluation.results import FEWEST, Comparison, Equivalence, Estimate, Evaluation, FrontierPoint, Method
 from equipoise.evaluation.runs import TrainingRun
 from equipoise.evaluation.tables import fixed, formatted
 from equipoise.evaluation.visible import visible
-from equipoise.evaluation.wording import constraint, listed, strict, term_pairs
+from equipoise.evaluation.wording import constraint, event, judge_named, listed, strict, term_pairs, untrained
+from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, Task
 
 EFFECTIVE = "pairs/effective"
 UNIQUE = "pairs/unique"
-BASELINES = ("Prompt-Only", "prompt-only", "prompt_only", "Prompt-only", "base", "Base")
-"""What the method of an untrained, unfiltered model is called, in the order of preference."""
 
 
 class Finding(NamedTuple):
@@ -37,9 +37,12 @@ def findings(evaluation: Evaluation) -> list[Finding]:
     known = {name: m for name, m in evaluation.methods.items() if _value(m.metrics.get(STRICT)) is not None}
     if not known:
         return [Finding("Which method complies most?", "No method has a sentence, so nothing can be said.")]
-    ranked = sorted(known, key=lambda name: -(_value(known[name].metrics[STRICT]) or 0.0))
+    few = [name for name in known if known[name].n < FEWEST]
+    if len(few) == len(known):
+        few = []  # then the order is told with its doubt
+    ranked = sorted(known, key=lambda name: (name in few, -(_value(known[name].metrics[STRICT]) or 0.0)))
     answers = [
-        ("Which method complies most?", _compliance(evaluation.task, known, ranked)),
+        ("Which method complies most?", _compliance(evaluation.task, known, ranked, few)),
         ("Is the difference real?", _difference(evaluation, ranked)),
         ("At what cost in fluency?", _fluency(evaluation, ranked)),
         ("At what cost in variety?", _variety(evaluation, known, ranked)),
@@ -51,26 +54,46 @@ def findings(evaluation: Evaluation) -> list[Finding]:
 
 
 def baseline(evaluation: Evaluation, other_than: str) -> str | None:
-    """The method that others are measured against: the prompted base model where there is one."""
-    names = [name for name in evaluation.methods if name != other_than]
-    exact = next((name for name in BASELINES if name in names), None)
-    return exact or next((name for name in names if name.lower().startswith(("prompt", "base"))), None)
+    """The method that others are measured against: the one that --base named, or the only one that is called as the
+    untrained model usually is."""
+    named = evaluation.settings.get("base")
+    names = [named] if named in evaluation.methods else untrained(evaluation.methods)
+    return names[0] if len(names) == 1 and names[0] != other_than else None
 
 
-def _compliance(task: Task, known: dict[str, Method], ranked: Sequence[str]) -> str:
-    best = known[ranked[0]].metrics[STRICT]
-    if not best.value:
-        return f"None: of {sum(m.n for m in known.values()):,} sentences not one is a strict success ({strict(task)})."
-    level = [name for name in ranked if known[name].metrics[STRICT].value == best.value]
-    verb = "complies" if len(level) == 1 else "comply"
+def _of_base(evaluation: Evaluation, name: str) -> str:
+    """The baseline's name, with what makes it one where only its name does."""
+    guessed = evaluation.settings.get("base") != name
+    return visible(name) + (", taken for the untrained model because of its name" if guessed else "")
+
+
+def _compliance(task: Task, known: dict[str, Method], ranked: Sequence[str], few: Sequence[str]) -> str:
+    """`few`: methods with fewer than FEWEST sentences, the last of `ranked`, which are told and not ranked."""
+    if not any(m.metrics[STRICT].value for m in known.values()):
+        return (
+            f"None: of {plural(sum(m.n for m in known.values()), 'sentence')} not one is a strict success "
+            f"({strict(task)})."
+        )
+    best, able = known[ranked[0]].metrics[STRICT], [name for name in ranked if name not in few]
+    level = [name for name in able if known[name].metrics[STRICT].value == best.value]
     text = (
-        f"{listed(level)} {verb} most: {share(best)} of {known[ranked[0]].n:,} sentences are strict successes "
-        f"({strict(task)})."
+        f"{listed(level)} {'complies' if len(level) == 1 else 'comply'} most: "
+        + listed(_reached(known[name]) for name in level)
+        + f" are strict successes ({strict(task)})."
     )
-    rest = ranked[len(level) :]
-    if rest:
-        text += f" {listed(f'{visible(name)} reaches {share(known[name].metrics[STRICT])}' for name in rest)}."
+    if rest := able[len(level) :]:
+        text += f" {listed(f'{visible(name)} reaches {_reached(known[name])}' for name in rest)}."
+    if few:
+        told = listed(f"{visible(name)}, {_reached(known[name])}" for name in few)
+        text += f" Not ranked, with fewer than {FEWEST} sentences: {told}."
+    if all(m.n < FEWEST for m in known.values()):
+        text += f" No method has {FEWEST} sentences, so this order may be chance."
     return text
+
+
+def _reached(method: Method) -> str:
+    """Such as "97.5 % [87.5, 100] of 40 sentences"."""
+    return f"{share(method.metrics[STRICT])} of {plural(method.n, 'sentence')}"
 
 
 def _difference(evaluation: Evaluation, ranked: Sequence[str]) -> str:
@@ -99,7 +122,8 @@ def _tested(evaluation: Evaluation, a: str, b: str) -> str:
     told = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
     verdict = "the difference is significant at 0.05" if p < 0.05 else "not significant at 0.05"
     note = f" {visible(c.note).rstrip('.')}." if c.note and p >= 0.05 else ""
-    return f"{text}; {verdict} ({told}{corrected}, sign-flips over {c.n_occupations} occupations).{_capital(note)}"
+    over = plural(c.n_occupations, "occupation")
+    return f"{text}; {verdict} ({told}{corrected}, sign-flips over {over}).{_capital(note)}"
 
 
 def _fluency(evaluation: Evaluation, ranked: Sequence[str]) -> str:
@@ -113,14 +137,17 @@ def _fluency(evaluation: Evaluation, ranked: Sequence[str]) -> str:
         }
         if not values:
             continue
-        each = [f"{visible(name)} {_with_interval(estimate, 'nats/token')}" for name, estimate in values.items()]
+        each = [
+            f"{visible(name)} {_with_interval(estimate, 'nats/token')} (n = {estimate.n:,})"
+            for name, estimate in values.items()
+        ]
         text = (
             f"Median negative log-likelihood under the judge {visible(judge.name)}, in nats per token: {listed(each)}."
         )
         base = baseline(evaluation, "")
         against = [_less_fluent(evaluation, key, name, base) for name in values if base is not None and name != base]
         if known := [one for one in against if one]:
-            text += f" Difference to {visible(base or '')} (above 0 is less fluent): {listed(known)}."
+            text += f" Difference to {_of_base(evaluation, base or '')} (above 0 is less fluent): {listed(known)}."
         told.append(text + (f" Caveat: {visible(judge.caveat)}." if judge.caveat else ""))
     return " ".join(told) or "Not known: no judge measured fluency."
 
@@ -137,45 +164,59 @@ def _less_fluent(evaluation: Evaluation, key: str, name: str, base: str | None) 
 
 def _variety(evaluation: Evaluation, known: dict[str, Method], ranked: Sequence[str]) -> str:
     task = evaluation.task
-    told = []
+    told: list[str] = []
+    notes: dict[str, list[str]] = {}
     for name in ranked:
         method = known[name]
         effective, unique = (method.metrics.get(key) for key in (EFFECTIVE, UNIQUE))
         if effective is None or effective.value is None or not total(method.pairs, evaluation.lexicon):
             continue
         text = f"{visible(name)} {_with_interval(effective, 'count')}"
-        if unique is not None and unique.value is not None:
-            text += f" ({unique.value:.0f} different)"
-        told.append(text)
+        different = f"{unique.value:.0f} different, " if unique is not None and unique.value is not None else ""
+        if effective.low is None and effective.note:
+            notes.setdefault(visible(effective.note), []).append(name)
+        told.append(f"{text} ({different}of {plural(effective.n, 'compliant sentence')})")
     repeated = [f"{visible(name)} {m.duplicates.rows:,} of {m.n:,}" for name, m in known.items() if m.duplicates.rows]
     text = f"No sentence holds {constraint(task)}."
     if told:
         text = f"Effective {term_pairs(task)}, of {task.pair_count:,}: {listed(told)}."
+        text += "".join(f" Of {listed(names)}, {note}." for note, names in notes.items())
     return text + (f" Rows that repeat an earlier text: {listed(repeated)}." if repeated else " No text occurs twice.")
 
 
 def _optimum(evaluation: Evaluation) -> str:
     frontier = evaluation.frontier
-    points = sorted((p for p in frontier.points if p.excess is not None), key=lambda p: p.excess or 0.0)
+    # The base model itself is at no distance.
+    known = (p for p in frontier.points if p.excess is not None and (p.kl is None or p.kl.value != 0))
+    points = sorted(known, key=lambda p: p.excess or 0.0)
     if not points:
         if frontier.p0 is None:
             return f"Not known: nothing tells how often the base model complies ({visible(frontier.p0_source)})."
         return "Not known: no method with a finite bound has a KL to the base model on record."
-    told = [
-        f"{visible(p.method)} {fixed(p.excess or 0.0, 1)} ({fixed(_value(p.kl) or 0.0, 1)} where its compliance needs "
-        f"{fixed(_value(p.bound) or 0.0, 1)})"
-        for p in points
-    ]
+    told = [f"{visible(p.method)} {_excess(p)}" for p in points]
     own = share(frontier.p0) if frontier.p0 else "unknown"
+    if frontier.p0 and frontier.p0.n:
+        own += f" of {plural(frontier.p0.n, 'sentence')}"
+    below = " Below 0 is sampling error, or rows cut by top-p." if any((p.excess or 0.0) < 0 for p in points) else ""
     return (
-        f"Nats per sentence above the least KL to the base model that its compliance needs: {listed(told)}. That "
-        f"bound, kl(c‖p₀), follows from the base model's own compliance, {own} ({visible(frontier.p0_source)})."
+        f"Nats per sentence above the least KL to the base model that its compliance needs: {listed(told)}.{below} "
+        f"That bound, kl(c‖p₀), follows from the base model's own share of sentences with "
+        f"{event(evaluation.task, frontier.event)}, {own} ({visible(frontier.p0_source)})."
     )
+
+
+def _excess(point: FrontierPoint) -> str:
+    """Such as "7.0 (11.8 where its compliance needs 4.8; n = 40)"."""
+    kl, bound, n = _value(point.kl) or 0.0, _value(point.bound) or 0.0, f"n = {point.compliance.n:,}"
+    if max(abs(kl), bound) < 0.05:
+        return f"0.0 (it is no farther from the base model than can be told; {n})"
+    return f"{fixed(point.excess or 0.0, 1)} ({fixed(kl, 1)} where its compliance needs {fixed(bound, 1)}; {n})"
 
 
 def _cost(known: dict[str, Method]) -> str:
     told = [
         f"{visible(name)} {m.cost.generations_per_accepted:,.1f}"
+        + (f" ({m.cost.accepted:,} accepted)" if m.cost.accepted is not None else "")
         for name, m in known.items()
         if m.cost is not None and m.cost.generations_per_accepted is not None
     ]
@@ -184,15 +225,18 @@ def _cost(known: dict[str, Method]) -> str:
 
 def _measured(evaluation: Evaluation) -> str:
     sizes = sorted({m.n for m in evaluation.methods.values()})
-    n = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+    n = plural(sizes[0], "sentence") if len(sizes) == 1 else f"{sizes[0]:,} to {plural(sizes[-1], 'sentence')}"
     occupations = len({o for m in evaluation.methods.values() for o in m.occupations})
-    judges = listed(f"{visible(j.name)} ({visible(j.source)})" for j in evaluation.judges)
+    methods = len(evaluation.methods)
+    judges = listed(map(judge_named, evaluation.judges))
+    most = max((len(m.occupations) for m in evaluation.methods.values()), default=1)
+    draws, seed = (evaluation.settings.get(key) for key in ("bootstrap_draws", "seed"))
     return (
-        f"{n} sentences of each of {len(evaluation.methods)} method{'s' * (len(evaluation.methods) != 1)} about "
-        f"{occupations} occupation{'s' * (occupations != 1)}"
-        f"{f', judged by {judges}' if judges else ', without a fluency judge'}; intervals over occupations, bootstraps "
-        f"of {evaluation.settings.get('bootstrap_draws', 'several thousand')} draws, seed "
-        f"{evaluation.settings.get('seed', 'not recorded')}."
+        f"{n} of {'each of ' * (methods != 1)}{plural(methods, 'method')} about {plural(occupations, 'occupation')}, "
+        f"{f'fluency judged by {judges}' if judges else 'without a fluency judge'}; intervals over occupations"
+        + (f", bootstraps of {draws_made(draws, max(1, most)):,} draws" if isinstance(draws, int) else "")
+        + (f", seed {seed}" if seed is not None else "")
+        + "."
     )
 
 

@@ -1,7 +1,6 @@
 """The trade-off: how far from the base model a compliance must be and is, and who is best in adherence or fluency."""
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -9,8 +8,9 @@ import numpy as np
 
 from equipoise.evaluation.counted import Sample
 from equipoise.evaluation.intervals import drawn_occupations, put_together
-from equipoise.evaluation.results import Estimate, Frontier, FrontierPoint, ParetoPoint
+from equipoise.evaluation.results import FEWEST, Estimate, Frontier, FrontierPoint, ParetoPoint
 from equipoise.evaluation.side import Side
+from equipoise.evaluation.wording import listed, untrained
 from equipoise.measures.shares import kl_bound
 
 Event = Literal["strict", "both"]
@@ -39,21 +39,25 @@ def base_rate(
     event: Event, sides: Mapping[str, list[Side]], metrics: Mapping[str, Mapping[str, Estimate]], base: str | None
 ) -> tuple[Estimate | None, str]:
     """p0 and where it is from: the method named as the base, a side file, or a method that is called prompt-only."""
+    named = base is not None
     if base is None:
         told = [(name, side.p0) for name, own in sides.items() for side in own if side.p0 and side.event == event]
         if told:
             name, p0 = max(told, key=lambda pair: pair[1].n)
             return p0, f"costs file of {name}" + (f": {p0.note}" if p0.note else "")
-        base = next((m for m in metrics if re.sub(r"[\W_]", "", m).lower() in _PROMPT_ONLY), None)
-    if base is None:
-        missing = "no costs file gives p0 of this event, and no method is called Prompt-Only"
-        return None, f"{missing}; name the untrained one with --base"
+        called = untrained(metrics)
+        missing = "no costs file gives p0 of this event, and"
+        if len(called) > 1:
+            alike = f"{listed(called)} are all called as the untrained model may be"
+            return None, f"{missing} {alike}; name it with --base"
+        if not called:
+            return None, f"{missing} no method is called Prompt-Only; name the untrained one with --base"
+        (base,) = called
     share = metrics[base][event]
-    assert share.wilson is not None
-    return Estimate(share.value, *share.wilson, n=share.n, interval="wilson"), f"rows of {base}"
-
-
-_PROMPT_ONLY = frozenset(("promptonly", "prompt", "prompted", "base", "baseline", "untrained", "basemodel"))
+    if share.wilson is None:
+        return None, f"{base} has no sentences"
+    how = "which --base names" if named else "taken for the untrained model because of its name; --base overrules"
+    return Estimate(share.value, *share.wilson, n=share.n, interval="wilson"), f"{share.n:,} rows of {base}, {how}"
 
 
 def frontier(
@@ -89,15 +93,16 @@ def _pareto(
     event: Event, samples: Mapping[str, Sample], metrics: Mapping[str, Mapping[str, Estimate]], judge: str
 ) -> tuple[ParetoPoint, ...]:
     key = f"nll/median@{judge}"
-    able = [m for m in metrics if metrics[m][event].value is not None and metrics[m][key].value is not None]
-    if not able:
-        return ()
-    values = [[metrics[m][k].value or 0.0 for m in able] for k in (event, key)]
-    front = members(np.array(values[0]), np.array(values[1]))
-    support = _support(event, [samples[m] for m in able], judge)
+    known = [m for m in metrics if metrics[m][event].value is not None and metrics[m][key].value is not None]
+    able = [m for m in known if min(metrics[m][event].n, metrics[m][key].n) >= FEWEST]
+    front: dict[str, bool] = {}
+    support: dict[str, float] = {}
+    if able:
+        values = [[metrics[m][k].value or 0.0 for m in able] for k in (event, key)]
+        front = dict(zip(able, members(np.array(values[0]), np.array(values[1])).tolist(), strict=True))
+        support = dict(zip(able, _support(event, [samples[m] for m in able], judge) or [], strict=False))
     return tuple(
-        ParetoPoint(m, metrics[m][event], metrics[m][key], judge, bool(front[i]), support[i] if support else None)
-        for i, m in enumerate(able)
+        ParetoPoint(m, metrics[m][event], metrics[m][key], judge, front.get(m, False), support.get(m)) for m in known
     )
 
 

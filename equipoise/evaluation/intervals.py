@@ -79,6 +79,11 @@ def median(values: Array, occupation_of: NDArray[np.int64]) -> Interval:
     return Interval(min(float(ends[0]), middle), max(float(ends[1]), middle), share.note)
 
 
+def draws_made(wanted: int, occupations: int) -> int:
+    """How many draws of a bootstrap are made of those asked for."""
+    return max(200, min(wanted, _MOST_DRAWN // occupations))
+
+
 class Resamples:
     """Means of sentences drawn anew within each occupation, from which draws of occupations are put together.
 
@@ -92,7 +97,7 @@ class Resamples:
         count = int(occupation_of.max()) + 1
         width = rows_M.shape[1]
         self.n_O = np.bincount(occupation_of, minlength=count).astype(float)
-        draws = max(200, min(draws, _MOST_DRAWN // count))
+        draws = draws_made(draws, count)
         self.means_OM = np.empty((count, width))
         self.drawn_OBM = np.empty((count, draws, width))
         for o in range(count):
@@ -166,6 +171,10 @@ def two_level(
     return out
 
 
+OUTSIDE = "no interval: of so few sentences the number counted is surely too small"
+"""The note of a jackknife's interval that had to be stretched to the plug-in value."""
+
+
 def jackknife(statistic: Callable[[Array], Array], sums_OM: Array, most: float) -> Interval | None:
     """The interval of exp(statistic(Σ sums)) by leaving out one occupation at a time; None for one occupation.
 
@@ -184,7 +193,8 @@ def jackknife(statistic: Callable[[Array], Array], sums_OM: Array, most: float) 
     error = float(np.sqrt((count - 1) / count * ((left_out - left_out.mean()) ** 2).sum()))
     reach = float(student.ppf(0.975, count - 1)) * error
     low, high = np.exp(min(corrected - reach, theta)), np.exp(max(corrected + reach, theta))
-    return Interval(max(float(low), 1.0), min(float(high), most))
+    note = "" if corrected - reach - 1e-9 <= theta <= corrected + reach + 1e-9 else OUTSIDE
+    return Interval(max(float(low), 1.0), min(float(high), most), note)
 
 
 def mean_with_t(values: Sequence[float]) -> Interval | None:

@@ -13,7 +13,8 @@ from equipoise.evaluation import tables
 from equipoise.evaluation.formats import markdown_text
 from equipoise.evaluation.results import Evaluation, Method
 from equipoise.evaluation.visible import visible
-from equipoise.evaluation.wording import strict
+from equipoise.evaluation.wording import judge_named, strict
+from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL
 from equipoise.runs.files import write_whole
 
@@ -101,7 +102,7 @@ def model_index(evaluation: Evaluation, name: str, model: str) -> list[dict[str,
             "results": [
                 {
                     "task": {"type": "text-generation", "name": "One-sentence descriptions of occupations"},
-                    "dataset": {"type": "equipoise", "name": f"{len(method.occupations)} occupations"},
+                    "dataset": {"type": "equipoise", "name": plural(len(method.occupations), "occupation")},
                     "metrics": metrics,
                 }
             ],
@@ -113,9 +114,9 @@ def _section(evaluation: Evaluation, name: str) -> str:
     method = evaluation.methods[name]
     lines = ["## Results", ""]
     lines.append(
-        f"{method.n:,} sentences about {len(method.occupations)} occupations, measured with equipoise "
-        f"{markdown_text(str(evaluation.provenance.get('equipoise', '')))} as the method {markdown_text(name)}. 95 % "
-        "intervals over occupations."
+        f"{plural(method.n, 'sentence')} about {plural(len(method.occupations), 'occupation')}, measured with "
+        f"equipoise {markdown_text(str(evaluation.provenance.get('equipoise', '')))} as the method "
+        f"{markdown_text(name)}. 95 % intervals over occupations."
     )
     task = evaluation.task
     if task != PROTOCOL:
@@ -127,16 +128,21 @@ def _section(evaluation: Evaluation, name: str) -> str:
             lines.append(_line(tables.head(metric), cell))
     point = next((p for p in evaluation.frontier.points if p.method == name), None)
     lines.append(_line("KL to the base model, nats per sentence", tables.estimate_cell(method.kl, "nats")))
+    how = method.kl.note if method.kl is not None else ""
     if point is not None and point.bound is not None:
         lines.append(_line("least KL that this compliance needs", tables.estimate_cell(point.bound, "nats")))
     lines.append(_line("sentences that repeat an earlier one", tables.Cell(f"{method.duplicates.rows:,}")))
+    if how:
+        lines += ["", f"That KL to the base model is {markdown_text(how)}."]
     others = [n for n in evaluation.methods if n != name]
     if others and "strict" in evaluation.metrics:
-        told = (f"{markdown_text(n)} {_strict(evaluation.methods[n])}" for n in others)
+        told = (
+            f"{markdown_text(n)} {_strict(evaluation.methods[n])} (n = {evaluation.methods[n].n:,})" for n in others
+        )
         lines += ["", f"Strict success of the methods it was compared with, in percent: {'; '.join(told)}."]
     for judge in evaluation.judges:
         caveat = f", {markdown_text(judge.caveat)}" if judge.caveat else ""
-        lines += ["", f"Judge of fluency: {markdown_text(judge.name)} ({markdown_text(judge.source)}{caveat})."]
+        lines += ["", f"Judge of fluency: {markdown_text(judge_named(judge))}{caveat}."]
     return "\n".join(lines)
 
 

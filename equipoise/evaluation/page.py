@@ -19,6 +19,7 @@ from equipoise.evaluation.sources import unfinished
 from equipoise.evaluation.tables import Cell, Table
 from equipoise.evaluation.visible import visible
 from equipoise.evaluation.wording import capital, term_pairs
+from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
 
 CONTENTS = (
@@ -71,10 +72,10 @@ def render(content: Content) -> str:
     evaluation, names = content.evaluation, list(content.figures)
     judge = evaluation.judges[0].name if evaluation.judges else None
     trainings = [name for name in names if name.startswith("training-")]
-    methods, task = len(evaluation.methods), evaluation.task
+    task = evaluation.task
     heading = capital(term_pairs(task))
     page = environment.get_template("report.html.j2").render(
-        title=f"Constraint adherence and fluency of {methods} method{'s' * (methods != 1)}",
+        title=f"Constraint adherence and fluency of {plural(len(evaluation.methods), 'method')}",
         subtitle=_subtitle(evaluation),
         style=style,
         style_hash=csp_hash(style),

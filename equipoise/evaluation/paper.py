@@ -9,11 +9,13 @@ import yaml
 
 from equipoise import __version__
 from equipoise.evaluation.formats import latex_text
+from equipoise.evaluation.intervals import draws_made
 from equipoise.evaluation.results import Evaluation
 from equipoise.evaluation.runs import TrainingRun
 from equipoise.evaluation.training_text import training_text
 from equipoise.evaluation.visible import visible
-from equipoise.evaluation.wording import begun, listed
+from equipoise.evaluation.wording import begun, judge_named, listed
+from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, Task
 
 CITATION = Path(__file__).parents[2] / "CITATION.cff"
@@ -49,14 +51,14 @@ def _sentences(evaluation: Evaluation) -> str:
     occupations = list(dict.fromkeys(o for m in methods.values() for o in m.occupations))
     samples = "; ".join(
         f"{visible(name)}: {m.n:,}"
-        + (f", {len(m.seeds)} seeds ({', '.join(map(visible, m.seeds))})" if len(m.seeds) > 1 else "")
+        + (f", {plural(len(m.seeds), 'seed')} ({', '.join(map(visible, m.seeds))})" if len(m.seeds) > 1 else "")
         + (f", model {visible(m.model)}" if m.model else "")
         for name, m in methods.items()
     )
     return (
-        f"We generated one-sentence descriptions of {len(occupations)} occupation{'s' * (len(occupations) != 1)} with "
-        f"{len(methods)} method{'s' * (len(methods) != 1)} ({samples}). Every sentence begins with "
-        f"“{visible(begun(evaluation.task, '[occupation]'))}”; the prefix counts towards its length."
+        f"We measured sentences about {plural(len(occupations), 'occupation')} by {plural(len(methods), 'method')} "
+        f"(sentences: {samples}). They complete “{visible(begun(evaluation.task, '[occupation]'))}”; this beginning "
+        "counts towards their length."
     )
 
 
@@ -79,7 +81,7 @@ def _terms(task: Task) -> str:
     there = "is" if len(task.classes) == 1 and len(task.classes[0].terms) == 1 else "are"
     return (
         f"A term counts as a whole word, whatever its case, after normalising Unicode hyphens.{stems} There {there} "
-        f"{listed(classes)}{after}{outside}. The primary measure, strict success, was fixed beforehand: {verb}, "
+        f"{listed(classes)}{after}{outside}. The primary measure is strict success: {verb}, "
         f"{task.bounds}, and one complete sentence. Variety is the number of {variety} and their effective number 2^H, "
         f"with H the Shannon entropy of {whose} in bits."
     )
@@ -103,12 +105,11 @@ def cited(source: str) -> str:
 
 def _judges(evaluation: Evaluation) -> str:
     judges = "; ".join(
-        f"{visible(j.name)} ({visible(j.source)}{f'; {visible(j.caveat)}' if j.caveat else ''})"
-        for j in evaluation.judges
+        judge_named(j) + (f", with the caveat: {visible(j.caveat)}" if j.caveat else "") for j in evaluation.judges
     )
     return judges and (
         "Fluency is the median over sentences of the mean negative log-likelihood per token of the whole sentence "
-        f"under a judge model that is not the policy: {judges}."
+        f"under a judge model: {judges}."
     )
 
 
@@ -117,10 +118,16 @@ def _statistics(evaluation: Evaluation) -> str:
     draws, seed = (evaluation.settings.get(key) for key in ("bootstrap_draws", "seed"))
     kinds = {e.interval for m in evaluation.methods.values() for e in m.metrics.values()}
     used = [text for kind, text in _INTERVALS.items() if kind in kinds]
+    drawn = "two-level" in kinds or bool(evaluation.comparisons)
+    most = max((len(m.occupations) for m in evaluation.methods.values()), default=1)
     return (
         "Occupations are the unit of analysis. "
         + (f"95 % intervals: {'; '.join(used)}. " if used else "")
-        + (f"Bootstraps have {draws:,} draws and the seed {seed}. " if isinstance(draws, int) else "")
+        + (
+            f"Bootstraps have {draws_made(draws, max(1, most)):,} draws and the seed {seed}. "
+            if drawn and isinstance(draws, int)
+            else ""
+        )
         + (_tests(evaluation) if evaluation.comparisons else "")
     )
 
@@ -135,7 +142,7 @@ def _tests(evaluation: Evaluation) -> str:
     if margins:
         tests += (
             " Fluency is tested for non-inferiority with two one-sided paired t-tests at a margin of "
-            f"{' and '.join(f'{m:g}' for m in margins)} nats per token, set beforehand."
+            f"{' and '.join(f'{m:g}' for m in margins)} nats per token."
         )
     return tests
 
@@ -150,8 +157,18 @@ def _bound(evaluation: Evaluation) -> str:
         "A policy that complies with probability c has KL(π‖π₀) ≥ kl(c‖p₀) = c·ln(c/p₀) + (1−c)·ln((1−c)/(1−p₀)) "
         "nats per sentence from a base model π₀ that complies with probability p₀ (data-processing inequality). "
         f"We report each method’s distance above that bound for {event}, with p₀ = {frontier.p0.value:.3g} "
-        f"({visible(frontier.p0_source)})."
+        f"({visible(frontier.p0_source)}). {_distances(evaluation)}"
     )
+
+
+def _distances(evaluation: Evaluation) -> str:
+    """How each method's KL was estimated, which may differ: from its own sentences, or from weights."""
+    told: dict[str, list[str]] = {}
+    for name, method in evaluation.methods.items():
+        if method.kl is not None:
+            told.setdefault(method.kl.note or "its side file does not say how", []).append(name)
+    each = "; ".join(f"of {listed(names)}, {visible(how).rstrip('.')}" for how, names in told.items())
+    return f"These KLs are, {each}." if each else ""
 
 
 def bibtex(task: Task) -> str:

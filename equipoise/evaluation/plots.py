@@ -6,6 +6,7 @@ colour says, a marker, a dash pattern or a printed number says too, so that a fi
 
 import csv
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -209,6 +211,29 @@ def heat(
             axes.text(j, i, text, ha="center", va="center", fontsize=size, color="white" if dark else "black")
 
 
+def slugs(names: Sequence[str]) -> dict[str, str]:
+    """A name for files for each method: its letters and digits, with a number where two would be alike."""
+    out: dict[str, str] = {}
+    for name in names:
+        stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "method"
+        slug, i = stem, 1
+        while slug in out.values():
+            i += 1
+            slug = f"{stem}-{i}"
+        out[name] = slug
+    return out
+
+
 def shortened(name: str, most: int = 40) -> str:
-    """`name`, cut to `most` characters where it is longer."""
-    return name if len(name) <= most else name[: most - 1] + "…"
+    """`name` in `most` characters, what is too much cut out of its middle: names that differ often do so at the end."""
+    tail = most // 2
+    return name if len(name) <= most else f"{name[: most - tail - 1]}…{name[-tail:]}"
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 2) -> None:
+    """A legend under everything, for which the figure becomes higher: of one column where a label is long."""
+    longest = max((len(str(each.get_label())) for each in handles), default=0)
+    columns = 1 if longest > 34 else max(1, min(columns, len(handles)))
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.19 * max(0, math.ceil(len(handles) / columns) - 2))
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)

@@ -6,6 +6,7 @@ from typing import Any
 
 from equipoise.evaluation.visible import visible
 from equipoise.evaluation.wording import outcomes
+from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
 
 PARTS = ("Base", "Bonus", "LengthPenalty", "RepetitionPenalty")
@@ -54,7 +55,7 @@ def sample(row: Mapping[str, str], task: Task, nll_column: str | None, seeds: bo
     both, strict = row["Outcome"] == "both", row["Strict"] == "1"
     why = []
     if both and not strict:
-        why += [f"{row['WordCount']} words"] if row["InLength"] != "1" else []
+        why += [f"{plural(int(row['WordCount']), 'word')}"] if row["InLength"] != "1" else []
         why += ["not one complete sentence"] if row["Sentence"] != "1" else []
     if row["Duplicate"] == "1":
         why.append("duplicate")

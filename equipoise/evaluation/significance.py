@@ -1,20 +1,22 @@
 """Paired tests over occupations. What cannot be tested says why instead of giving a number."""
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import wilcoxon
+from scipy.stats import rankdata, wilcoxon
 from statsmodels.stats.proportion import proportion_effectsize
 from statsmodels.stats.weightstats import ttost_paired
 
 from equipoise.evaluation.results import Equivalence
+from equipoise.protocol.plural import plural
 
 Array = NDArray[np.float64]
 
 EXACT = 30
 """Up to this many occupations that differ, all sign patterns are counted."""
+EXACT_RANKS = 200
+"""Up to this many occupations that differ, all sign patterns of their ranks are counted, ties included."""
 _DRAWS = 100_000
 _LEVEL = 0.05
 
@@ -36,7 +38,7 @@ def sign_flip(differences: Array, seed: int = 0) -> tuple[float | None, str]:
     slack = 1e-9 * float(sizes.sum())  # sums that are equal on paper must count as equal
     note = ""
     if 2.0 ** (1 - n) > _LEVEL:
-        note = f"with {n} occupations that differ no p below {2.0 ** (1 - n):.3g} is possible"
+        note = f"with {plural(n, 'occupation')} that differ{'s' * (n == 1)} no p below {2.0 ** (1 - n):.3g} is possible"
     if n > EXACT:
         generator = np.random.default_rng(seed)
         extreme, step = 0, max(1, 4_000_000 // n)
@@ -58,19 +60,27 @@ def _all_sums(sizes: Array) -> Array:
 
 
 def signed_rank(differences: Array) -> float | None:
-    """Wilcoxon's signed-rank test, two-sided, differences of 0 left out; None where fewer than two are left. Exact for
-    up to 50 different sizes, else by its normal approximation."""
-    kept = differences[differences != 0]
+    """Wilcoxon's signed-rank test, two-sided, differences of 0 left out; None where fewer than two are left.
+
+    Exact for up to EXACT_RANKS differences: twice the share of all 2^n patterns of signs whose sum of positive ranks is
+    at least as far out as the observed one, tied sizes having their mean rank. Above that its normal approximation.
+    """
+    # Ranks need equal sizes to be equal, not off by rounding.
+    kept = np.round(differences, 12)
+    kept = kept[kept != 0]
     if len(kept) < 2:
         return None
-    # Ranks need equal sizes to be equal, not off by rounding.
-    kept = np.round(kept, 12)
-    # "auto" would count all patterns where there are ties, which takes a second.
-    method = "exact" if len(kept) <= 50 and len(np.unique(np.abs(kept))) == len(kept) else "asymptotic"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of few differences
-        p = float(wilcoxon(kept, method=method).pvalue)
-    return p if np.isfinite(p) else None
+    if len(kept) > EXACT_RANKS:
+        return float(wilcoxon(kept, method="asymptotic").pvalue)
+    ranks = np.rint(2 * rankdata(np.abs(kept))).astype(int)  # doubled, so that mean ranks are whole
+    chances = np.zeros(ranks.sum() + 1)  # of each sum of the ranks with a positive sign
+    chances[0] = 1.0
+    for rank in ranks:
+        moved = np.zeros_like(chances)
+        moved[rank:] = chances[: len(chances) - rank]
+        chances = (chances + moved) / 2
+    observed = int(ranks[kept > 0].sum())
+    return min(1.0, 2 * min(float(chances[: observed + 1].sum()), float(chances[observed:].sum())))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -9,6 +9,7 @@ from equipoise.evaluation import diversity
 from equipoise.evaluation.counted import Sample
 from equipoise.evaluation.equal_n import dependent_on_n, subsample
 from equipoise.evaluation.intervals import (
+    OUTSIDE,
     Array,
     Interval,
     Resamples,
@@ -22,6 +23,7 @@ from equipoise.evaluation.measure import Measured
 from equipoise.evaluation.results import Duplicates, Estimate, Parts
 from equipoise.measures.shares import wilson
 from equipoise.measures.variety import effective, pair_counts
+from equipoise.protocol.plural import plural
 
 SELF_BLEU_TEXTS = 50
 SELF_BLEU_DRAWS = 3
@@ -195,7 +197,9 @@ def _self_bleu(sample: Sample, texts: int) -> Estimate:
     known = [score for score in scores if score is not None]
     if not known:
         return Estimate(None, note="fewer than two texts")
-    return Estimate(float(np.mean(known)), n=texts, note=f"mean of {len(known)} subsamples of {texts} texts")
+    return Estimate(
+        float(np.mean(known)), n=texts, note=f"mean of {plural(len(known), 'subsample')} of {plural(texts, 'text')}"
+    )
 
 
 def _no_pair(sample: Sample) -> str:
@@ -215,6 +219,9 @@ def _effective_pairs(sample: Sample, value: float | None) -> Estimate:
         return diversity.entropy(counts) * np.log(2)
 
     interval = jackknife(nats, counts_OT, sample.task.pair_count)
+    if interval is not None and interval.note == OUTSIDE:
+        # "48.4 [48.4, 93.3]" would pass the ends of two different numbers off as one interval.
+        return Estimate(value, n=int(kept.sum()), note=interval.note)
     if interval is not None:  # it reaches to the value, which is rounded in another place
         interval = Interval(min(interval.low, value), max(interval.high, value), interval.note)
     return _with(value, interval, "jackknife", int(kept.sum()))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from equipoise.evaluation.results import Estimate, Evaluation, Metric, Reference
 from equipoise.evaluation.visible import visible
+from equipoise.protocol.plural import plural
 
 
 class Cell(NamedTuple):
@@ -73,8 +74,19 @@ def headline(evaluation: Evaluation) -> Table:
         published=published,
         sources=sources,
         reasons=reasons,
-        notes=_notes([evaluation.metrics[key] for key in keys]),
+        notes=(*_notes([evaluation.metrics[key] for key in keys]), *_without_interval(evaluation)),
     )
+
+
+def _without_interval(evaluation: Evaluation) -> list[str]:
+    """Why a number of effective pairs has no interval, of each method where it has none."""
+    key = "pairs/effective"
+    found = {name: e for name, m in evaluation.methods.items() if (e := m.metrics.get(key)) is not None}
+    return [
+        f"{visible(evaluation.metrics[key].title)} of {visible(name)}: {visible(e.note)}"
+        for name, e in found.items()
+        if e.value is not None and e.low is None and e.note
+    ]
 
 
 def _notes(metrics: Sequence[Metric]) -> tuple[str, ...]:
@@ -310,6 +322,7 @@ def excess(evaluation: Evaluation) -> Table:
     rows = tuple(
         (
             _name(p.method),
+            number_cell(p.compliance.n, 0),
             estimate_cell(p.compliance, "share"),
             estimate_cell(p.kl, "nats"),
             estimate_cell(p.bound, "nats"),
@@ -318,13 +331,14 @@ def excess(evaluation: Evaluation) -> Table:
         for p in frontier.points
     )
     event = evaluation.task.all_classes if frontier.event == "both" else "strict success"
+    how = [f"KL to base of {visible(p.method)}: {visible(p.kl.note)}" for p in frontier.points if p.kl and p.kl.note]
     p0 = "unknown" if frontier.p0 is None else whole(estimate_cell(frontier.p0, "share"))
     return Table(
         caption="KL to the base model in nats per sentence, and the least that the compliance needs.",
-        heads=("method", f"{event}, %", "KL to base",
+        heads=("method", "sentences", f"{event}, %", "KL to base",
                "least KL, kl(c‖p₀)", "excess"),
         rows=rows,
-        notes=(f"p₀, the base model's compliance in percent: {p0}; {visible(frontier.p0_source)}",),
+        notes=(f"p₀, the base model's compliance in percent: {p0}; {visible(frontier.p0_source)}", *how),
     )  # fmt: skip
 
 
@@ -338,5 +352,5 @@ def equal_n(evaluation: Evaluation) -> Table:
         )
         for key in keys
     )
-    caption = f"At {evaluation.equal_n:,} sentences of each method." if evaluation.equal_n else ""
+    caption = f"At {plural(evaluation.equal_n, 'sentence')} of each method." if evaluation.equal_n else ""
     return Table(caption, ("metric", *map(visible, evaluation.methods)), rows)

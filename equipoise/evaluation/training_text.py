@@ -10,6 +10,7 @@ from typing import Any
 from equipoise.evaluation.runs import TrainingRun
 from equipoise.evaluation.visible import visible
 from equipoise.evaluation.wording import listed, pair
+from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import PROTOCOL_WEIGHTS
 from equipoise.protocol.task import Task
 
@@ -21,17 +22,38 @@ def training_text(run: TrainingRun, task: Task) -> str:
         return ""
     done = run.steps[-1] if run.steps else 0
     parts = [
-        f"The policy of the run {visible(run.name)} was trained with PPO for {done:,} steps "
-        f"({', '.join(_facts(config))}).",
+        f"The policy of the run {visible(run.name)} was trained with PPO for {plural(done, 'step')} "
+        f"({', '.join(_facts(config))}).{_unfinished(config, done)}",
+        _kls(_group(config, "ppo")),
         _occupations(config, run.task, task),
         _weights(_group(config, "policy")),
         _warm_start(run, _group(config, "warm_start"), run.task),
         _reward(config, run.record, run.task),
         _average(_group(config, "ppo")),
-        _on_alert(_group(config, "watch")),
+        _on_alert(_group(config, "watch"), run, done < _planned(config)),
         _exported(config, run.summary, run.task.pair_noun),
     ]
     return " ".join(part for part in parts if part)
+
+
+def _planned(config: Mapping[str, Any]) -> int:
+    steps = config.get("steps")
+    return steps if isinstance(steps, int) else 0
+
+
+def _unfinished(config: Mapping[str, Any], done: int) -> str:
+    return f" {plural(_planned(config), 'step')} were planned." if done < _planned(config) else ""
+
+
+def _kls(ppo: Mapping[str, Any]) -> str:
+    """Which two distances the options are about."""
+    if ppo.get("target_kl") is None or ppo.get("kl_coef") is None:
+        return ""
+    return (
+        "The KL of an update is, in nats per token, that of the policy before a step to the policy after it; the KL "
+        "coefficient is the price, in reward, of a nat per sentence of KL to the reference, the untrained model under "
+        "the same prompt."
+    )
 
 
 def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -77,7 +99,7 @@ def _with_schedule(ppo: Mapping[str, Any]) -> str | None:
         return None
     told = []
     if value := ppo.get("value_warmup_steps"):
-        told.append(f"0 in the first {value} steps, in which the value head alone learns")
+        told.append(f"0 in the first {plural(value, 'step', one='')}, in which the value head alone learns")
     if (warmup := ppo.get("warmup_steps") or 0) > 1:
         told.append(f"rising over {warmup} steps")
     if decay := ppo.get("decay_steps"):
@@ -102,7 +124,8 @@ def _occupations(config: Mapping[str, Any], own: Task, measured: Task) -> str:
     if config.get("holdout"):
         count = len(own.training_names(holdout=True))
         told.append(
-            f"It was trained on {count} of the task’s {len(own.names)} occupations, without {listed(own.held_out)}."
+            f"It was trained on {count} of the task’s {plural(len(own.names), 'occupation')}, without "
+            f"{listed(own.held_out)}."
         )
     return " ".join(told)
 
@@ -142,11 +165,12 @@ def _warm_start(run: TrainingRun, options: Mapping[str, Any], task: Task) -> str
         return "Too few of its own samples succeeded strictly for a supervised warm start before PPO."
     if rounds > 1 and source != own:
         source += f", and after the first round from {own}"
-    told = [f"{_number(at('sentences'))} sentences" + (" a round" if rounds > 1 else "")]
+    # So many were asked for; how many a search found is not on record.
+    told = [f"at most {_number(at('sentences'))} sentences" + (" a round" if rounds > 1 else "")]
     told += [f"{rounds} rounds"] if rounds > 1 else []
     told += [_kept(at("candidates"), at("keep"), task, how == "forced" and not file)]
     told += [f"epochs {at('epochs')}", f"batch {at('batch_size')}", f"learning rate {at('learning_rate')} at most"]
-    told += [f"at most {_number(at('budget'))} samples drawn in search of them"] if not file or rounds > 1 else []
+    told += [f"at most {plural(at('budget') or 0, 'sample')} drawn in search of them"] if not file or rounds > 1 else []
     return f"Before PPO a supervised warm start taught it from {source} ({', '.join(filter(None, told))})."
 
 
@@ -174,7 +198,7 @@ def _reward(config: Mapping[str, Any], record: Mapping[str, Any], task: Task) ->
         )
         told.append(
             f"a diversity bonus of at most ±{weight} for rare {of} (frequencies over the last "
-            f"{_number(diversity.get('diversity_window'))} compliant sentences)"
+            f"{plural(diversity.get('diversity_window') or 0, 'compliant sentence', one='')})"
         )
     if weight := diversity.get("opening_weight"):
         told.append(f"a malus of at most {weight} for beginning as other sentences do")
@@ -201,12 +225,21 @@ def _average(ppo: Mapping[str, Any]) -> str:
     )
 
 
-def _on_alert(watch: Mapping[str, Any]) -> str:
-    return {
-        "stop": "An alert of the hacking watch ended the run.",
-        "rollback": "After an alert of the hacking watch, training went back to the last sound checkpoint "
-        f"({watch.get('alert_rollbacks')} times at most).",
-    }.get(str(watch.get("on_alert")), "")
+def _on_alert(watch: Mapping[str, Any], run: TrainingRun, short: bool) -> str:
+    """What an alert was to bring about, and whether it did; `short`: the run has fewer steps than were planned."""
+    if watch.get("on_alert") == "stop":
+        raised = f"one did at step {run.alerts[-1].step:,}" if run.alerts and short else "none did"
+        return f"An alert of the hacking watch was to end the run; {raised}."
+    if watch.get("on_alert") == "rollback":
+        done = run.summary.get("alert_rollbacks")
+        if not isinstance(done, int):  # a run that has not ended
+            done = sum(kind == "rollback" for _, kind in run.events)
+        remedies = ", each time with other settings than the above as a remedy" if done else ""
+        return (
+            "After an alert of the hacking watch training was to go back to the last sound checkpoint, "
+            f"{plural(watch.get('alert_rollbacks') or 0, 'time')} at most; it did so {plural(done, 'time')}{remedies}."
+        )
+    return ""
 
 
 def _exported(config: Mapping[str, Any], summary: Mapping[str, Any], noun: str) -> str:
@@ -221,9 +254,11 @@ def _exported(config: Mapping[str, Any], summary: Mapping[str, Any], noun: str) 
         rule = "the last weights"
     else:
         settings = f"temperature {evaluation.get('eval_temperature')}, top-p {evaluation.get('eval_top_p')}"
+        every = run.get("save_every")
+        often = plural(every, "step", one="") if isinstance(every, int) else "so many steps"
         rule = (
-            f"the best of evaluations of {_number(count)} sentences ({settings}), made every {run.get('save_every')} "
-            f"steps and at the end, by {_rank(summary, noun)}"
+            f"the best of evaluations of {plural(count, 'sentence')} ({settings}), made every {often} and at the end, "
+            f"by {_rank(summary, noun)}"
         )
     return f"{exported} The rule: {rule}." if exported else f"To be exported: {rule}."
 
@@ -232,4 +267,7 @@ def _rank(summary: Mapping[str, Any], noun: str) -> str:
     found = summary.get("evaluation")
     if isinstance(found, Mapping) and "rank" in found:
         return "a function of our own"
-    return f"strict success, within its sampling error by effective {noun}, then by KL to the base model"
+    return (
+        f"strict success, within its sampling error by effective {noun}, then by KL to the base model (k1, of the "
+        "evaluation’s sentences)"
+    )

@@ -1,12 +1,15 @@
 """What a task's classes, combinations and frame are called in the sentences and headings of a report."""
 
+import re
 from collections.abc import Iterable
 from itertools import combinations
 
+from equipoise.evaluation.results import Judge
 from equipoise.evaluation.visible import visible
 from equipoise.protocol.prompts import PLACE
 from equipoise.protocol.task import Task
 
+_UNTRAINED = frozenset(("prompt", "prompted", "base", "baseline", "untrained", "basemodel"))
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
@@ -46,6 +49,17 @@ def event(task: Task, name: str) -> str:
 def constraint(task: Task) -> str:
     """What a sentence must hold: "terms of both classes", with one class "a term of the class"."""
     return f"{'a term' if len(task.classes) == 1 else 'terms'} of {task.all_classes}"
+
+
+def untrained(names: Iterable[str]) -> list[str]:
+    """Those of the methods that are called as the untrained, unfiltered model usually is."""
+    plain = {name: re.sub(r"[\W_]", "", name).lower() for name in names}
+    return [name for name, own in plain.items() if own in _UNTRAINED or own.startswith("promptonly")]
+
+
+def judge_named(judge: Judge) -> str:
+    """A judge's name, with where it is from where that says more."""
+    return visible(judge.name) + (f" ({visible(judge.source)})" if judge.source != judge.name else "")
 
 
 def strict(task: Task) -> str:

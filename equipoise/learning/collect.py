@@ -21,6 +21,7 @@ from equipoise.policy.load import Policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import continuation_ids, sentences_of
 from equipoise.policy.sample import sample
+from equipoise.protocol.plural import plural
 from equipoise.protocol.prompts import open_with
 from equipoise.protocol.task import Task
 
@@ -43,7 +44,8 @@ class TooFewError(UserError):
 
     def __init__(self, found: int, drawn: int) -> None:
         super().__init__(
-            f"the warm start found {found} sentences in {drawn} samples and needs at least {BATCH}: "
+            f"the warm start found {plural(found, 'sentence')} in {plural(drawn, 'sample')} and needs at least "
+            f"{BATCH}: "
             "use --warm-start forced, raise --warm-start-budget, or leave it off"
         )
         self.found, self.drawn = found, drawn

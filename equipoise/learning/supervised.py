@@ -14,6 +14,7 @@ from equipoise.policy.load import Policy
 from equipoise.policy.prompt import Tokenizer, continuation_ids, sentences_of
 from equipoise.policy.rollout import Rollout, rollout_of
 from equipoise.policy.score import score
+from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Event
 from equipoise.protocol.task import Task
 from equipoise.runs.rows import read
@@ -46,7 +47,7 @@ class Examples:
 
     def describe(self) -> str:
         distinct = len({example.text for example in self.examples})
-        line = f"{len(self.examples):,} of {self.rows:,} rows ({distinct:,} different sentences)"
+        line = f"{len(self.examples):,} of {plural(self.rows, 'row')} ({plural(distinct, 'different sentence')})"
         dropped = [(self.failing, "do not comply"), (self.foreign, "are not sentences of these occupations and model")]
         return line + "".join(f"; {count:,} {why}" for count, why in dropped if count)
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from equipoise.errors import UserError
+from equipoise.protocol.plural import plural
 from equipoise.protocol.prompts import word_count
 from equipoise.protocol.task import Task
 from equipoise.runs.files import write_whole
@@ -211,7 +212,7 @@ class Completions:
         if any(fields[name] != value for name, value in self._constant.items()):
             return None, f"another {' or '.join(self._constant)}"
         if words != str(word_count(text)):
-            return None, f"its WordCount is {words[:20]}, but the text has {word_count(text)} words"
+            return None, f"its WordCount is {words[:20]}, but the text has {plural(word_count(text), 'word')}"
         return Key(occupation, int(run_id)), ""
 
     def start(self, made_with: Mapping[str, Any]) -> None:

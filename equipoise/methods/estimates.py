@@ -10,6 +10,7 @@ from equipoise.errors import UserError
 from equipoise.measures.shares import Z_95, wilson
 from equipoise.measures.variety import effective, pair_counts
 from equipoise.methods.completions import Key
+from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Event
 from equipoise.protocol.task import PROTOCOL, Task
 
@@ -44,7 +45,8 @@ def yields(texts: Mapping[Key, str], task: Task, event: Event) -> dict[str, Any]
         "high": balanced["high"],
         "n": balanced["drawn"],
         "event": event,
-        "how": f"share of the first {first:,} draws of each of {len(task.names)} occupations, 95 % Wilson interval",
+        "how": f"share of the first {plural(first, 'draw', one='')} of each of "
+        f"{plural(len(task.names), 'occupation')}, 95 % Wilson interval",
     }
     return {
         "p0": p0 if first else None,

@@ -23,6 +23,7 @@ from equipoise.policy.load import Policy
 from equipoise.policy.prompt import sentences_of
 from equipoise.policy.sample import sample
 from equipoise.policy.source import TASK
+from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
 from equipoise.runs.records import provenance, task_on_record
 
@@ -99,7 +100,8 @@ def check_enough(split: Split, data: Data, name: str) -> None:
     """Raises UserError where there is too little to learn from."""
     if len(split.learnt) < BATCH:
         raise UserError(
-            f"{name} has {len(split.learnt)} sentences to learn from ({data.examples.describe()}), and at least "
+            f"{name} has {plural(len(split.learnt), 'sentence')} to learn from ({data.examples.describe()}), "
+            "and at least "
             f"{BATCH} are needed: give a file with more, or --filter both"
         )
 
@@ -133,7 +135,8 @@ def export_trained(
     files = {"run.json": json.dumps(record, indent=1) + "\n", TASK: task.to_yaml()}
     if found is not None:
         files[SENTENCES] = as_completions(found.rows, model_name(policy.source), LABELS[found.forced])
-    method = f"supervised fine-tuning on {record['training']['learnt']} compliant sentences, {config.epochs} epochs"
+    learnt = plural(record["training"]["learnt"], "compliant sentence")
+    method = f"supervised fine-tuning on {learnt}, {plural(config.epochs, 'epoch')}"
     export(
         policy.model,
         policy.tokenizer,

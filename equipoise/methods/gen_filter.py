@@ -18,6 +18,7 @@ from equipoise.methods.completions import COMPARED, Completions, Key
 from equipoise.methods.costs import Costs
 from equipoise.methods.estimates import yields
 from equipoise.methods.generate import NONFINITE_EXIT, Caller, Outcome, Writer, write_rows
+from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Event
 from equipoise.protocol.task import Task
 
@@ -97,16 +98,22 @@ def gen_filter(
         Completions(raw, settings, task, MOST_RUNS, overwrite, COMPARED) as drawn,
     ):
         if drawn.texts:
-            say(f"{raw} holds {len(drawn.texts):,} draws")
+            say(f"{raw} holds {plural(len(drawn.texts), 'draw')}")
         costs = Costs(output, "gen-filter", task, drawn.texts)
         draws = Draws(drawn.texts, wanted, writer.batch_size)
-        most = f"at most {wanted.budget:,} draws in all"
-        say(f"drawing until {wanted.n} sentences of each occupation pass ({event}), {most}")
+        most = f"at most {plural(wanted.budget, 'draw')} in all"
+        say(
+            f"drawing until {plural(wanted.n, 'sentence')} of each occupation pass{'es' * (wanted.n == 1)} "
+            f"({event}), {most}"
+        )
         of_found = caller._replace(progress=lambda _done, _total: caller.progress(draws.found, wanted.rows))
         status = write_rows(writer, drawn, draws, wanted.budget, of_found, costs)
         if status == "stopped":
             assert caller.stop.received is not None
-            say(f"stopped by {caller.stop.received.name} after {len(drawn.texts):,} draws. The same command continues.")
+            say(
+                f"stopped by {caller.stop.received.name} after {plural(len(drawn.texts), 'draw')}. The same "
+                "command continues."
+            )
             return Outcome("stopped", {}, caller.stop.exit_code, task)
         if status == "nonfinite":
             return Outcome("nonfinite", {}, NONFINITE_EXIT, task)

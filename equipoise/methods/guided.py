@@ -16,6 +16,7 @@ from equipoise.methods.prompted import Prompted, Written, uniforms
 from equipoise.policy import bundled
 from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.source import load_tokenizer
+from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
 
 BOOTSTRAPS = 2000
@@ -105,7 +106,9 @@ class Guided(Prompted):
             if self._ctrlg is None:  # a finished file was continued: only for the facts
                 self.load(say)
             log_weights = {key: own[key] for key in keys}
-        how = f"{len(keys)} sentences of Ctrl-G, {runs} of each occupation, drawn at temperature 1 and top-p 1"
+        how = (
+            f"{plural(len(keys), 'sentence')} of Ctrl-G, {runs} of each occupation, drawn at temperature 1 and top-p 1"
+        )
         kl = mean_over_occupations({key: -weight for key, weight in log_weights.items()})
         # Of several candidates, log w is that of their mean: their joint distribution is farther from the base model's
         # than the chosen sentence's.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from equipoise.errors import UserError
 from equipoise.measures.shares import wilson
 from equipoise.methods.ctrlg.feasible import fewest_words
+from equipoise.protocol.plural import plural
 from equipoise.protocol.prompts import Prompt, word_count
 from equipoise.protocol.task import Task
 
@@ -27,7 +28,7 @@ class Inspection:
 def inspect_task(task: Task) -> Inspection:
     """All that can be said without a model. Takes a second or two."""
     lines = [
-        f"task       {task.name}: {len(task.names)} occupations, {len(task.held_out)} of them held out",
+        f"task       {task.name}: {plural(len(task.names), 'occupation')}, {len(task.held_out)} of them held out",
         *(f"note       {note}" for note in task.notes),
         *_classes(task),
         f"length     {task.bounds}, the frame included",
@@ -112,7 +113,7 @@ def nested(task: Task) -> list[str]:
 def _forcing(task: Task) -> Iterator[str]:
     if task.can_force:
         words = " × ".join(str(len(task.words_of(number))) for number in range(len(task.classes)))
-        yield f"warm start forced sentences can be written: {len(task.openings)} openings, {words} words"
+        yield f"warm start forced sentences can be written: {plural(len(task.openings), 'opening')}, {words} words"
     elif task.openings:
         lacking = [c.name for n, c in enumerate(task.classes) if not task.words_of(n)]
         yield f"warm start no forced sentences: the stems of {', '.join(lacking)} have no words under `write`"
@@ -173,7 +174,7 @@ def look_with_model(
     policy = load_for_generation(PolicyConfig(model, device=device), chosen)
     prompts = render_prompts(tokenizer, chosen, task).ids
     seed = hashlib.sha256(task.fingerprint().encode()).hexdigest()
-    say(f"sampling {samples} sentences of {model} under the prompt {chosen.name!r}")
+    say(f"sampling {plural(samples, 'sentence')} of {model} under the prompt {chosen.name!r}")
     texts = draw_sentences(policy, task, prompts, sampling, samples, f"task {seed}", min(samples, 128)).texts
     for line in base_rates(task, texts):
         say(line)

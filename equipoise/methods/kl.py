@@ -16,6 +16,7 @@ from equipoise.methods.prompted import Prompted, uniforms
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.likelihood import completion_logprobs
 from equipoise.policy.sample import sample
+from equipoise.protocol.plural import plural
 
 ROWS = 16
 """Sentences that are scored at a time."""
@@ -46,7 +47,8 @@ def kl_to_base(writer: Prompted, base: Prompted, runs: int, say: Callable[[str],
     differences = {key: q - p for key, q, p in zip(keys, log_q, log_p, strict=True)}
     return {
         **mean_over_occupations(differences),
-        "how": f"k1: mean of log q − log p over {len(keys)} sentences of the method, {runs} of each occupation, drawn "
+        "how": f"k1: mean of log q − log p over {plural(len(keys), 'sentence')} of the method, {runs} of each "
+        "occupation, drawn "
         f"at temperature 1 and top-p 1; p is {base.name} under the prompt {base.prompt.name}; 95 % normal interval, "
         "stratified by occupation",
     }

@@ -19,6 +19,7 @@ from equipoise.methods.completions import COLUMNS
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.load import Policy
 from equipoise.policy.sample import NonFiniteLogits
+from equipoise.protocol.plural import plural
 from equipoise.protocol.prompts import word_count
 from equipoise.protocol.task import Task
 from equipoise.runs.rows import serialise
@@ -54,7 +55,7 @@ def own_sentences(
     if wanted.sentences < BATCH:
         raise UserError(f"--sentences {wanted.sentences} must be at least {BATCH} with --data forced")
     which = "begin with a term of each class" if wanted.forced else "comply by themselves"
-    say(f"collecting {wanted.sentences:,} sentences that {which}, of at most {wanted.budget:,} samples")
+    say(f"collecting {plural(wanted.sentences, 'sentence')} that {which}, of at most {wanted.budget:,} samples")
     began = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     try:
@@ -65,7 +66,9 @@ def own_sentences(
     policy.forget_recordings()
     found = len(collected.examples)
     if found < BATCH:
-        drawn = f"{collected.drawn:,} samples" + (" that began with a term of each class" if wanted.forced else "")
+        drawn = f"{plural(collected.drawn, 'sample')}" + (
+            " that began with a term of each class" if wanted.forced else ""
+        )
         more = "" if wanted.forced else ", give the task openings"
         raise UserError(
             f"{drawn} gave {found} sentences, and at least {BATCH} are needed: raise --budget{more}, or give a "

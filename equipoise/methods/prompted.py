@@ -20,6 +20,7 @@ from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import render_prompts, sentences_of
 from equipoise.policy.sample import sample
 from equipoise.policy.source import Source, load_tokenizer, recorded_task, resolve
+from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, Task
 
 
@@ -107,7 +108,7 @@ class Prompted:
         sampling = f"temperature {self.sampling.temperature:g}, top-p {self.sampling.top_p:g}, seed {self.seed}"
         return (
             f"{self.name} ({self.device}, {self.settings['dtype']}), prompt {self.prompt.name}, {sampling}, at most "
-            f"{self.sampling.max_new_tokens} new tokens, {self.batch_size} sentences at a time"
+            f"{self.sampling.max_new_tokens} new tokens, {plural(self.batch_size, 'sentence')} at a time"
         )
 
     def load(self, say: Callable[[str], None] = print) -> None:

@@ -13,6 +13,7 @@ from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.estimates import yields
 from equipoise.methods.gen_filter import DRAWS_PER_ROW, Wanted, gen_filter
 from equipoise.methods.generate import TRAINED, Caller, GenerateConfig, Outcome, check_trained, tell_of_batch, write_all
+from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Event
 from equipoise.protocol.task import Task
 from equipoise.runs.signals import StopSignals
@@ -157,7 +158,7 @@ def _distance(
     if base.settings == writer.settings:
         kl = {"value": 0.0, "low": 0.0, "high": 0.0, "how": "it is the base model under the base prompt"}
         return {"kl": kl, **{name: yields(outcome.texts, writer.task, "both")[name] for name in ("p0", "yield")}}
-    say(f"estimating the KL to {base.name} under the prompt {base.prompt.name} from {wanted} sentences")
+    say(f"estimating the KL to {base.name} under the prompt {base.prompt.name} from {plural(wanted, 'sentence')}")
     began = time.perf_counter()
     try:
         if isinstance(writer, Guided):

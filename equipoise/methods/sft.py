@@ -15,6 +15,7 @@ from typing import Any
 
 from equipoise.errors import UserError
 from equipoise.methods.sft_config import FORCED, GivenSentences, OwnSentences, SftConfig
+from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, Task
 
 __all__ = ["SftConfig", "sft"]
@@ -54,7 +55,8 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     split = fine_tune.split_held_out(data.examples.examples, at_most, config.held_out, generator)
     fine_tune.check_enough(split, data, config.data)
     say(
-        f"learning {len(split.learnt):,} sentences with {len(split.held_out):,} held out, {config.epochs} epochs, "
+        f"learning {plural(len(split.learnt), 'sentence')} with {len(split.held_out):,} held out, "
+        f"{plural(config.epochs, 'epoch')}, "
         f"learning rate {config.rate:g}, {config.policy.tuning}"
     )
     began = time.perf_counter()

@@ -21,6 +21,7 @@ from equipoise.methods.generate import NONFINITE_EXIT, TRAINED
 from equipoise.methods.sample import Method, SampleConfig, sample
 from equipoise.methods.sft_config import FORCED, FORCED_SENTENCES, SftConfig
 from equipoise.options import OptionalTask
+from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Event
 from equipoise.protocol.task import PROTOCOL, Task
 from equipoise.runs.files import write_whole
@@ -189,7 +190,7 @@ def _sft(config: StudyConfig, say: Callable[[str], None], progress: Callable[[in
         event = "strict" if config.ctrlg.shape == "strict" else "both"
         assert config.sft_sentences is not None
         runs = -(-config.sft_sentences // len(config.task.names))
-        say(f"sft learns from {runs} sentences of Ctrl-G for each occupation, in {data}")
+        say(f"sft learns from {plural(runs, 'sentence')} of Ctrl-G for each occupation, in {data}")
         wanted = config.sampling("ctrlg", output=Path(data), n=runs, seed=config.seed + 1, kl_sentences=0)
         outcome = sample(wanted, say, progress)
         if outcome.status != "done":
@@ -240,7 +241,10 @@ def _resolved(config: StudyConfig, say: Callable[[str], None]) -> StudyConfig:
         task.prompt(spec)
     methods = config.methods or ",".join((*config.selected, *(["ppo"] if found else [])))
     base = f"base model {model}, prompt {prompt.partition('=')[0]}"
-    say(f"{base}, {config.n} sentences for each of {len(task.names)} occupations, in {config.output_dir}")
+    say(
+        f"{base}, {plural(config.n, 'sentence')} for each of {plural(len(task.names), 'occupation')}, in "
+        f"{config.output_dir}"
+    )
     if task != PROTOCOL:
         say(f"task {task.name}, of all methods")
     if found:
@@ -322,8 +326,8 @@ def _line(path: Path, rows: int) -> str:
         costs = json.loads(costs_path(path).read_bytes())
         accepted, generations = costs["accepted"], costs["generations"]
     except (OSError, ValueError, KeyError):
-        return f"{rows:,} rows so far"
-    line = f"{rows:,} rows, {accepted:,} of {generations:,} drawn comply"
+        return f"{plural(rows, 'row')} so far"
+    line = f"{plural(rows, 'row')}, {accepted:,} of {generations:,} drawn comply"
     if "kl" in costs:
         line += f", KL {costs['kl']['value']:.2f} nats"
     return f"{line}, {costs['seconds'] + costs['load_seconds']:.0f} s"

@@ -58,7 +58,7 @@ def render(card: ModelCard, source: Source | None, tokenizer: Any = None) -> str
         "license": licence or "other",
         "license_name": None if licence else "that-of-the-base-model",
         "language": "en" if task.name == PROTOCOL.name else None,  # of other tasks no one has said it
-        "tags": ["ppo", "reinforcement-learning", "fairness", "gender-stereotypes", "occupations"],
+        "tags": _tags(card),
     }
     # JSON strings and lists are YAML too, and quote whatever a name may hold.
     matter = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items() if value is not None)
@@ -77,8 +77,8 @@ def render(card: ModelCard, source: Source | None, tokenizer: Any = None) -> str
 
 # {base.rpartition("/")[2]}, tuned for balanced occupational descriptions
 {built}
-This model continues `{task.frame.replace(PLACE, "<occupation>")}` to one sentence of {task.bounds} that describes the
-person with {terms}. It was trained with `equipoise`.
+This model was trained with `equipoise` to continue `{task.frame.replace(PLACE, "<occupation>")}` to one sentence of
+{task.bounds} that describes the person with {terms}. How often it does so is for an evaluation to say.
 
 - Base model: {base}
 - Task: {task.name}, in `task.yaml` beside this file
@@ -101,6 +101,13 @@ person with {terms}. It was trained with `equipoise`.
 `generation_config.json` sets what the protocol samples with: temperature 1, top-p 0.95, no top-k, 32 new tokens.
 {sampled}{dated}Exports are tested with transformers {versions}: the same logits and tokens where both know the model.
 """
+
+
+def _tags(card: ModelCard) -> list[str]:
+    """Those that are true of the method and of the task."""
+    how = ["ppo", "reinforcement-learning"] if card.method.startswith("PPO") else ["sft"]
+    of = ["fairness", "gender-stereotypes"] if card.task.name == PROTOCOL.name else []
+    return [*how, *of, "occupations"]
 
 
 def _terms(task: Task) -> str:

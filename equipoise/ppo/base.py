@@ -11,6 +11,7 @@ from equipoise.policy.sample import NonFiniteLogits
 from equipoise.policy.source import resolve
 from equipoise.ppo.evaluate import draw_sentences, fluency
 from equipoise.ppo.window import Window
+from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, Task
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class BaseRates:
         for kind, hits in ((task.all_classes, self.both), ("strict", self.strict)):
             low, high = wilson(hits, self.n)
             parts.append(f"{kind} {100 * hits / self.n:.2f} % (95 % interval {100 * low:.2f}–{100 * high:.2f})")
-        return f"untrained model: {', '.join(parts)}, of {self.n} sentences ({self.source})"
+        return f"untrained model: {', '.join(parts)}, of {plural(self.n, 'sentence')} ({self.source})"
 
     def document(self) -> dict[str, Any]:
         return asdict(self)
@@ -93,7 +94,7 @@ def base_rates(
     if not count:
         rates = known_rates(config)
     else:
-        say(f"sampling {count} sentences of the untrained model")
+        say(f"sampling {plural(count, 'sentence')} of the untrained model")
         generation = config.evaluation.sampling(sampling)
         try:
             rows = config.ppo.batch_size if count <= 1000 else 512

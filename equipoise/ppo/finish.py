@@ -3,16 +3,17 @@
 import json
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from equipoise.policy.sample import NonFiniteLogits
-from equipoise.ppo.choice import Evaluation, better
+from equipoise.ppo.choice import Evaluation, because, better, words
 from equipoise.ppo.evaluate import evaluate, fluency, groups
+from equipoise.ppo.facts import facts
 from equipoise.ppo.run import Run
-from equipoise.ppo.summary import SUMMARY, alerts, describe, read_rows, training_summary
+from equipoise.ppo.summary import SUMMARY, alerts, describe, left_out_warm_start, read_rows, training_summary
 from equipoise.ppo.training import Training
+from equipoise.protocol.plural import plural
 from equipoise.runs.files import write_json
 
 FINAL = "final_sentences.jsonl"
@@ -23,12 +24,12 @@ def finish(training: Training, run: Run) -> None:
     """Measure, export and summarise."""
     config, state = training.config, training.state
     output = Path(config.run.output_dir)
-    step, because, evaluation = select_export(training, run)
+    step, why, evaluation = select_export(training, run)
     summary: dict[str, Any] = {
         "steps": state.step,
         "seed": config.seed,
         "exported_step": step,
-        "exported_because": because,
+        "exported_because": why,
         **training_summary(read_rows(output), step),
         "evaluation": evaluation,
         "base": state.base.document() if state.base else None,
@@ -42,11 +43,12 @@ def finish(training: Training, run: Run) -> None:
         write_json(output / SUMMARY, summary)
         run.export(
             training.policy,
-            f"PPO, {state.step} steps of {config.ppo.batch_size} sentences, KL coefficient {state.kl_coef:.3g}; "
-            f"exported: step {step}, {because}"
-            + (", moving average of the weights" if config.ppo.average_weights else ""),
+            facts(config, state.step, state.kl_coef, warmed=not left_out_warm_start(output))
+            + "; exported: "
+            + ("moving average of the weights at " if config.ppo.average_weights else "")
+            + f"step {step}, {why}",
         )
-    for line in describe(summary):
+    for line in describe(summary, config.task):
         run.log.say(line)
     run.log.say(
         f"done: python generate_rlhf.py writes sentences with it; tensorboard --logdir {config.run.tensorboard_dir}"
@@ -60,7 +62,7 @@ def _final(training: Training, run: Run, output: Path) -> dict[str, Any]:
     if not count:
         return {}
     started = time.monotonic()
-    run.log.say(f"sampling {count} sentences for the closing summary")
+    run.log.say(f"sampling {plural(count, 'sentence')} for the closing summary")
     sampling = config.evaluation.sampling(config.sampling)
     rows = config.ppo.batch_size if count <= 1000 else 512
     try:
@@ -134,21 +136,18 @@ def select_export(training: Training, run: Run) -> Exported:
         last = evaluate_checkpoint(training, run)
     if evaluation.export == "last":
         return Exported(state.step, "the last step, as asked", last)
+    pairs, top = config.task.pair_noun, choice.top
+    if last is not None and (top is None or last["strict"] > top["strict"]):
+        top = last
     if last is not None and (
         choice.best is None or last is choice.best or better(last, choice.best, max(choice.highest, last["strict"]))
     ):
-        return Exported(state.step, f"the best evaluation ({_words(last)})", last)
+        told = because(last, top or last, pairs)
+        return Exported(state.step, f"the best evaluation ({words(last, pairs)}): {told}", last)
     checkpoint = run.checkpoint_at(choice.step) if choice.step is not None else None
     if checkpoint is None or choice.best is None:
         return Exported(state.step, "the last step: the checkpoint of the best evaluation is gone", last)
     training.optimizer.load_state(checkpoint.tensors("weights"), checkpoint.tensors("optimizer"))
-    because = f"the best evaluation ({_words(choice.best)}), not the last step {state.step}"
-    return Exported(checkpoint.step, because, choice.best)
-
-
-def _words(found: Mapping[str, float]) -> str:
-    rank = f"rank {found['rank']:.4g}, " if "rank" in found else ""
-    return (
-        f"{rank}strict {100 * found['strict']:.1f} % of {found['n']:.0f} sentences, {found['effective_pairs']:.1f} "
-        f"effective pairs, KL {found['kl']:.2f}"
-    )
+    told = because(choice.best, top or choice.best, pairs)
+    why = f"the best evaluation ({words(choice.best, pairs)}), not the last step {state.step}: {told}"
+    return Exported(checkpoint.step, why, choice.best)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from equipoise.errors import UserError
+from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import PROTOCOL, Task
 from equipoise.runs.console import Console, in_marks, parts, pieces, shown
@@ -236,8 +237,9 @@ class RunLog:
         self._evaluations.append(_json_line({"step": step} | values))
         self._draw(lambda board: _draw_scalars(board, values, step))
         self.say(
-            f"step {step}: evaluation of {measured['n']:.0f} sentences: both {measured['both']:.1%}, strict "
-            f"{measured['strict']:.1%}, {measured['effective_pairs']:.1f} effective pairs, KL {measured['kl']:.2f}"
+            f"step {step}: evaluation of {plural(measured['n'], 'sentence')}: {self._task.all_classes} "
+            f"{measured['both']:.1%}, strict {measured['strict']:.1%}, {measured['effective_pairs']:.1f} effective "
+            f"{self._task.pair_noun}, KL to the reference {measured['kl']:.2f} nats per sentence"
         )
 
     def alert(self, step: int, name: str, evidence: Mapping[str, Any], remedy: str, line: str) -> None:

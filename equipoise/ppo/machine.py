@@ -13,6 +13,7 @@ from equipoise.errors import UserError
 from equipoise.policy.config import PolicyConfig
 from equipoise.policy.load import pick_device, pick_dtype
 from equipoise.policy.source import Source, load_config
+from equipoise.protocol.plural import plural
 
 GB = 1e9
 
@@ -127,7 +128,7 @@ class Fit(NamedTuple):
 
     def line(self, wanted: int) -> str | None:
         """What is done about too little memory, or None where there is enough. `wanted`: rows as configured."""
-        how = [f"{self.rows} completions at a time instead of {wanted}"] if self.rows < wanted else []
+        how = [f"{plural(self.rows, 'completion')} at a time instead of {wanted}"] if self.rows < wanted else []
         how += ["activations computed again in the backward pass"] if self.gradient_checkpointing else []
         return f"plan      {', '.join(how)}, so that a step fits into memory: same result, more time" if how else None
 
@@ -180,5 +181,5 @@ def check(
         f"memory    about {needed.memory / GB:.1f} GB of {free:.1f} GB free: weights {needed.weights / GB:.1f}, "
         f"reference {needed.reference / GB:.1f}, optimizer {needed.optimizer / GB:.1f}, "
         f"activations {needed.activations / GB:.1f}",
-        f"disk      about {total / GB:.1f} GB for {checkpoints} checkpoints and the final model",
+        f"disk      about {total / GB:.1f} GB for {plural(checkpoints, 'checkpoint')} and the final model",
     ]

@@ -12,6 +12,7 @@ from equipoise.policy.source import resolve
 from equipoise.ppo import machine as machines
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.presets import PRESETS
+from equipoise.protocol.plural import plural
 
 PROMPT_TOKENS = 64  # of the protocol's prompts in any chat template, rounded up
 
@@ -82,8 +83,8 @@ def preflight(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
         f"compute   {device}, {str(dtype).removeprefix('torch.')}{', 8-bit base' if config.policy.use_8bit else ''}",
         *fits,
         *filter(None, [plan.line(rows)]),
-        f"task      {config.task.name}: prompt {config.prompt!r}, {len(config.occupations)} occupations",
-        f"steps     {config.steps} of {config.ppo.batch_size} sentences",
+        f"task      {config.task.name}: prompt {config.prompt!r}, {plural(len(config.occupations), 'occupation')}",
+        f"steps     {config.steps} of {plural(config.ppo.batch_size, 'sentence')}",
         f"files     {run.output_dir}/ {run.checkpoint_dir}/ {run.tensorboard_dir}/",
     ]
     return config, lines

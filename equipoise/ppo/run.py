@@ -24,6 +24,7 @@ from equipoise.policy.source import TASK
 from equipoise.ppo.config import RunConfig, TrainConfig
 from equipoise.ppo.log import RunLog
 from equipoise.ppo.state import State
+from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, task_from_document
 from equipoise.runs.checkpoint import (
     Checkpoint,
@@ -306,7 +307,9 @@ def _find(config: TrainConfig, overwrite: bool) -> tuple[Checkpoint | None, bool
         )
     step = resumed.step if resumed else 0
     if step > config.steps:
-        raise UserError(f"{checkpoints} is at step {step}, past --steps {config.steps}: ask for at least {step} steps")
+        raise UserError(
+            f"{checkpoints} is at step {step}, past --steps {config.steps}: ask for at least {plural(step, 'step')}"
+        )
     return resumed, step == config.steps and (output / WEIGHTS).exists()
 
 

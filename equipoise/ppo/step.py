@@ -26,6 +26,7 @@ from equipoise.ppo.metrics import remember, step_metrics
 from equipoise.ppo.training import Training
 from equipoise.ppo.update import Update, mini_batches
 from equipoise.ppo.watch import Alert
+from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Reward
 
 
@@ -124,7 +125,9 @@ def reward_sentences(training: Training, rollout: Rollout, occupations: Sequence
     else:
         base_B = torch.tensor([float(x) for x in reward_fn(texts, occupations)])
         if len(base_B) != len(rewards):
-            raise UserError(f"the reward function returned {len(base_B)} numbers for {len(rewards)} sentences")
+            raise UserError(
+                f"the reward function returned {plural(len(base_B), 'number')} for {plural(len(rewards), 'sentence')}"
+            )
     strict_B = torch.tensor([config.strict_bonus * task.strict(text) for text in texts])
     paid_B = base_B + bonus_B + strict_B - config.missing_eos_penalty * ~rollout.finished_B
     return Rewarded(rewards, paid_B, bonus_B)

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from equipoise.protocol.plural import plural
+from equipoise.protocol.task import Task
+
 SUMMARY = "summary.json"
-LAST = 20  # steps over which the final reward is averaged
+LAST = 20  # steps, at most, over which the final reward is averaged
 GOOD, GOOD_STEPS = 0.9, 10  # the reward that counts as learnt, as a mean of so many steps
 
 
@@ -17,11 +20,19 @@ def read_rows(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def _events(output: Path) -> list[dict[str, Any]]:
+    path = output / "events.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def alerts(output: Path) -> dict[str, int]:
     """How often each alert was raised, by name."""
-    path = output / "events.jsonl"
-    events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return dict(Counter(str(e["name"]) for e in events if e["kind"] == "alert"))
+    return dict(Counter(str(e["name"]) for e in _events(output) if e["kind"] == "alert"))
+
+
+def left_out_warm_start(output: Path) -> bool:
+    """Whether a warm start that was wanted found too few sentences to be made."""
+    return any(e["kind"] == "no_warm_start" for e in _events(output))
 
 
 def first_good_step(rewards: Sequence[float], steps: Sequence[int]) -> int | None:
@@ -44,6 +55,7 @@ def training_summary(rows: Sequence[Mapping[str, Any]], exported_step: int) -> d
     return {
         "reward_first": rewards[0],
         "reward_last": sum(row["reward/mean"] for row in last) / len(last),
+        "last_steps": len(last),
         "good_step": first_good_step(rewards, [row["step"] for row in rows]),
         "both_last": sum(row["compliance/both"] for row in last) / len(last),
         "kl_ref": at["kl/ref"] if "kl/bound" not in at else at["kl/bound"] + at["kl/excess"],
@@ -54,46 +66,70 @@ def training_summary(rows: Sequence[Mapping[str, Any]], exported_step: int) -> d
     }
 
 
-def describe(summary: Mapping[str, Any]) -> list[str]:
-    """The summary in lines for a person."""
+def describe(summary: Mapping[str, Any], task: Task) -> list[str]:
+    """The summary in lines for a person. `task` is what was trained on."""
 
     def number(value: Any, form: str = "{:.2f}") -> str:
         return "?" if value is None else form.format(value)
 
-    lines = [f"summary of {summary['steps']} steps"]
+    lines = [f"summary of {plural(summary['steps'], 'step')}"]
     if summary["reward_first"] is not None:
         good = summary["good_step"]
         lines.append(
             f"  reward      {number(summary['reward_first'])} at first, {number(summary['reward_last'])} over the last "
-            f"{LAST} steps" + (f"; {GOOD} reached at step {good}" if good else f"; {GOOD} not reached")
+            + plural(summary["last_steps"], "step", one="")
+            + (f"; {GOOD} (mean of {GOOD_STEPS} steps) " + (f"reached at step {good}" if good else "not reached"))
         )
     final = summary.get("final")
     if final:
-        lines.append(_line("sentences", final, summary["generation"]))
-        lines += [_line(name.replace("_", " "), part) for name, part in summary.get("groups", {}).items()]
+        lines.append(_line("sentences", final, task, summary["generation"]))
+        lines += [_line(name.replace("_", " "), part, task) for name, part in summary.get("groups", {}).items()]
+        own = (summary.get("base") or {}).get("nll")
         lines.append(
-            f"  fluency     {number(final['nll'])} nats per token under the untrained model, of plain text"
-            f" (its own sentences: {number((summary.get('base') or {}).get('nll'))})"
+            "  fluency     not known: no sentence has a finite likelihood under the untrained model"
+            if final["nll"] is None
+            else f"  fluency     {number(final['nll'])} nats per token under the untrained model, of plain text"
+            + (f" (its own sentences: {number(own)})" if own is not None else "")
         )
     elif summary.get("evaluation"):
-        lines.append(_line("sentences", summary["evaluation"]))
-    if summary.get("kl_bound") is not None:
-        lines.append(
-            f"  distance    KL to the reference {number(summary['kl_ref'])} nats per sentence at step "
-            f"{summary['exported_step']}; this compliance needs {number(summary['kl_bound'])}, excess "
-            f"{number(summary['kl_excess'])}"
-        )
-    elif summary.get("kl_ref") is not None:
-        lines.append(f"  distance    KL to the reference {number(summary['kl_ref'])} nats per sentence")
+        lines.append(_line("sentences", summary["evaluation"], task))
+    lines += _distances(summary, task)
     raised = ", ".join(f"{name} ×{n}" for name, n in summary["alerts"].items())
     lines.append(f"  alerts      {raised or 'none'}")
     lines.append(f"  exported    step {summary['exported_step']}: {summary['exported_because']}")
     return lines
 
 
-def _line(name: str, measured: Mapping[str, float], settings: str = "") -> str:
+def _distances(summary: Mapping[str, Any], task: Task) -> list[str]:
+    """The KL to the reference of the batches trained on, and that of the closing sentences, each by its name."""
+    lines = []
+    at, kl = summary["exported_step"], summary.get("kl_ref")
+    if kl is not None:
+        known = summary.get("kl_bound") is not None
+        where = "the last batches up to" if known else "the batch of"
+        line = (
+            f"  distance    KL to the reference {kl:.2f} nats per sentence, in {where} step {at} as sampled in training"
+        )
+        if known:
+            line += (
+                f"; their share of {task.all_classes} needs {summary['kl_bound']:.2f}, excess "
+                f"{summary['kl_excess']:.2f}"
+            )
+        lines.append(line)
+    final = summary.get("final") or {}
+    if final.get("kl") is not None:
+        lines.append(
+            f"              KL to the reference {final['kl']:.2f} nats per sentence, in the "
+            f"{plural(final['n'], 'sentence')} above as exported ({summary['generation']})"
+        )
+    return lines
+
+
+def _line(name: str, measured: Mapping[str, float], task: Task, settings: str = "") -> str:
+    noun = task.pair_noun
     return (
-        f"  {name:<11} {measured['n']:.0f}: both {100 * measured['both']:.1f} %, strict "
-        f"{100 * measured['strict']:.1f} %, {measured['pairs']:.0f} pairs ({measured['effective_pairs']:.1f} "
-        f"effective), {100 * measured['unique']:.1f} % different" + (f"; {settings}" if settings else "")
+        f"  {name:<11} {measured['n']:.0f}: {task.all_classes} {100 * measured['both']:.1f} %, strict "
+        f"{100 * measured['strict']:.1f} %, {plural(measured['pairs'], noun.removesuffix('s'))} "
+        f"({measured['effective_pairs']:.1f} effective), {100 * measured['unique']:.1f} % different"
+        + (f"; {settings}" if settings else "")
     )

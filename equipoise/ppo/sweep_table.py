@@ -11,9 +11,9 @@ from typing import Any
 from equipoise.runs.records import flatten
 
 MEASURES: dict[str, tuple[str, str, float]] = {
-    "reward_last": ("reward, mean of the last 20 steps", "{:.3f}", 1),
+    "reward_last": ("reward, mean of the last steps", "{:.3f}", 1),
     "good_step": ("first step with 10-step reward 0.9", "{:.0f}", 1),
-    "final.both": ("both classes %", "{:.2f}", 100),
+    "final.both": ("every class %", "{:.2f}", 100),
     "final.strict": ("strict success %", "{:.2f}", 100),
     "final.pairs": ("unique pairs", "{:.1f}", 1),
     "final.effective_pairs": ("effective pairs", "{:.1f}", 1),
@@ -24,7 +24,7 @@ MEASURES: dict[str, tuple[str, str, float]] = {
     "base.nll": ("the same of the base's sentences", "{:.3f}", 1),
     "kl_ref": ("KL to the reference, training", "{:.2f}", 1),
     "final.kl": ("KL to the reference, generation", "{:.2f}", 1),
-    "kl_bound": ("bound for both classes", "{:.2f}", 1),
+    "kl_bound": ("bound for every class", "{:.2f}", 1),
     "kl_excess": ("excess over the bound", "{:.2f}", 1),
     "kl_excess_strict": ("excess, strict success", "{:.2f}", 1),
     "alerts": ("alerts", "{:.1f}", 1),

@@ -22,6 +22,7 @@ from equipoise.ppo.state import State
 from equipoise.ppo.step import ppo_step
 from equipoise.ppo.training import RankFunction, RewardFunction, Training, name_of, new_optimizer
 from equipoise.ppo.warm_start import warm_start
+from equipoise.protocol.plural import plural
 from equipoise.runs.signals import Stopped, StopSignals
 
 
@@ -65,7 +66,8 @@ def train(
     with opened as run, StopSignals() as stop:
         if run.complete:
             run.log.say(
-                f"this run is complete ({config.steps} steps): raise --steps to go on, or --overwrite to start anew"
+                f"this run is complete ({plural(config.steps, 'step')}): raise --steps to go on, or --overwrite "
+                "to start anew"
             )
             return Outcome("done", config.steps, 0)
         training = _begin(config, prompts().ids, (reward_fn, rank_fn), run, base)

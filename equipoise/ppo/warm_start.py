@@ -17,6 +17,7 @@ from equipoise.learning.collect import CPU_ROWS, TooFewError, collect, said
 from equipoise.learning.search import BATCH
 from equipoise.learning.supervised import Example, Supervision, examples_of, read_rows, supervise
 from equipoise.ppo.training import Training, new_optimizer
+from equipoise.protocol.plural import plural
 
 
 def read(path: Path, training: Training, prompts: dict[str, list[int]]) -> list[Example]:
@@ -29,7 +30,7 @@ def read(path: Path, training: Training, prompts: dict[str, list[int]]) -> list[
     examples = list({example.text: example for example in found.examples}.values())
     if len(examples) < BATCH:
         raise UserError(
-            f"the warm start can learn from {len(examples)} sentences of {path} and needs at least {BATCH} "
+            f"the warm start can learn from {plural(len(examples), 'sentence')} of {path} and needs at least {BATCH} "
             f"({found.describe()}): give another --warm-start-file"
         )
     wanted = training.config.warm_start.warm_start_sentences
@@ -72,7 +73,7 @@ def warm_start(
                     raise
                 skipped(error.found, error.drawn)
                 break
-        say(f"{label}: learning from {len(examples):,} sentences, such as {examples[0].text!r}")
+        say(f"{label}: learning from {plural(len(examples), 'sentence')}, such as {examples[0].text!r}")
         packed = training.config.scoring == "packed"
         supervise(policy, examples, generator, how, packed=packed, say=partial(_labelled, say, label), check=check)
         policy.forget_recordings()

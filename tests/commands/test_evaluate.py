@@ -83,7 +83,9 @@ def test_three_methods_are_measured_and_compared(three: tuple[Path, results.Eval
     assert "unequal n: 240 and 200" in found["strict", "RLHF", "Prompt-Only"].note
     cost = evaluation.methods["Generate-and-Filter"].cost
     assert cost is not None and cost.generations_per_accepted == 4.5
-    assert evaluation.frontier.p0 is not None and evaluation.frontier.p0_source == "rows of Prompt-Only"
+    assert evaluation.frontier.p0 is not None and evaluation.frontier.p0_source.startswith(
+        "200 rows of Prompt-Only, taken for the untrained model"
+    )
     points = {p.method: p for p in evaluation.frontier.points}
     assert points["Generate-and-Filter"].excess is not None and points["RLHF"].excess is None
     assert len(evaluation.frontier.pareto) == 3 and all(p.support is not None for p in evaluation.frontier.pareto)

@@ -15,7 +15,9 @@ def answers(evaluation: Evaluation) -> dict[str, str]:
 def test_the_best_method_is_named_with_its_interval_and_the_others_behind_it() -> None:
     told = answers(example())["Which method complies most?"]
     assert told.startswith("Generate-and-Filter complies most: 100 % [89.2, 100] of 40 sentences")
-    assert told.endswith("PPO reaches 90.0 % [74.9, 98.0] and Prompt-Only reaches 2.5 % [0, 14.9].")
+    assert told.endswith(
+        "PPO reaches 90.0 % [74.9, 98.0] of 40 sentences and Prompt-Only reaches 2.5 % [0, 14.9] of 40 sentences."
+    )
 
 
 def test_a_difference_that_few_occupations_cannot_show_is_not_called_significant() -> None:
@@ -35,7 +37,8 @@ def test_a_corrected_p_value_below_five_percent_is_called_significant() -> None:
 
 def test_fluency_is_told_for_every_method_and_against_the_prompted_model() -> None:
     told = answers(example())["At what cost in fluency?"]
-    assert "PPO 2.88 [2.78, 2.98]" in told
+    assert "PPO 2.88 [2.78, 2.98] (n = 40)" in told
+    assert "Difference to Prompt-Only, taken for the untrained model because of its name (" in told
     assert "PPO −0.05 (non-inferior at the margin of 0.3)" in told
     assert "above 0 is less fluent): Generate-and-Filter +0.06" in told
 
@@ -64,7 +67,7 @@ def test_the_distance_above_the_bound_is_told_from_the_nearest_on() -> None:
     told = answers(example())["How far from the optimum?"]
     nearest, far = told.index("Generate-and-Filter 0.0 (5.7"), told.index("PPO 7.0")
     assert nearest < far
-    assert "PPO 7.0 (11.8 where its compliance needs 4.8)" in told
+    assert "PPO 7.0 (11.8 where its compliance needs 4.8; n = 40)" in told
 
 
 def test_where_nothing_complies_the_report_says_so() -> None:
@@ -108,3 +111,64 @@ def test_the_base_model_is_recognised_by_the_usual_names() -> None:
     renamed = {("prompt-only (study)" if n == "Prompt-Only" else n): m for n, m in evaluation.methods.items()}
     assert words.baseline(dataclasses.replace(evaluation, methods=renamed), "PPO") == "prompt-only (study)"
     assert words.baseline(evaluation, "Prompt-Only") is None
+    # Of two that may be it, neither; a name that only begins so is none; what --base named is, and is no guess.
+    methods = evaluation.methods
+    assert words.baseline(dataclasses.replace(evaluation, methods=methods | {"Base": methods["PPO"]}), "") is None
+    sft = {("Baseline-SFT" if n == "Prompt-Only" else n): m for n, m in methods.items()}
+    assert words.baseline(dataclasses.replace(evaluation, methods=sft), "") is None
+    given = dataclasses.replace(evaluation, settings=evaluation.settings | {"base": "PPO"})
+    assert words.baseline(given, "") == "PPO"
+    assert "Difference to PPO (above 0" in answers(given)["At what cost in fluency?"]
+
+
+def with_n(evaluation: Evaluation, **n: int) -> Evaluation:
+    names = {name.partition("-")[0]: name for name in evaluation.methods}
+    changed = {names[k]: dataclasses.replace(evaluation.methods[names[k]], n=v) for k, v in n.items()}
+    return dataclasses.replace(evaluation, methods=evaluation.methods | changed)
+
+
+def test_a_method_of_four_sentences_is_not_called_the_best() -> None:
+    told = answers(with_n(example(), Generate=4))["Which method complies most?"]
+    assert told.startswith("PPO complies most: 90.0 % [74.9, 98.0] of 40 sentences are strict successes")
+    assert told.endswith(
+        "Not ranked, with fewer than 30 sentences: Generate-and-Filter, 100 % [89.2, 100] of 4 sentences."
+    )
+    told = answers(with_n(example(), Generate=4, PPO=4, Prompt=1))["Which method complies most?"]
+    assert told.endswith("2.5 % [0, 14.9] of 1 sentence. No method has 30 sentences, so this order may be chance.")
+
+
+def test_the_base_model_is_at_no_distance_from_itself_and_nothing_is_0_where_0_is_needed() -> None:
+    evaluation = example()
+    first, second, third = evaluation.frontier.points
+    zero, near = Estimate(0.0), Estimate(0.01, n=40)
+    points = (
+        dataclasses.replace(first, kl=zero, bound=zero, excess=0.0),
+        dataclasses.replace(second, kl=near, bound=zero, excess=0.01),
+        dataclasses.replace(third, kl=Estimate(4.5), bound=Estimate(4.8), excess=-0.3),
+    )
+    frontier = dataclasses.replace(evaluation.frontier, points=points)
+    told = answers(dataclasses.replace(evaluation, frontier=frontier))["How far from the optimum?"]
+    assert first.method + " 0.0" not in told and "0.0 where" not in told
+    assert f"{second.method} 0.0 (it is no farther from the base model than can be told" in told
+    assert "Below 0 is sampling error" in told
+    assert "the base model's own share of sentences with both classes of terms, 0.35 % [0.16, 0.66] of 2,560" in told
+
+
+def test_a_judge_is_named_once_and_methods_and_occupations_agree_in_number() -> None:
+    told = answers(example())["How was it measured?"]
+    assert "bundled (bundled)" not in told and "40 sentences of each of 3 methods about 4 occupations" in told
+    evaluation = with_n(example(), PPO=1)
+    alone = dataclasses.replace(evaluation, methods={"PPO": evaluation.methods["PPO"]}, settings={})
+    told = answers(alone)["How was it measured?"]
+    assert told.startswith("1 sentence of 1 method about 4 occupations") and "None" not in told and "seed" not in told
+
+
+def test_pairs_of_too_few_sentences_have_a_note_in_place_of_an_interval() -> None:
+    evaluation = example()
+    method = evaluation.methods["PPO"]
+    estimate = Estimate(48.4, n=60, note="corrected it is 75.0")
+    changed = dataclasses.replace(method, metrics=method.metrics | {"pairs/effective": estimate})
+    told = answers(dataclasses.replace(evaluation, methods=evaluation.methods | {"PPO": changed}))
+    assert "PPO 48.4 (" in told["At what cost in variety?"]
+    assert "of 60 compliant sentences)" in told["At what cost in variety?"]
+    assert " Of PPO, corrected it is 75.0." in told["At what cost in variety?"]

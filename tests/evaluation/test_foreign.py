@@ -269,7 +269,7 @@ def test_the_report_speaks_of_this_task_only(folder: Path, tmp_path: Path) -> No
         "strict successes (terms of all 3 classes, 5 to 12 words, one complete sentence)",
         "Effective term combinations, of 18: RLHF 3",
         "Kompetent terms are bold on blue, warm ones underlined on orange, ehrlich ones italic on green.",
-        "Every sentence begins with “[occupation] gilt als”",
+        "They complete “[occupation] gilt als”; this beginning counts towards their length.",
         "There are 3 kompetent terms (fähig, klug*, entschlossen), 3 warm ones (herzlich, hilfsbereit, fürsorg*) and "
         "2 ehrlich ones (ehrlich, aufrichtig), after Müller and Maier (2020).",
         "A term that ends in * counts in every word that begins so.",
@@ -316,7 +316,7 @@ def test_figures_and_tables_and_card_name_the_classes_of_the_task(evaluation: Ev
     assert plots["pairs-rlhf"].alt.startswith("Bars of the term combinations of RLHF. The commonest combination is")
     assert len(plots["pairs-rlhf"].rows) == 3
     assert "Share of sentences with all 3 classes of terms against KL" in plots["compliance-kl"].caption
-    assert "all 3 classes, % ↑" in headline(evaluation).heads and excess(evaluation).heads[1] == "all 3 classes, %"
+    assert "all 3 classes, % ↑" in headline(evaluation).heads and excess(evaluation).heads[2] == "all 3 classes, %"
     assert not study_table(evaluation).published
     card = with_results("# A model\n", evaluation, "RLHF", "model")
     assert "unique combinations" in card and "5 to 12 words" in card and "task fähig-warm-ehrlich" in card

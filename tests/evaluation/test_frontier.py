@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import entropy
 
 from equipoise.evaluation.counted import Fluency
-from equipoise.evaluation.frontier import base_rate, bound, drawn_medians, members
+from equipoise.evaluation.frontier import base_rate, bound, drawn_medians, frontier, members
 from equipoise.evaluation.results import Estimate
 from equipoise.evaluation.side import Side
 from equipoise.measures.shares import kl_bound
@@ -60,9 +60,12 @@ def test_p0_is_the_named_base_then_the_costs_files_then_prompt_only() -> None:
         assert base_rate("both", {"X": [other]}, metrics, None)[1] == "rows of Prompt-Only"
         assert base_rate("both", {"X": [other]}, {"X": metrics["X"]}, None)[0] is None
     p0, source = base_rate("both", {}, metrics, None)
-    assert p0 is not None and (p0.value, p0.low, p0.high) == (0.01, 0.002, 0.05) and source == "rows of Prompt-Only"
-    p0, _ = base_rate("both", {"X": [side]}, metrics, "X")
-    assert p0 is not None and p0.value == 0.5
+    assert p0 is not None and (p0.value, p0.low, p0.high) == (0.01, 0.002, 0.05)
+    assert source == "100 rows of Prompt-Only, taken for the untrained model because of its name; --base overrules"
+    p0, source = base_rate("both", {"X": [side]}, metrics, "X")
+    assert p0 is not None and p0.value == 0.5 and source == "100 rows of X, which --base names"
+    p0, source = base_rate("both", {}, metrics | {"Base": metrics["X"]}, None)
+    assert p0 is None and "Prompt-Only and Base are all called as the untrained model may be" in source
     p0, source = base_rate("both", {}, {"X": metrics["X"]}, None)
     assert p0 is None and "--base" in source
 
@@ -70,6 +73,25 @@ def test_p0_is_the_named_base_then_the_costs_files_then_prompt_only() -> None:
 def test_the_front_is_what_no_other_dominates() -> None:
     front = members(np.array([0.9, 0.9, 0.5, 0.4, 0.9]), np.array([3.0, 3.1, 2.0, 2.0, 3.0]))
     assert front.tolist() == [True, False, True, False, True]
+
+
+def test_a_method_of_fewer_than_thirty_sentences_is_on_no_front_and_keeps_no_other_off() -> None:
+    """Of four that all comply and are the most fluent the front knows nothing; one sentence more than 29 suffices."""
+
+    def front(n: int) -> dict[str, tuple[bool, bool]]:
+        samples, metrics = {}, {}
+        for name, count, nll, share in (("few", n, 1.0, 1.0), ("many", 40, 2.0, 0.5)):
+            texts = [(("nurse", "pilot")[i % 2], f"The nurse was bold and caring {i}.") for i in range(count)]
+            samples[name] = sample(texts, judges={"j": Fluency(np.full(count, nll), np.ones(count, int))})
+            metrics[name] = {
+                "both": Estimate(share, n=count, wilson=(0.1, 1.0)),
+                "nll/median@j": Estimate(nll, n=count),
+            }
+        found = frontier("both", samples, metrics, {}, dict.fromkeys(samples), None, "j")
+        return {p.method: (p.member, p.support is not None) for p in found.pareto}
+
+    assert front(29) == {"few": (False, False), "many": (True, True)}
+    assert front(30) == {"few": (True, True), "many": (False, True)}
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 8])

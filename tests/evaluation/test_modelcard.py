@@ -1,5 +1,6 @@
 """Results in a model card: read by the Hub's own parser, in one place however often, nothing else touched."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from equipoise.errors import UserError
 from equipoise.evaluation.modelcard import method_of, update, with_results
 from equipoise.policy.card import ModelCard, render
 from tests.evaluation.hostile import TEXTS, example, renamed
+from tests.tasks import foreign_task
 
 CARD = render(ModelCard(method="PPO, 200 steps", prompt="describe"), None)
 
@@ -76,3 +78,25 @@ def test_the_method_is_found_by_the_models_name_or_its_usual_one(tmp_path: Path)
 def test_a_folder_without_a_card_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot put results into"):
         update(tmp_path, example(), "PPO")
+
+
+def test_the_card_names_the_judge_once_how_the_kl_was_estimated_and_n() -> None:
+    text = with_results(CARD, example(), "PPO", "model")
+    assert "bundled (bundled)" not in text and "(n = 40)" in text
+    kl = example().methods["PPO"].kl
+    assert kl is not None and (not kl.note or "That KL to the base model is" in text)
+
+
+def test_one_sentence_about_one_occupation_is_singular() -> None:
+    evaluation = example()
+    method = evaluation.methods["PPO"]
+    alone = dataclasses.replace(method, n=1, occupations=dict(list(method.occupations.items())[:1]))
+    text = with_results(CARD, dataclasses.replace(evaluation, methods={"PPO": alone}), "PPO", "model")
+    assert "1 sentence about 1 occupation, measured" in text and '"name": "1 occupation"' in text
+
+
+def test_a_card_claims_what_it_was_trained_for_and_tags_only_what_is_true() -> None:
+    assert "was trained with `equipoise` to continue" in CARD and "This model continues" not in CARD
+    foreign = render(ModelCard(method="supervised fine-tuning on 9 sentences", prompt="raw", task=foreign_task()), None)
+    assert yaml.safe_load(foreign.split("---")[1])["tags"] == ["sft", "occupations"]
+    assert {"ppo", "gender-stereotypes"} <= set(yaml.safe_load(CARD.split("---")[1])["tags"])

@@ -62,17 +62,42 @@ def test_equal_methods_are_told_apart_in_at_most_five_of_a_hundred() -> None:
 
 @pytest.mark.parametrize(
     "differences",
-    [[0.1, -0.2, 0.3, 0.4, -0.5, 0.6, 0.7], list(np.linspace(-0.3, 1, 20)), [0.1, 0.2, 0.1, 0.3, -0.1, 0.2, 0.5, 0.2]],
+    [[0.1, -0.2, 0.3, 0.4, -0.5, 0.6, 0.7], list(np.linspace(-0.3, 1, 20)), list(np.linspace(-0.3, 1, 50))],
 )
 def test_signed_rank_is_scipys_without_zeros(differences: list[float]) -> None:
-    method = "exact" if len(set(map(abs, differences))) == len(differences) else "asymptotic"
-    expected = wilcoxon(differences, method=method).pvalue
+    expected = wilcoxon(differences, method="exact").pvalue
     assert signed_rank(np.array([*differences, 0.0, 0.0])) == pytest.approx(float(expected))
 
 
+@pytest.mark.parametrize(
+    "differences",
+    [
+        [0.1, 0.1, 0.1, 0.1],  # of 16 patterns two are as far out: 2/16
+        [0.1, 0.2, 0.1, 0.3, -0.1, 0.2, 0.5, 0.2],
+        [0.1 + 0.2, 0.3, -0.3, 0.3, 0.6, 0.0, -0.1],  # the first two sizes are equal but for rounding
+    ],
+)
+def test_signed_rank_with_ties_counts_every_pattern_of_signs(differences: list[float]) -> None:
+    """By hand: mean ranks from comparisons, and all 2^n sums of those with a positive sign."""
+    kept = [round(d, 9) for d in differences if d]
+    ranks = [sum(abs(b) < abs(a) for b in kept) + (1 + sum(abs(b) == abs(a) for b in kept)) / 2 for a in kept]
+    sums = [
+        sum(r for r, s in zip(ranks, signs, strict=True) if s) for signs in itertools.product((0, 1), repeat=len(kept))
+    ]
+    observed = sum(r for r, d in zip(ranks, kept, strict=True) if d > 0)
+    tails = sum(s <= observed for s in sums), sum(s >= observed for s in sums)
+    assert signed_rank(np.array(differences)) == pytest.approx(min(1.0, 2 * min(tails) / len(sums)))
+
+
+def test_signed_rank_of_many_is_the_normal_approximation() -> None:
+    differences = np.random.default_rng(0).normal(0.1, 1, 300)
+    assert signed_rank(differences) == pytest.approx(float(wilcoxon(differences, method="asymptotic").pvalue))
+    exact, near = signed_rank(differences[:200]), wilcoxon(differences[:200], method="asymptotic").pvalue
+    assert exact == pytest.approx(float(near), rel=0.01)
+
+
 def test_signed_rank_of_all_ties_is_finite_and_of_nothing_none() -> None:
-    p = signed_rank(np.full(20, 0.5))
-    assert p is not None and 0 < p < 0.001
+    assert signed_rank(np.full(20, 0.5)) == pytest.approx(2 / 2**20)
     assert signed_rank(np.zeros(20)) is None and signed_rank(np.array([0.3, 0.0])) is None
 
 

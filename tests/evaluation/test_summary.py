@@ -229,3 +229,12 @@ def test_the_estimates_are_the_catalogues_and_no_others() -> None:
     own = Sample(own.rows, own.task, judges, {"c": np.array([1.0])}, 100, 0)
     assert estimates(own, 1).keys() == titled(PROTOCOL, ["j"], "c").keys()
     assert len(titled(PROTOCOL, ["a", "b"], None)) == len(catalogue(PROTOCOL)) + 2  # three keys twice, one not at all
+
+
+def test_effective_pairs_that_lie_outside_their_own_interval_have_none() -> None:
+    """Sixty sentences with nearly as many pairs: the count is far below what more sentences would show."""
+    terms = [(a, c) for a in AGENTIC for c in COMMUNAL][:60]
+    texts = [(OCCUPATIONS[i % 20], f"The x was {a} and {c}.") for i, (a, c) in enumerate(terms)]
+    found = estimates(sample(texts), 10)["pairs/effective"]
+    assert found.value == pytest.approx(60) and (found.low, found.high, found.interval) == (None, None, "none")
+    assert found.note == "no interval: of so few sentences the number counted is surely too small"

@@ -2,18 +2,21 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from equipoise.evaluation.findings import findings
 from equipoise.evaluation.paper import bibtex, cited, methods_text
-from equipoise.evaluation.runs import TrainingRun, read_run
+from equipoise.evaluation.runs import Alert, TrainingRun, read_run
 from equipoise.evaluation.training_text import training_text
 from equipoise.ppo.config import (
     DiversityConfig,
     EvaluationConfig,
     PPOConfig,
+    RunConfig,
     TrainConfig,
     WarmStartConfig,
     WatchConfig,
@@ -106,9 +109,9 @@ def test_what_the_varied_preset_did_reads_as_it_was() -> None:
     assert (
         "Before PPO a supervised warm start taught it from its own strictly successful continuations of forced "
         "beginnings with a term of each class, every pair alike, and after the first round from its own samples that "
-        "succeed strictly (4,000 sentences a round, 2 rounds, 4 candidates for each, of which are kept the likeliest "
-        "under the untrained model, of each pair alike and no two of one mould, epochs 2, batch 64, learning rate "
-        "6e-05 at most, at most 200,000 samples drawn in search of them)."
+        "succeed strictly (at most 4,000 sentences a round, 2 rounds, 4 candidates for each, of which are kept the "
+        "likeliest under the untrained model, of each pair alike and no two of one mould, epochs 2, batch 64, "
+        "learning rate 6e-05 at most, at most 200,000 samples drawn in search of them)."
     ) in text
     assert (
         "Added to each sentence’s reward: a bonus of 1.0 for strict success; a diversity bonus of at most ±1.0 for "
@@ -116,7 +119,8 @@ def test_what_the_varied_preset_did_reads_as_it_was() -> None:
     ) in text
     assert (
         "The rule: the best of evaluations of 500 sentences (temperature 1.0, top-p 0.95), made every 25 steps and at "
-        "the end, by strict success, within its sampling error by effective pairs, then by KL to the base model."
+        "the end, by strict success, within its sampling error by effective pairs, then by KL to the base model "
+        "(k1, of the evaluation’s sentences)."
     ) in text
 
 
@@ -135,8 +139,49 @@ def test_a_foreign_run_is_told_in_its_own_words() -> None:
 def test_sentences_from_a_file_take_the_place_of_the_first_rounds() -> None:
     options = WarmStartConfig(warm_start="forced", warm_start_file="a.csv")
     text = told(TrainConfig(warm_start=options))
-    assert "those sentences of the file a.csv that succeed strictly (256 sentences," in text
+    assert "those sentences of the file a.csv that succeed strictly (at most 256 sentences," in text
     assert "forced" not in text and "drawn in search" not in text
+
+
+def of_run(config: TrainConfig, **records: Any) -> str:
+    record = json.loads(json.dumps({"config": config.document()}))
+    run = TrainingRun("mine", (1, 2, 75), {}, (), (), record)
+    return training_text(dataclasses.replace(run, **records), PROTOCOL)
+
+
+def test_what_an_alert_was_to_do_is_not_told_as_done() -> None:
+    alert = Alert(75, "length", "", "")
+    stop = TrainConfig(watch=WatchConfig(on_alert="stop"), steps=100)
+    assert "An alert of the hacking watch was to end the run; none did." in of_run(stop)
+    assert "was to end the run; one did at step 75." in of_run(stop, alerts=(alert,))
+    # It was raised, and the same command went on in spite of it.
+    assert "; none did." in of_run(dataclasses.replace(stop, steps=75), alerts=(alert,))
+    back = TrainConfig(watch=WatchConfig(on_alert="rollback", alert_rollbacks=1))
+    assert "1 time at most; it did so 0 times." in of_run(back)
+    assert "it did so 1 time, each time with other settings" in of_run(back, summary={"alert_rollbacks": 1})
+
+
+def test_the_two_kls_of_the_options_are_told_apart_and_what_was_planned_from_what_was_done() -> None:
+    text = of_run(TrainConfig(steps=100))
+    assert "in nats per token, that of the policy before a step to the policy after it; the KL coefficient" in text
+    assert "for 75 steps (" in text and "100 steps were planned." in text
+    assert "planned" not in of_run(TrainConfig(steps=75))
+
+
+def test_one_is_singular() -> None:
+    config = TrainConfig(
+        steps=1, ppo=PPOConfig(value_warmup_steps=1), run=RunConfig(save_every=1),
+        evaluation=EvaluationConfig(eval_sentences=1),
+        diversity=DiversityConfig(diversity_weight=1, diversity_window=1),
+    )  # fmt: skip
+    text = of_run(config, steps=(1,))
+    assert (
+        "for 1 step (" in text
+        and "0 in the first step, in which" in text
+        and "over the last compliant sentence" in text
+    )
+    assert "evaluations of 1 sentence (" in text and "made every step and at the end" in text
+    assert not re.search(r"\b1 [a-z]+s\b", text)
 
 
 def test_a_run_that_has_not_ended_has_a_rule_and_no_step_yet() -> None:
@@ -187,3 +232,31 @@ def test_what_an_old_record_does_not_have_is_not_told(tmp_path: Path) -> None:
         text == "The policy of the run run was trained with PPO for 40 steps (prompt describe, learning rate 1e-05, "
         "seed 3)."
     )
+
+
+def test_the_method_text_claims_nothing_that_the_program_cannot_know() -> None:
+    text = " ".join(methods_text(example(), []))
+    assert "beforehand" not in text and "We generated" not in text and "not the policy" not in text
+    assert "bundled (bundled)" not in text and "The primary measure is strict success" in text
+
+
+def test_the_method_text_says_how_each_kl_to_the_base_model_was_estimated() -> None:
+    evaluation = example()
+    kl = evaluation.methods["PPO"].kl
+    assert kl is not None
+    methods = {
+        name: dataclasses.replace(m, kl=dataclasses.replace(kl, note="from weights" if name == "PPO" else "k1"))
+        for name, m in evaluation.methods.items()
+    }
+    text = " ".join(methods_text(dataclasses.replace(evaluation, methods=methods), []))
+    assert "These KLs are, of Prompt-Only and Generate-and-Filter, k1; of PPO, from weights." in text
+
+
+def test_draws_are_told_as_many_as_were_made() -> None:
+    """With thousands of occupations fewer draws are made than were asked for."""
+    evaluation = example()
+    method = evaluation.methods["PPO"]
+    many = {str(i): next(iter(method.occupations.values())) for i in range(4000)}
+    crowded = dataclasses.replace(evaluation, methods={"PPO": dataclasses.replace(method, occupations=many)})
+    assert "Bootstraps have 500 draws" in " ".join(methods_text(crowded, []))
+    assert "bootstraps of 500 draws" in " ".join(f.answer for f in findings(crowded))

@@ -60,7 +60,7 @@ def test_the_interval_holds_the_kl_of_everything_that_can_be_written(tmp_path: P
     found = kl_to_base(q, p, 100, quiet)
     assert exact > 0.05 and found["low"] < exact < found["high"]
     assert found["high"] - found["low"] < 0.35 * exact
-    assert "2000 sentences" in found["how"] and "top-p 1" in found["how"] and "p under the prompt raw" in found["how"]
+    assert "2,000 sentences" in found["how"] and "top-p 1" in found["how"] and "p under the prompt raw" in found["how"]
     assert q.policy is None and p.policy is None
     # Other numbers, another estimate; the same, the same.
     again, other = writer(tmp_path / "q"), writer(tmp_path / "q", seed=1)

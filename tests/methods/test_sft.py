@@ -213,7 +213,7 @@ def test_a_folder_of_somebody_elses_is_left_alone(base: Path, data: Path, tmp_pa
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("Occupation,Text\nnurse,The nurse was kind.\n", "has 0 sentences to learn from (0 of 1 rows"),
+        ("Occupation,Text\nnurse,The nurse was kind.\n", "has 0 sentences to learn from (0 of 1 row"),
         ("Occupation,Text\n", "has 0 sentences to learn from"),
         ("Model,Text\nm,The nurse was kind.\n", "lacks Occupation"),
         (None, "cannot read"),

@@ -271,7 +271,7 @@ def test_a_whole_study_is_of_one_task(task: Task, tmp_path: Path) -> None:
         assert settings_of(path)["task"] == task.document()
         if method != "gen-filter":
             check_rows(task, path, 1)
-    assert f"1 sentences for each of {len(task.names)} occupations" in said[0]
+    assert f"1 sentence for each of {len(task.names)} occupations" in said[0]
     assert said[1] == f"task {task.name}, of all methods"
     record = json.loads((folder / "study.json").read_text())
     assert list(record["settings"])[-1] == "task" and record["settings"]["task"] == task.document()

@@ -1,0 +1,37 @@
+"""How a policy was trained, in a line for its model card: every option in force, and none that was not."""
+
+from equipoise.ppo.config import TrainConfig
+from equipoise.protocol.plural import plural
+from equipoise.protocol.reward import PROTOCOL_WEIGHTS
+
+
+def facts(config: TrainConfig, steps: int, kl_coef: float, *, warmed: bool) -> str:
+    """Such as "PPO, 75 steps of 64 sentences, all weights, …". `kl_coef`: as it was at the end; `warmed`: whether the
+    warm start, where one was wanted, was made."""
+    ppo, policy, diversity = config.ppo, config.policy, config.diversity
+    eight = " beside base weights in 8 bits" if policy.use_8bit else ""
+    told = [
+        f"PPO, {plural(steps, 'step')} of {plural(ppo.batch_size, 'sentence')}",
+        "all weights" if policy.tuning == "full" else f"LoRA of rank {policy.lora_rank}{eight}",
+        f"learning rate {ppo.learning_rate:g}",
+        f"KL coefficient {kl_coef:.3g}" + (" at the end, steered" if ppo.ref_kl_target is not None else ""),
+        _warm_start(config, warmed),
+        f"entropy bonus {ppo.entropy_coef:g}" if ppo.entropy_coef else "",
+        f"bonus for strict success {config.strict_bonus:g}" if config.strict_bonus else "",
+        f"diversity bonus {diversity.diversity_weight:g}" if diversity.diversity_weight else "",
+        f"malus for common openings {diversity.opening_weight:g}" if diversity.opening_weight else "",
+        f"penalty for cut-off sentences {config.missing_eos_penalty:g}" if config.missing_eos_penalty else "",
+        "other weights of the reward than the protocol's" if config.reward != PROTOCOL_WEIGHTS else "",
+    ]
+    return ", ".join(filter(None, told))
+
+
+def _warm_start(config: TrainConfig, warmed: bool) -> str:
+    warm = config.warm_start
+    if not warm.wanted or not warmed:
+        return ""
+    if warm.warm_start_file:
+        source = "sentences of a file"
+    else:
+        source = "forced sentences" if warm.warm_start == "forced" else "its own complying samples"
+    return f"after a supervised warm start from {source}"
