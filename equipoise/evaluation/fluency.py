@@ -20,6 +20,7 @@ from equipoise.evaluation.inputs import Judged
 from equipoise.evaluation.results import Judge
 from equipoise.policy import trie
 from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
+from equipoise.policy.families import position_limit, window
 from equipoise.policy.hub import explain, hub_access, quiet_progress
 from equipoise.policy.load import pick_device, pick_dtype
 from equipoise.policy.score import token_logprobs
@@ -89,7 +90,10 @@ class Scorer:
         """`packed`: share common beginnings where the model's attention allows; off, the plain twin."""
         self.source = source
         self.device = pick_device(device)
-        self.packed = packed and load_config(source).model_type in PLAIN_ATTENTION
+        config = load_config(source)
+        self.longest = min(LONGEST, position_limit(config) or LONGEST)
+        plain = config.model_type in PLAIN_ATTENTION and window(config) >= self.longest
+        self.packed = packed and plain
         self.tokenizer = load_tokenizer(source)
         self.model: Any = load_model(
             source,
@@ -98,8 +102,6 @@ class Scorer:
             attn_implementation=TRIE_ATTENTION if self.packed else None,
         )
         self.model.eval().requires_grad_(False)
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or LONGEST
-        self.longest = min(LONGEST, positions)
         # Logits are nodes × vocabulary: bounded, so that a large vocabulary does not fill the memory.
         self.budget = 8192 if self.device.type == "cuda" else 1024
 

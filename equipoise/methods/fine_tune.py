@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from equipoise.methods.prompted import model_name, uniforms
 from equipoise.methods.sft_config import GivenSentences, OwnSentences, SftConfig
 from equipoise.policy.card import ModelCard
 from equipoise.policy.config import SamplingConfig
-from equipoise.policy.export import WEIGHTS, export
+from equipoise.policy.export import WEIGHTS, export, rehearse
 from equipoise.policy.load import Policy
 from equipoise.policy.prompt import sentences_of
 from equipoise.policy.sample import sample
@@ -137,16 +137,33 @@ def export_trained(
         files[SENTENCES] = as_completions(found.rows, model_name(policy.source), LABELS[found.forced])
     learnt = plural(record["training"]["learnt"], "compliant sentence")
     method = f"supervised fine-tuning on {learnt}, {plural(config.epochs, 'epoch')}"
-    export(
+    _export(export, policy, config, task, method, prompt, files)
+    assert (folder / WEIGHTS).exists()
+
+
+def rehearse_export(policy: Policy, config: SftConfig, task: Task, prompt: str) -> None:
+    """Find out before training whether the model can be exported. Raises UserError."""
+    _export(rehearse, policy, config, task, "rehearsed", prompt, {TASK: task.to_yaml()})
+
+
+def _export(
+    write: Callable[..., None],
+    policy: Policy,
+    config: SftConfig,
+    task: Task,
+    method: str,
+    prompt: str,
+    files: Mapping[str, str],
+) -> None:
+    write(
         policy.model,
         policy.tokenizer,
-        folder,
+        Path(config.output_dir),
         source=policy.source,
         stop_ids=policy.stop_ids,
         card=ModelCard(method=method, prompt=prompt, task=task, system=config.system),
         extra_files=files,
     )
-    assert (folder / WEIGHTS).exists()
 
 
 def look(policy: Policy, task: Task, prompts: dict[str, list[int]], runs: int, seed: int) -> str:

@@ -50,7 +50,7 @@ class Guided(Prompted):
     def load(self, say: Callable[[str], None] = print) -> None:
         """Bring the weights into memory and the hidden Markov model, which is distilled where none is kept. Raises
         UserError, NonFiniteLogits."""
-        super().load()
+        super().load(say)
         self._ctrlg = self._guide(self.sampling, say)
 
     def unload(self) -> None:
@@ -130,7 +130,7 @@ class Guided(Prompted):
         """Log weights of sentences at temperature 1 and top-p 1."""
         sampling = SamplingConfig(1.0, 1.0, self.sampling.max_new_tokens)
         if self.policy is None:
-            Prompted.load(self)
+            Prompted.load(self, say)
         self._ctrlg = None  # its tables are no smaller than those to come
         guide = self._guide(sampling, say)
 

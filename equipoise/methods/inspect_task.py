@@ -161,6 +161,7 @@ def look_with_model(
     from equipoise.policy.load import load_for_generation
     from equipoise.policy.prompt import leaked_terms, prompt_text, render_prompts
     from equipoise.policy.source import load_tokenizer, resolve
+    from equipoise.policy.verify import settle
     from equipoise.ppo.evaluate import draw_sentences
 
     chosen = task.prompt(prompt) if prompt else task.default_prompt
@@ -173,6 +174,7 @@ def look_with_model(
     say(f"tokens     a sentence that succeeds fits into {max_new_tokens} new tokens")
     policy = load_for_generation(PolicyConfig(model, device=device), chosen)
     prompts = render_prompts(tokenizer, chosen, task).ids
+    settle(policy, list(prompts.values()), max_new_tokens, say)
     seed = hashlib.sha256(task.fingerprint().encode()).hexdigest()
     say(f"sampling {plural(samples, 'sentence')} of {model} under the prompt {chosen.name!r}")
     texts = draw_sentences(policy, task, prompts, sampling, samples, f"task {seed}", min(samples, 128)).texts

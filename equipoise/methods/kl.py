@@ -28,7 +28,7 @@ def kl_to_base(writer: Prompted, base: Prompted, runs: int, say: Callable[[str],
     sampling = SamplingConfig(1.0, 1.0, writer.sampling.max_new_tokens)
     keys = all_keys(runs, writer.task.names)
     if writer.policy is None:
-        writer.load()
+        writer.load(say)
     assert writer.policy is not None
     tokenizer = writer.policy.tokenizer
     drawn = writer.limit.over(keys, lambda part: _draw(writer, part, sampling), writer.device, say)
@@ -37,7 +37,7 @@ def kl_to_base(writer: Prompted, base: Prompted, runs: int, say: Callable[[str],
         base.policy = writer.policy
     else:
         writer.unload()
-        base.load()
+        base.load(say)
     assert base.policy is not None
     if base.policy.tokenizer.get_vocab() != tokenizer.get_vocab():
         raise UserError(f"{base.name} has another vocabulary than {writer.name}, so their sentences cannot be compared")

@@ -20,6 +20,7 @@ from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import render_prompts, sentences_of
 from equipoise.policy.sample import sample
 from equipoise.policy.source import Source, load_tokenizer, recorded_task, resolve
+from equipoise.policy.verify import settle
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, Task
 
@@ -112,8 +113,9 @@ class Prompted:
         )
 
     def load(self, say: Callable[[str], None] = print) -> None:
-        """Bring the weights into memory. Raises UserError."""
+        """Bring the weights into memory, and find out how they are computed. Raises UserError."""
         self.policy = load_for_generation(self._config, self.prompt)
+        settle(self.policy, list(self.prompts.values()), self.sampling.max_new_tokens, say)
 
     def unload(self) -> None:
         """Give the memory back."""

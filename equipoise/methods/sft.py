@@ -30,9 +30,11 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
 
     from equipoise.learning.supervised import Supervision, supervise
     from equipoise.methods import fine_tune
+    from equipoise.policy.config import SamplingConfig
     from equipoise.policy.load import load_policy
     from equipoise.policy.prompt import render_prompts
     from equipoise.policy.source import load_tokenizer, recorded_task, resolve
+    from equipoise.policy.verify import settle
 
     model = resolve(config.policy.model)
     task = config.task or recorded_task(model) or PROTOCOL
@@ -49,6 +51,8 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
 
     torch.manual_seed(config.seed)  # adapters start at random
     policy = load_policy(config.policy, prompt)
+    settle(policy, list(prompts.values()), SamplingConfig().max_new_tokens, say)
+    fine_tune.rehearse_export(policy, config, task, spec)
     data = fine_tune.collect_rows(source, config, task, policy, prompts, say)
     generator = torch.Generator().manual_seed(config.seed)
     at_most = source.at_most if isinstance(source, GivenSentences) else None

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,14 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from equipoise.errors import NonFiniteError, UserError
 from equipoise.policy.card import ModelCard, render
@@ -24,6 +32,7 @@ from equipoise.policy.versions import for_both
 
 WEIGHTS = "model.safetensors"
 PARTIAL = ".partial-export"
+REHEARSAL = ".rehearsed-export"
 SMALL = 1_000_000_000
 """Below this many parameters an export is float32 by default: rounding a merge costs more than the disk space."""
 
@@ -212,3 +221,57 @@ def _move(partial: Path, folder: Path) -> None:
         if (target := folder / path.name).is_dir():
             shutil.rmtree(target)
         os.replace(path, target)
+
+
+def rehearse(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    card: ModelCard,
+    source: Source | None = None,
+    stop_ids: Iterable[int] | None = None,
+    extra_files: Mapping[str, str] | None = None,
+) -> None:
+    """Find out before training whether `export` will work, and keep nothing. Raises UserError where it would not.
+
+    A model of a billion parameters or more is written with one column of every weight, which is quick and shows whether
+    names, configuration and tokenizer can be written.
+    """
+    plain: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    partial = folder / REHEARSAL
+    shutil.rmtree(partial, ignore_errors=True)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        if sum(p.numel() for p in plain.parameters()) < SMALL and not getattr(plain, "is_quantized", False):
+            export(model, tokenizer, partial, card=card, source=source, stop_ids=stop_ids, extra_files=extra_files)
+        else:
+            partial.mkdir(parents=True)
+            _write(partial, plain, _columns(plain), torch.float32, tokenizer, stop_ids)
+            AutoConfig.from_pretrained(partial)
+            AutoTokenizer.from_pretrained(partial)
+    except (UserError, NonFiniteError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever transformers' own writing has against the model
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"this {plain.config.model_type} model could not be exported after training ({first}): mend its files, or "
+            "choose another model"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
+
+
+def _columns(plain: PreTrainedModel) -> dict[str, Tensor]:
+    """Every weight by the name it is exported under, its last dimension cut to one."""
+    adapters = {name: module for name, module in plain.named_modules() if isinstance(module, LoraLayer)}
+    named = {_plain_name(key, adapters): value for key, value in plain.state_dict().items()}
+    named.pop("", None)
+    made: dict[int, Tensor] = {}  # tied weights are one tensor and stay one
+    return {
+        name: made.setdefault(value.data_ptr(), torch.zeros((*value.shape[:-1], 1) if value.dim() else ()))
+        for name, value in named.items()
+    }

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout, rollout_of
-from equipoise.policy.score import pack, score, score_pack
+from equipoise.policy.score import score
 from equipoise.protocol.task import Task
 
 
@@ -76,10 +76,9 @@ def _parts(rollout: Rollout, rows: int) -> list[Rollout]:
 
 def _summed(policy: Policy, rollout: Rollout, temperature: float, reference: bool) -> Tensor:
     """(B,) log-probability of each completion, on the CPU. Not recorded: such a batch is seen once."""
-    lengths = rollout.lengths_B.tolist()
-    logprobs_N = score_pack(policy, pack(policy, rollout), temperature, reference=reference, entropy=False).logprobs
-    real_N = logprobs_N[: sum(lengths)].double().cpu()
-    return torch.stack([part.sum() for part in real_N.split(lengths)])
+    scores = score(policy, rollout, temperature, packed=True, reference=reference, entropy=False, recorded=False)
+    parts = scores.logprobs.double().cpu().split(rollout.lengths_B.tolist())
+    return torch.stack([part.sum() for part in parts])
 
 
 EVALUATION_ROWS = 128  # completions scored at a time, at first

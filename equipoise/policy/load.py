@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor, nn
 
 from equipoise.errors import UserError
+from equipoise.policy.adapters import with_adapters
 from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
 from equipoise.policy.config import PolicyConfig
 from equipoise.policy.graphs import Graphs
@@ -18,6 +19,7 @@ from equipoise.policy.int8 import to_eight_bits
 from equipoise.policy.joined import adjacent_order
 from equipoise.policy.prompt import Tokenizer, stop_ids
 from equipoise.policy.source import Source, load_config, load_model, load_tokenizer, resolve
+from equipoise.policy.ways import Ways
 from equipoise.protocol.prompts import Prompt
 
 
@@ -29,6 +31,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"unknown device {name!r}: use cpu, cuda or cuda:0") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r} is not supported, sampling needs float64 and CUDA or a CPU: use cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"device {name!r} was asked for but PyTorch sees no CUDA GPU: use --device cpu, or fix the driver"
@@ -58,6 +62,9 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 class Policy:
     """A causal LM to train. `model` is the transformers model, wrapped by peft for LoRA."""
 
+    ways = Ways()
+    """How it may be computed; `verify.settle` finds out."""
+
     def __init__(
         self,
         model: Any,
@@ -77,12 +84,15 @@ class Policy:
         self.stop_ids = stop_ids
         self.source = source
         self.recompute = False
+        self.notices: tuple[str, ...] = ()
+        """Lines that the user should see."""
         self.decoders: dict[Any, Any] = {}  # `sample.sample_static` keeps its buffers here
         self.device = next(model.parameters()).device
         self.graphs = Graphs(self.device, enabled=cuda_graphs)
         self.dtype = _compute_dtype(model)
         # All zeros: the first values are 0, not noise that the first advantages would be measured against.
-        self.value_head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=self.device)
+        width = getattr(model.get_output_embeddings(), "in_features", model.config.get_text_config().hidden_size)
+        self.value_head = nn.Linear(width, 1, device=self.device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         _no_dropout(model)
@@ -152,20 +162,12 @@ def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
     _check_eight_bit(config, device)
     model = load_model(source, dtype=dtype, device=device, attn_implementation=attention)
     tokenizer = load_tokenizer(source)
-    reference = None
+    reference, note = None, None
     if config.tuning == "full":
         reference = load_model(source, dtype=dtype, device=device, attn_implementation=attention)
         reference.eval().requires_grad_(False)
     else:
-        lora = LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            target_modules="all-linear",
-            lora_dropout=0.0,
-            task_type="CAUSAL_LM",
-        )
-        # Adapters in the compute dtype: float32 ones are cast at every layer. The optimizer keeps float32 masters.
-        model = get_peft_model(model, lora, autocast_adapter_dtype=False)
+        model, note = with_adapters(model, config)
     for parameter in model.parameters():
         if parameter.requires_grad:  # some models keep a few weights in float32; one dtype is trained
             parameter.data = parameter.data.to(dtype)
@@ -185,6 +187,7 @@ def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
     graphs = _recordable(config, attention)
     policy = Policy(model, tokenizer, reference=reference, stop_ids=stops, source=source, cuda_graphs=graphs)
     policy.recompute = config.gradient_checkpointing
+    policy.notices = (note,) if note else ()
     model.eval()
     # What has been loaded stays: out of the garbage collector's rounds, which would look through all of it every few
     # steps.

@@ -6,7 +6,6 @@ depends neither on how rows are batched nor on which finished rows have been dro
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from equipoise.policy.decode import StaticDecoder
 from equipoise.policy.draw import Guide, GuideState, draw
 from equipoise.policy.graphs import round_up
 from equipoise.policy.load import Policy
+from equipoise.policy.plain import PlainReader
 from equipoise.policy.rollout import Rollout
 
 
@@ -39,65 +39,97 @@ def sample(
     same numbers on every device. Instead of it, `uniform_BT` gives the numbers: (B, max_new_tokens) float64 in [0, 1).
     A `guide` draws in place of `draw`.
 
-    Each distinct prompt is run once and its cache copied to its rows. Raises NonFiniteLogits. On a GPU `decode` does
-    the same from CUDA graphs; what follows here is the plain twin.
+    Raises NonFiniteLogits. On a GPU `decode` does the same from CUDA graphs; what follows here is the plain twin.
     """
     assert (generator is None) != (uniform_BT is None), "one source of random numbers"
     device, steps = policy.device, config.max_new_tokens
     if uniform_BT is None:
         uniform_BT = torch.rand(len(prompts), steps, generator=generator, dtype=torch.float64)
     uniform_BT = uniform_BT.to(device)
-    if policy.graphs.enabled and policy.model.config._attn_implementation == TRIE_ATTENTION:
+    static = policy.graphs.enabled and policy.model.config._attn_implementation == TRIE_ATTENTION
+    if static and policy.ways.shared and _fits(policy, prompts, steps):
         return sample_static(policy, prompts, config, uniform_BT, guide)
     state = guide.open(len(prompts)) if guide is not None else None
     if state is not None:
         state.start(prompts)
-    started = _prefill(policy, prompts)
-    tokens_BT, taken_B, finished_B = _decode_plainly(policy, started, config, uniform_BT, state)
+    reader = _reader(policy, prompts, steps)
+    tokens_BT, taken_B, finished_B = _decode_plainly(policy, reader, config, uniform_BT, state)
     report = state.report() if state is not None else {}
     return Rollout([list(p) for p in prompts], tokens_BT, taken_B, finished_B, report)
 
 
-class _Started(NamedTuple):
-    """B rows that have read their prompts of at most P tokens: the cache, (B, V) logits of the next token, (B, P) where
-    a row's cache holds a token, (B,) lengths of the prompts."""
-
-    cache: DynamicCache
-    logits_BV: Tensor
-    mask_BP: Tensor
-    lengths_B: Tensor
+def _fits(policy: Policy, prompts: Sequence[Sequence[int]], steps: int) -> bool:
+    """Whether no row can become longer than those for which the fast ways were compared with the plain one."""
+    return max(map(len, prompts)) + steps <= policy.ways.tokens
 
 
-def _prefill(policy: Policy, prompts: Sequence[Sequence[int]]) -> _Started:
-    """Run each distinct prompt once and copy its cache to its rows."""
-    device = policy.device
-    distinct = sorted({tuple(p) for p in prompts})
-    place = {p: i for i, p in enumerate(distinct)}
-    prompt_of_B = torch.tensor([place[tuple(p)] for p in prompts], device=device)
-    lengths_U = torch.tensor([len(p) for p in distinct], device=device)
-    width = int(lengths_U.max())
-    ids_UP = torch.tensor([[*p, *[0] * (width - len(p))] for p in distinct], device=device)
-    mask_UP = (torch.arange(width, device=device)[None] < lengths_U[:, None]).long()
-    cache = DynamicCache(config=policy.model.config)
-    logits_UPV = policy.model(
-        input_ids=ids_UP,
-        attention_mask=mask_UP,
-        position_ids=torch.arange(width, device=device).expand_as(ids_UP),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=torch.arange(int(lengths_U.min()) - 1, width, device=device),
-    ).logits
-    logits_UV = logits_UPV[torch.arange(len(distinct), device=device), lengths_U - lengths_U.min()]
-    cache.batch_select_indices(prompt_of_B)
-    return _Started(cache, logits_UV[prompt_of_B], mask_UP[prompt_of_B], lengths_U[prompt_of_B])
+def _reader(policy: Policy, prompts: Sequence[Sequence[int]], steps: int) -> "SharedReader | PlainReader":
+    fits = _fits(policy, prompts, steps)
+    if policy.ways.shared and fits:
+        return SharedReader(policy, prompts)
+    return PlainReader(policy, prompts, cached=policy.ways.cached and fits)
+
+
+class SharedReader:
+    """B rows that have read their prompts of at most P tokens, and go on a token at a time.
+
+    `logits_BV`: of the next token. Each distinct prompt is run once and its cache copied to its rows; `mask_BP` says
+    where a row's cache holds a token.
+    """
+
+    def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
+        device = policy.device
+        distinct = sorted({tuple(p) for p in prompts})
+        place = {p: i for i, p in enumerate(distinct)}
+        prompt_of_B = torch.tensor([place[tuple(p)] for p in prompts], device=device)
+        lengths_U = torch.tensor([len(p) for p in distinct], device=device)
+        width = int(lengths_U.max())
+        ids_UP = torch.tensor([[*p, *[0] * (width - len(p))] for p in distinct], device=device)
+        mask_UP = (torch.arange(width, device=device)[None] < lengths_U[:, None]).long()
+        cache = DynamicCache(config=policy.model.config)
+        logits_UPV = policy.model(
+            input_ids=ids_UP,
+            attention_mask=mask_UP,
+            position_ids=torch.arange(width, device=device).expand_as(ids_UP),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=torch.arange(int(lengths_U.min()) - 1, width, device=device),
+        ).logits
+        logits_UV = logits_UPV[torch.arange(len(distinct), device=device), lengths_U - lengths_U.min()]
+        cache.batch_select_indices(prompt_of_B)
+        self.policy, self.cache = policy, cache
+        self.logits_BV = logits_UV[prompt_of_B]
+        self.mask_BP, self.position_B = mask_UP[prompt_of_B], lengths_U[prompt_of_B]
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone."""
+        self.cache.batch_select_indices(rows)
+        self.mask_BP, self.position_B = self.mask_BP[rows], self.position_B[rows]
+
+    def read(self, token_B: Tensor) -> Tensor:
+        """(B, V) logits after one more token of each row."""
+        self.mask_BP = torch.cat([self.mask_BP, torch.ones_like(self.mask_BP[:, :1])], dim=1)
+        logits_BV: Tensor = self.policy.model(
+            input_ids=token_B[:, None],
+            attention_mask=self.mask_BP,
+            position_ids=self.position_B[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits[:, -1]
+        self.position_B = self.position_B + 1
+        return logits_BV
 
 
 def _decode_plainly(
-    policy: Policy, started: _Started, config: SamplingConfig, uniform_BT: Tensor, state: GuideState | None
+    policy: Policy,
+    reader: SharedReader | PlainReader,
+    config: SamplingConfig,
+    uniform_BT: Tensor,
+    state: GuideState | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(B, T) tokens, (B,) how many were drawn, (B,) whether the last is a stop token. Raises NonFiniteLogits."""
-    cache, logits_BV, mask_BP, lengths_B = started
-    device, steps, count = policy.device, config.max_new_tokens, len(lengths_B)
+    logits_BV = reader.logits_BV
+    device, steps, count = policy.device, config.max_new_tokens, len(logits_BV)
     stops = torch.tensor(policy.stop_ids, device=device)
     tokens_BT = torch.zeros(count, steps, dtype=torch.long, device=device)
     taken_B = torch.zeros(count, dtype=torch.long, device=device)
@@ -118,16 +150,9 @@ def _decode_plainly(
         if t + 1 == steps or len(running) == 0:
             break
         if len(running) <= 0.8 * len(rows):  # copying the cache costs as much as carrying a few finished rows along
-            cache.batch_select_indices(running)
-            rows, token, mask_BP = rows[running], token[running], mask_BP[running]
-        mask_BP = torch.cat([mask_BP, torch.ones_like(mask_BP[:, :1])], dim=1)
-        logits_BV = policy.model(
-            input_ids=token[:, None],
-            attention_mask=mask_BP,
-            position_ids=(lengths_B[rows] + t)[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
+            reader.keep(running)
+            rows, token = rows[running], token[running]
+        logits_BV = reader.read(token)
     return tokens_BT, taken_B, finished_B
 
 

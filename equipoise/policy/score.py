@@ -1,17 +1,18 @@
 """What the policy (or the reference) says of sampled completions: log-probabilities, entropies, values.
 
-Two ways to the same numbers: `padded` runs one row per completion, `packed` one row per batch as a token trie, replayed
-from a CUDA graph where there is a GPU. Results are flat over the N real completion tokens, row by row
-(`Rollout.tokens_N` order), in float32.
+Ways to the same numbers: `padded` runs one row per completion, `packed` one row per batch as a token trie, replayed
+from a CUDA graph where there is a GPU; where neither suits the model, `plain` runs rows of one length together. Results
+are flat over the N real completion tokens, row by row (`Rollout.tokens_N` order), in float32.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from equipoise.policy import trie
+from equipoise.policy import plain, trie
 from equipoise.policy.attention import TRIE_ATTENTION
 from equipoise.policy.graphs import round_up
 from equipoise.policy.load import Policy
@@ -86,26 +87,75 @@ def entropies(logits_NV: Tensor, temperature: float) -> Tensor:
 
 
 def score(
-    policy: Policy, rollout: Rollout, temperature: float, *, packed: bool, reference: bool = False, entropy: bool = True
+    policy: Policy,
+    rollout: Rollout,
+    temperature: float,
+    *,
+    packed: bool,
+    reference: bool = False,
+    entropy: bool = True,
+    recorded: bool = True,
 ) -> Scores:
     """Score every completion token. `reference` uses the frozen model; `entropy=False` leaves zeros there.
+    `recorded=False` records no graph, for a batch that is seen once. Where the model's numbers are not those of the
+    way that is asked for (`policy.ways`), a plainer one is taken.
 
     Gradients flow when grad mode is on. Raises nothing: a non-finite model gives non-finite scores, which the caller
     tests.
     """
-    if packed and not torch.is_grad_enabled():
-        batch = pack(policy, rollout)
-        key = ("score", temperature, reference, entropy)
-        outputs = policy.graphs(
-            key, lambda *x: tuple(score_pack(policy, Pack(*x), temperature, reference, entropy)), *batch
-        )
-        n = int(rollout.lengths_B.sum())
-        return Scores(*(x[:n].clone() for x in outputs))
-    if packed:
-        return score_pack(policy, pack(policy, rollout, padded=False), temperature, reference, entropy)
+    groups = packs(policy, rollout) if packed else None
+    if groups is not None and len(groups) > 1:
+        parts = [
+            _score_packed(policy, rollout.select(rows), temperature, reference, entropy, recorded) for rows in groups
+        ]
+        return Scores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    if groups is not None:
+        return _score_packed(policy, rollout, temperature, reference, entropy, recorded)
     with policy.as_reference(reference) as model:
-        logits_NV, hidden_NH = _padded(policy, model, rollout)
+        compute = _padded if policy.ways.padded and not _too_long(policy, rollout) else plain.forward
+        logits_NV, hidden_NH = compute(policy, model, rollout)
     return _scores(policy, logits_NV, hidden_NH, rollout.tokens_N.to(policy.device), temperature, entropy)
+
+
+def packs(policy: Policy, rollout: Rollout) -> list[Tensor] | None:
+    """The rows of each pack that scores part of the rollout, in order; None where the model's rows must not be
+    packed."""
+    if not policy.ways.packed or _too_long(policy, rollout):
+        return None
+    everything = torch.arange(len(rollout))
+    return [everything] if math.isinf(policy.ways.nodes) else _cut(rollout, everything, policy.ways.nodes)
+
+
+def _cut(rollout: Rollout, rows: Tensor, most: float) -> list[Tensor]:
+    """Rows in halves of halves, until each part's pack has no more than `most` nodes. A single row is never cut."""
+    part = rollout.select(rows)
+    if len(rows) == 1 or len(trie.build(part.prompts, part.completions()).tokens_M) <= most:
+        return [rows]
+    return [group for half in rows.tensor_split(2) for group in _cut(rollout, half, most)]
+
+
+def _too_long(policy: Policy, rollout: Rollout) -> bool:
+    """Whether a row is longer than those for which the ways were compared."""
+    if math.isinf(policy.ways.tokens):
+        return False
+    lengths = rollout.lengths_B.tolist()
+    return any(len(p) + n > policy.ways.tokens for p, n in zip(rollout.prompts, lengths, strict=True))
+
+
+def _score_packed(
+    policy: Policy, rollout: Rollout, temperature: float, reference: bool, entropy: bool, recorded: bool
+) -> Scores:
+    if torch.is_grad_enabled():
+        return score_pack(policy, pack(policy, rollout, padded=False), temperature, reference, entropy)
+    batch = pack(policy, rollout)
+    key = ("score", temperature, reference, entropy)
+
+    def function(*x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(score_pack(policy, Pack(*x), temperature, reference, entropy))
+
+    outputs = policy.graphs(key, function, *batch) if recorded else function(*batch)
+    n = int(rollout.lengths_B.sum())
+    return Scores(*(x[:n].clone() for x in outputs))
 
 
 def score_pack(policy: Policy, batch: Pack, temperature: float, reference: bool, entropy: bool) -> Scores:
@@ -145,16 +195,16 @@ def _attention(policy: Policy, model: Any, batch: Pack) -> dict[str, Any]:
     return {"attention_mask": mask_MM.masked_fill(~attends_MM, torch.finfo(policy.dtype).min)[None, None]}
 
 
-def _padded(policy: Policy, model: torch.nn.Module, rollout: Rollout) -> tuple[Tensor, Tensor]:
+def _padded(policy: Policy, model: Any, rollout: Rollout) -> tuple[Tensor, Tensor]:
     rows = [list(p) + c for p, c in zip(rollout.prompts, rollout.completions(), strict=True)]
     width = max(map(len, rows))
     input_ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=policy.device)
     lengths = torch.tensor([len(row) for row in rows], device=policy.device)
     attention_mask = (torch.arange(width, device=policy.device)[None] < lengths[:, None]).long()
-    positions = torch.arange(width, device=policy.device).expand_as(input_ids)
-    logits, hidden = policy.forward(
-        model, input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, logits_to_keep=0
-    )
+    inputs: dict[str, Any] = {"attention_mask": attention_mask}
+    if model.config._attn_implementation == TRIE_ATTENTION:  # not every other model takes them; these are the default
+        inputs |= {"position_ids": torch.arange(width, device=policy.device).expand_as(input_ids), "logits_to_keep": 0}
+    logits, hidden = policy.forward(model, input_ids=input_ids, **inputs)
     # The token at place p+t is predicted at place p+t−1, p being the prompt's length.
     row_N, step_N = torch.nonzero(rollout.mask_BT.to(policy.device), as_tuple=True)
     prompt_lengths = torch.tensor([len(p) for p in rollout.prompts], device=policy.device)

@@ -22,6 +22,7 @@ from transformers import (
 from equipoise.errors import UserError
 from equipoise.policy import bundled, shapes
 from equipoise.policy.config import LLAMA_8B
+from equipoise.policy.families import check_family
 from equipoise.policy.hub import explain, hub_access, quiet_progress
 from equipoise.protocol.task import Task, read_task
 
@@ -151,14 +152,16 @@ def load_model(
 
 
 def load_config(source: Source) -> PreTrainedConfig:
-    """The model's configuration, without its weights. Raises UserError."""
+    """The model's configuration, without its weights. Raises UserError, also for a family that is not supported."""
     if source.kind == "shape":
         return shapes.shape_config(source.path_or_id)
     if source.kind == "adapter":
         return load_config(adapter_base(Path(source.path_or_id)))
     where = str(bundled.folder(BUNDLED_REQUIREMENT)) if source.kind == "bundled" else source.path_or_id
     with _loading(source):
-        return AutoConfig.from_pretrained(where, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+    check_family(config, source.given)
+    return config
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:

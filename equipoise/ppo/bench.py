@@ -11,6 +11,7 @@ from equipoise import __version__
 from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import render_prompts
+from equipoise.policy.verify import settle
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.presets import preset
 from equipoise.ppo.state import State
@@ -77,6 +78,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     if config.prompt_tokens:
         # In front, where all prompts share it, as a longer chat header would be.
         prompts = {o: [p[0]] * (config.prompt_tokens - len(p)) + p for o, p in prompts.items()}
+    settle(policy, list(prompts.values()), train.sampling.max_new_tokens)
     state = State.begin(train, RowLimit(train.ppo.micro_batch_size))
     training = Training(train, policy, new_optimizer(train, policy), state, prompts)
     seen: list[dict[str, float]] = []

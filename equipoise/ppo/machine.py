@@ -103,8 +103,10 @@ def need(config: PolicyConfig, source: Source, work: Work) -> Need:
     # Logits and their gradient in the compute dtype, or three times in float32.
     predicted = work.rows * work.new * vocabulary * (2 * width if fused else 12)
     scored = work.batch * work.new * vocabulary * (width if fused else 8) if device.type == "cuda" else 0
-    key_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head = getattr(text, "head_dim", None) or hidden // text.num_attention_heads
+    # Without attention heads, as in a state space model, the state is far smaller than this.
+    heads = getattr(text, "num_attention_heads", None) or 1
+    key_heads = getattr(text, "num_key_value_heads", None) or heads
+    head = getattr(text, "head_dim", None) or hidden // heads
     cache = work.batch * (work.prompt + work.new) * 2 * layers * key_heads * head * width
     frozen = sum(m.weight.numel() for m in linear) if config.use_8bit else 0
     return Need(

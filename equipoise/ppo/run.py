@@ -17,7 +17,7 @@ from torch import Tensor
 from equipoise.errors import UserError
 from equipoise.learning.optimizer import MasterAdam
 from equipoise.policy.card import ModelCard
-from equipoise.policy.export import WEIGHTS, export
+from equipoise.policy.export import WEIGHTS, export, rehearse
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.source import TASK
@@ -211,11 +211,18 @@ class Run:
             folder / f"step-{step}.json", {"step": step, "problem": problem, "origin": origin, "prompts": prompts}
         )
 
+    def rehearse_export(self, policy: Policy) -> None:
+        """Find out before the first step whether the model can be exported. Raises UserError."""
+        self._export(rehearse, policy, "rehearsed")
+
     def export(self, policy: Policy, facts: str) -> None:
         """Write the final model into the output folder."""
+        self.log.say(f"writing the final model to {self.config.run.output_dir}")
+        self._export(export, policy, facts)
+
+    def _export(self, write: Callable[..., None], policy: Policy, facts: str) -> None:
         config = self.config
-        self.log.say(f"writing the final model to {config.run.output_dir}")
-        export(
+        write(
             policy.model,
             policy.tokenizer,
             Path(config.run.output_dir),

@@ -142,7 +142,7 @@ def launch_scores(
 ) -> Launched:
     """Score the batch by policy and reference. A GPU may still be at work when this returns."""
     ppo, temperature, packed = config.ppo, config.sampling.temperature, config.scoring == "packed"
-    if policy.graphs.enabled and packed and rows_at_once >= ppo.mini_batch_size:
+    if policy.graphs.enabled and packed and policy.ways.packed and rows_at_once >= ppo.mini_batch_size:
         # One trie of the whole batch: more is shared, and a quarter of the kernels do.
         groups = [torch.arange(len(rollout))]
     else:

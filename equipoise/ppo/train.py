@@ -12,6 +12,7 @@ from equipoise.policy.load import load_policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import Prompts, leaked_terms, render_prompts
 from equipoise.policy.source import load_tokenizer, resolve
+from equipoise.policy.verify import settle
 from equipoise.ppo.base import BaseRates, base_rates
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.finish import finish, mark_checkpoint
@@ -111,12 +112,14 @@ def _begin(
     torch.manual_seed(config.seed)  # adapters start at random
     task, prompt = config.task, config.task.prompt(config.prompt)
     policy = load_policy(config.policy, prompt)
+    settle(policy, list(prompts.values()), config.sampling.max_new_tokens, run.log.say)
     leaked = leaked_terms(policy.tokenizer, prompt, task, config.system)
     state = State.begin(config, RowLimit(config.ppo.micro_batch_size, run.log.say), leaked)
     training = Training(config, policy, new_optimizer(config, policy), state, prompts, *functions)
     if run.resumed is not None:
         run.restore(run.resumed, training.optimizer, state)
     else:
+        run.rehearse_export(policy)
         state.base = base or base_rates(config, policy, training.trained_prompts, run.log.say)
     return training
 

@@ -16,7 +16,7 @@ from equipoise.learning.optimizer import MasterAdam
 from equipoise.policy.load import Policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.rollout import Rollout
-from equipoise.policy.score import Pack, pack, score, score_pack
+from equipoise.policy.score import Pack, pack, packs, score, score_pack
 from equipoise.ppo import maths
 from equipoise.ppo.config import PPOConfig
 from equipoise.ppo.experience import Experience
@@ -151,13 +151,17 @@ def _lay_out(policy: Policy, experience: Experience, rows: Tensor, rows_at_once:
     tokens = int(mask_BT[rows].sum())
     parts = []
     for micro in rows.split(rows_at_once):
-        part, mask = experience.rollout.select(micro), mask_BT[micro]
-        source = pack(policy, part) if packed else part
-        columns = [x[micro][mask] for x in experience[1:]]
-        columns.append(torch.full_like(columns[0], 1 / tokens))
-        if isinstance(source, Pack):
-            columns = [pad(x, (0, len(source.targets_N) - len(x))) for x in columns]
-        parts.append(Part(source, *(x.to(policy.device, non_blocking=True) for x in columns)))
+        whole = experience.rollout.select(micro)
+        groups = packs(policy, whole) if packed else None
+        for group in groups or [torch.arange(len(micro))]:
+            part = whole if len(group) == len(micro) else whole.select(group)
+            source = pack(policy, part) if groups is not None else part
+            mask = mask_BT[micro[group]]
+            columns = [x[micro[group]][mask] for x in experience[1:]]
+            columns.append(torch.full_like(columns[0], 1 / tokens))
+            if isinstance(source, Pack):
+                columns = [pad(x, (0, len(source.targets_N) - len(x))) for x in columns]
+            parts.append(Part(source, *(x.to(policy.device, non_blocking=True) for x in columns)))
     return parts
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
 from equipoise.errors import UserError
 from equipoise.evaluation import fluency
 from equipoise.evaluation.config import EvaluateConfig
 from equipoise.evaluation.fluency import Scorer, acceptable_label, full_name, judge
 from equipoise.policy.source import resolve
+from tests.families import family_folder
 from tests.tiny import WORDS, next_logprobs, tiny_model, tiny_tokenizer, words_folder
 
 TEXTS = [
@@ -75,6 +76,21 @@ def test_other_architectures_are_padded_and_long_texts_cut_and_counted(gpt2: Pat
     nll, tokens, cut = scorer(TEXTS)
     assert cut == 1 and tokens[2] == 11
     np.testing.assert_allclose(nll, [by_hand(scorer, text)[0] for text in TEXTS], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen2-window", "mpt", "bloom", "gpt_neo"])
+def test_a_judge_with_distances_or_a_window_scores_as_it_does_one_row_at_a_time(name: str, tmp_path: Path) -> None:
+    """qwen2 is packed otherwise, and all texts here reach beyond the window."""
+    scorer = Scorer(resolve(str(family_folder(name, tmp_path))), "cpu", "float32")
+    texts = ["The nurse was bold and caring .", "The nurse was bold .", "The pilot was a friendly pilot ."]
+    np.testing.assert_allclose(scorer(texts)[0], [by_hand(scorer, text)[0] for text in texts], rtol=1e-5)
+
+
+def test_a_masked_language_model_is_no_judge(tmp_path: Path) -> None:
+    AutoConfig.for_model("bert").save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    with pytest.raises(UserError, match=r"\(bert\) as a causal LM"):
+        Scorer(resolve(str(tmp_path)), "cpu", "float32")
 
 
 def test_bytes_that_are_no_text_and_long_ones_are_scored(tmp_path: Path) -> None:

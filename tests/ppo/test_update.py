@@ -16,6 +16,7 @@ from equipoise.policy.memory import RowLimit
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import sample
 from equipoise.policy.score import score
+from equipoise.policy.ways import Ways
 from equipoise.ppo.config import PPOConfig
 from equipoise.ppo.experience import Experience
 from equipoise.ppo.update import Update, UpdateStats, mini_batches
@@ -76,15 +77,40 @@ def weights(policy: Policy) -> dict[str, Tensor]:
 
 
 def gradient_of(
-    experience: Experience, rows: Tensor, config: PPOConfig = CONFIG, *, packed: bool = True, lora: bool = False
+    experience: Experience,
+    rows: Tensor,
+    config: PPOConfig = CONFIG,
+    *,
+    packed: bool = True,
+    lora: bool = False,
+    ways: Ways | None = None,
 ) -> dict[str, Tensor]:
     """The gradient that an optimizer step on these rows would use."""
     policy = policy_of(lora)
+    policy.ways = ways or Ways()
     optimizer = optimizer_of(policy)
     stats = update(policy, optimizer, experience, [rows], config, 1.0, packed=packed)
     assert stats.updates == 1
     # After one step Adam's first moment is a tenth of the gradient, which nothing here clips.
     return {n.removesuffix(".exp_avg"): 10 * x for n, x in optimizer.state()[1].items() if n.endswith(".exp_avg")}
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        Ways(nodes=9),
+        Ways(nodes=1),
+        Ways(packed=False),
+        Ways(packed=False, padded=False),
+        Ways(tokens=7),  # some micro-batches have a longer row
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_gradient_does_not_depend_on_the_way_that_a_model_needs(ways: Ways, packed: bool) -> None:
+    experience = experience_of(policy_of(), drift=0.0)
+    assert max(len(p) + int(n) for p, n in zip(PROMPTS, experience.rollout.lengths_B, strict=True)) > 7
+    assert_close(gradient_of(experience, ALL[0], packed=packed, ways=ways), gradient_of(experience, ALL[0]))
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

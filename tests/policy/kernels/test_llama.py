@@ -20,6 +20,9 @@ from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import sample
 from equipoise.policy.score import Pack, pack, score, score_pack
+from equipoise.policy.verify import settle
+from equipoise.policy.ways import Ways
+from tests.tiny import pretend_graphs
 
 PROMPTS = [[5, 6, 7, 8 + i % 2, *[9] * (i % 3)] for i in range(4)]
 
@@ -137,3 +140,11 @@ def test_other_architectures_and_sizes_keep_their_layers() -> None:
     )
     assert not llama.supported(model)  # heads of 16
     assert not llama.supported(torch.nn.Linear(2, 2))
+
+
+def test_the_fused_model_is_found_to_have_the_numbers_of_one_row_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = pretend_graphs(make("lora", fused=True, optimizer=False), monkeypatch)
+    settle(policy, PROMPTS, 3, lambda line: pytest.fail(line))
+    assert policy.ways == Ways() and not policy.decoders
