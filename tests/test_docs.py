@@ -142,7 +142,7 @@ def flags() -> Iterator[str]:
             if dataclasses.is_dataclass(field.default_factory):
                 waiting.append(field.default_factory)
             yield from (f"--{no}{field.name.replace('_', '-')}" for no in ("", "no-"))
-    yield from ("--preset", "--config", "--overwrite", "--task", "--new", "--json", "--help", "--version")
+    yield from ("--preset", "--config", "--overwrite", "--task", "--new", "--json", "--help", "--help-all", "--version")
 
 
 def test_options_in_running_text_exist() -> None:
