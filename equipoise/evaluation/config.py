@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import tyro
 
 from equipoise.errors import UserError
-from equipoise.evaluation.layout import Form
 from equipoise.options import OptionalTask
+from equipoise.tables.layout import Form
 
 
 @dataclass(frozen=True)

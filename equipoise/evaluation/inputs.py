@@ -10,13 +10,13 @@ from equipoise.errors import UserError
 from equipoise.evaluation.config import EvaluateConfig
 from equipoise.evaluation.counted import Fluency
 from equipoise.evaluation.intervals import Array
-from equipoise.evaluation.layout import Columns, Row, arrange, settle_names
 from equipoise.evaluation.measure import Measured, measure
-from equipoise.evaluation.read import read_table
 from equipoise.evaluation.results import File, Judge
 from equipoise.evaluation.side import Side, read_side
 from equipoise.protocol.task import PROTOCOL, Task
 from equipoise.runs.records import task_on_record
+from equipoise.tables.layout import Columns, Row, arrange, settle_names
+from equipoise.tables.read import read_table
 
 
 @dataclass(frozen=True)

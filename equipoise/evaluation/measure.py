@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from equipoise.evaluation.layout import Row
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import Task
+from equipoise.tables.layout import Row
 
 
 class Found(NamedTuple):

@@ -12,9 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from equipoise.errors import UserError
 from equipoise.evaluation.results import VERSION, Evaluation
-
-LONGEST_FIELD = 1 << 28
-"""Characters of one CSV field: a degenerate model's text may be long."""
+from equipoise.tables.read import LONGEST_FIELD
 
 
 def to_json(evaluation: Evaluation) -> str:

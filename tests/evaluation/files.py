@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from equipoise.evaluation.counted import Fluency, Sample
-from equipoise.evaluation.layout import Row
 from equipoise.evaluation.measure import measure
 from equipoise.protocol.task import PROTOCOL, Task
+from equipoise.tables.layout import Row
 
 
 def row(text: str, occupation: str = "nurse", method: str = "m", line: int = 1) -> Row:

@@ -28,14 +28,14 @@ from equipoise.evaluation.evaluate import evaluate
 from equipoise.evaluation.figures import figures
 from equipoise.evaluation.findings import findings
 from equipoise.evaluation.inputs import read_inputs
-from equipoise.evaluation.layout import Columns, arrange
 from equipoise.evaluation.modelcard import with_results
 from equipoise.evaluation.paper import methods_text
-from equipoise.evaluation.read import read_table
 from equipoise.evaluation.results import Evaluation
 from equipoise.evaluation.summary import estimates, occupation_estimates
 from equipoise.evaluation.tables import excess, headline, study_table
 from equipoise.protocol.task import PROTOCOL, Task, task_from_document
+from equipoise.tables.layout import Columns, arrange
+from equipoise.tables.read import read_table
 from tests.evaluation.files import sample, write_csv
 from tests.evaluation.hostile import example
 from tests.tasks import foreign_task, one_class_task

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from equipoise.errors import UserError
-from equipoise.evaluation.layout import Columns, Row, arrange
-from equipoise.evaluation.read import read_table
-from equipoise.evaluation.results import Layout, Problem
 from equipoise.protocol.task import PROTOCOL
+from equipoise.tables.found import Layout, Problem
+from equipoise.tables.layout import Columns, Row, arrange
+from equipoise.tables.read import read_table
 from tests.evaluation.files import write_csv
 
 WHOLE = ["The nurse was bold and caring.", 'The pilot was calm,\nand "kind"; truly.', "The chef was loyal."]

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from equipoise.errors import UserError
-from equipoise.evaluation.read import Table
-from equipoise.evaluation.results import Layout, Problem
-from equipoise.evaluation.wording import begun
 from equipoise.protocol.prompts import PLACE, clean
 from equipoise.protocol.task import Task
+from equipoise.tables.found import Layout, Problem
+from equipoise.tables.read import Table
 
 Form = Literal["auto", "sentence", "continuation"]
 
@@ -139,7 +138,7 @@ def arrange(
     if len(unknown) == len(occupations):
         raise UserError(
             f"{table.path} does not say which occupation its texts are about: name the column with "
-            f"--occupation-column, or begin each text with '{begun(task, 'X')}' (its columns are "
+            f"--occupation-column, or begin each text with '{task.frame.replace(PLACE, 'X')}' (its columns are "
             f"{_named(table.columns)})"
         )
     _report(problems, "no occupation", unknown, "no occupation, and none can be read from the text; named '(unknown)'")

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.errors import UserError
-from equipoise.evaluation.results import Problem
-from equipoise.evaluation.stored import LONGEST_FIELD
+from equipoise.tables.found import Problem
+
+LONGEST_FIELD = 1 << 28
+"""Characters of one CSV field: a degenerate model's text may be long."""
 
 _HOLDERS = ("data", "rows", "samples", "completions", "results", "records")
 """Names under which a JSON object may hold the list of its rows."""

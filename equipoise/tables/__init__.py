@@ -1,0 +1,1 @@
+"""Tables of sentences in any common layout, and which column of them is what."""
