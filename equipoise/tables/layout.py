@@ -1,49 +1,28 @@
-"""Which column is what, and from it the sentences that are measured, each with its occupation and method."""
+"""The sentences of a table that are measured or learnt, each with its occupation and method."""
 
 import json
-import math
-import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from equipoise.errors import UserError
-from equipoise.protocol.prompts import PLACE, clean
+from equipoise.protocol.prompts import clean
 from equipoise.protocol.task import Task
+from equipoise.tables import names
+from equipoise.tables.choose import Chosen, Columns, choose, values
 from equipoise.tables.found import Layout, Problem
-from equipoise.tables.read import Table
+from equipoise.tables.frame import SHORT, Form, Forms, Frame, forms
+from equipoise.tables.read import plain_lines
+from equipoise.tables.table import Table, rows_are, some
 
-Form = Literal["auto", "sentence", "continuation"]
+__all__ = ["Columns", "Form", "Row", "arrange", "settle_names"]
 
-# Compared without case, spaces, "_" and "-"; the first that a file has is taken.
-TEXT_NAMES = (
-    "text", "sentence", "output", "sample", "completion", "response", "generatedtext", "generation", "generated",
-    "outputtext", "modeloutput", "continuation", "description", "content", "answer",
-)  # fmt: skip
-OCCUPATION_NAMES = ("occupation", "job", "profession", "occupationname", "jobtitle", "role")
-METHOD_NAMES = ("method", "label")
-MODEL_NAMES = ("model", "modelname", "modelid")
-SEED_NAMES = ("seed", "randomseed")
-RUN_NAMES = ("runid", "run", "sampleid", "id", "index")
-
-_OUTCOMES = frozenset(("", "0", "1", "true", "false", "yes", "no", "pass", "fail", "both", "one", "none", "neither",
-                       "agentic", "communal", "balanced", "agenticonly", "communalonly", "nan", "success", "failure",
-                       "compliant", "noncompliant", "accepted", "rejected", "mixed", "neutral"))  # fmt: skip
-"""What a column named Label holds, in this task's or the public study's files, where it does not name the method; and
-so do the names of a task's classes."""
 _NO_TEXT = frozenset(("nan", "none", "null", "<na>", "n/a"))
-_OCCUPATION = r"\w[\w'\u2019/-]*(?:\s+\w[\w'\u2019/-]*){0,2}?"
-"""An occupation that the task does not have: up to three words."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of columns as options give them; None: recognise them."""
-
-    text: str | None = None
-    occupation: str | None = None
-    method: str | None = None
+UNKNOWN = "(unknown)"
+_MOST_UNKNOWN = 0.5
+"""Share of texts without an occupation beyond which those that were found are taken for accidents."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +30,7 @@ class Row:
     file: int
     """Its file's place among the files."""
     line: int
-    """Counted from 1 without a header."""
+    """Counted from 1 without a header, rows that are left out included."""
     method: str
     model: str
     seed: str
@@ -63,239 +42,225 @@ class Row:
     """The sentence that is measured: `text` without outer white space and one pair of quotation marks."""
 
 
-class Frame:
-    """How sentences of a task begin: told from their texts, and put before what only continues it."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.before, self.after = (part.strip() for part in task.frame.split(PLACE))
-        self._names: dict[str, str] = {}
-        for each in task.occupations:
-            for form in each:
-                self._names.setdefault(form.casefold(), each.name)
-        forms = sorted((each.frame for each in task.occupations), key=len, reverse=True)
-        # Without words after it nothing tells where an occupation of no list ends.
-        anything = [_OCCUPATION] if self.after else []
-        occupation = "|".join([*map(_spaced, forms), *anything])
-        self._begins = re.compile(rf"\W*{self._opened()}({occupation}){_then(self.after)}", re.IGNORECASE)
-        self._goes_on = re.compile(rf"\s*{_spaced(self.after)}(?!\w)") if self.after else None
-
-    def _opened(self) -> str:
-        return f"{_spaced(self.before)}{_gap(self.before[-1])}" if self.before else ""
-
-    def canonical(self, name: str) -> str:
-        """The task's own name of an occupation, whatever its case, its article or the form that the frame takes."""
-        name = " ".join(name.split())
-        key = name.casefold()
-        return self._names.get(key) or self._names.get(re.sub(r"^(the|an?) ", "", key), name)
-
-    def occupation(self, text: str) -> str | None:
-        """The occupation that a text begins with, as the frame has it; None where it does not begin so."""
-        begins = self._begins.match(text)
-        return self.canonical(begins[1]) if begins else None
-
-    def is_begun(self, text: str, occupation: str) -> bool:
-        """Whether a text begins with the frame as far as the occupation."""
-        form = _spaced(self.task.occupation(occupation).frame)
-        return re.match(rf"\W*{self._opened()}{form}(?!\w)", text, re.IGNORECASE) is not None
-
-    def join(self, occupation: str, continuation: str) -> str:
-        """Frame and continuation; a continuation that begins with the frame's end ("was") gets the rest of it only."""
-        if self._goes_on is not None and self._goes_on.match(continuation):
-            return self.task.prefix(occupation).removesuffix(self.after) + continuation.lstrip()
-        return self.task.sentence(occupation, continuation)
-
-
-def _spaced(words: str) -> str:
-    """A pattern of the words with any white space between them."""
-    return r"\s+".join(map(re.escape, words.split()))
-
-
-def _then(words: str) -> str:
-    return (_gap(words[0]) + _spaced(words) if words else "") + r"(?!\w)"
-
-
-def _gap(beside: str) -> str:
-    """What stands between an occupation and the character of the frame beside it: an apostrophe may touch it."""
-    return r"\s+" if beside.isalnum() else r"\s*"
-
-
 def arrange(
     table: Table, file: int, task: Task, *, columns: Columns, form: Form, method: str | None, seed: str
 ) -> tuple[list[Row], Layout, list[Problem]]:
-    """The rows of a table, none left out. `method` names all of them; `seed` those that have none of their own.
+    """The rows of a table. `method` names all of them; `seed` those that have none of their own.
 
-    Raises UserError where no column holds texts, and where nothing tells the occupations.
+    Raises UserError where no column holds texts, where nothing tells the occupations, and where a guess would decide
+    what is measured; the line and the remedy are named.
     """
-    chosen = _choose(table, columns, task, method)
+    if not table.rows:
+        raise UserError(f"{table.path} holds no rows: give a file with a row for each text")
     frame = Frame(task)
-    problems = list(table.problems)
-    texts, empty, odd = _texts(row[table.columns.index(chosen.text)] for row in table.rows)
-    _report(problems, "empty text", empty, "no text; they count as sentences that hold no term")
-    _report(problems, "text that is no string", odd, "a number, list or object for a text; it is written out as JSON")
-    occupations = [frame.canonical(name) for name in _column(table, chosen.occupation)]
-    unknown = _infer(occupations, texts, frame)
-    if len(unknown) == len(occupations):
-        raise UserError(
-            f"{table.path} does not say which occupation its texts are about: name the column with "
-            f"--occupation-column, or begin each text with '{task.frame.replace(PLACE, 'X')}' (its columns are "
-            f"{_named(table.columns)})"
-        )
-    _report(problems, "no occupation", unknown, "no occupation, and none can be read from the text; named '(unknown)'")
-    models, seeds, runs = (_column(table, name) for name in (chosen.model, chosen.seed, chosen.run))
-    names = [method or name or Path(table.path).stem for name in _column(table, chosen.method)]
-    whole, seen = _forms(occupations, texts, form, frame)
+    table = _sentences(table, frame, columns)
+    chosen, said, other = choose(table, columns, task, frame, method)
+    table = _settled(table, chosen.text, said)
+    problems = [*table.problems, *said]
+    texts, empty, odd = _texts(table.column(chosen.text))
+    report = _Report(table, problems)
+    report("empty text", empty, "no text; they count as sentences that hold no term")
+    report("text that is no string", odd, "a number, list or object for a text; it is written out as JSON")
+    occupations = _occupations(table, chosen, texts, frame, columns, report)
+    models, seeds, runs = (values(table, name) for name in (chosen.model, chosen.seed, chosen.run))
+    methods = [other.get(name, name) for name in values(table, chosen.method)]
+    own = method or Path(table.path).stem
+    if chosen.method is not None:
+        report("no method", {i for i, name in enumerate(methods) if not name}, f"no method; named {own!r}")
+    judged = _forms(table, occupations, texts, form, frame, columns, report)
     rows = []
     for i, (text, occupation) in enumerate(zip(texts, occupations, strict=True)):
-        full = text if whole[i] or not text.strip() else frame.join(occupation, text)
-        measured = "" if i + 1 in empty else clean(full)
-        rows.append(Row(file, i + 1, names[i], models[i], seeds[i] or seed, occupation, runs[i], full, measured))
-    if seen == "mixed":
-        joined = {i for i, is_whole in enumerate(whole, 1) if not is_whole}
-        _report(problems, "mixed forms", joined, "a bare continuation among sentences; the prefix was put before it")
+        full = text if judged.whole[i] or not text.strip() else frame.join(occupation, text)
+        measured = "" if i in empty else clean(full)
+        name = methods[i] if method is None and methods[i] else own
+        rows.append(Row(file, table.numbers[i], name, models[i], seeds[i] or seed, occupation, runs[i], full, measured))
     how: Literal["detected", "given"] = "detected" if form == "auto" else "given"
-    return rows, Layout(*chosen, seen, how), problems
+    return rows, Layout(*chosen, judged.seen, how), problems
 
 
-class _Chosen(NamedTuple):
-    """The names of the columns that are read as what, in the order of `Layout`."""
+@dataclass(frozen=True)
+class _Report:
+    """Adds problems to a list, with where they are."""
 
-    text: str
-    occupation: str | None
-    method: str | None
-    model: str | None
-    seed: str | None
-    run: str | None
+    table: Table
+    problems: list[Problem]
 
-
-def _choose(table: Table, columns: Columns, task: Task, method: str | None) -> _Chosen:
-    """Raises UserError where no column holds texts, and for one that an option names and that is not there."""
-    text = _given_or_known(table, columns.text, TEXT_NAMES, "--text-column")
-    if text is None:
-        raise UserError(
-            f"{table.path} has no column of texts among {_named(table.columns)}: name it with --text-column"
-        )
-    occupation = _given_or_known(table, columns.occupation, OCCUPATION_NAMES, "--occupation-column")
-    model, seed, run = (_known(table.columns, names) for names in (MODEL_NAMES, SEED_NAMES, RUN_NAMES))
-    named = _given_or_known(table, columns.method, (), "--method-column")
-    for name in METHOD_NAMES if named is None and method is None else ():
-        candidate = _known(table.columns, (name,))
-        if candidate is not None and _names_methods(_column(table, candidate), task):
-            named = candidate
-            break
-    return _Chosen(text, occupation, named or (model if method is None else None), model, seed, run)
+    def __call__(self, kind: str, places: Iterable[int], message: str) -> None:
+        """`places` of rows in the table."""
+        ordered = sorted(places)
+        if ordered:
+            where, _, _ = self.table.where(ordered[0]).partition(" ")
+            shown = some([int(self.table.where(i).split()[1]) for i in ordered], where)
+            have = "row has" if len(ordered) == 1 else "rows have"
+            first = tuple(self.table.numbers[i] for i in ordered[:5])
+            self.problems.append(Problem(kind, len(ordered), first, f"{len(ordered):,} {have} {message} ({shown})"))
 
 
-def _column(table: Table, name: str | None) -> list[str]:
-    """The values of a column as texts; empty ones for no column."""
-    if name is None:
-        return [""] * len(table.rows)
-    place = table.columns.index(name)
-    return [_plain(row[place]) for row in table.rows]
-
-
-def _names_methods(values: Sequence[str], task: Task) -> bool:
-    """Whether a column named Method or Label does so: not if it holds outcomes, numbers, or something else each row."""
-    different = set(values)
-    classes = {_key(name) for name in (*task.lexicon.names, *task.labels)}
-    known = _OUTCOMES | classes | {f"{name}only" for name in classes}
-    outcomes = all(
-        _key(value) in known or {*map(_key, value.split("+"))} <= classes or re.fullmatch(r"[-+]?\d*\.?\d*", value)
-        for value in different
+def _sentences(table: Table, frame: Frame, columns: Columns) -> Table:
+    """One sentence a line, where the first line is one and no header."""
+    if columns.text is not None or not table.source:
+        return table
+    if names.named(table.columns, names.TEXT_NAMES):
+        return table
+    lines = plain_lines(table.source)
+    filled = [(number, line) for number, line in lines if line.strip()]
+    if frame.occupation(clean(filled[0][1])) is None:
+        return table
+    while lines and not lines[-1][1].strip():
+        lines.pop()
+    problems = []
+    blank = [number for number, line in lines if not line.strip()]
+    if blank:
+        message = f"{rows_are(len(blank))} blank ({some(blank)}); not counted as sentences"
+        problems.append(Problem("blank rows", len(blank), tuple(blank[:5]), message))
+    message = "it has no header; every line is taken for a sentence"
+    problems.append(Problem("no header", len(filled), (), message))
+    return replace(
+        table,
+        columns=("line",) if columns.given else ("text",),
+        rows=[[line] for _, line in filled],
+        problems=tuple(problems),
+        numbers=tuple(range(1, len(filled) + 1)),
+        lines=tuple(number for number, _ in filled),
+        ragged={},
     )
-    return not outcomes and (len(different) <= 20 or len(different) <= len(values) / 20)
 
 
-def _forms(
-    occupations: Sequence[str], texts: Sequence[str], form: Form, frame: Frame
-) -> tuple[list[bool], Literal["sentence", "continuation", "mixed"]]:
-    """For each text whether it is a whole sentence, and what that makes of the file.
-
-    A text that begins with the frame as far as the occupation (`The {occupation}`) is whole. Of the others, those that
-    begin with a small letter or a mark continue the frame; those that begin with a capital letter do what most of the
-    file does.
-    """
-    if form != "auto":
-        return [form == "sentence"] * len(texts), form
-    whole: list[bool | None] = []
-    for occupation, text in zip(occupations, texts, strict=True):
-        start = clean(text)
-        if frame.is_begun(start, occupation):
-            whole.append(True)
+def _settled(table: Table, text: str, said: list[Problem]) -> Table:
+    """Rows with too few or too many fields made right where that is certain. Raises UserError where it is not."""
+    if not table.ragged:
+        return table
+    width, place = len(table.columns), table.columns.index(text)
+    rows = list(table.rows)
+    short, long = [], []
+    for i, fields in table.ragged.items():
+        if len(fields) <= place:
+            raise UserError(
+                f"{table.path}: {table.where(i)} ends before its text, with {len(fields)} of {width} fields: mend or "
+                "delete it; a text with line breaks belongs in quotation marks"
+            )
+        if len(fields) < width:
+            short.append(i)
+        elif place == width - 1:
+            long.append(i)
+            rows[i] = [*fields[:place], table.delimiter.join(fields[place:])]
         else:
-            first = next((c for c in start if c.isalnum()), "")
-            whole.append(None if not start or first.isupper() or not first else False)
-    begun, continued = whole.count(True), whole.count(False)
-    undecided = begun > continued or (begun == continued == 0) or (begun == 0 and whole.count(None) > continued)
-    decided = [undecided if w is None else w for w, text in zip(whole, texts, strict=True)]
-    filled = [w for w, text in zip(decided, texts, strict=True) if text.strip()] or [True]
-    return decided, "sentence" if all(filled) else "mixed" if any(filled) else "continuation"
+            raise UserError(
+                f"{table.path}: {table.where(i)} has {len(fields)} fields for {width} columns, so that nothing tells "
+                f"where its text ends: put texts with {table.delimiter!r} in them in quotation marks"
+            )
+    table = replace(table, rows=rows, ragged={})
+    report = _Report(table, said)
+    report("too few fields", short, f"fewer fields than the {width} columns; the last are taken as empty")
+    report(
+        "too many fields", long,
+        f"more fields than the {width} columns; the text, which stands last, is taken to hold {table.delimiter!r}",
+    )  # fmt: skip
+    return table
 
 
-def _texts(values: Iterable[Any]) -> tuple[list[str], set[int], set[int]]:
-    """Texts, and which rows (from 1) are empty and which were something else."""
+def _texts(given: Iterable[Any]) -> tuple[list[str], set[int], set[int]]:
+    """Texts, and the places of those that are empty and of those that were something else."""
     texts, empty, odd = [], set(), set()
-    for i, value in enumerate(values, 1):
-        if value is None or (isinstance(value, float) and math.isnan(value)):
+    for i, value in enumerate(given):
+        if value is None or value != value or value in ([], {}):
             text = ""
         elif isinstance(value, str):
             text = value
         else:
             odd.add(i)
-            text = json.dumps(value, ensure_ascii=False)
+            text = json.dumps(value, ensure_ascii=False, default=str)
         if not text.strip() or text.strip().lower() in _NO_TEXT:
             empty.add(i)
         texts.append(text)
     return texts, empty, odd
 
 
-def _infer(occupations: list[str], texts: Sequence[str], frame: Frame) -> set[int]:
-    """Fill in the occupations that are missing from the beginnings of the texts; the rows (from 1) left unknown."""
-    unknown = set()
-    for i, occupation in enumerate(occupations):
-        if not occupation:
-            found = frame.occupation(texts[i])
-            occupations[i] = found or "(unknown)"
-            if found is None:
-                unknown.add(i + 1)
-    return unknown
+def _occupations(
+    table: Table, chosen: Chosen, texts: Sequence[str], frame: Frame, columns: Columns, report: _Report
+) -> list[str]:
+    """Each row's occupation: from its column, else from the beginning of its text. Raises UserError where the texts do
+    not tell it, or tell another one than the column."""
+    out = [frame.canonical(name) for name in values(table, chosen.occupation)]
+    begun = [frame.occupation(text) for text in texts]
+    often = Counter(begun)
+    believed = [
+        o if o is not None and (frame.has(o) or len(o.split()) <= SHORT or often[o] > 1) else None for o in begun
+    ]
+    gaps = [i for i, name in enumerate(out) if not name]
+    filled = [i for i in gaps if texts[i].strip()]
+    unknown = [i for i in filled if believed[i] is None]
+    if len(unknown) > _MOST_UNKNOWN * len(filled) or (gaps and not filled and len(gaps) == len(out)):
+        raise UserError(_unknown(table, texts, unknown, len(filled), frame, columns))
+    for i in gaps:
+        out[i] = believed[i] or UNKNOWN
+    if chosen.occupation is not None:
+        report("occupation from the text", set(gaps) - {i for i in gaps if believed[i] is None},
+               "no occupation; it is read from the text")  # fmt: skip
+    report("no occupation", {i for i in gaps if believed[i] is None},
+           f"no occupation, and none can be read from the text; named {UNKNOWN!r}")  # fmt: skip
+    other = [
+        i
+        for i, (name, found) in enumerate(zip(out, begun, strict=True))
+        if found is not None and frame.has(found) and found != name and not frame.is_begun(clean(texts[i]), name)
+    ]
+    if len(other) > 0.5 * len(out):
+        i = other[0]
+        raise UserError(
+            f"{table.path}: the column {chosen.occupation!r} names another occupation than the text on {len(other):,} "
+            f"of {len(out):,} rows ({table.where(i)}: {out[i]!r}, and {texts[i][:40]!r}): say which column is right "
+            f"with {columns.remedy('occupation')}"
+        )
+    report("another occupation", other, "a text that begins with another occupation than the column says")
+    return out
 
 
-def _plain(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))  # pandas writes whole numbers with a gap among them as 1.0
-    return value.strip() if isinstance(value, str) else str(value)
+def _unknown(
+    table: Table, texts: Sequence[str], unknown: Sequence[int], count: int, frame: Frame, columns: Columns
+) -> str:
+    found = count - len(unknown)
+    where = f"{table.where(unknown[0])}: {texts[unknown[0]][:40]!r}; " if unknown else ""
+    only = f"only {found:,} of {count:,} begin with '{frame.example()}'; " if found else ""
+    name = columns.remedy("occupation")
+    return (
+        f"{table.path} does not say which occupation its texts are about ({only}{where}its columns are "
+        f"{names.listed(table.columns)}): name the column with {name}, or begin each text with '{frame.example()}'"
+    )
 
 
-def _key(name: str) -> str:
-    return re.sub(r"[\s_-]", "", name).casefold()
-
-
-def _known(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    by_key = {_key(column): column for column in reversed(columns)}
-    return next((by_key[name] for name in names if name in by_key), None)
-
-
-def _given_or_known(table: Table, given: str | None, names: Sequence[str], option: str) -> str | None:
-    if given is None:
-        return _known(table.columns, names)
-    found = given if given in table.columns else _known(table.columns, (_key(given),))
-    if found is None:
-        raise UserError(f"{table.path} has no column {given!r} for {option}: it has {_named(table.columns)}")
-    return found
-
-
-def _named(columns: Sequence[str]) -> str:
-    return ", ".join(repr(str(name)[:30]) for name in columns[:8]) + (", …" if len(columns) > 8 else "")
-
-
-def _report(problems: list[Problem], kind: str, rows: set[int], message: str) -> None:
-    if rows:
-        first = tuple(sorted(rows)[:5])
-        have = "row has" if len(rows) == 1 else "rows have"
-        problems.append(Problem(kind, len(rows), first, f"{len(rows)} {have} {message}"))
+def _forms(
+    table: Table,
+    occupations: Sequence[str],
+    texts: Sequence[str],
+    form: Form,
+    frame: Frame,
+    columns: Columns,
+    report: _Report,
+) -> Forms:
+    """Which texts are whole sentences. Raises UserError where that cannot be told."""
+    if form != "auto":
+        return Forms([form == "sentence"] * len(texts), form, [], True)
+    judged = forms(occupations, texts, frame)
+    decides = "--form decides otherwise" if columns.options else "whole sentences leave no doubt"
+    if not judged.certain:
+        i = judged.unsure[0]
+        remedy = (
+            "say which with --form sentence or --form continuation"
+            if columns.options
+            else f"write whole sentences, such as '{frame.example()} …'"
+        )
+        raise UserError(
+            f"{table.path}: nothing tells whether texts such as {texts[i][:40]!r} ({table.where(i)}) are whole "
+            f"sentences or go on after '{frame.example(occupations[i])}': {remedy}"
+        )
+    if judged.seen == "mixed":
+        joined = [i for i, whole in enumerate(judged.whole) if not whole and texts[i].strip()]
+        report("mixed forms", joined, f"a bare continuation among sentences; the prefix was put before it, {decides}")
+    if judged.unsure:
+        taken = "whole sentences" if judged.whole[judged.unsure[0]] else "continuations, with the prefix before them"
+        report("unsure forms", judged.unsure,
+               f"neither the frame nor the occupation at the beginning; taken for {taken}, {decides}")  # fmt: skip
+    return judged
 
 
 def settle_names(rows_by_file: Sequence[Sequence[Row]]) -> Mapping[str, str]:

@@ -43,13 +43,8 @@ def test_a_csv_is_read_under_the_names_in_use(tmp_path: Path, text: str, job: st
         write_csv(tmp_path / "a.csv", [job, "x", text], list(zip(JOBS, "123", WHOLE, strict=True)))
     )
     check(rows)
-    assert (layout.text, layout.occupation, layout.form, layout.how, problems) == (
-        text,
-        job,
-        "sentence",
-        "detected",
-        [],
-    )
+    assert (layout.text, layout.occupation, layout.form, layout.how) == (text, job, "sentence", "detected")
+    assert [(problem.kind, problem.count, problem.lines) for problem in problems] == [("line breaks", 1, (2,))]
 
 
 @pytest.mark.parametrize("delimiter", [",", "\t", ";", "|"])
@@ -93,7 +88,7 @@ def test_utf16_with_its_mark_is_read_and_other_encodings_are_asked_for(tmp_path:
     (tmp_path / "a.csv").write_text(text, encoding="utf-16")
     assert read(tmp_path / "a.csv")[0][0].measured == "The nurse was naïve."
     (tmp_path / "b.csv").write_text(text, encoding="cp1252")
-    with pytest.raises(UserError, match=r"b\.csv is not UTF-8 at byte 38: .*--encoding cp1252"):
+    with pytest.raises(UserError, match=r"b\.csv is not UTF-8 at byte 38, on line 2: .*--encoding cp1252"):
         read(tmp_path / "b.csv")
     assert read(tmp_path / "b.csv", encoding="cp1252")[0][0].measured == "The nurse was naïve."
     with pytest.raises(UserError, match="there is no encoding 'klingon'"):
@@ -167,7 +162,7 @@ def test_occupations_are_read_from_the_text_where_no_column_has_them(tmp_path: P
 
 
 def test_empty_texts_of_every_kind_are_kept_and_counted(tmp_path: Path) -> None:
-    texts = [None, "", "  ", float("nan"), "NaN", "None", 7, ["a"], "The nurse was bold."]
+    texts = [None, "", "  ", float("nan"), "NaN", "None", 7, [1], "The nurse was bold."]
     (tmp_path / "a.json").write_text(json.dumps([{"job": "nurse", "text": t} for t in texts]))
     rows, _, problems = read(tmp_path / "a.json")
     assert len(rows) == 9
@@ -176,11 +171,21 @@ def test_empty_texts_of_every_kind_are_kept_and_counted(tmp_path: Path) -> None:
     assert counts["empty text"] == 6 and counts["text that is no string"] == 2
 
 
-def test_ragged_rows_are_kept_and_told(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("job,Text\nnurse\nnurse,The nurse was bold, and kind.\nnurse,The nurse was x.\n")
-    rows, _, problems = read(tmp_path / "a.csv")
-    assert [row.measured for row in rows] == ["", "The nurse was bold", "The nurse was x."]
-    assert {p.kind: p.lines for p in problems} == {"too few fields": (1,), "too many fields": (2,), "empty text": (1,)}
+def test_ragged_rows_are_mended_where_that_is_certain_and_else_refused_with_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("job,Text\nnurse,The nurse was bold, and kind.\nnurse,The nurse was x.\n")
+    rows, _, problems = read(path)
+    assert [row.measured for row in rows] == ["The nurse was bold, and kind.", "The nurse was x."]
+    assert [(p.kind, p.count, p.lines) for p in problems] == [("too many fields", 1, (1,))]
+    path.write_text("job,Text,n\nnurse,The nurse was bold.\nnurse,The nurse was x.,\nnurse,The nurse was y.,1,\n")
+    rows, _, problems = read(path)
+    assert len(rows) == 3 and [(p.kind, p.count, p.lines) for p in problems] == [("too few fields", 1, (1,))]
+    path.write_text("job,Text\nnurse,The nurse was bold\nand kind.\n")
+    with pytest.raises(UserError, match=r"a\.csv: line 3 ends before its text, with 1 of 2 fields: .*quotation marks"):
+        read(path)
+    path.write_text("Text,job\nThe nurse was x.,nurse\nThe nurse was bold, and kind.,nurse\n")
+    with pytest.raises(UserError, match=r"a\.csv: line 3 has 3 fields for 2 columns, .* in quotation marks"):
+        read(path)
 
 
 @pytest.mark.parametrize(

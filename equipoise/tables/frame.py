@@ -1,0 +1,160 @@
+"""How sentences of a task begin: told from their texts, and put before what only continues it."""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from equipoise.protocol.prompts import PLACE, clean
+from equipoise.protocol.task import Task
+
+Form = Literal["auto", "sentence", "continuation"]
+Seen = Literal["sentence", "continuation", "mixed"]
+
+_LONGEST = 12
+"""Words of an occupation that the task does not have, at most."""
+SHORT = 3
+"""Words of one that a single text may bring in; a longer one must stand in several."""
+_PRONOUNS = frozenset(
+    ("i", "you", "he", "she", "it", "we", "they", "this", "that", "these", "those", "there", "ich", "du", "er", "sie",
+     "es", "wir", "ihr", "il", "elle", "ils", "elles", "nous", "on", "él", "ella", "ellos", "ellas")
+)  # fmt: skip
+"""Words that begin a sentence of their own."""
+_VERBS = frozenset(("is", "was", "are", "were", "has", "have", "had", "will", "would", "can", "could", "should", "may"))
+
+
+class Frame:
+    """A task's frame as a pattern: "The {occupation} was"."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.before, self.after = (part.strip() for part in task.frame.split(PLACE))
+        self._names: dict[str, str] = {}
+        for each in task.occupations:
+            for form in each:
+                self._names.setdefault(form.casefold(), each.name)
+        forms = sorted((each.frame for each in task.occupations), key=len, reverse=True)
+        # Without words after it nothing tells where an occupation of no list ends.
+        anything = [rf"\w[\w'\u2019/-]*(?:,?\s+\w[\w'\u2019/-]*){{0,{_LONGEST - 1}}}?"] if self.after else []
+        occupation = "|".join([*map(_spaced, forms), *anything])
+        self._begins = re.compile(rf"\W*{self._opened()}({occupation}){_then(self.after)}", re.IGNORECASE)
+        self._goes_on = re.compile(rf"\s*{_spaced(self.after)}(?!\w)") if self.after else None
+        self._own: Callable[[str], tuple[re.Pattern[str], re.Pattern[str]]] = lru_cache(maxsize=4096)(self._patterns)
+
+    def _opened(self) -> str:
+        return f"{_spaced(self.before)}{_gap(self.before[-1])}" if self.before else ""
+
+    def example(self, occupation: str = "X") -> str:
+        """The frame with a name in it."""
+        return self.task.frame.replace(PLACE, occupation)
+
+    def has(self, occupation: str) -> bool:
+        """Whether the task has an occupation of that name."""
+        return self.canonical(occupation) in self.task.names
+
+    def canonical(self, name: str) -> str:
+        """The task's own name of an occupation, whatever its case, its article or the form that the frame takes. What
+        the frame says before the place is no part of another one: no sentence begins "The The"."""
+        name = " ".join(name.split())
+        known = self._names.get(name.casefold()) or self._names.get(re.sub(r"^(the|an?) ", "", name.casefold()))
+        if known or not self.before:
+            return known or name
+        before = " ".join(self.before.split()).casefold() + " "
+        return name[len(before) :] if name.casefold().startswith(before) else name
+
+    def occupation(self, text: str) -> str | None:
+        """The occupation that a text begins with, as the frame has it; None where it does not begin so."""
+        begins = self._begins.match(text)
+        return self.canonical(begins[1]) if begins else None
+
+    def _patterns(self, occupation: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+        own = self.task.occupation(occupation)
+        begun = re.compile(rf"\W*{self._opened()}{_spaced(own.frame)}(?!\w)", re.IGNORECASE)
+        forms = "|".join(_spaced(form) for form in dict.fromkeys((own.frame, own.name, own.prompt)) if form)
+        subject = rf"\W*(?P<before>(?:\w+\s+){{0,2}}?)(?:{forms})(?P<ending>\w{{0,3}})(?!\w)\W*(?P<next>\w*)"
+        return begun, re.compile(subject, re.IGNORECASE)
+
+    def is_begun(self, text: str, occupation: str) -> bool:
+        """Whether a text begins with the frame as far as the occupation."""
+        return self._own(occupation)[0].match(text) is not None
+
+    def is_whole(self, text: str, occupation: str) -> bool:
+        """Whether a text is a sentence of its own for certain: it begins with the frame as far as the occupation, or
+        the occupation is its subject ("An electrician is …", "Nurses are …")."""
+        if self.is_begun(text, occupation):
+            return True
+        found = self._own(occupation)[1].match(text)
+        if found is None:
+            return False
+        first = next(c for c in text if c.isalnum())
+        verbs = {*_VERBS, *map(str.casefold, self.after.split()[:1])}
+        # "a nurse whom all loved" may go on after "The nurse was"; "nurses are …" and "a nurse is …" may not.
+        return first.isupper() or not found["before"] or found["next"].casefold() in verbs
+
+    def continues(self, text: str) -> bool:
+        """Whether a text goes on after the frame for certain: with its end ("was …"), a small letter or a mark."""
+        if self._goes_on is not None and self._goes_on.match(text):
+            return True
+        first = next((c for c in text if c.isalnum()), "")
+        word = re.match(r"\W*(\w*)", text)
+        assert word is not None, "the pattern may be empty"
+        return bool(first) and not first.isupper() and word[1].casefold() not in _PRONOUNS
+
+    def join(self, occupation: str, continuation: str) -> str:
+        """Frame and continuation; a continuation that begins with the frame's end ("was") gets the rest of it only."""
+        if self._goes_on is not None and self._goes_on.match(continuation):
+            return self.task.prefix(occupation).removesuffix(self.after) + continuation.lstrip()
+        return self.task.sentence(occupation, continuation)
+
+
+def _spaced(words: str) -> str:
+    """A pattern of the words with any white space between them."""
+    return r"\s+".join(map(re.escape, words.split()))
+
+
+def _then(words: str) -> str:
+    return (_gap(words[0]) + _spaced(words) if words else "") + r"(?!\w)"
+
+
+def _gap(beside: str) -> str:
+    """What stands between an occupation and the character of the frame beside it: an apostrophe may touch it."""
+    return r"\s+" if beside.isalnum() else r"\s*"
+
+
+class Forms(NamedTuple):
+    """Which texts are whole sentences, and what that makes of them all."""
+
+    whole: list[bool]
+    seen: Seen
+    unsure: list[int]
+    """Places of texts that nothing in themselves decided."""
+    certain: bool
+    """Whether those may be taken as most others are."""
+
+
+def forms(occupations: Sequence[str], texts: Sequence[str], frame: Frame) -> Forms:
+    """Each text judged by itself. One that says nothing of itself (a capital letter, but not the occupation) is taken
+    as most of the certain ones are, provided that these are not fewer."""
+    known: list[bool | None] = []
+    for occupation, text in zip(occupations, texts, strict=True):
+        start = clean(text)
+        whole = frame.is_whole(start, occupation) or (start[:1].isupper() and _first_word(start) in _PRONOUNS)
+        on = frame.continues(start)
+        known.append(None if not start else True if whole else False if on else None)
+    filled = [i for i, text in enumerate(texts) if any(map(str.isalnum, text))]
+    unsure = [i for i in filled if known[i] is None]
+    begun, continued = known.count(True), known.count(False)
+    decided = begun >= continued
+    own = [decided if w is None else w for w in known]
+    shown = {own[i] for i in filled} or {True}
+    seen: Seen = "mixed" if len(shown) == 2 else "sentence" if True in shown else "continuation"
+    pronouns = sum(_first_word(texts[i]) in _PRONOUNS for i in unsure)
+    certain = len(unsure) - pronouns <= max(begun, continued) or begun + continued + len(unsure) == 0
+    if pronouns == len(unsure) and not begun and not continued:
+        certain = True
+    return Forms(own, seen, unsure, certain)
+
+
+def _first_word(text: str) -> str:
+    word = re.search(r"\w+", text)
+    return word[0].casefold() if word else ""
