@@ -28,12 +28,19 @@ def main(argv: list[str]) -> int:
         "comparisons and the trade-off.",
     )
     prepare(config.output)
+    told: set[str] = set()
+
+    def tell(line: str) -> None:
+        told.add(line)
+        say(line)
+
     with Progress(sys.stderr, unit="texts") as progress:
-        evaluation, rows, judged = evaluate(config, say, progress)
+        evaluation, rows, judged = evaluate(config, tell, progress)
     write(config.output, evaluation, rows, judged)
     print("\n".join(table(evaluation)))
     for notice in evaluation.notices:
-        say(f"note: {notice}")
+        if (line := f"note: {notice}") not in told:
+            say(line)
     print(f"written to {config.output}: {', '.join(FILES)}")
     return 0
 

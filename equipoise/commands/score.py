@@ -13,12 +13,14 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from equipoise.errors import UserError
 from equipoise.protocol.lexicon import MARKS
 from equipoise.protocol.reward import Reward, RewardWeights
 from equipoise.protocol.task import PROTOCOL, Task, read_task
+from equipoise.tables.documents import flatten
+from equipoise.tables.names import TEXT_NAMES, listed, named
 
 OPTION_HELP = {
     "base_both": "base where every class is present",
@@ -51,9 +53,9 @@ def main(argv: list[str]) -> int:
     elif options.json:
         if sys.stdin is None:
             raise UserError("standard input is closed; `score --json` reads sentences from it, one a line")
-        for line in read_lines(sys.stdin.buffer):
+        for text in texts(read_lines(sys.stdin.buffer)):
             # Flushed line by line, so that a program can hold a conversation with this one.
-            print(as_json(task.score(line, weights), task), flush=True)
+            print(as_json(task.score(text, weights), task), flush=True)
     else:
         raise UserError('no sentence given; write `equipoise score "The nurse was ..."`, or --json to read lines')
     return 0
@@ -68,6 +70,48 @@ def read_lines(stream: Iterable[bytes]) -> Iterator[str]:
         if line.endswith(b"\n"):
             line = line[:-2] if line.endswith(b"\r\n") else line[:-1]
         yield line.decode("utf-8", errors="replace")
+
+
+def texts(lines: Iterable[str]) -> Iterator[str]:
+    """The sentences of the lines: a line is one, and of a line that is a JSON object the text in it.
+
+    Raises UserError, with the line, for an object without one text, and for a line that is none after such as are.
+    """
+    objects = False
+    for number, line in enumerate(lines, 1):
+        found = _object(line)
+        if found is not None:
+            objects = True
+            yield _text_of(found, number)
+        elif objects and line.strip():
+            raise UserError(f"line {number:,} of standard input is no JSON object, as a line before is: mend it")
+        else:
+            yield line
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    if not line.lstrip().startswith("{"):
+        return None
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _text_of(record: dict[str, Any], number: int) -> str:
+    try:
+        rows = flatten(record)
+    except ValueError as error:
+        raise UserError(f"line {number:,} of standard input: {error}") from None
+    found = [name for name in named(list(rows[0]), TEXT_NAMES) if isinstance(rows[0][name], str)]
+    if len(rows) != 1 or not found or len({rows[0][name] for name in found}) > 1:
+        what = f"several texts ({listed(found)})" if found or len(rows) > 1 else f"no text among {listed([*rows[0]])}"
+        raise UserError(
+            f"line {number:,} of standard input is a JSON object with {what}: give sentences as lines, or objects with "
+            "one 'text'"
+        )
+    return str(rows[0][found[0]])
 
 
 def as_json(given: Reward, task: Task) -> str:
@@ -135,7 +179,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("sentence", nargs="*", help="the sentence to score")
     parser.add_argument(
-        "--json", action="store_true", help="read standard input, one sentence a line; write JSON, one object a line"
+        "--json", action="store_true", help="read standard input, one sentence or JSON object a line; write JSON lines"
     )
     parser.add_argument("--task", metavar="FILE", help="a task file, or the name of a packaged task")
     parser.add_argument("--min-words", type=int, metavar="N", help="fewest words without the length penalty")

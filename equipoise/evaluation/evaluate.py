@@ -1,7 +1,7 @@
 """From completion files to one `Evaluation` and its rows: read, measure, judge, summarise, compare."""
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,8 @@ def evaluate(
     """Everything that is in evaluation.json, the measured rows, and the judges' scores. Raises UserError."""
     own = () if config.reference is None else read_reference(config.reference)
     inputs = read_inputs(config)
+    for line in inputs.told():
+        say(f"note: {line}")
     judged = Judged()
     if config.judges or config.acceptability:
         # Only here: everything else does without torch.
@@ -68,9 +70,12 @@ def summarise(
         name: _method(sample, measured[name], [inputs.files[f].path for f in measured[name].files], equal_n)
         for name, sample in samples.items()
     }
+    for name, places in inputs.empty.items():
+        if name not in methods:
+            methods[name] = _without_rows(inputs, catalogue, places)
     metrics = {name: own.metrics for name, own in measured.items()}
     sides_of = {name: own.sides for name, own in measured.items()}
-    kl = {name: method.kl for name, method in methods.items()}
+    kl = {name: methods[name].kl for name in measured}
     judge = judged.judges[0].name if judged.judges else None
     return Evaluation(
         version=results.VERSION,
@@ -85,7 +90,7 @@ def summarise(
         comparisons=compare(samples, {name: own.occupations for name, own in measured.items()}, config.margin),
         frontier=frontier(config.event, samples, metrics, sides_of, kl, config.base, judge),
         reference=reference,
-        notices=(*judged.notices, *inputs.notices, *_notices(inputs, methods, equal_n)),
+        notices=(*judged.notices, *inputs.told(), *_notices(inputs, methods, equal_n)),
     )
 
 
@@ -142,6 +147,28 @@ def _method(sample: Sample, measured: _Measured, paths: list[str], equal_n: int 
     )
 
 
+def _without_rows(inputs: Inputs, catalogue: Mapping[str, results.Metric], places: Sequence[int]) -> Method:
+    """A method whose files hold no row, such as of a filter that kept nothing: no number exists, and it is said."""
+    none = Estimate(None, note="no rows")
+    return Method(
+        n=0,
+        model="",
+        seeds=(),
+        files=tuple(inputs.files[place].path for place in places),
+        metrics=dict.fromkeys(catalogue, none),
+        occupations={},
+        equal_n={},
+        pairs=pairs.table(pair_counts([]), {name: terms for name, terms in inputs.task.classes}),
+        terms=dict.fromkeys(inputs.task.lexicon.terms, 0),
+        lengths=(),
+        parts=results.Parts(0.0, 0.0, 0.0, 0.0, 0.0),
+        duplicates=duplicates([]),
+        cost=cost([side for place in places if (side := inputs.sides[place]) is not None]),
+        kl=None,
+        problems=("no rows: its files hold none",),
+    )
+
+
 def _side_of(inputs: Inputs, file: int, method: str) -> Side | None:
     """A file with several methods cannot share its costs out, unless the side file names one of them."""
     side = inputs.sides[file]
@@ -174,14 +201,7 @@ def _problems(sample: Sample) -> list[str]:
 
 
 def _notices(inputs: Inputs, methods: Mapping[str, Method], equal_n: int | None) -> list[str]:
-    out = []
-    for file in inputs.files:
-        how = "as an option says" if file.layout.how == "given" else "detected"
-        out.append(
-            f"{file.path}: {plural(file.rows, 'row')}, texts in {file.layout.text!r} read as {file.layout.form} ({how})"
-        )
-        out += [f"{file.path}: {problem.message}" for problem in file.problems]
-    out += [f"{name}: {line}" for name, method in methods.items() for line in method.problems]
+    out = [f"{name}: {line}" for name, method in methods.items() for line in method.problems]
     if equal_n is not None:
         out.append(f"methods differ in n: what depends on n is also given at n = {equal_n}, the smallest")
     shared: dict[str, set[str]] = {}

@@ -167,7 +167,7 @@ def _draw_heat(table: Sequence[Sequence[float | None]], x: Sequence[str], y: Seq
 
 
 def _parts(evaluation: Evaluation) -> Plot:
-    methods = list(evaluation.methods)
+    methods = [name for name, method in evaluation.methods.items() if method.n]  # no rows have no reward, not one of 0
     labels = [with_n(m, evaluation.methods[m].n, 28) for m in methods]
     rows = [[getattr(evaluation.methods[m].parts, part) for part in PARTS] for m in methods]
     totals = [evaluation.methods[m].parts.reward for m in methods]
@@ -185,6 +185,8 @@ def _parts(evaluation: Evaluation) -> Plot:
 
 
 def _draw_parts(methods: Sequence[str], rows: Sequence[Sequence[float]], totals: Sequence[float]) -> Figure:
+    if not methods:
+        return empty("There are no rows to show.")
     figure = new_figure(5.2, 1.3 + 0.36 * len(methods))
     axes = figure.add_subplot()
     for y, row in enumerate(rows):

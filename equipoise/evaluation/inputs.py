@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from equipoise.evaluation.results import File, Judge
 from equipoise.evaluation.side import Side, read_side
 from equipoise.protocol.task import PROTOCOL, Task
 from equipoise.runs.records import task_on_record
+from equipoise.tables.found import Layout
 from equipoise.tables.layout import Columns, Row, arrange, settle_names
 from equipoise.tables.read import read_table
 
@@ -29,6 +30,22 @@ class Inputs:
     rows: list[Measured]
     sides: list[Side | None]
     notices: tuple[str, ...] = ()
+    empty: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Methods of files without any row, and the places of those files."""
+
+    def told(self) -> list[str]:
+        """What was found about the files, a line each."""
+        out = list(self.notices)
+        for file in self.files:
+            if not file.rows:
+                out.append(f"{file.path}: no rows; its method is shown without numbers")
+            else:
+                how = "as an option says" if file.layout.how == "given" else "detected"
+                out.append(
+                    f"{file.path}: {file.rows} rows, texts in {file.layout.text!r} read as {file.layout.form} ({how})"
+                )
+            out += [f"{file.path}: {problem.message}" for problem in file.problems]
+        return out
 
 
 def read_inputs(config: EvaluateConfig) -> Inputs:
@@ -44,18 +61,33 @@ def read_inputs(config: EvaluateConfig) -> Inputs:
     files: list[File] = []
     rows: list[list[Row]] = []
     sides: list[Side | None] = []
+    empty: dict[str, tuple[int, ...]] = {}
     for method, path in given:
-        table = read_table(path, config.encoding)
-        seed = str((_settings(path) or {}).get("seed", ""))
+        table = read_table(path, config.encoding, columns.given)
+        settings = _settings(path) or {}
+        if not table.rows:
+            name = method or str(settings.get("Method") or settings.get("Label") or Path(path).stem)
+            empty[name] = (*empty.get(name, ()), len(files))
+            files.append(File(path, table.sha256, 0, _NO_LAYOUT, table.problems))
+            rows.append([])
+            sides.append(read_side(path))
+            continue
+        seed = str(settings.get("seed", ""))
         own, layout, problems = arrange(
             table, len(files), task, columns=columns, form=config.form, method=method, seed=seed
         )
         files.append(File(path, table.sha256, len(own), layout, tuple(problems)))
         rows.append(own)
         sides.append(read_side(path))
+    if not any(rows):
+        raise UserError(f"{files[0].path} holds no rows: give a file with a row for each text")
     spelling = settle_names(rows)
     flat = [replace(row, occupation=spelling[row.occupation]) for own in rows for row in own]
-    return Inputs(task, tuple(files), measure(flat, task), sides, notices)
+    return Inputs(task, tuple(files), measure(flat, task), sides, notices, empty)
+
+
+_NO_LAYOUT = Layout("", None, None, None, None, None, "sentence", "detected")
+"""Of a file whose header says nothing, as no row shows how it is meant."""
 
 
 def _named(given: str) -> tuple[str | None, str]:

@@ -25,6 +25,8 @@ from equipoise.measures.shares import wilson
 from equipoise.measures.variety import effective, pair_counts
 from equipoise.protocol.plural import plural
 
+STUDY_LARGEST_PPL = 10_000
+"""Texts of this perplexity or more the public study's script leaves out of its mean."""
 SELF_BLEU_TEXTS = 50
 SELF_BLEU_DRAWS = 3
 """Its cost grows with the square of the texts, so it is the mean over small subsamples."""
@@ -240,13 +242,24 @@ def _fluency(sample: Sample, name: str) -> dict[str, Estimate]:
         [m for m, s in zip(sample.rows, scored, strict=True) if s], sample.task, {}, {}, sample.draws, sample.seed
     )
     weighted, interval = _ratio(part, values * tokens, tokens)
-    with np.errstate(over="ignore"):
-        perplexity = float(np.exp(np.minimum(values, 700)).mean())
     return {
         keys[0]: _with(float(np.median(values)), median(values, occupation_of), "woodruff", n),
         keys[1]: _with(weighted, interval, "two-level", n),
-        keys[2]: Estimate(perplexity, n=n, note="a few odd texts decide a mean of perplexities"),
+        keys[2]: _perplexity(values),
     }
+
+
+def _perplexity(values_N: Array) -> Estimate:
+    """The mean perplexity as the public study's script takes it: without texts that reach `STUDY_LARGEST_PPL`."""
+    kept = values_N < np.log(STUDY_LARGEST_PPL)
+    n, left = int(kept.sum()), int((~kept).sum())
+    note = "a few odd texts decide a mean of perplexities"
+    if left:
+        note = (
+            f"{left:,} of {len(values_N):,} texts with a perplexity of {STUDY_LARGEST_PPL:,} or more are left out, as "
+            f"in the study; {note}"
+        )
+    return Estimate(float(np.exp(values_N[kept]).mean()) if n else None, n=n, note=note)
 
 
 def _renumbered(occupation_of: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import NamedTuple
 
 from equipoise.evaluation.results import Estimate, Evaluation, Metric, Reference
@@ -127,9 +128,9 @@ def _reason(references: Sequence[Reference]) -> str:
 def _range_cell(reference: Reference, unit: str) -> Cell:
     if reference.value is None:
         return Cell("–")
-    text = formatted(reference.value, unit)
+    text = published(reference.value, unit)
     if reference.high is not None:
-        text += f"–{formatted(reference.high, unit)}"
+        text += f"–{published(reference.high, unit)}"
     return Cell(text, sort=reference.value, note=reference.why)
 
 
@@ -305,6 +306,12 @@ def formatted(value: float, unit: str) -> str:
     if unit == "count":
         return fixed(value, 0 if value == int(value) else 1)
     return fixed(value, 1 if unit in {"points", "ppl", "words"} else 2)
+
+
+def published(value: float, unit: str) -> str:
+    """A number of someone else's with the digits that it has; shares in percent."""
+    digits = Decimal(repr(value)) * (100 if unit == "share" else 1)
+    return f"{digits.normalize():,f}".replace("-", "−")
 
 
 def _name(name: str) -> Cell:

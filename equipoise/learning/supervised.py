@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from equipoise.errors import NonFiniteError, UserError
+from equipoise.errors import NonFiniteError
 from equipoise.learning.optimizer import MasterAdam
 from equipoise.learning.search import BATCH
 from equipoise.policy.load import Policy
@@ -17,7 +17,8 @@ from equipoise.policy.score import score
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Event
 from equipoise.protocol.task import Task
-from equipoise.runs.rows import read
+from equipoise.tables.layout import Columns, Form, arrange
+from equipoise.tables.read import read_table
 
 
 class Example(NamedTuple):
@@ -52,28 +53,27 @@ class Examples:
         return line + "".join(f"; {count:,} {why}" for count, why in dropped if count)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The columns Occupation and Text of a CSV, whatever others it has. Raises UserError."""
-    try:
-        table, lines = read(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): give an existing completions file") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not a CSV in UTF-8 ({error}): give a completions file") from None
-    columns = table[0] if table else []
-    if lacking := [name for name in ("Occupation", "Text") if name not in columns]:
-        raise UserError(
-            f"{path} has the columns {','.join(columns)[:80]!r} and lacks {' and '.join(lacking)}: give a "
-            "completions file"
-        )
-    occupation, text = columns.index("Occupation"), columns.index("Text")
-    rows = []
-    for row, line in zip(table[1:], lines[1:], strict=True):
-        if row and len(row) <= max(occupation, text):
-            raise UserError(f"line {line} of {path} is cut short: delete it, or make the file anew")
-        if row:  # an empty line is none
-            rows.append(Row(row[occupation], row[text]))
-    return rows
+class Sentences(NamedTuple):
+    """What was read from a file."""
+
+    rows: list[Row]
+    notices: list[str]
+    """What is odd in the file, and what was left out of it, a line each."""
+
+
+def read_rows(
+    path: Path, task: Task, columns: Columns | None = None, form: Form = "auto", encoding: str | None = None
+) -> Sentences:
+    """The sentences of a file in any layout that `equipoise evaluate` reads, in the same way. Raises UserError.
+
+    `columns`, `form` and `encoding` are what options say of it; without `columns` there are no such options."""
+    columns = columns or Columns(options=False)
+    table = read_table(str(path), encoding, columns.given)
+    rows, layout, problems = arrange(table, 0, task, columns=columns, form=form, method=path.stem, seed="")
+    said = [f"{path}: {len(rows):,} rows, texts in {layout.text!r} read as {layout.form} ({layout.how})"]
+    return Sentences(
+        [Row(row.occupation, row.measured) for row in rows], said + [f"{path}: {each.message}" for each in problems]
+    )
 
 
 def examples_of(

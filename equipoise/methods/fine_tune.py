@@ -10,7 +10,7 @@ import torch
 
 from equipoise.errors import UserError
 from equipoise.learning.search import BATCH, Search
-from equipoise.learning.supervised import Example, Examples, Loss, examples_of, read_rows
+from equipoise.learning.supervised import Example, Examples, Loss, Sentences, examples_of, read_rows
 from equipoise.methods.completions import all_keys
 from equipoise.methods.estimates import first_look
 from equipoise.methods.own_sentences import LABELS, Found, as_completions, own_sentences
@@ -40,9 +40,10 @@ class Data(NamedTuple):
     """The sentences that the model wrote itself, if it did."""
 
 
-def check_file(path: Path, task: Task) -> None:
-    """Raises UserError for a completions file that cannot be read, or whose record says that it is of another task."""
-    read_rows(path)
+def check_file(source: GivenSentences, task: Task) -> None:
+    """Raises UserError for a file that cannot be read, or whose record says that it is of another task."""
+    path = source.path
+    _read(source, task)
     record = path.with_name(path.name + ".json")
     try:
         settings = json.loads(record.read_bytes())["settings"]
@@ -54,6 +55,10 @@ def check_file(path: Path, task: Task) -> None:
             f"{path} was made for another task ({'; '.join(changed)}): learn from sentences of this one, or give "
             "theirs with --task"
         )
+
+
+def _read(source: GivenSentences, task: Task) -> Sentences:
+    return read_rows(source.path, task, source.columns, source.form, source.encoding)
 
 
 def collect_rows(
@@ -73,7 +78,9 @@ def collect_rows(
         found = own_sentences(policy, task, prompts, wanted, config.seed, say)
         rows = found.rows
     else:
-        rows = read_rows(source.path)
+        rows, notices = _read(source, task)
+        for line in notices:
+            say(line)
     examples = examples_of(rows, policy.tokenizer, task, prompts, policy.stop_ids, config.filter)
     say(f"{config.data}: {examples.describe()}")
     return Data(examples, found)

@@ -41,7 +41,7 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     spec = config.prompt or task.default_prompt.name
     prompt = task.prompt(spec)
     if isinstance(source, GivenSentences):
-        fine_tune.check_file(source.path, task)
+        fine_tune.check_file(source, task)
     prompts, rendered = render_prompts(load_tokenizer(model), prompt, task, config.system)
     settings = _settings(config, source, spec, task) | rendered
     folder = Path(config.output_dir)
@@ -82,6 +82,11 @@ def _settings(config: SftConfig, source: OwnSentences | GivenSentences, prompt: 
     document = json.loads(json.dumps(plain, default=str))
     for name in ("data", "output_dir", "overwrite", "check", "candidates", "budget", "task"):
         del document[name]
+    for name in ("text_column", "occupation_column", "encoding"):
+        if document[name] is None:
+            del document[name]
+    if document["form"] == "auto":
+        del document["form"]
     document |= {"method": "sft", "learning_rate": config.rate}
     if isinstance(source, OwnSentences):
         return {"data": FORCED, **document, **source._asdict(), "task": task.document()}

@@ -10,6 +10,7 @@ from equipoise.methods.sample import SUPERVISED
 from equipoise.options import OptionalTask
 from equipoise.policy.config import PolicyConfig
 from equipoise.protocol.reward import Event
+from equipoise.tables.layout import Columns, Form
 
 FORCED = "forced"
 """What `data` is on the command line where the model writes the sentences itself; a file of this name is ./forced."""
@@ -36,6 +37,9 @@ class GivenSentences(NamedTuple):
     path: Path
     at_most: int | None
     """So many of its sentences, drawn at random; all where None."""
+    columns: Columns = Columns()
+    form: Form = "auto"
+    encoding: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,10 @@ class SftConfig:
     """Which sentences are learnt, by what model, and how."""
 
     data: str = ""
-    """A completions file of any method; rows that fail the filter are left out and counted. Or `forced`: sentences that
-    the model itself writes after a term of each class, every combination alike; they are kept in sentences.csv beside
-    the trained model. For a task without openings `forced` takes the model's free samples that comply. Required."""
+    """Sentences of any method, in any layout that `equipoise evaluate` reads; rows that fail the filter are left out,
+    and counted. Or `forced`: sentences that the model itself writes after a term of each class, every combination
+    alike; they are kept in sentences.csv beside the trained model. For a task without openings `forced` takes the
+    model's free samples that comply. Required."""
     output_dir: str = SUPERVISED
     """Where the trained model goes."""
     task: OptionalTask = None
@@ -64,6 +69,14 @@ class SftConfig:
     candidates: int = 1
     """With `forced`: find so many sentences for each that is learnt, and learn those that the model itself finds the
     likeliest, of each combination of terms alike."""
+    text_column: str | None = None
+    """With a file: its column of texts, where the name is none of the usual."""
+    occupation_column: str | None = None
+    """With a file: its column of occupations, likewise. Where there is none, they are read from the texts."""
+    form: Form = "auto"
+    """With a file: whether texts are whole sentences or continue the task's frame. `auto`: as they begin."""
+    encoding: str | None = None
+    """Of the file, where it is not UTF-8: for instance cp1252."""
     budget: int | None = None
     """With `forced`: samples drawn at most in search of them. Default: 40 for each that is to be found."""
     epochs: int = 5
@@ -106,7 +119,8 @@ class SftConfig:
                 "sentences with --data forced"
             )
         if self.data != FORCED:
-            return GivenSentences(Path(self.data), self.sentences)
+            columns = Columns(self.text_column, self.occupation_column)
+            return GivenSentences(Path(self.data), self.sentences, columns, self.form, self.encoding)
         sentences = self.sentences or FORCED_SENTENCES
         budget = self.budget or DRAWS_PER_SENTENCE * sentences * self.candidates
         return OwnSentences(sentences, self.candidates, budget)

@@ -20,13 +20,19 @@ from equipoise.ppo.training import Training, new_optimizer
 from equipoise.protocol.plural import plural
 
 
-def read(path: Path, training: Training, prompts: dict[str, list[int]]) -> list[Example]:
-    """Strictly successful sentences of a completions file, each once, at most as many as are wanted.
+def read(
+    path: Path, training: Training, prompts: dict[str, list[int]], say: Callable[[str], None] = lambda line: None
+) -> list[Example]:
+    """Strictly successful sentences of a file in any layout, each once, at most as many as are wanted. `say` gets what
+    is odd in the file.
 
     Raises UserError for a file that is none, and for fewer than `BATCH` sentences.
     """
     policy, task = training.policy, training.config.task
-    found = examples_of(read_rows(path), policy.tokenizer, task, prompts, policy.stop_ids, "strict")
+    rows, notices = read_rows(path, task)
+    for line in notices:
+        say(line)
+    found = examples_of(rows, policy.tokenizer, task, prompts, policy.stop_ids, "strict")
     examples = list({example.text: example for example in found.examples}.values())
     if len(examples) < BATCH:
         raise UserError(
@@ -62,7 +68,7 @@ def warm_start(
         rounds = f" {number + 1} of {config.warm_start_rounds}" if config.warm_start_rounds > 1 else ""
         label = f"warm start{rounds}"
         if config.warm_start_file and number == 0:
-            examples = read(Path(config.warm_start_file), training, prompts)
+            examples = read(Path(config.warm_start_file), training, prompts, partial(_labelled, say, label))
         else:
             wanted = config.search if number == 0 else replace(config.search, forced=False)
             told = said(say, f"{label}: ", check)

@@ -39,10 +39,10 @@ class Columns:
         return tuple(name for name in (self.text, self.occupation, self.method) if name is not None)
 
     def remedy(self, what: str, example: str = "") -> str:
-        """How a column is said to be the one of texts, occupations or methods."""
+        """How a column is said to be the one of texts, occupations or methods: "with --text-column"."""
         if self.options:
-            return f"--{what}-column{f' {example!r}' if example else ''}"
-        return f"calling the column {what.capitalize()}"
+            return f"with --{what}-column{f' {example!r}' if example else ''}"
+        return f"by calling the column {what.capitalize()}"
 
 
 class Chosen(NamedTuple):
@@ -116,7 +116,7 @@ def _text(table: Table, columns: Columns, frame: Frame, problems: list[Problem])
     found = holding or found[:1]
     if not found:
         raise UserError(
-            f"{table.path} has no column of texts among {names.listed(table.columns)}: name it with "
+            f"{table.path} has no column of texts among {names.listed(table.columns)}: name it "
             f"{columns.remedy('text')}" + _headless(table, frame)
         )
     _check_twins(table, found[0], columns, "text")
@@ -126,7 +126,7 @@ def _text(table: Table, columns: Columns, frame: Frame, problems: list[Problem])
         if _likeness(table, best, frame) > _likeness(table, found[0], frame):
             raise UserError(
                 f"{table.path} has texts in {found[0]!r} and in {best!r}, of which the second begin more like "
-                f"'{frame.example()}': say which are meant, with {columns.remedy('text', best)}"
+                f"'{frame.example()}': say which are meant, {columns.remedy('text', best)}"
             )
         problems.append(
             Problem(
@@ -134,7 +134,7 @@ def _text(table: Table, columns: Columns, frame: Frame, problems: list[Problem])
                 len(table.rows),
                 (),
                 f"texts are taken from {found[0]!r}; {names.listed(others)} could hold some too "
-                f"({columns.remedy('text', others[0])} decides otherwise)",
+                f"(decide otherwise {columns.remedy('text', others[0])})",
             )
         )
     return found[0]
@@ -155,7 +155,7 @@ def _check_twins(table: Table, chosen: str, columns: Columns, what: str) -> None
         if names.key(name) == names.key(base) or re.fullmatch(rf"{re.escape(base)}\.\d+", name)
     ]
     _check_one(table, [chosen, *(name for name in twins if name != chosen)],
-               f"say which with {columns.remedy(what, twins[-1])}", f"called {chosen!r}")  # fmt: skip
+               f"say which {columns.remedy(what, twins[-1])}", f"called {chosen!r}")  # fmt: skip
 
 
 def _likeness(table: Table, name: str, frame: Frame) -> float:
@@ -217,7 +217,7 @@ def _method(
     shown = ", ".join(map(repr, sorted({*given})[:4]))
     message = (
         f"the column {name!r} holds what looks like outcomes ({shown}{', …' if len({*given}) > 4 else ''}), not "
-        f"methods ({columns.remedy('method', name)} decides otherwise)"
+        f"methods (decide otherwise {columns.remedy('method', name)})"
     )
     problems.append(Problem("labels that are outcomes", len(table.rows), (), message))
     return None, {}

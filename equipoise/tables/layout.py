@@ -209,7 +209,7 @@ def _occupations(
         raise UserError(
             f"{table.path}: the column {chosen.occupation!r} names another occupation than the text on {len(other):,} "
             f"of {len(out):,} rows ({table.where(i)}: {out[i]!r}, and {texts[i][:40]!r}): say which column is right "
-            f"with {columns.remedy('occupation')}"
+            f"{columns.remedy('occupation')}"
         )
     report("another occupation", other, "a text that begins with another occupation than the column says")
     return out
@@ -224,7 +224,7 @@ def _unknown(
     name = columns.remedy("occupation")
     return (
         f"{table.path} does not say which occupation its texts are about ({only}{where}its columns are "
-        f"{names.listed(table.columns)}): name the column with {name}, or begin each text with '{frame.example()}'"
+        f"{names.listed(table.columns)}): say it {name}, or begin each text with '{frame.example()}'"
     )
 
 

@@ -206,8 +206,9 @@ def _literal(text: str, delimiter: str) -> _Parsed:
 def _cleaned(parsed: _Parsed, delimiter: str, source: str) -> Content:
     """Without what is no row, which is counted."""
     header, width = parsed.header, len(parsed.header)
-    while len(parsed.records) and parsed.records[-1] == []:
-        parsed.records.pop()  # blank lines at the end of a file say nothing
+    while parsed.records and parsed.records[-1] == []:
+        for values in (parsed.records, parsed.lines, parsed.spans):
+            values.pop()  # blank lines at the end of a file say nothing
     kept: list[int] = []
     blank, repeated = [], []
     for i, record in enumerate(parsed.records):

@@ -227,3 +227,26 @@ def test_a_closed_standard_input_is_refused_in_one_line():
         ["sh", "-c", '"$0" -m equipoise score --json <&-', sys.executable], capture_output=True, timeout=60, check=False
     )
     assert done.returncode == 2 and b"standard input" in done.stderr and done.stderr.count(b"\n") == 1
+
+
+def test_json_lines_are_scored_by_their_texts_and_a_line_without_one_is_refused():
+    lines = [
+        {"text": "The nurse was bold and caring."},
+        {"id": 1, "messages": [{"role": "user", "content": "loyal"}, {"role": "assistant", "content": "bold"}]},
+    ]
+    done = run("--json", stdin="\n".join(map(json.dumps, lines)).encode() + b"\n\n")
+    scored = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(each["text"], each["agentic"], each["communal"]) for each in scored] == [
+        ("The nurse was bold and caring.", ["bold"], ["caring"]),
+        ("bold", ["bold"], []),
+        ("", [], []),
+    ]
+    assert json.loads(run("--json", stdin=b"{bold} is no object\n").stdout)["text"] == "{bold} is no object"
+    for bad, says in (
+        (b'{"a": 1}\n', "line 1 of standard input is a JSON object with no text among 'a'"),
+        (b'{"text": "a"}\nThe nurse\n', "line 2 of standard input is no JSON object"),
+        (b'{"text": "a", "output": "b"}\n', "several texts ('text', 'output')"),
+        (b'{"choices": [{"text": "a"}, {"text": "b"}]}\n', "several texts ("),
+    ):
+        done = run("--json", stdin=bad)
+        assert done.returncode == 2 and says in done.stderr.decode() and done.stderr.count(b"\n") == 1

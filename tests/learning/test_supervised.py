@@ -55,7 +55,7 @@ def prompts_of(policy: Policy) -> dict[str, list[int]]:
 
 def test_rows_that_cannot_be_learnt_are_left_out_and_counted(model: Path, tmp_path: Path) -> None:
     policy = load(model)
-    rows = read_rows(write(tmp_path / "data.csv", ROWS))
+    rows = read_rows(write(tmp_path / "data.csv", ROWS), PROTOCOL).rows
     found = examples_of(rows, policy.tokenizer, PROTOCOL, prompts_of(policy), policy.stop_ids, "strict")
     assert [e.text for e in found.examples] == [GOOD, GOOD, ROWS[2][1]]  # as often as they occur
     assert (found.rows, found.failing, found.foreign) == (8, 2, 3)
@@ -69,13 +69,16 @@ def test_rows_that_cannot_be_learnt_are_left_out_and_counted(model: Path, tmp_pa
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b'Occupation,Text\nnurse,"said ""so"", and\nleft"', [("nurse", 'said "so", and\nleft')]),
-        (b"\xef\xbb\xbfText,Other,Occupation\r\nkind,1,nurse\r\n\r\n", [("nurse", "kind")]),
-        (b"Occupation,Text\nnurse,5'3\" tall\nchef,x\n", [("nurse", "5'3\" tall"), ("chef", "x")]),
-        (b"Occupation,Text\nnurse,a\nchef\n", "line 3 of .* is cut short"),
-        (b'Occupation,Text\nnurse,"a\nchef,b\n', "is not a CSV in UTF-8"),
-        (b"Occupation,Text\nnurse,\xff\n", "is not a CSV in UTF-8"),
-        (b"", "lacks Occupation and Text"),
+        (b'Occupation,Text\nnurse,"said ""so"", and\nleft"', [("nurse", 'The nurse was said "so", and\nleft')]),
+        (b"\xef\xbb\xbfText,Other,Occupation\r\nkind,1,nurse\r\n\r\n", [("nurse", "The nurse was kind")]),
+        (
+            b"Occupation,Text\nnurse,5'3\" tall\nchef,x\n",
+            [("nurse", "The nurse was 5'3\" tall"), ("chef", "The chef was x")],
+        ),
+        (b"Occupation,Text\nnurse,a\nchef\n", "line 3 ends before its text"),
+        (b'Text,Occupation\n"a\nb,chef\n', "row that begins on line 2 cannot be read .*never closed"),
+        (b"Occupation,Text\nnurse,\xff\n", "is not UTF-8 at byte 22, on line 2"),
+        (b"", "is empty"),
     ],
 )
 def test_rows_are_read_by_their_columns(tmp_path: Path, content: bytes, expected: list[tuple[str, str]] | str) -> None:
@@ -83,15 +86,15 @@ def test_rows_are_read_by_their_columns(tmp_path: Path, content: bytes, expected
     path.write_bytes(content)
     if isinstance(expected, str):
         with pytest.raises(UserError, match=expected):
-            read_rows(path)
+            read_rows(path, PROTOCOL)
     else:
-        assert read_rows(path) == expected
+        assert read_rows(path, PROTOCOL).rows == expected
 
 
 def test_an_example_is_what_the_policy_would_have_drawn(model: Path, tmp_path: Path) -> None:
     policy = load(model)
     (example,) = examples_of(
-        read_rows(write(tmp_path / "d.csv", ROWS[2:3])),
+        read_rows(write(tmp_path / "d.csv", ROWS[2:3]), PROTOCOL).rows,
         policy.tokenizer,
         PROTOCOL,
         prompts_of(policy),
@@ -106,7 +109,12 @@ def test_an_example_is_what_the_policy_would_have_drawn(model: Path, tmp_path: P
     prompts = {"chef": prompt_ids(tokenizer, PROMPTS["describe"], "chef", PROTOCOL)}
     text = "The chef was bold, and the most caring of them all."
     (chat,) = examples_of(
-        read_rows(write(tmp_path / "e.csv", [("chef", text)])), tokenizer, PROTOCOL, prompts, [0, 2], "strict"
+        read_rows(write(tmp_path / "e.csv", [("chef", text)]), PROTOCOL).rows,
+        tokenizer,
+        PROTOCOL,
+        prompts,
+        [0, 2],
+        "strict",
     ).examples
     assert chat.completion[-1] == 2 == tokenizer.eos_token_id
     assert tokenizer.decode(chat.completion[:-1]) == " bold, and the most caring of them all."
@@ -160,12 +168,12 @@ def test_the_learning_rate_rises_in_equal_steps_and_falls_to_nothing(
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"Model,Text\r\nm,The nurse was bold.\r\n", r"lacks Occupation"),
-        (b"a,b\n1,2\n", r"columns 'a,b' and lacks Occupation and Text"),
-        (b"", r"lacks Occupation and Text"),
-        (b"Occupation,Text\nnurse\n", r"line 2 .* cut short"),
-        (b'Occupation,Text\nnurse,"The nur', r"not a CSV in UTF-8"),
-        (b"Occupation,Text\nnurse,\xff\n", r"not a CSV in UTF-8"),
+        (b"Model,Text\r\nm,Someone was bold.\r\n", r"which occupation .* by calling the column Occupation"),
+        (b"a,b\n1,2\n", r"no column of texts among 'a', 'b': name it by calling the column Text"),
+        (b"", r"is empty"),
+        (b"Occupation,Text\nnurse\n", r"line 2 ends before its text"),
+        (b'Occupation,Text,N\nnurse,"The nur', r"begins on line 2 cannot be read"),
+        (b"Occupation,Text\nnurse,\xff\n", r"is not UTF-8"),
         (None, r"cannot read .*No such file"),
     ],
 )
@@ -174,7 +182,7 @@ def test_a_file_that_is_none_is_refused_in_one_line(tmp_path: Path, content: byt
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=says):
-        read_rows(path)
+        read_rows(path, PROTOCOL)
 
 
 def test_ppo_starts_from_the_sentences_of_a_file(
@@ -194,7 +202,8 @@ def test_ppo_starts_from_the_sentences_of_a_file(
 
     def likelihood(folder: Path) -> float:
         policy = load(folder)
-        found = examples_of(read_rows(data), policy.tokenizer, PROTOCOL, prompts_of(policy), policy.stop_ids, "strict")
+        rows = read_rows(data, PROTOCOL).rows
+        found = examples_of(rows, policy.tokenizer, PROTOCOL, prompts_of(policy), policy.stop_ids, "strict")
         assert len(found.examples) == 24
         return -cross_entropy(policy, found.examples, packed=True)
 

@@ -1,6 +1,8 @@
 """Supervised fine-tuning end to end: what it learns from, what it leaves, and what it refuses."""
 
 import csv
+import gzip
+import io
 import json
 import os
 from pathlib import Path
@@ -214,8 +216,8 @@ def test_a_folder_of_somebody_elses_is_left_alone(base: Path, data: Path, tmp_pa
     ("content", "says"),
     [
         ("Occupation,Text\nnurse,The nurse was kind.\n", "has 0 sentences to learn from (0 of 1 row"),
-        ("Occupation,Text\n", "has 0 sentences to learn from"),
-        ("Model,Text\nm,The nurse was kind.\n", "lacks Occupation"),
+        ("Occupation,Text\n", "holds no rows"),
+        ("Model,Text\nm,Nobody was kind.\n", "say it with --occupation-column"),
         (None, "cannot read"),
     ],
 )
@@ -253,3 +255,23 @@ def test_bad_options_are_one_line_and_exit_code_2(
     assert main(["sft", *options]) == 2
     shown = capsys.readouterr()
     assert says in shown.err and shown.err.count("\n") == 1 and os.listdir(tmp_path) == []
+
+
+def test_every_layout_that_is_measured_can_be_learnt_from_and_options_name_its_columns(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    rows = list(csv.DictReader(io.StringIO(data.read_text(encoding="utf-8"))))
+    records = [{"meta": {"wer": row["Occupation"]}, "out": {"satz": row["Text"]}} for row in rows]
+    path = tmp_path / "data.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, records)).encode()))
+    with pytest.raises(UserError, match=r"no column of texts among 'meta\.wer', 'out\.satz': name it with --text-col"):
+        sft(config(base, path, tmp_path / "none"), quiet)
+    said: list[str] = []
+    named = {"text_column": "out.satz", "occupation_column": "meta.wer"}
+    folders = [
+        sft(config(base, data, tmp_path / "csv", epochs=1, check=0), quiet),
+        sft(config(base, path, tmp_path / "json", epochs=1, check=0, **named), said.append),
+    ]
+    weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
+    assert weights[0] == weights[1]
+    assert f"{path}: {len(rows)} rows, texts in 'out.satz' read as sentence (detected)" in said
