@@ -16,7 +16,7 @@ from equipoise.evaluation.side import Side, read_side
 from equipoise.protocol.task import PROTOCOL, Task
 from equipoise.runs.records import task_on_record
 from equipoise.tables.found import Layout
-from equipoise.tables.layout import Columns, Row, arrange, settle_names
+from equipoise.tables.layout import Columns, Row, arrange, is_empty, settle_names
 from equipoise.tables.read import read_table
 
 
@@ -65,7 +65,7 @@ def read_inputs(config: EvaluateConfig) -> Inputs:
     for method, path in given:
         table = read_table(path, config.encoding, columns.given)
         settings = _settings(path) or {}
-        if not table.rows:
+        if is_empty(table):
             name = method or str(settings.get("Method") or settings.get("Label") or Path(path).stem)
             empty[name] = (*empty.get(name, ()), len(files))
             files.append(File(path, table.sha256, 0, _NO_LAYOUT, table.problems))

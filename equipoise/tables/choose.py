@@ -112,7 +112,7 @@ def _text(table: Table, columns: Columns, frame: Frame, problems: list[Problem])
     if columns.text is not None:
         return _given(table, columns.text, "text")
     found = [name for name in names.named(table.columns, names.TEXT_NAMES)]
-    holding = [name for name in found if any(isinstance(v, str) and v.strip() for v in table.column(name))]
+    holding = [name for name in found if any(map(_holds, table.column(name)))]
     found = holding or found[:1]
     if not found:
         raise UserError(
@@ -121,6 +121,15 @@ def _text(table: Table, columns: Columns, frame: Frame, problems: list[Problem])
         )
     _check_twins(table, found[0], columns, "text")
     others = [name for name in found[1:] if table.column(name) != table.column(found[0])]
+    for other in others:
+        apart = [i for i, (own, its) in enumerate(zip(table.column(found[0]), table.column(other), strict=True))
+                 if not _holds(own) and _holds(its)]  # fmt: skip
+        if apart:
+            raise UserError(
+                f"{table.path} has texts in {found[0]!r}, and on {len(apart):,} rows without one in {other!r} "
+                f"({table.where(apart[0])}): write them all under one name, or name one column "
+                f"{columns.remedy('text', found[0])}"
+            )
     if others:
         best = max(others, key=lambda name: _likeness(table, name, frame))
         if _likeness(table, best, frame) > _likeness(table, found[0], frame):
@@ -138,6 +147,10 @@ def _text(table: Table, columns: Columns, frame: Frame, problems: list[Problem])
             )
         )
     return found[0]
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _headless(table: Table, frame: Frame) -> str:
@@ -186,7 +199,7 @@ def _occupation(table: Table, columns: Columns, frame: Frame, text: str, problem
 def _plausible(table: Table, name: str, text: str, frame: Frame) -> bool:
     """Whether most values are occupations: the task's, or those that the texts beside them are about."""
     pairs = [(frame.canonical(o), t) for o, t in zip(values(table, name), table.column(text), strict=True) if o]
-    fit = sum(frame.has(o) or (isinstance(t, str) and frame.is_whole(t, o)) for o, t in pairs)
+    fit = sum(frame.has(o) or (isinstance(t, str) and frame.is_about(t, o)) for o, t in pairs)
     return bool(pairs) and fit >= 0.5 * len(pairs)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from equipoise.errors import UserError
 from equipoise.tables.found import Problem
-from equipoise.tables.names import KEY, TEXT_NAMES, is_text, key, last
+from equipoise.tables.names import KEY, is_text, key, last
 from equipoise.tables.table import Content, some, unique
 
 _HOLDERS = ("data", "rows", "samples", "completions", "results", "records")
@@ -84,7 +84,7 @@ def _whole(path: str, document: Any, names: Sequence[str]) -> Content:
     if any(is_text(name, names) for name in document):
         if all(isinstance(column, list) for column in document.values()):
             return _columns(path, document)
-        if all(isinstance(column, Mapping) for column in document.values()):
+        if _are_columns(document):
             return _pandas_columns(document)
         return tabulated(path, [document], names)
     lists = [name for name, value in document.items() if _is_list(value)]
@@ -113,6 +113,14 @@ def _columns(path: str, document: Mapping[str, list[Any]]) -> Content:
         shown = ", ".join(map(str, sorted(lengths)[:5]))
         raise UserError(f"{path}: its columns have different lengths ({shown}): export it again")
     return Content(list(document), [list(row) for row in zip(*document.values(), strict=True)])
+
+
+def _are_columns(document: Mapping[str, Any]) -> bool:
+    """Whether an object of objects is pandas' columns, all of the same index, and no record of nested values."""
+    columns = list(document.values())
+    if not all(isinstance(column, Mapping) and column.keys() == columns[0].keys() for column in columns):
+        return False
+    return not any(is_text(str(place)) for place in columns[0])
 
 
 def _pandas_columns(document: Mapping[str, Mapping[str, Any]]) -> Content:
@@ -244,11 +252,11 @@ def _walk(
             _put(single, f"{path}.{_role(turn)}" if path else _role(turn), _said(turn), again=True)
         return
     if _is_parts(value, path):
-        _put(single, path, _joined(value))
+        _put(single, path.removesuffix(".parts"), _joined(value))
         return
     if isinstance(value, list) and value and depth < _DEEPEST:
         texts = all(isinstance(item, str) for item in value)
-        if texts and _may_be_texts(path, names):
+        if texts and is_text(path, names):
             many.append((path, [{path: item} for item in value]))
             return
         if all(isinstance(item, (Mapping, list)) for item in value):
@@ -268,11 +276,6 @@ def _put(record: Record, path: str, value: Any, again: bool = False) -> None:
     if path in record and not again:
         raise _Repeated(f"an object has {path!r} twice")
     record[path] = value
-
-
-def _may_be_texts(path: str, names: Sequence[str]) -> bool:
-    name = last(path)
-    return is_text(path, names) or name.removesuffix("s") in TEXT_NAMES or name in ("resps", "filteredresps")
 
 
 def _is_chat(value: Any) -> bool:

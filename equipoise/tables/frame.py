@@ -79,8 +79,12 @@ class Frame:
         return self._own(occupation)[0].match(text) is not None
 
     def is_whole(self, text: str, occupation: str) -> bool:
-        """Whether a text is a sentence of its own for certain: it begins with the frame as far as the occupation, or
-        the occupation is its subject ("An electrician is …", "Nurses are …")."""
+        """Whether a text is a sentence of its own for certain: about the occupation, or about another of the task's."""
+        return self.is_about(text, occupation) or (self.occupation(text) or "") in self.task.names
+
+    def is_about(self, text: str, occupation: str) -> bool:
+        """Whether a text begins with the frame as far as the occupation, or the occupation is its subject ("An
+        electrician is …", "Nurses are …")."""
         if self.is_begun(text, occupation):
             return True
         found = self._own(occupation)[1].match(text)

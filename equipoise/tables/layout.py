@@ -17,7 +17,7 @@ from equipoise.tables.frame import SHORT, Form, Forms, Frame, forms
 from equipoise.tables.read import plain_lines
 from equipoise.tables.table import Table, rows_are, some
 
-__all__ = ["Columns", "Form", "Row", "arrange", "settle_names"]
+__all__ = ["Columns", "Form", "Row", "arrange", "is_empty", "settle_names"]
 
 _NO_TEXT = frozenset(("nan", "none", "null", "<na>", "n/a"))
 UNKNOWN = "(unknown)"
@@ -50,10 +50,12 @@ def arrange(
     Raises UserError where no column holds texts, where nothing tells the occupations, and where a guess would decide
     what is measured; the line and the remedy are named.
     """
-    if not table.rows:
-        raise UserError(f"{table.path} holds no rows: give a file with a row for each text")
     frame = Frame(task)
     table = _sentences(table, frame, columns)
+    if table.broken:
+        raise UserError(table.broken)
+    if not table.rows:
+        raise UserError(f"{table.path} holds no rows: give a file with a row for each text")
     chosen, said, other = choose(table, columns, task, frame, method)
     table = _settled(table, chosen.text, said)
     problems = [*table.problems, *said]
@@ -76,6 +78,11 @@ def arrange(
         rows.append(Row(file, table.numbers[i], name, models[i], seeds[i] or seed, occupation, runs[i], full, measured))
     how: Literal["detected", "given"] = "detected" if form == "auto" else "given"
     return rows, Layout(*chosen, judged.seen, how), problems
+
+
+def is_empty(table: Table) -> bool:
+    """Whether a file holds a header and nothing else, or not even one."""
+    return not table.rows and (not table.columns or names.known(table.columns) > 0)
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,7 @@ def _sentences(table: Table, frame: Frame, columns: Columns) -> Table:
         numbers=tuple(range(1, len(filled) + 1)),
         lines=tuple(number for number, _ in filled),
         ragged={},
+        broken="",
     )
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 # name counts.
 TEXT_NAMES = (
     "text", "sentence", "output", "sample", "completion", "response", "generatedtext", "generation", "generated",
-    "outputtext", "modeloutput", "continuation", "description", "assistant", "content", "answer",
+    "outputtext", "modeloutput", "continuation", "description", "assistant", "content", "answer", "texts", "sentences",
+    "outputs", "samples", "completions", "responses", "generations", "continuations", "answers", "filteredresps",
+    "resps",
 )  # fmt: skip
 OCCUPATION_NAMES = ("occupation", "job", "profession", "occupationname", "jobtitle", "role")
 MODEL_NAMES = ("model", "modelname", "modelid")

@@ -58,7 +58,13 @@ def separated(path: str, text: str) -> Content:
     if not body.strip():
         raise UserError(f"{path} holds no rows: give a file with a row for each text")
     delimiter = stated[1] if stated else _delimiter(body)
-    parsed = _parse(path, body, delimiter, 1 if stated else 0)
+    try:
+        parsed = _parse(path, body, delimiter, 1 if stated else 0)
+    except UserError as error:
+        first = body.lstrip().partition("\n")[0].strip()
+        if stated or known(first.split(delimiter)):
+            raise
+        return Content([first], [], source=text, broken=str(error))
     return _cleaned(parsed, delimiter, text)
 
 
@@ -192,6 +198,8 @@ def _literal(text: str, delimiter: str) -> _Parsed:
             if field.startswith('"'):
                 if not (field.endswith('"') and len(field) > 1):
                     odd.append(number)
+                    if number == lines[0]:
+                        raise _BrokenError(number, "a quotation mark in the header is never closed")
                 elif '"' in field[1:-1]:
                     raise _BrokenError(number, "quotation marks inside others")
     paired = [[f[1:-1] if len(f) > 1 and f[0] == f[-1] == '"' else f for f in fields] for fields in records]

@@ -25,6 +25,8 @@ class Table:
     delimiter: str = ""
     source: str = ""
     """The text of a file without a structure of its own, whose lines may turn out to be sentences."""
+    broken: str = ""
+    """Why such a file is no table; its lines may still be sentences."""
 
     def where(self, place: int) -> str:
         """How a person finds the row at `place`: "line 7", or "row 5" where lines say nothing."""
@@ -49,6 +51,7 @@ class Content:
     ragged: Mapping[int, Sequence[str]] = field(default_factory=dict)
     delimiter: str = ""
     source: str = ""
+    broken: str = ""
 
     def table(self, path: str, sha256: str, before: Sequence[Problem]) -> Table:
         numbers = self.numbers if self.numbers is not None else range(1, len(self.rows) + 1)
@@ -63,6 +66,7 @@ class Content:
             self.ragged,
             self.delimiter,
             self.source,
+            self.broken,
         )
 
 
