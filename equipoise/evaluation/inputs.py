@@ -40,10 +40,7 @@ class Inputs:
             if not file.rows:
                 out.append(f"{file.path}: no rows; its method is shown without numbers")
             else:
-                how = "as an option says" if file.layout.how == "given" else "detected"
-                out.append(
-                    f"{file.path}: {file.rows} rows, texts in {file.layout.text!r} read as {file.layout.form} ({how})"
-                )
+                out.append(f"{file.path}: {file.layout.told(file.rows)}")
             out += [f"{file.path}: {problem.message}" for problem in file.problems]
         return out
 

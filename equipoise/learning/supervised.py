@@ -70,7 +70,7 @@ def read_rows(
     columns = columns or Columns(options=False)
     table = read_table(str(path), encoding, columns.given)
     rows, layout, problems = arrange(table, 0, task, columns=columns, form=form, method=path.stem, seed="")
-    said = [f"{path}: {len(rows):,} rows, texts in {layout.text!r} read as {layout.form} ({layout.how})"]
+    said = [f"{path}: {layout.told(len(rows), methods=False, options=columns.options)}"]
     return Sentences(
         [Row(row.occupation, row.measured) for row in rows], said + [f"{path}: {each.message}" for each in problems]
     )

@@ -33,3 +33,16 @@ class Layout:
     itself."""
     how: Literal["detected", "given"]
     """Whether `form` was seen in the texts or set by an option."""
+
+    def told(self, rows: int, methods: bool = True, options: bool = True) -> str:
+        """What was taken for what, and how to overrule it. `methods`: whether they matter; `options`: whether there are
+        some to overrule it with."""
+        how = "as an option says" if self.how == "given" else "detected"
+        parts = [f"{rows:,} rows, texts in {self.text!r} read as {self.form} ({how})"]
+        parts.append(
+            "occupations read from the texts" if self.occupation is None else f"occupations in {self.occupation!r}"
+        )
+        if methods and self.method is not None:
+            parts.append(f"methods in {self.method!r}")
+        names = ["--text-column", "--occupation-column", *(["--method-column"] if methods else []), "--form"]
+        return ", ".join(parts) + (f"; {', '.join(names[:-1])} and {names[-1]} decide otherwise" if options else "")

@@ -281,3 +281,39 @@ def test_files_with_hundreds_of_occupations_are_compared(tmp_path: Path) -> None
     found = {(c.metric): c for c in stored.read(tmp_path / "out").comparisons}
     assert found["strict"].n_occupations == 146 and "cannot be tested" in found["strict"].note
     assert found["strict"].difference == 0
+
+
+def test_a_file_without_rows_is_a_method_without_numbers_beside_others_and_refused_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = completions(tmp_path / "a.csv", "A", 4, n=2)
+    none = write_csv(tmp_path / "gf.csv", COLUMNS, [])
+    Path(f"{none}.json").write_text(json.dumps({"settings": {"Label": "Generate-and-Filter"}}))
+    options = ["--no-fluency", "--bootstrap-draws", 100]
+    assert run(path, none, *options, "--output", tmp_path / "out") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[2].split() == ["Generate-and-Filter", "0", "–", "–", "–"]
+    assert f"note: {none}: no rows; its method is shown without numbers" in err.splitlines()
+    evaluation = stored.read(tmp_path / "out")
+    method = evaluation.methods["Generate-and-Filter"]
+    assert method.n == 0 and {e.value for e in method.metrics.values()} == {None} and evaluation.equal_n is None
+    assert method.metrics.keys() == evaluation.methods["A"].metrics.keys()
+    assert main(["report", str(tmp_path / "out"), "--output", str(tmp_path / "report.html")]) == 0
+    assert run(none, *options, "--output", tmp_path / "none") == 2
+    assert "gf.csv holds no rows" in capsys.readouterr().err and not (tmp_path / "none" / "rows.csv").exists()
+
+
+def test_what_was_found_in_a_file_stands_in_the_first_lines_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [["nurse", "The nurse was bold."], ["", ""], ["nurse", "The nurse was kind."], ["job", "text"]]
+    path = write_csv(tmp_path / "a.csv", ["job", "text"], rows)
+    assert run(path, "--no-fluency", "--bootstrap-draws", 100, "--output", tmp_path / "out") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:3] == [
+        f"note: {path}: 2 rows, texts in 'text' read as sentence (detected), occupations in 'job'; --text-column, "
+        "--occupation-column, --method-column and --form decide otherwise",
+        f"note: {path}: 1 row is blank; not counted as sentences (line 3)",
+        f"note: {path}: 1 row is the header once more; not counted as sentences (line 5)",
+    ]
+    assert len(lines) == len(set(lines)) and stored.read(tmp_path / "out").methods["a"].n == 2

@@ -1,13 +1,14 @@
 """Tables as Markdown and LaTeX: the numbers as a reader wants them, and nothing in a text that is read as markup."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from equipoise.evaluation import tables
 from equipoise.evaluation.formats import latex, latex_text, markdown, markdown_text
-from equipoise.evaluation.results import Estimate
-from equipoise.evaluation.tables import Cell, Table, fixed, formatted
+from equipoise.evaluation.results import Estimate, Reference
+from equipoise.evaluation.tables import Cell, Table, fixed, formatted, published
 from tests.evaluation.hostile import TEXTS, example
 
 
@@ -28,6 +29,29 @@ from tests.evaluation.hostile import TEXTS, example
 )
 def test_numbers_are_shown_with_the_digits_that_their_unit_deserves(value: float, unit: str, shown: str) -> None:
     assert formatted(value, unit) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "shown"),
+    [
+        (0.1281, "share", "12.81"),
+        (0.9987, "share", "99.87"),
+        (1.0, "share", "100"),
+        (0.0, "share", "0"),
+        (20.31, "ppl", "20.31"),
+        (65.0, "ratio", "65"),
+        (0.945, "bits", "0.945"),
+        (10240.0, "count", "10,240"),
+        (-0.5, "nats", "−0.5"),
+    ],
+)
+def test_published_numbers_keep_the_digits_that_they_have(value: float, unit: str, shown: str) -> None:
+    assert published(value, unit) == shown
+    (row,) = tables.study_table(
+        replace(example(), reference=(Reference("s", "m", "study/either", value, None, None, True, ""),))
+    ).published
+    if unit == "share":
+        assert shown in [cell.text for cell in row]
 
 
 def test_nothing_is_minus_zero() -> None:

@@ -209,6 +209,17 @@ def test_fluency_is_the_median_the_token_weighted_mean_and_the_mean_perplexity()
     assert found["study/ppl@j"].value == pytest.approx((math.e + math.e**2 + math.e**4) / 3)
 
 
+def test_texts_whose_perplexity_reaches_ten_thousand_are_left_out_of_the_studys_mean_and_counted() -> None:
+    nll = np.array([1.0, 2.0, math.log(9_999.0), math.log(10_001.0), 800.0])
+    texts = [("nurse", f"a {i}") for i in range(5)]
+    found = estimates(sample(texts, judges={"j": Fluency(nll, np.full(5, 4))}), 4)
+    assert found["study/ppl@j"].value == pytest.approx((math.e + math.e**2 + 9_999) / 3) and found["study/ppl@j"].n == 3
+    assert found["study/ppl@j"].note.startswith("2 of 5 texts with a perplexity of 10,000 or more are left out")
+    assert found["nll/median@j"].n == 5
+    none = estimates(sample(texts, judges={"j": Fluency(np.full(5, 10.0), np.full(5, 4))}), 4)
+    assert none["study/ppl@j"].value is None and "5 of 5 texts" in none["study/ppl@j"].note
+
+
 def test_no_scored_text_is_said_and_not_nan() -> None:
     judges = {"j": Fluency(np.array([np.nan, np.nan]), np.zeros(2, dtype=int))}
     found = estimates(sample([("nurse", ""), ("pilot", "")], judges=judges), 2)
