@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from equipoise.protocol.plural import plural
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -38,7 +40,7 @@ class Layout:
         """What was taken for what, and how to overrule it. `methods`: whether they matter; `options`: whether there are
         some to overrule it with."""
         how = "as an option says" if self.how == "given" else "detected"
-        parts = [f"{rows:,} rows, texts in {self.text!r} read as {self.form} ({how})"]
+        parts = [f"{plural(rows, 'row')}, texts in {self.text!r} read as {self.form} ({how})"]
         parts.append(
             "occupations read from the texts" if self.occupation is None else f"occupations in {self.occupation!r}"
         )

@@ -57,7 +57,7 @@ def test_p0_is_the_named_base_then_the_costs_files_then_prompt_only() -> None:
     assert base_rate("both", {"X": [side]}, metrics, None) == (side.p0, "costs file of X: yield")
     for event in ("strict", "both, finished within 32 tokens", ""):  # of anything else it is no estimate
         other = Side("X", {}, None, side.p0, event)
-        assert base_rate("both", {"X": [other]}, metrics, None)[1] .startswith("100 rows of Prompt-Only")
+        assert base_rate("both", {"X": [other]}, metrics, None)[1].startswith("100 rows of Prompt-Only")
         assert base_rate("both", {"X": [other]}, {"X": metrics["X"]}, None)[0] is None
     p0, source = base_rate("both", {}, metrics, None)
     assert p0 is not None and (p0.value, p0.low, p0.high) == (0.01, 0.002, 0.05)
