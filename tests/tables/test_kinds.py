@@ -157,6 +157,9 @@ def test_whole_sentences_of_any_shape_are_no_continuations(tmp_path: Path) -> No
         "The nurse was bold at work.", "The nurse was a nurse whom all loved.", "The nurse was kind.",
     ]  # fmt: skip
     assert found[1].form == "mixed" and told(found) == {"mixed forms": 3}
+    many = ["The nurse was kind all day.", "she is bold.", *(f"Nurses like number {i} are bold." for i in range(9))]
+    found = read(given(tmp_path / "forms.csv", "\n".join(["job,text", *(f"nurse,{text}" for text in many)])))
+    assert [row.text for row in found[0]] == many and told(found) == {"unsure forms": 1}
     found = read(given(tmp_path / "b.csv", "job,text\nThe baker,bold at work.\nthe baker,kind.\n"))
     assert [row.text for row in found[0]] == ["The baker was bold at work.", "The baker was kind."]
 
