@@ -6,6 +6,7 @@ A command is a module with `main(argv: list[str]) -> int`, imported only when it
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import io
 import os
@@ -18,6 +19,7 @@ from equipoise.errors import UserError
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("equipoise.commands.train", "fine-tune a model with PPO; rerun to resume"),
     "generate": ("equipoise.commands.generate", "write a trained model's completions to a CSV"),
+    "export": ("equipoise.commands.export", "write a checkpoint's model as a finished folder"),
     "sample": ("equipoise.commands.sample", "write the completions of any method, to compare"),
     "sft": ("equipoise.commands.sft", "fine-tune a model on compliant sentences, to compare"),
     "study": ("equipoise.commands.study", "write the completions of all methods on one model"),
@@ -33,6 +35,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE: what a shell reports of `cat` in `cat file | head -1`
 
 
@@ -44,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
 def run_command(command: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
     """Calls `command(argv)` (by default the process's arguments) and returns its exit code.
 
-    A UserError becomes one line on standard error and code 2, an interrupt code 130, a reader of standard output that
-    went away code 141. Any other exception is a defect and keeps its traceback.
+    A UserError, a full disk and a missing right become one line on standard error and code 2, an interrupt code 130, a
+    reader of standard output that went away code 141. Any other exception is a defect and keeps its traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A sentence may hold what the terminal's encoding lacks; show an escape for it.
@@ -70,6 +74,18 @@ def run_command(command: Callable[[list[str]], int], argv: list[str] | None = No
         # What is still buffered goes nowhere, so that Python's own flush at exit stays silent.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in NO_ROOM | NO_RIGHT:
+            raise
+        print(f"equipoise: {_refused(error)}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def _refused(error: OSError) -> str:
+    """The one line about a disk or a file that the system refuses, wherever that happened."""
+    what = error.filename if isinstance(error.filename, str) else "a file"
+    remedy = "make room" if error.errno in NO_ROOM else "get the right to read and write it, or name another"
+    return " ".join(f"cannot use {what} ({error.strerror}): {remedy}, then run the same command again".split())
 
 
 def _dispatch(argv: list[str]) -> int:

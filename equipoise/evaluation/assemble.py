@@ -1,22 +1,26 @@
 """A report put together: the evaluation, its figures and tables, the page, the model cards."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from equipoise import __version__
 from equipoise.errors import UserError
 from equipoise.evaluation import formats, modelcard, results, stored, tables
 from equipoise.evaluation.config import EvaluateConfig, ReportConfig
 from equipoise.evaluation.curves import frontier_plot, training_plots
 from equipoise.evaluation.figures import ends, figures
+from equipoise.evaluation.files import check
 from equipoise.evaluation.page import Content, render
-from equipoise.evaluation.plots import as_csv, write
+from equipoise.evaluation.plots import as_csv, draw
 from equipoise.evaluation.runs import read_runs
 from equipoise.evaluation.samples import Sample, sample
 from equipoise.evaluation.sources import measured, recognise
 from equipoise.protocol.plural import plural
-from equipoise.runs.files import write_whole
+from equipoise.runs.files import make_folder, parse_json, write_together, write_whole
+from equipoise.runs.ownership import look, marked
 
 
 def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str]:
@@ -28,6 +32,9 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
     _check_output(config.output)
     runs = read_runs(config.run or given.runs)
     folder = config.output.with_name(config.output.stem + "_files")
+    _check_folder(folder, config.output)
+    if given.folder is None:
+        check(folder / "evaluation")
     choices = EvaluateConfig(
         given.files, folder / "evaluation", judge=config.judge, fluency=config.fluency, base=config.base,
         event=config.event, device=config.device, task=config.task,
@@ -36,12 +43,22 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
     carded = [(card, modelcard.method_of(card, evaluation, config.card_method)) for card in config.card]
     samples = read_samples(rows, evaluation)
     plots = [*figures(evaluation), frontier_plot(evaluation, runs), *training_plots(runs)]
+    drawn = {plot.name: draw(plot) for plot in plots}
+    contents: dict[str, str | bytes] = {}
+    for each in drawn.values():
+        contents |= each.files
+    contents |= _tables(evaluation)
+    page = render(Content(evaluation, samples, runs, drawn, folder.name, study, file_records(evaluation)))
+    make_folder(folder, "--output")
+    if foreign := sorted(name for name in contents if os.path.lexists(folder / name) and name not in _ours(folder)):
+        raise UserError(
+            f"{folder / foreign[0]} is there and no report wrote it: move it away, or choose another --output"
+        )
+    record = marked({"equipoise": __version__, "files": sorted({*contents, *_ours(folder)})})
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        drawn = {plot.name: write(plot, folder) for plot in plots}
-        _write_tables(evaluation, folder)
-        page = render(Content(evaluation, samples, runs, drawn, folder.name, study, file_records(evaluation)))
-        write_whole(config.output, page)
+        # First of all: it is what tells the other files from somebody else's.
+        write_whole(folder / RECORD, json.dumps(record, indent=1) + "\n")
+        write_together({folder / name: text for name, text in contents.items()} | {config.output: page})
     except OSError as error:
         raise UserError(
             f"cannot write {error.filename or config.output} ({error.strerror}): make room, or choose another --output"
@@ -54,6 +71,9 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
     ]
 
 
+HEADLINE = ("method", "n", "metric", "value", "low", "high")
+RECORD = "report.json"
+"""Which files of its folder a report wrote: those, and no others, a later one may replace."""
 MARK = b'<meta name="generator" content="equipoise report">'
 
 
@@ -61,6 +81,8 @@ def _check_output(path: Path) -> None:
     """Raises UserError for what is no page, and for a file that no report was written to before."""
     if path.suffix.lower() not in {".html", ".htm"}:
         raise UserError(f"--output {path} is no page: give a name that ends in .html")
+    if path.is_symlink():
+        raise UserError(f"{path} is a link, and nothing is written through one: choose another --output")
     try:
         with path.open("rb") as file:
             if MARK not in file.read(4096):
@@ -69,6 +91,36 @@ def _check_output(path: Path) -> None:
         pass
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}): choose another --output") from None
+
+
+def _check_folder(folder: Path, page: Path) -> None:
+    """Raises UserError where anything but a report's figures and tables lies where they would be written."""
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+        raise UserError(f"{folder} is there and no folder of a report: move it away, or choose another --output")
+    names = ("headline.md", "headline.tex", "headline.csv", "evaluation")
+    there = [folder / name for name in names if os.path.lexists(folder / name)]
+    record = look(folder / RECORD, lambda _: False)
+    if record.state == "foreign" or (there and not page.exists() and record.state == "absent"):
+        raise UserError(
+            f"{there[0] if there else folder / RECORD} is there and no report wrote it: move it away, or choose "
+            "another --output"
+        )
+
+
+def _ours(folder: Path) -> set[str]:
+    """The files in the folder that a report wrote: those on record; all of a figure's and a table's kind where an
+    earlier version, which kept no record, wrote one of its own beside the page."""
+    found = look(folder / RECORD, lambda _: False)
+    files = found.document.get("files")
+    if isinstance(files, list):
+        return {name for name in files if isinstance(name, str) and not (folder / name).is_symlink()}
+    table = folder / "headline.csv"
+    if found.state != "absent" or table.is_symlink() or not table.is_file():
+        return set()
+    with table.open("rb") as file:
+        earlier = file.readline().rstrip() == ",".join(HEADLINE).encode()
+    kinds = (".png", ".svg", ".csv", ".md", ".tex")
+    return {p.name for p in folder.iterdir() if p.suffix in kinds and not p.is_symlink()} if earlier else set()
 
 
 def read_samples(rows: Path, evaluation: results.Evaluation) -> list[Sample]:
@@ -86,17 +138,15 @@ def file_records(evaluation: results.Evaluation) -> dict[str, Any]:
     out = {}
     for file in evaluation.files:
         try:
-            out[file.path] = json.loads(Path(f"{file.path}.json").read_bytes())
+            out[file.path] = parse_json(Path(f"{file.path}.json").read_bytes())
         except (OSError, ValueError):
             continue  # made by another program, or moved since
     return out
 
 
-def _write_tables(evaluation: results.Evaluation, folder: Path) -> None:
+def _tables(evaluation: results.Evaluation) -> dict[str, str]:
+    """The headline table in three formats, by file name."""
     table = tables.headline(evaluation)
-    (folder / "headline.md").write_text(formats.markdown(table), encoding="utf-8")
-    (folder / "headline.tex").write_text(formats.latex(table), encoding="utf-8")
-    columns = ("method", "n", "metric", "value", "low", "high")
     rows = [
         (name, method.n, key, *estimate)
         for name, method in evaluation.methods.items()
@@ -105,4 +155,8 @@ def _write_tables(evaluation: results.Evaluation, folder: Path) -> None:
             ("kl", ends(method.kl)),
         ]
     ]
-    (folder / "headline.csv").write_text(as_csv(columns, rows), encoding="utf-8", newline="")
+    return {
+        "headline.md": formats.markdown(table),
+        "headline.tex": formats.latex(table),
+        "headline.csv": as_csv(HEADLINE, rows),
+    }

@@ -1,5 +1,6 @@
 """The five files of an evaluation."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,38 +9,57 @@ from equipoise.errors import UserError
 from equipoise.evaluation.inputs import Judged
 from equipoise.evaluation.measure import Measured
 from equipoise.evaluation.results import Estimate, Evaluation, row_columns
-from equipoise.evaluation.stored import to_json, write_csv
-from equipoise.runs.files import make_folder
+from equipoise.evaluation.stored import is_evaluation, to_csv, to_json
+from equipoise.runs.files import make_folder, write_together
+from equipoise.runs.ownership import look
 
 FILES = ("evaluation.json", "rows.csv", "methods.csv", "occupations.csv", "comparisons.csv")
 
 
-def prepare(folder: Path) -> None:
-    """Make sure that the folder can take the files. Raises UserError, for files of somebody else's as well."""
-    ours = (folder / "evaluation.json").is_file()
-    if foreign := [name for name in FILES if (folder / name).exists() and not ours]:
+def check(folder: Path) -> None:
+    """Raises UserError where anything but an evaluation's files lies where they would be written. Writes nothing."""
+    found = look(folder / "evaluation.json", is_evaluation, b'{"version":')
+    foreign = ["evaluation.json"] if found.state == "foreign" else []
+    for name, columns in _FIRST_COLUMNS.items():
+        if os.path.lexists(folder / name) and (found.state == "absent" or not _begins(folder / name, columns)):
+            foreign.append(name)
+    if foreign:
         raise UserError(
-            f"{folder / foreign[0]} is there but no evaluation.json, so it is not this program's to replace: "
-            "choose another --output"
+            f"{folder / foreign[0]} is there and equipoise evaluate did not write it (there is no evaluation.json of "
+            "its own, or the file begins otherwise), so it is not this program's to replace: move it away, or choose "
+            "another --output"
         )
+
+
+def prepare(folder: Path) -> None:
+    """`check`, and make sure that the folder can be written. Raises UserError."""
+    check(folder)
     make_folder(folder, "--output")
+
+
+def _begins(path: Path, columns: str) -> bool:
+    """Whether it is a file, no link, with a first line that begins so."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(columns)) == columns.encode()
 
 
 def write(folder: Path, evaluation: Evaluation, rows: Sequence[Measured], judged: Judged) -> None:
     """The five files, replaced when all of them are written. Raises UserError if they cannot be written."""
+    scores = judged.scores or {}
+    acceptable = judged.acceptable or {}
+    extra = [f"{what}@{name}" for name in scores for what in ("NLL", "Tokens")]
+    columns = [*row_columns(list(evaluation.lexicon)), *extra, *(f"Acceptable@{name}" for name in acceptable)]
+    contents: dict[str, str | bytes] = {
+        "evaluation.json": to_json(evaluation),
+        "rows.csv": to_csv(columns, _row_cells(evaluation, rows, judged)),
+        "methods.csv": to_csv(_METHOD_COLUMNS, _method_cells(evaluation)),
+        "occupations.csv": to_csv(("Occupation", *_METHOD_COLUMNS), _occupation_cells(evaluation)),
+        "comparisons.csv": to_csv(_COMPARISON_COLUMNS, _comparison_cells(evaluation)),
+    }
     try:
-        scores = judged.scores or {}
-        acceptable = judged.acceptable or {}
-        extra = [f"{what}@{name}" for name in scores for what in ("NLL", "Tokens")]
-        columns = [*row_columns(list(evaluation.lexicon)), *extra, *(f"Acceptable@{name}" for name in acceptable)]
-        partial = {name: folder / f"{name}.partial" for name in FILES}
-        partial["evaluation.json"].write_text(to_json(evaluation), encoding="utf-8")
-        write_csv(partial["rows.csv"], columns, _row_cells(evaluation, rows, judged))
-        write_csv(partial["methods.csv"], _METHOD_COLUMNS, _method_cells(evaluation))
-        write_csv(partial["occupations.csv"], ("Occupation", *_METHOD_COLUMNS), _occupation_cells(evaluation))
-        write_csv(partial["comparisons.csv"], _COMPARISON_COLUMNS, _comparison_cells(evaluation))
-        for name, path in partial.items():
-            path.replace(folder / name)
+        write_together({folder / name: contents[name] for name in FILES})
     except OSError as error:
         raise UserError(
             f"cannot write to {folder} ({error.strerror}): free some space or choose another --output"
@@ -69,6 +89,13 @@ _METHOD_COLUMNS = ("Method", "Metric", "Tier", "Unit", "Value", "Low", "High", "
 _COMPARISON_COLUMNS = ("Metric", "Family", "A", "B", "Difference", "Low", "High", "PSignFlip", "PWilcoxon", "PHolm",
                        "CohensH", "CliffsDelta", "Margin", "PNonInferior", "PEquivalent", "NOccupations",
                        "Note")  # fmt: skip
+
+_FIRST_COLUMNS = {
+    "rows.csv": "File,Line,Method,Model,",
+    "methods.csv": ",".join(_METHOD_COLUMNS[:4]),
+    "occupations.csv": ",".join(("Occupation", *_METHOD_COLUMNS[:4])),
+    "comparisons.csv": ",".join(_COMPARISON_COLUMNS[:4]),
+}
 
 
 def _estimate_cells(evaluation: Evaluation, name: str, key: str, e: Estimate, equal: Estimate | None) -> list[Any]:

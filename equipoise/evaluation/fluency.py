@@ -75,7 +75,7 @@ def full_name(name: str) -> str:
 
 
 def _name(source: Source, taken: Sequence[str]) -> str:
-    name = Path(source.path_or_id).name if source.kind in ("folder", "adapter") else source.path_or_id
+    name = Path(source.path_or_id).name if source.kind in ("folder", "adapter", "checkpoint") else source.path_or_id
     name = "bundled" if source.kind == "bundled" else name.removeprefix(_GPT2)
     return name if name not in taken else f"{name} ({len(taken) + 1})"
 

@@ -1,6 +1,5 @@
 """From completion files to measured rows."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from equipoise.evaluation.measure import Measured, measure
 from equipoise.evaluation.results import File, Judge
 from equipoise.evaluation.side import Side, read_side
 from equipoise.protocol.task import PROTOCOL, Task
+from equipoise.runs.files import parse_json
 from equipoise.runs.records import task_on_record
 from equipoise.tables.found import Layout
 from equipoise.tables.layout import Columns, Row, arrange, is_empty, settle_names
@@ -104,7 +104,7 @@ def told(mine: Task, other: Task) -> str:
 def _settings(path: str) -> Mapping[str, Any] | None:
     """The settings in the record that `equipoise generate` and its kin leave beside a file; None if there is none."""
     try:
-        settings = json.loads(Path(f"{path}.json").read_bytes())["settings"]
+        settings = parse_json(Path(f"{path}.json").read_bytes())["settings"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return settings if isinstance(settings, Mapping) else None

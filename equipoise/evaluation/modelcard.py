@@ -47,9 +47,13 @@ def method_of(folder: Path, evaluation: Evaluation, wanted: str | None) -> str:
 
 def update(folder: Path, evaluation: Evaluation, name: str) -> Path:
     """Write the results of the method `name` into the card in `folder`; returns its path. Raises UserError."""
+    from equipoise.policy.card import is_card  # only here: it needs torch, which a report may do without
+
     path = folder / "README.md"
     try:
         old = path.read_text(encoding="utf-8")
+        if path.is_symlink() or not is_card(old):
+            raise UserError(f"{path} is no model card that equipoise wrote: name a folder that training exported to")
         text = with_results(old, evaluation, name, folder.resolve().name)
         if text != old:
             write_whole(path, text)

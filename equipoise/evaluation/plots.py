@@ -9,9 +9,8 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -88,14 +87,16 @@ class Plot:
 
 
 class Drawn(NamedTuple):
-    """A figure that was written. `svg` is the markup to put into a page."""
+    """A figure as it is to be written. `svg` is the markup to put into a page."""
 
     plot: Plot
     svg: str
+    files: Mapping[str, str | bytes]
+    """NAME.svg, NAME.png and NAME.csv."""
 
 
-def write(plot: Plot, folder: Path) -> Drawn:
-    """Write NAME.png, NAME.svg and NAME.csv into `folder`. Raises OSError."""
+def draw(plot: Plot) -> Drawn:
+    """The figure, its markup and its files."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a name may hold any character
         figure = plot.draw()
@@ -105,10 +106,12 @@ def write(plot: Plot, folder: Path) -> Drawn:
         figure.set_layout_engine("none")  # laid out once, for both formats
         figure.savefig(png, format="png", dpi=DPI)
         FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
-    (folder / f"{plot.name}.svg").write_text(svg.getvalue(), encoding="utf-8")
-    (folder / f"{plot.name}.png").write_bytes(png.getvalue())
-    (folder / f"{plot.name}.csv").write_text(as_csv(plot.columns, plot.rows), encoding="utf-8", newline="")
-    return Drawn(plot, inline(svg.getvalue(), plot.name, plot.alt))
+    files: dict[str, str | bytes] = {
+        f"{plot.name}.svg": svg.getvalue(),
+        f"{plot.name}.png": png.getvalue(),
+        f"{plot.name}.csv": as_csv(plot.columns, plot.rows),
+    }
+    return Drawn(plot, inline(svg.getvalue(), plot.name, plot.alt), files)
 
 
 def as_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -1,6 +1,5 @@
 """Published numbers beside ours: the public study's, built in, and others from a file."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import yaml
 from equipoise.errors import UserError
 from equipoise.evaluation.results import Reference
 from equipoise.protocol.task import PROTOCOL, Task
+from equipoise.runs.files import parse_json
 
 STUDY = "arXiv 2510.22084"
 
@@ -90,7 +90,7 @@ def read_reference(path: Path) -> tuple[Reference, ...]:
     why. Without `comparable` a row is not. Raises UserError."""
     try:
         text = path.read_text(encoding="utf-8")
-        document = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+        document = parse_json(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
         if not isinstance(document, list):
             raise ValueError("it is no list")
         return tuple(_row(item, path) for item in document)

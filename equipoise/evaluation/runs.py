@@ -1,7 +1,6 @@
 """A training run as a report shows it: its curves, its alerts, and how it was made."""
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from equipoise.errors import UserError
 from equipoise.protocol.task import Task
+from equipoise.runs.files import parse_json
 from equipoise.runs.records import task_on_record
 
 CURVES, RECORD, SUMMARY = "training_metrics.csv", "run.json", "summary.json"
@@ -130,7 +130,7 @@ def _events(path: Path) -> list[dict[str, Any]]:
     events = []
     for line in lines:
         try:
-            event = json.loads(line)
+            event = parse_json(line)
         except ValueError:
             continue  # a line cut short
         if isinstance(event, dict):
@@ -162,7 +162,7 @@ def _words(value: Any) -> str:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_bytes())
+        document = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}

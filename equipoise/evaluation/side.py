@@ -10,7 +10,6 @@ Every field may be missing. `kl` is nats per sentence; `p0` is the probability o
 lies beside `FILE`: it may be `completions.csv.costs.json` or `completions.costs.json` for `completions.csv`.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 from equipoise.errors import UserError
 from equipoise.evaluation.results import Cost, Estimate
+from equipoise.runs.files import parse_json
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def read_side(path: str) -> Side | None:
     if place is None:
         return None
     try:
-        document = json.loads(place.read_bytes())
+        document = parse_json(place.read_bytes())
         if not isinstance(document, Mapping):
             raise ValueError("no JSON object")
         numbers = {name: _number(document[name], name) for name in _NUMBERS if document.get(name) is not None}

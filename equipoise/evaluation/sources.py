@@ -1,6 +1,5 @@
 """What a report is made of: a finished evaluation, a study, or completions files that are evaluated first."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +10,11 @@ from equipoise.errors import UserError
 from equipoise.evaluation import stored
 from equipoise.evaluation.config import EvaluateConfig
 from equipoise.evaluation.evaluate import evaluate
-from equipoise.evaluation.files import write
+from equipoise.evaluation.files import prepare, write
 from equipoise.evaluation.inputs import told
 from equipoise.evaluation.results import Evaluation
 from equipoise.evaluation.runs import CURVES
+from equipoise.runs.files import parse_json
 from equipoise.runs.progress import Progress
 
 STUDY = "study.json"
@@ -82,17 +82,14 @@ def measured(given: Given, config: EvaluateConfig, say: Callable[[str], None]) -
         return Source(evaluation, given.folder / "rows.csv", given.study)
     with Progress(sys.stderr, unit="texts") as progress:
         evaluation, rows, judged = evaluate(config, say, progress)
-    try:
-        config.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {config.output} ({error.strerror}): choose another --output") from None
+    prepare(config.output)
     write(config.output, evaluation, rows, judged)
     return Source(evaluation, config.output / "rows.csv", given.study)
 
 
 def _read_study(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_bytes())
+        document = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} ({error}): run the study again") from None
     if not isinstance(document, dict):

@@ -12,24 +12,34 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from equipoise.errors import UserError
 from equipoise.evaluation.results import VERSION, Evaluation
+from equipoise.runs.files import parse_json
+from equipoise.runs.ownership import marked
 from equipoise.tables.read import LONGEST_FIELD
 
 
 def to_json(evaluation: Evaluation) -> str:
     """The text of evaluation.json, in ASCII, so that any text survives any reader."""
-    return json.dumps(dataclasses.asdict(evaluation), indent=1, allow_nan=False) + "\n"
+    return json.dumps(marked(dataclasses.asdict(evaluation)), indent=1, allow_nan=False) + "\n"
+
+
+def is_evaluation(document: Mapping[str, Any]) -> bool:
+    """The shape of an evaluation.json, of any version, before records were marked."""
+    made = document.get("provenance")
+    parts = {"version", "settings", "files", "lexicon", "judges", "metrics", "methods", "frontier"}
+    return parts <= set(document) and isinstance(made, dict) and "equipoise" in made
 
 
 def from_json(text: str | bytes) -> Evaluation:
     """Raises UserError for a text that is no evaluation of this version."""
     try:
-        document = json.loads(text)
+        document = parse_json(text)
         version = document["version"]
     except (ValueError, KeyError, TypeError):
         raise UserError("that is no evaluation.json: give one that `equipoise evaluate` wrote") from None
     if version != VERSION:
         raise UserError(f"evaluation.json is of version {version}, expected {VERSION}: run `equipoise evaluate` again")
     try:
+        document.pop("written_by", None)
         evaluation: Evaluation = _build(Evaluation, document)
         task = evaluation.task
     except (KeyError, TypeError, ValueError) as error:
@@ -86,12 +96,13 @@ def _build(kind: Any, value: Any) -> Any:
     return value
 
 
-def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+def to_csv(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> bytes:
     """RFC 4180 in UTF-8. None is an empty field, a whole or true-or-false number has no point."""
-    with path.open("w", encoding="utf-8", errors="surrogatepass", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(list(columns))
-        writer.writerows([_cell(value) for value in row] for row in rows)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(list(columns))
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return text.getvalue().encode("utf-8", "surrogatepass")
 
 
 def _cell(value: Any) -> Any:
@@ -103,7 +114,7 @@ def _cell(value: Any) -> Any:
 
 
 def read_rows(path: Path) -> Iterator[Mapping[str, str]]:
-    """The rows of a CSV that `write_csv` wrote, by column, every text as it was. Raises UserError."""
+    """The rows of a CSV that `to_csv` made, by column, every text as it was. Raises UserError."""
     try:
         text = path.read_bytes().decode("utf-8", "surrogatepass")
     except (OSError, UnicodeDecodeError) as error:

@@ -15,20 +15,22 @@ Beside `NAME.csv` lies `NAME.csv.json`, the record: the settings every row was m
 on what machine.
 """
 
-import fcntl
+import contextlib
 import io
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from equipoise.errors import UserError
 from equipoise.protocol.plural import plural
 from equipoise.protocol.prompts import word_count
 from equipoise.protocol.task import Task
 from equipoise.runs.files import write_whole
+from equipoise.runs.locks import flock
+from equipoise.runs.ownership import look, marked
 from equipoise.runs.records import task_on_record
 from equipoise.runs.rows import Parsed, parse, serialise
 
@@ -80,15 +82,19 @@ class Completions:
         self.texts: dict[Key, str] = {}
         self.repaired = 0
         """Bytes of a half-written row at the end, which `start` removes."""
-        self._real = Path(os.path.realpath(path))  # a link stays a link when the file behind it is replaced
-        self._record_path = self._real.with_name(self._real.name + ".json")
-        self._record: dict[str, Any] = {"settings": self.settings, "made_with": []}
+        self._record_path = path.with_name(path.name + ".json")
+        self._record: dict[str, Any] = marked({"settings": self.settings, "made_with": []})
         self._kept = 0
         self._file: io.FileIO | None = None
         try:
+            if path.is_symlink():
+                raise UserError(
+                    f"{path} is a link, and nothing is written through one: give --output {os.path.realpath(path)}"
+                )
             self._check_folder()
-            if self._real.exists():
-                self._read(n, overwrite)
+            recorded = self._read_record()
+            if self.path.exists():
+                self._read(n, overwrite, recorded)
         except UserError:
             self.close()
             raise
@@ -105,19 +111,18 @@ class Completions:
             self._file = None
 
     def _check_folder(self) -> None:
-        folder = next(folder for folder in self._real.parents if folder.exists())
+        folder = next(folder for folder in self.path.parents if folder.exists())
         if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
             raise UserError(
                 f"cannot write {self.path}, because {folder} is not a writable folder: choose another --output"
             )
 
-    def _read(self, n: int, overwrite: bool) -> None:
-        if not self._real.is_file():
+    def _read(self, n: int, overwrite: bool, recorded: dict[str, Any] | None) -> None:
+        if not self.path.is_file():
             raise UserError(f"{self.path} is not a file: choose another --output")
         self._open("r+")
         assert self._file is not None
         data = self._file.readall()
-        recorded = self._read_record(overwrite)
         try:
             parsed = parse(data)
         except ValueError as error:
@@ -128,13 +133,13 @@ class Completions:
             return
         if tuple(parsed.rows[0]) != self.columns:
             raise self._foreign(f"its columns are {','.join(parsed.rows[0])[:80]!r}")
-        if overwrite or (recorded and len(parsed.rows) == 1):  # nothing to continue
-            return
         if not recorded:
             raise UserError(
-                f"{self.path} has no {self._record_path.name} beside it that says how it was made: move it away, "
-                "choose another --output, or start anew with --overwrite"
+                f"{self.path} has no {self._record_path.name} beside it that says how it was made, so it is left as "
+                "it is, also with --overwrite: move it away, or choose another --output"
             )
+        if overwrite or len(parsed.rows) == 1:  # nothing to continue
+            return
         self._compare(recorded["settings"])
         self.texts = self._checked(parsed, n)
         self._record = recorded
@@ -146,23 +151,17 @@ class Completions:
             "or choose another --output"
         )
 
-    def _read_record(self, overwrite: bool) -> dict[str, Any] | None:
-        """The record, or None if there is none. One that cannot be read is refused unless it is to be replaced."""
-        try:
-            record = json.loads(self._record_path.read_bytes())
-            if isinstance(record["settings"], dict) and isinstance(record["made_with"], list):
-                return dict(record)
-        except FileNotFoundError:
+    def _read_record(self) -> dict[str, Any] | None:
+        """The record, or None if there is none. Raises UserError for what is not ours, and for one that is damaged."""
+        found = look(self._record_path, _is_record, b'{"settings":{')
+        if found.state == "absent":
             return None
-        except OSError as error:
-            raise UserError(f"cannot read {self._record_path.name} beside {self.path}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError):
-            pass
-        if overwrite:
-            return None
+        if found.state == "ours" and _has_parts(found.document):
+            return found.document
         raise UserError(
-            f"{self._record_path.name} beside {self.path} is damaged, so nothing says how the file was made: "
-            "restore it, choose another --output, or start anew with --overwrite"
+            f"{self._record_path.name} beside {self.path} is damaged or somebody else's, so nothing says how the file "
+            "was made, and both are left as they are, also with --overwrite: restore it, move both away, or choose "
+            "another --output"
         )
 
     def _compare(self, recorded: Mapping[str, Any]) -> None:
@@ -223,7 +222,7 @@ class Completions:
         """
         try:
             if self._file is None:
-                self._real.parent.mkdir(parents=True, exist_ok=True)
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._open("x+")
             assert self._file is not None
             # The order matters: rows never stand beside a record of other settings, wherever this is cut short.
@@ -245,8 +244,9 @@ class Completions:
         try:
             self._write(serialise(self._row(key, text) for key, text in texts.items()))
         except OSError as error:
-            self._file.truncate(size)
-            self._file.seek(size)
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)
+                self._file.seek(size)
             raise self._cannot_write(error) from None
         self.texts |= texts
 
@@ -260,9 +260,12 @@ class Completions:
         if self._file.readall() == data:
             return
         try:
-            write_whole(self._real, data)
+            write_whole(self.path, data)
         except OSError as error:
             raise self._cannot_write(error) from None
+        self.close()
+        with contextlib.suppress(UserError):  # the new file is to be locked too; all rows are in it, whoever has it
+            self._open("r+")
 
     def _row(self, key: Key, text: str) -> tuple[object, ...]:
         fields = self._constant | {
@@ -273,11 +276,16 @@ class Completions:
         }
         return tuple(fields[name] for name in self.columns)
 
-    def _open(self, mode: str) -> None:
+    def _open(self, mode: Literal["r+", "x+"]) -> None:
+        """Open the file and lock it: the very one that has the name, as another process may be replacing it."""
+        create = os.O_CREAT | os.O_EXCL if mode == "x+" else 0
         try:
-            self._file = io.FileIO(self._real, mode)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, FileExistsError):
+            descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | create, 0o666)
+            self._file = io.FileIO(descriptor, "r+")
+            flock(descriptor, self.path.parent)
+            if not os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
+                raise BlockingIOError
+        except (BlockingIOError, FileExistsError, FileNotFoundError):
             raise UserError(
                 f"another process is writing {self.path}: wait for it, or choose another --output"
             ) from None
@@ -296,6 +304,18 @@ class Completions:
         return UserError(
             f"cannot write {self.path} ({error.strerror}): free some space or choose another --output{kept}"
         )
+
+
+def _has_parts(document: Mapping[str, Any]) -> bool:
+    return isinstance(document.get("settings"), dict) and isinstance(document.get("made_with"), list)
+
+
+def _is_record(document: Mapping[str, Any]) -> bool:
+    """The exact shape of a record before records were marked."""
+    if set(document) != {"settings", "made_with"} or not _has_parts(document):
+        return False
+    entries = all(isinstance(each, dict) for each in document["made_with"])
+    return entries and {"Model", "Label"} <= set(document["settings"])
 
 
 def _short(value: object) -> str:

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 from equipoise.errors import UserError
 from equipoise.methods.completions import Key
 from equipoise.protocol.task import Task
-from equipoise.runs.files import write_whole
+from equipoise.runs.files import write_file
+from equipoise.runs.ownership import look, marked
 
 if TYPE_CHECKING:
     from equipoise.methods.prompted import Written
@@ -41,7 +42,7 @@ class Costs:
 
     def __init__(self, output: Path, method: str, task: Task, texts: Mapping[Key, str], candidates: int = 1) -> None:
         """`texts` are the rows that the file of generations holds, in its order; without any the account is new. Each
-        was chosen among so many `candidates`, which are all counted."""
+        was chosen among so many `candidates`, which are all counted. Raises UserError for somebody else's file."""
         self.path = costs_path(output)
         self.task = task
         self.method = method
@@ -52,14 +53,19 @@ class Costs:
         self.candidates = candidates
         self.log_weights: dict[Key, float] = {}
         self.document: dict[str, Any] = {}
+        found = look(self.path, _is_account, b'{"method":"')
+        if found.state == "foreign" and self.path.lstat().st_size:
+            raise UserError(
+                f"{self.path} is there and equipoise did not write it, so the costs cannot take its place: move it "
+                "away, or choose another --output"
+            )
         if texts:
-            self._read()
+            self._read(found.document)
         self.unpriced = set(list(texts)[self.priced :])
         """Rows whose costs are not on record."""
 
-    def _read(self) -> None:
+    def _read(self, found: Mapping[str, Any]) -> None:
         try:
-            found = json.loads(self.path.read_bytes())
             if found["method"] != self.method:
                 return
             numbers = [float(found["seconds"]), float(found["load_seconds"])]
@@ -70,7 +76,7 @@ class Costs:
                 for i, weight in enumerate(of_runs, start=1)
                 if weight is not None
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return  # lost or damaged: the rows are computed again for their costs, and come out the same
         (self.seconds, self.load_seconds), (self.tokens, generations) = numbers, counts
         self.priced = generations // self.candidates
@@ -101,20 +107,28 @@ class Costs:
 
     def write(self) -> None:
         """Replace the file. Raises UserError."""
-        document = {
-            "method": self.method,
-            "seconds": round(self.seconds, 3),
-            "load_seconds": round(self.load_seconds, 3),
-            "tokens": self.tokens,
-            "generations": self.generations,
-        } | self.document
+        document = (
+            marked(
+                {
+                    "method": self.method,
+                    "seconds": round(self.seconds, 3),
+                    "load_seconds": round(self.load_seconds, 3),
+                    "tokens": self.tokens,
+                    "generations": self.generations,
+                }
+            )
+            | self.document
+        )
         if self.log_weights:
             document["log_weights"] = {
                 occupation: [self.log_weights.get(Key(occupation, i)) for i in range(1, last + 1)]
                 for occupation in self.task.names
                 if (last := max((key.run_id for key in self.log_weights if key.occupation == occupation), default=0))
             }
-        try:
-            write_whole(self.path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
-        except OSError as error:
-            raise UserError(f"cannot write {self.path} ({error.strerror}): free some space, and run it again") from None
+        write_file(self.path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def _is_account(document: Mapping[str, Any]) -> bool:
+    """The shape of an account before records were marked."""
+    numbers = ("seconds", "load_seconds", "tokens", "generations")
+    return isinstance(document.get("method"), str) and all(isinstance(document.get(n), int | float) for n in numbers)

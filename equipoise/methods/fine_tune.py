@@ -15,7 +15,7 @@ from equipoise.methods.completions import all_keys
 from equipoise.methods.estimates import first_look
 from equipoise.methods.own_sentences import LABELS, Found, as_completions, own_sentences
 from equipoise.methods.prompted import model_name, uniforms
-from equipoise.methods.sft_config import GivenSentences, OwnSentences, SftConfig
+from equipoise.methods.sft_config import SENTENCES, GivenSentences, OwnSentences, SftConfig
 from equipoise.policy.card import ModelCard
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.export import WEIGHTS, export, rehearse
@@ -25,10 +25,10 @@ from equipoise.policy.sample import sample
 from equipoise.policy.source import TASK
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
+from equipoise.runs.files import parse_json
+from equipoise.runs.ownership import marked
 from equipoise.runs.records import provenance, task_on_record
 
-SENTENCES = "sentences.csv"
-"""The sentences that the model wrote itself, beside what was learnt from them."""
 CHECKED = 200  # sentences of the trained model that are written at a time for a first look
 
 
@@ -46,7 +46,7 @@ def check_file(source: GivenSentences, task: Task) -> None:
     _read(source, task)
     record = path.with_name(path.name + ".json")
     try:
-        settings = json.loads(record.read_bytes())["settings"]
+        settings = parse_json(record.read_bytes())["settings"]
         other = task_on_record(settings, str(record)) if isinstance(settings, dict) else task
     except (OSError, ValueError, KeyError, TypeError):
         return  # no record, or none of ours: the rows themselves will tell
@@ -130,7 +130,7 @@ def record_of(
         training |= {"drawn": data.found.drawn, "collecting_seconds": round(data.found.seconds, 3)}
         if not data.found.forced:
             training["forced"] = False
-    return {"config": settings, "training": training, **provenance()}
+    return marked({"config": settings, "training": training, **provenance()})
 
 
 def export_trained(

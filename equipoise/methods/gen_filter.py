@@ -123,7 +123,7 @@ def gen_filter(
         if missing or not kept.texts:
             kept.start({"raw": raw.name})
             kept.append(missing)
-            kept.finish()
+        kept.finish()  # also where a kill came between the rows and their order
         known = yields(drawn.texts, task, event)
         costs.close(
             rows=len(texts), accepted=known["yield"]["accepted"], kl=_kl(known, len(texts) == wanted.rows),

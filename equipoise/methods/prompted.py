@@ -2,7 +2,6 @@
 
 import gc
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +18,12 @@ from equipoise.policy.load import Policy, load_for_generation, pick_device, pick
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import render_prompts, sentences_of
 from equipoise.policy.sample import sample
-from equipoise.policy.source import Source, load_tokenizer, recorded_task, resolve
+from equipoise.policy.saved import read_saved
+from equipoise.policy.source import Source, checkpoint_base, load_tokenizer, recorded_task, resolve
 from equipoise.policy.verify import settle
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, Task
+from equipoise.runs.files import parse_json
 
 
 class Written(NamedTuple):
@@ -158,6 +159,9 @@ def fingerprint(source: Source) -> str:
         # The tokenizer is there by now; its place in the cache names the commit.
         found = (try_to_load_from_cache(source.path_or_id, name) for name in ("tokenizer_config.json", "config.json"))
         return "commit " + next((Path(path).parent.name for path in found if isinstance(path, str)), "unknown")
+    if source.kind == "checkpoint":
+        saved = read_saved(Path(source.path_or_id))
+        return f"checkpoint {saved.weights_sha256} on {fingerprint(checkpoint_base(saved.folder))}"
     total = hashlib.sha256()
     for path in sorted(Path(source.path_or_id).iterdir()):
         part_of_model = path.suffix == ".safetensors" or path.name.startswith(
@@ -183,18 +187,22 @@ def _has(task: Task, prompt: str) -> bool:
 
 def model_name(source: Source) -> str:
     """The column Model: a folder's name, or an id."""
-    local = source.kind in ("folder", "adapter")
+    local = source.kind in ("folder", "adapter", "checkpoint")
     return Path(source.path_or_id).resolve().name if local else source.path_or_id
 
 
 def training_record(source: Source) -> dict[str, Any]:
     """`prompt`, `system` and `model` that the model was trained with here, and the `seconds` that took where they are
     on record; nothing for a model that was not. Raises UserError."""
+    if source.kind == "checkpoint":
+        config = read_saved(Path(source.path_or_id)).config
+        policy, system = config.get("policy", {}), config.get("system", "")
+        return {"prompt": config["prompt"], "system": system, "model": policy.get("model")}
     path = Path(source.path_or_id) / "run.json"
     if source.kind not in ("folder", "adapter") or not path.exists():
         return {}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"))
         config, seconds = record["config"], record.get("training", {}).get("seconds")
         prompt, system = config["prompt"], config.get("system", "")
         if isinstance(prompt, str) and isinstance(system, str):

@@ -8,15 +8,18 @@ seed give the same model.
 import dataclasses
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from equipoise.errors import UserError
-from equipoise.methods.sft_config import FORCED, GivenSentences, OwnSentences, SftConfig
+from equipoise.methods.sft_config import FORCED, SENTENCES, GivenSentences, OwnSentences, SftConfig
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, Task
+from equipoise.runs.locks import locked_folder
+from equipoise.runs.ownership import read_run_record
 
 __all__ = ["SftConfig", "sft"]
 
@@ -26,15 +29,9 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     folder as it was, and NonFiniteError."""
     source = config.source
     # Only here: `--help` and a mistyped option need not wait for torch.
-    import torch
-
-    from equipoise.learning.supervised import Supervision, supervise
     from equipoise.methods import fine_tune
-    from equipoise.policy.config import SamplingConfig
-    from equipoise.policy.load import load_policy
     from equipoise.policy.prompt import render_prompts
     from equipoise.policy.source import load_tokenizer, recorded_task, resolve
-    from equipoise.policy.verify import settle
 
     model = resolve(config.policy.model)
     task = config.task or recorded_task(model) or PROTOCOL
@@ -45,10 +42,34 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     prompts, rendered = render_prompts(load_tokenizer(model), prompt, task, config.system)
     settings = _settings(config, source, spec, task) | rendered
     folder = Path(config.output_dir)
-    if _is_there(folder, settings, task, config.overwrite):
-        say(f"{folder} holds this very model already; --overwrite trains it anew")
-        return folder
+    _is_there(folder, settings, task, config.overwrite)  # a refusal comes before a lock is put there
+    with locked_folder(folder, f"training in {folder}: wait for it, or choose another --output-dir"):
+        if _is_there(folder, settings, task, config.overwrite):
+            say(f"{folder} holds this very model already; --overwrite trains it anew")
+        else:
+            _train(config, source, task, prompts, settings, say)
+    return folder
 
+
+def _train(
+    config: SftConfig,
+    source: OwnSentences | GivenSentences,
+    task: Task,
+    prompts: dict[str, list[int]],
+    settings: dict[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """Learn, and leave the model in its folder."""
+    import torch
+
+    from equipoise.learning.supervised import Supervision, supervise
+    from equipoise.methods import fine_tune
+    from equipoise.policy.config import SamplingConfig
+    from equipoise.policy.load import load_policy
+    from equipoise.policy.verify import settle
+
+    spec, folder = settings["prompt"], config.output_dir
+    prompt = task.prompt(spec)
     torch.manual_seed(config.seed)  # adapters start at random
     policy = load_policy(config.policy, prompt)
     settle(policy, list(prompts.values()), SamplingConfig().max_new_tokens, say)
@@ -73,7 +94,6 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     if config.check:
         for line in fine_tune.look(policy, task, prompts, config.check, config.seed).splitlines():
             say(line)
-    return folder
 
 
 def _settings(config: SftConfig, source: OwnSentences | GivenSentences, prompt: str, task: Task) -> dict[str, Any]:
@@ -95,29 +115,42 @@ def _settings(config: SftConfig, source: OwnSentences | GivenSentences, prompt: 
     return {"data_sha256": digest, **document, "task": task.document()}
 
 
+def _check_folder(folder: Path) -> None:
+    """Raises UserError where anything but such a training's model lies where it would be written. Writes nothing."""
+    from equipoise.policy.export import EXPORTED, RECORD, exported_to, refuse_foreign
+
+    record = read_run_record(folder)
+    config = record.document.get("config")
+    if record.state != "absent" and not (isinstance(config, dict) and config.get("method") == "sft"):
+        raise UserError(
+            f"{folder} holds a model that equipoise sft did not make, or its run.json is damaged: choose another "
+            "--output-dir"
+        )
+    if record.state == "absent" and folder.is_dir():
+        try:
+            names = os.listdir(folder)
+        except OSError as error:
+            raise UserError(f"cannot read {folder} ({error.strerror}): choose another --output-dir") from None
+        # A kill may have left an export without its run.json.
+        others = set(names) - exported_to(folder) - {RECORD}
+        if any(name.endswith((".safetensors", ".json", ".bin")) for name in others):
+            raise UserError(f"{folder} holds files that equipoise did not write: choose another --output-dir")
+    refuse_foreign(folder, (*EXPORTED, "run.json", SENTENCES))
+
+
 def _is_there(folder: Path, settings: dict[str, Any], task: Task, overwrite: bool) -> bool:
-    """Whether this very training is done. Raises UserError for a folder that holds anything else."""
+    """Whether this very training is done. Raises UserError for a folder that holds another."""
     from equipoise.policy.export import WEIGHTS
     from equipoise.runs.records import differences, task_on_record
 
-    record = folder / "run.json"
-    recorded = None
-    if record.exists():
-        try:
-            recorded = json.loads(record.read_bytes())["config"]
-            ours = recorded.get("method") == "sft"
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
-            ours = False
-        if not ours:
-            raise UserError(f"{folder} holds a model that equipoise sft did not make: choose another --output-dir")
-    elif folder.exists() and any(path.suffix in {".safetensors", ".json", ".bin"} for path in folder.iterdir()):
-        raise UserError(f"{folder} holds files that equipoise did not write: choose another --output-dir")
+    _check_folder(folder)
+    recorded = read_run_record(folder).document.get("config")
     if overwrite or recorded is None or not (folder / WEIGHTS).exists():
         return False
     # Records of before prompts were fingerprinted do not tell how they were rendered.
     apart = {"task"} if "prompts" in recorded else {"task", "prompts", "prompt_date"}
     old, new = ({k: v for k, v in each.items() if k not in apart} for each in (recorded, settings))
-    if changed := differences(old, new) + task_on_record(recorded, str(record)).differences(task):
+    if changed := differences(old, new) + task_on_record(recorded, str(folder / "run.json")).differences(task):
         raise UserError(
             f"{folder} holds a model trained with other settings ({'; '.join(changed)}): choose another --output-dir, "
             "or --overwrite to train anew in its place"

@@ -16,6 +16,8 @@ FORCED = "forced"
 """What `data` is on the command line where the model writes the sentences itself; a file of this name is ./forced."""
 FORCED_SENTENCES = 750
 """As many as the public study's supervised fine-tuning learnt from."""
+SENTENCES = "sentences.csv"
+"""The sentences that the model wrote itself, beside what was learnt from them."""
 DRAWS_PER_SENTENCE = 40
 """The default budget. The bundled model draws 7 for each sentence that it finds."""
 

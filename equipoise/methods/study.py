@@ -24,7 +24,9 @@ from equipoise.options import OptionalTask
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Event
 from equipoise.protocol.task import PROTOCOL, Task
-from equipoise.runs.files import write_whole
+from equipoise.runs.files import parse_json, write_file
+from equipoise.runs.locks import locked_folder
+from equipoise.runs.ownership import has_provenance, look, marked
 
 METHODS: tuple[Method, ...] = get_args(Method)
 FAILED_EXIT = 1
@@ -125,6 +127,18 @@ def study(
     `begin` is called before each method, whose `progress` counts from its own start.
     """
     config = _resolved(config, say)
+    _look(config)  # a refusal comes before a lock is put there
+    where = config.output_dir
+    with locked_folder(where, f"making the study in {where}: wait for it, or choose another --output-dir"):
+        return _study(config, say, progress, begin)
+
+
+def _study(
+    config: StudyConfig,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None],
+    begin: Callable[[], None],
+) -> StudyOutcome:
     record = _open(config)
     status: dict[str, str] = {}
     exit_code = 0
@@ -280,16 +294,10 @@ def _open(config: StudyConfig) -> dict[str, Any]:
     settings["ctrlg_top_p"] = config.sampling("ctrlg").nucleus
     del settings["task"]
     settings["task"] = config.task.document()
-    path = config.output_dir / RECORD
+    path, found = config.output_dir / RECORD, _look(config)
     methods: dict[str, Any] = {}
-    try:
-        found = json.loads(path.read_bytes())
+    if found:
         changed, methods = _changes(found["settings"], settings, config.task, path), dict(found["methods"])
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} cannot be read: restore it, or choose another --output-dir") from None
-    else:
         if changed and not config.overwrite:
             raise UserError(
                 f"{config.output_dir} holds a study with other settings ({'; '.join(changed)}): use the same to "
@@ -297,9 +305,30 @@ def _open(config: StudyConfig) -> dict[str, Any]:
             )
         if changed:
             methods = {}
-    record = {"settings": settings, "methods": methods, "provenance": provenance()}
+    record = marked({"settings": settings, "methods": methods, "provenance": provenance()})
     _write(config, record)
     return record
+
+
+def _look(config: StudyConfig) -> dict[str, Any]:
+    """The record of the study that the folder holds, empty where there is none. Raises UserError for what is not a
+    study's, with --overwrite too."""
+    path = config.output_dir / RECORD
+    found = look(path, _is_study, b'{"settings":{')
+    if found.state == "absent":
+        return {}
+    if found.state == "ours" and all(isinstance(found.document.get(n), dict) for n in ("settings", "methods")):
+        return found.document
+    raise UserError(
+        f"{path} cannot be read, damaged or somebody else's as it is: restore it, move it away, or choose another "
+        "--output-dir"
+    )
+
+
+def _is_study(document: Mapping[str, Any]) -> bool:
+    """The shape of a record before records were marked."""
+    made = document.get("provenance")
+    return set(document) == {"settings", "methods", "provenance"} and isinstance(made, dict) and has_provenance(made)
 
 
 def _changes(recorded: Mapping[str, Any], settings: Mapping[str, Any], task: Task, path: Path) -> list[str]:
@@ -311,19 +340,13 @@ def _changes(recorded: Mapping[str, Any], settings: Mapping[str, Any], task: Tas
 
 
 def _write(config: StudyConfig, record: Mapping[str, Any]) -> None:
-    try:
-        config.output_dir.mkdir(parents=True, exist_ok=True)
-        write_whole(config.output_dir / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {config.output_dir} ({error.strerror}): free some space, or choose another --output-dir"
-        ) from None
+    write_file(config.output_dir / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def _line(path: Path, rows: int) -> str:
     """What a method has come to, in one line."""
     try:
-        costs = json.loads(costs_path(path).read_bytes())
+        costs = parse_json(costs_path(path).read_bytes())
         accepted, generations = costs["accepted"], costs["generations"]
     except (OSError, ValueError, KeyError):
         return f"{plural(rows, 'row')} so far"

@@ -6,7 +6,6 @@ half the size, but moves log-probabilities by up to 0.03, and bfloat16 by up to 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -32,6 +31,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from equipoise.errors import UserError
 from equipoise.policy.hub import quiet_progress
+from equipoise.runs.locks import flock
 
 NAME = "SmolLM2-135M-Instruct"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -73,8 +73,9 @@ def folder(requirement: str) -> Path:
     cache = copy.parent
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with open(cache / "bundled.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, or its process ends in any way
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(cache / "bundled.lock", flags, 0o666), "r+") as lock:
+            flock(lock.fileno(), cache, wait=True)  # released when the file is closed, or its process ends in any way
             if (damage := _damage(copy)) is not None:
                 if copy.exists():
                     _say(f"the converted copy of {NAME} in {cache} is damaged ({damage}): making it anew")

@@ -110,6 +110,12 @@ def _tags(card: ModelCard) -> list[str]:
     return [*how, *of, "occupations"]
 
 
+def is_card(text: str) -> bool:
+    """Whether `render` wrote the text, whatever results or words of a person's came into it since."""
+    begins = ("This model was trained with `equipoise` to continue ", "It was trained with `equipoise`.\n")
+    return text.startswith("---\n") and any(begin in text for begin in begins) and "\n\n- Base model: " in text
+
+
 def _terms(task: Task) -> str:
     """The terms of each class, where they are from, and how they are matched."""
     lines = [

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from copy import copy, deepcopy
@@ -23,16 +24,26 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from equipoise import __version__
 from equipoise.errors import NonFiniteError, UserError
-from equipoise.policy.card import ModelCard, render
+from equipoise.policy.card import ModelCard, is_card, render
 from equipoise.policy.hub import quiet_progress
-from equipoise.policy.source import Source, load_model
+from equipoise.policy.source import TASK, Source, load_model
 from equipoise.policy.template import with_fixed_date
 from equipoise.policy.versions import for_both
+from equipoise.runs.ownership import Found, look, marked, read_run_record
 
 WEIGHTS = "model.safetensors"
-PARTIAL = ".partial-export"
-REHEARSAL = ".rehearsed-export"
+PARTIAL = ".equipoise-export"
+REHEARSAL = ".equipoise-rehearsal"
+RECORD = "export.json"
+"""Which files of its folder an export wrote: those, and no others, a later one may replace."""
+EXPORTED = (
+    *(WEIGHTS, "config.json", "generation_config.json", "README.md", TASK, "chat_template.jinja", "tokenizer.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json"),
+    *("vocab.txt", "merges.txt"),
+)
+"""What an export may write, but for files that only some tokenizers have."""
 SMALL = 1_000_000_000
 """Below this many parameters an export is float32 by default: rounding a merge costs more than the disk space."""
 
@@ -57,8 +68,9 @@ def export(
     `extra_files` maps further file names to texts.
 
     Everything is written aside, read back and compared, then moved, model.safetensors last: a folder with that file
-    holds a complete export. Other files in `folder` stay. Raises NonFiniteError if a weight is NaN or infinite;
-    UserError for a full disk, a folder that cannot be written, and one that holds an adapter.
+    holds a complete export. Other files in `folder` stay, and none of their names is taken. Raises NonFiniteError if a
+    weight is NaN or infinite; UserError for a full disk, a folder that cannot be written, one that holds an adapter,
+    and a file that no export wrote in the place of one.
     """
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{folder} holds an adapter, which would be loaded on top of the exported model: name another")
@@ -82,6 +94,10 @@ def export(
             assert Path(name).name == name, f"{name!r} is no plain file name"
             (partial / name).write_text(text, encoding="utf-8")
         _verify(partial, weights)
+        names = {str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()}
+        refuse_foreign(folder, names)
+        record = marked({"equipoise": __version__, "files": sorted(names | exported_to(folder))})
+        (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         _move(partial, folder)
     except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         reason = getattr(error, "strerror", None) or error
@@ -210,16 +226,15 @@ def _verify(partial: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def _move(partial: Path, folder: Path) -> None:
-    """Move every file into place, the weights last; until then the folder holds no weights at all."""
-    paths = sorted(partial.iterdir(), key=lambda path: (path.name == WEIGHTS, path.name))
+    """Move every file into place, the record first and the weights last; until then the folder has no weights."""
+    paths = [path for path in sorted(partial.rglob("*")) if path.is_file()]
     for path in paths:
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
     (folder / WEIGHTS).unlink(missing_ok=True)
-    for path in paths:
-        if (target := folder / path.name).is_dir():
-            shutil.rmtree(target)
+    for path in sorted(paths, key=lambda path: (path.name == WEIGHTS, path.name != RECORD)):
+        target = folder / path.relative_to(partial)
+        target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, target)
 
 
@@ -240,6 +255,8 @@ def rehearse(
     """
     plain: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
     partial = folder / REHEARSAL
+    if partial.is_symlink():
+        raise UserError(f"cannot write {partial}: it is a link, and nothing is written through one; move it away")
     shutil.rmtree(partial, ignore_errors=True)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -275,3 +292,48 @@ def _columns(plain: PreTrainedModel) -> dict[str, Tensor]:
         name: made.setdefault(value.data_ptr(), torch.zeros((*value.shape[:-1], 1) if value.dim() else ()))
         for name, value in named.items()
     }
+
+
+# Whose files are in the way
+
+
+def not_ours(folder: Path, names: Iterable[str] = EXPORTED) -> list[Path]:
+    """Those of `names` that are in the folder and that no export put there, links among them. Raises UserError."""
+    there = [name for name in names if os.path.lexists(folder / name)]
+    if not there:
+        return []
+    listed, earlier = exported_to(folder), _earlier(folder)
+    return [
+        folder / name
+        for name in there
+        if not stat.S_ISREG((folder / name).lstat().st_mode) or name not in listed | earlier
+    ]
+
+
+def refuse_foreign(folder: Path, names: Iterable[str] = EXPORTED) -> None:
+    """Raises UserError where a file that no export wrote lies where one would be written."""
+    if foreign := [*not_ours(folder, names), *([folder / RECORD] if _record(folder).state == "foreign" else [])]:
+        raise UserError(
+            f"{foreign[0]} is there and equipoise did not write it, so the model cannot take its place: move it away, "
+            "or choose another --output-dir"
+        )
+
+
+def _record(folder: Path) -> Found:
+    return look(folder / RECORD, lambda _: False)
+
+
+def exported_to(folder: Path) -> set[str]:
+    """The files of the folder that are on record as an export's."""
+    files = _record(folder).document.get("files")
+    return {name for name in files if isinstance(name, str)} if isinstance(files, list) else set()
+
+
+def _earlier(folder: Path) -> set[str]:
+    """What an earlier version, which kept no record of it, exported to the folder, if its model card is there."""
+    card = folder / "README.md"
+    if os.path.lexists(folder / RECORD) or card.is_symlink() or not card.is_file():
+        return set()
+    if not is_card(card.read_text(encoding="utf-8", errors="replace")):
+        return set()
+    return {*EXPORTED, *(("run.json", "sentences.csv") if read_run_record(folder).state == "ours" else ())}

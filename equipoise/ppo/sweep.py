@@ -29,11 +29,11 @@ from equipoise import options
 from equipoise.errors import UserError
 from equipoise.policy.export import WEIGHTS
 from equipoise.ppo.base import BaseRates
+from equipoise.ppo.claim import FREE_TO_CHANGE
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.machine import inspect_machine
 from equipoise.ppo.preflight import choose
 from equipoise.ppo.presets import preset
-from equipoise.ppo.run import FREE_TO_CHANGE
 from equipoise.ppo.summary import SUMMARY
 from equipoise.ppo.sweep_table import values_of
 from equipoise.ppo.train import train

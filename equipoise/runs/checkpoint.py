@@ -33,6 +33,7 @@ from torch import Tensor
 
 from equipoise.errors import NonFiniteError, UserError
 from equipoise.runs.files import sync_folder
+from equipoise.runs.locks import flock
 from equipoise.runs.tensors import DTYPES, encode, is_finite
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
@@ -116,7 +117,7 @@ def save_checkpoint(
         manifest = {"format": FORMAT, "step": step, "torch": str(torch.__version__), "files": files}
         _write(saving / MANIFEST, [json.dumps(manifest, indent=1).encode()])
         sync_folder(saving)
-        if _is_complete(target):
+        if _is_ours(target):
             target.rename(replaced)
         elif os.path.lexists(target):
             _set_aside(target)
@@ -167,23 +168,45 @@ def at_step(folder: Path, step: int) -> Checkpoint | None:
     raise UserError(f"{found}: move {path} away and rerun to do without it")
 
 
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, verified as `newest` does. Raises UserError."""
+    if not _CHECKPOINT.fullmatch(path.resolve().name):
+        raise UserError(f"{path} is not named as a checkpoint is: give it its name checkpoint-STEP again")
+    with _explained(f"cannot open {path}", path):
+        found = _open_verified(path.resolve())
+    if isinstance(found, Checkpoint):
+        return found
+    raise UserError(f"{found}: restore it, or name another checkpoint")
+
+
 def discard_after(folder: Path, step: int) -> None:
-    """Delete the checkpoints of later steps: the run has gone back."""
+    """Take the checkpoints of later steps away, as the run has gone back: those that are wholly ours are deleted, any
+    other gets another name."""
     with _explained(f"cannot delete checkpoints in {folder}", folder):
-        _delete(folder, [path for path in list_checkpoints(folder) if _step(path) > step])
+        later = [path for path in list_checkpoints(folder) if _step(path) > step]
+        _delete(folder, [path for path in later if _is_ours(path)])
+        for path in later:
+            if os.path.lexists(path):
+                _set_aside(path)
+
+
+def discard_all(folder: Path) -> None:
+    """`discard_after` of every checkpoint: the run starts anew."""
+    discard_after(folder, -1)
 
 
 def prune(folder: Path, keep_last: int, keep_every: int, keep: Collection[int] = ()) -> list[Path]:
     """Delete all but the newest `keep_last` checkpoints, multiples of `keep_every` (0: none), and the steps in `keep`;
     return the deleted.
 
-    The newest always stays. Each loses its name before its first file, so a kill leaves no half checkpoint.
+    The newest always stays, and so does a folder with anything in it that no save wrote. Each loses its name before its
+    first file, so a kill leaves no half checkpoint.
     """
     assert keep_last >= 0 and keep_every >= 0, (keep_last, keep_every)
     with _explained(f"cannot delete old checkpoints in {folder}", folder):
         older = list_checkpoints(folder)[: -max(keep_last, 1)]
         doomed = [path for path in older if not (keep_every and _step(path) % keep_every == 0)]
-        doomed = [path for path in doomed if _step(path) not in keep]
+        doomed = [path for path in doomed if _step(path) not in keep and _is_ours(path)]
         _delete(folder, doomed)
     return doomed
 
@@ -248,6 +271,14 @@ def _is_complete(path: Path) -> bool:
     return os.path.lexists(path / MANIFEST)
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether a save wrote the folder and all that is in it, damaged as it may be."""
+    try:
+        return not path.is_symlink() and set(os.listdir(path)) == {MANIFEST, *_read_manifest(path)}
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
 def _step(path: Path) -> int:
     return int(path.name.removeprefix("checkpoint-"))
 
@@ -290,7 +321,7 @@ def _only_writer(folder: Path, wait: bool = True) -> Iterator[None]:
     if not folder.exists():
         folder.mkdir(parents=True, exist_ok=True)
         sync_folder(folder.parent)
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         _wait_for(lock, folder, LOCK_WAIT_S if wait else 0.0)
         for leftover in _temporaries(folder):
@@ -310,7 +341,7 @@ def _wait_for(lock: int, folder: Path, wait_s: float) -> None:
     deadline = time.monotonic() + wait_s
     while True:
         try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return flock(lock, folder)
         except BlockingIOError:
             if not wait_s:
                 raise
@@ -318,10 +349,6 @@ def _wait_for(lock: int, folder: Path, wait_s: float) -> None:
                 waited = f"another process has been writing checkpoints in {folder} for {wait_s:.0f} s"
                 raise UserError(f"{waited}: stop it, or give this run a folder of its own") from None
             time.sleep(0.05)
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-                raise
-            return None  # a file system without locks, such as Lustre mounted without them: be alone on trust
 
 
 def _temporaries(folder: Path) -> list[Path]:
@@ -351,7 +378,7 @@ def _set_aside(path: Path) -> None:
     names = (path.with_name(f"incomplete-{path.name}-{number}") for number in itertools.count(1))
     aside = next(name for name in names if not os.path.lexists(name))
     path.rename(aside)
-    log.warning("%s had no %s; it is now %s", path, MANIFEST, aside)
+    log.warning("%s holds what no save here wrote, or not all of it; it is now %s", path, aside)
 
 
 @contextlib.contextmanager

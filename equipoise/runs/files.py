@@ -2,8 +2,11 @@
 
 import contextlib
 import errno
+import io
+import itertools
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,35 +17,78 @@ from equipoise.errors import UserError
 def write_whole(path: Path, data: bytes | str) -> None:
     """Make `data` (text as UTF-8) the content of `path`: after a kill or a power cut the file is new or as it was.
 
-    Raises OSError, with nothing left behind.
+    A link at `path` is replaced, never written through. Raises OSError, with nothing left behind.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    write_together({path: data})
+
+
+def write_together(contents: Mapping[Path, bytes | str]) -> None:
+    """`write_whole` of several files, none of which is replaced before all are written. Raises OSError."""
+    partials = {path: path.with_name(f".{path.name}.equipoise-partial") for path in contents}
+    made: list[Path] = []
     try:
-        with partial.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        for path, data in contents.items():
+            made.append(partials[path])
+            _write_new(partials[path], data.encode() if isinstance(data, str) else data)
+        for path, partial in partials.items():
+            partial.replace(path)
     except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        for partial in made:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
         raise
 
 
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """`write_whole` of a document as JSON. Raises UserError."""
+def _write_new(partial: Path, data: bytes) -> None:
+    """Write and sync a file that is new, so that no link which lies in its place is followed."""
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_file(path: Path, data: bytes | str) -> None:
+    """`write_whole`. Raises UserError."""
     try:
-        write_whole(path, json.dumps(document, indent=1) + "\n")
+        write_whole(path, data)
     except OSError as error:
         raise unwritable(path, error) from error
 
 
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """`write_whole` of a document as JSON. Raises UserError."""
+    write_file(path, json.dumps(document, indent=1) + "\n")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError, for one that is nested too deeply as well."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def unwritable(path: Path, error: OSError) -> UserError:
     """The one line about a file that cannot be written."""
+    if error.errno == errno.ELOOP:
+        return UserError(f"cannot write {path}: it is a link, and nothing is written through one; move it away")
     return UserError(
         f"cannot write {path}: {error.strerror or error}; "
         "make room or choose a folder that can be written, then run the same command again"
     )
+
+
+def set_aside(path: Path) -> Path:
+    """Give the file another name, `NAME.damaged-1` or the next that is free, and return it. Raises UserError."""
+    names = (path.with_name(f"{path.name}.damaged-{number}") for number in itertools.count(1))
+    aside = next(name for name in names if not os.path.lexists(name))
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return aside
 
 
 def content(path: Path) -> bytes:
@@ -67,7 +113,8 @@ class RowFile:
         self.path = path
         try:
             # Unbuffered: a line that failed half-way must not wait in a buffer for a second attempt on closing.
-            self._file = path.open("ab", buffering=0)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._file = io.FileIO(os.open(path, flags, 0o666), "ab")
         except OSError as error:
             raise unwritable(path, error) from error
 
@@ -80,12 +127,16 @@ class RowFile:
             while data:
                 data = data[self._file.write(data) :]
         except OSError as error:
-            self._file.truncate(end)
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
             raise unwritable(self.path, error) from error
 
     def sync(self) -> None:
-        """Have the disk hold what was appended."""
-        os.fsync(self._file.fileno())
+        """Have the disk hold what was appended. Raises UserError."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
     def close(self) -> None:
         self._file.close()
@@ -95,8 +146,8 @@ def make_folder(folder: Path, option: str = "") -> None:
     """Create a folder, where there is none, and make sure that it can be written. Raises UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".equipoise-write-test"
-        probe.write_bytes(b"")
+        probe = folder / f".equipoise-write-test-{uuid.uuid4().hex}"  # no one else's name, nor another process's
+        probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
         remedy = f"choose another {option}" if option else "choose a writable folder"

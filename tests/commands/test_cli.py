@@ -1,5 +1,6 @@
 """How `equipoise` finds a command, and what becomes of the ways in which one can end."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -127,3 +128,23 @@ def test_output_into_a_closed_pipe_ends_quietly(arguments, unbuffered):
     assert done.stderr == b""
     # Unbuffered, argparse itself drops the error that writing its help meets.
     assert done.returncode in ([0, 141] if arguments[-1] == "--help" else [141])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EACCES, errno.EROFS])
+def test_a_full_disk_or_a_missing_right_is_one_line_wherever_it_happens(
+    number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(_: list[str]) -> int:
+        raise OSError(number, os.strerror(number), "/some/file")
+
+    assert cli.run_command(command, []) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"equipoise: cannot use /some/file ({os.strerror(number)})") and err.count("\n") == 1
+
+
+def test_another_error_of_the_system_keeps_its_traceback() -> None:
+    def command(_: list[str]) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        cli.run_command(command, [])

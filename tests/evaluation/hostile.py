@@ -75,7 +75,7 @@ def written(folder: Path, evaluation: Evaluation, rows: list[dict[str, Any]]) ->
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluation.json").write_text(stored.to_json(evaluation), encoding="utf-8")
     columns = list(rows[0]) if rows else list(results.row_columns(list(evaluation.lexicon)))
-    stored.write_csv(folder / "rows.csv", columns, ([row[column] for column in columns] for row in rows))
+    (folder / "rows.csv").write_bytes(stored.to_csv(columns, ([row[column] for column in columns] for row in rows)))
     return folder
 
 

@@ -100,3 +100,10 @@ def test_a_card_claims_what_it_was_trained_for_and_tags_only_what_is_true() -> N
     foreign = render(ModelCard(method="supervised fine-tuning on 9 sentences", prompt="raw", task=foreign_task()), None)
     assert yaml.safe_load(foreign.split("---")[1])["tags"] == ["sft", "occupations"]
     assert {"ppo", "gender-stereotypes"} <= set(yaml.safe_load(CARD.split("---")[1])["tags"])
+
+
+def test_a_card_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    with pytest.raises(UserError, match="no model card that equipoise wrote"):
+        update(tmp_path, example(), "PPO")
+    assert (tmp_path / "README.md").read_text() == "---\nlicense: mit\n---\n# Mine\n"

@@ -15,6 +15,7 @@ from equipoise.evaluation import stored
 from equipoise.evaluation.assemble import report
 from equipoise.evaluation.config import ReportConfig
 from equipoise.evaluation.results import Estimate, Evaluation, Method, Parts
+from equipoise.policy.card import ModelCard, render
 from tests.evaluation.hostile import EXAMPLE, example, training_run, written
 
 ROWS: list[dict[str, Any]] = [dict(row) for row in stored.read_rows(EXAMPLE / "rows.csv")]
@@ -25,7 +26,7 @@ def test_the_command_writes_page_figures_tables_and_card_and_says_where(
 ) -> None:
     run, model, output = training_run(tmp_path / "run"), tmp_path / "model", tmp_path / "out" / "page.html"
     model.mkdir()
-    (model / "README.md").write_text("# A model\n")
+    (model / "README.md").write_text(render(ModelCard(method="PPO", prompt="describe"), None))
     arguments = ["report", str(EXAMPLE), "--run", str(run), "--card", str(model), "--output", str(output)]
     assert main(arguments) == 0
     said = capsys.readouterr().out
@@ -33,7 +34,7 @@ def test_the_command_writes_page_figures_tables_and_card_and_says_where(
     files = {path.name for path in (tmp_path / "out" / "page_files").iterdir()}
     stems = {"adherence-fluency-bundled", "compliance-kl", "occupations", "pairs-ppo", "pairs-prompt-only",
              "pairs-generate-and-filter", "reward-parts", "lengths", "differences", "training-run"}  # fmt: skip
-    tables = {"headline.md", "headline.tex", "headline.csv"}
+    tables = {"headline.md", "headline.tex", "headline.csv", "report.json"}
     assert files == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "csv")} | tables
     assert "## Results" in (model / "README.md").read_text()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["page.html", "page_files"]
@@ -249,3 +250,24 @@ def test_a_degenerate_evaluation_gives_a_report_that_says_what_is_missing(
     for text in told:
         assert text in words, text
     assert not re.search(r"\bnan\b|\binf\b|\bNone\b(?! of|: of)", re.sub(r"(?s)<script.*?</script>", "", words))
+
+
+@pytest.mark.parametrize("name", ["headline.md", "lengths.png", "report.json", "evaluation/rows.csv"])
+def test_somebody_elses_files_in_the_folder_of_figures_are_left_alone(tmp_path: Path, name: str) -> None:
+    rows = tmp_path / "a.csv"
+    rows.write_text("Occupation,Text\nnurse,The nurse was bold and caring in all of her work.\n")
+    mine = tmp_path / "report_files" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(UserError, match="is there and"):
+        report(ReportConfig((str(rows),), tmp_path / "report.html", fluency=False), lambda line: None)
+    assert mine.read_text() == "mine" and not (tmp_path / "report.html").exists()
+
+
+def test_a_report_replaces_its_own_files_and_one_of_before_they_were_listed(tmp_path: Path) -> None:
+    config = ReportConfig((str(EXAMPLE),), tmp_path / "report.html")
+    report(config, lambda line: None)
+    (tmp_path / "report_files" / "lengths.svg").write_text("old")
+    (tmp_path / "report_files" / "report.json").unlink()
+    report(config, lambda line: None)
+    assert (tmp_path / "report_files" / "lengths.svg").read_text() != "old"

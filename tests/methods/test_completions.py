@@ -213,17 +213,44 @@ def test_rows_never_stand_beside_a_record_of_other_settings(tmp_path: Path, monk
     assert path.read_bytes() == b""
 
 
-def test_rows_without_a_record_are_kept_unless_given_up(tmp_path: Path) -> None:
-    path = tmp_path / "out.csv"
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]", b'{"settings": 1, "made_with": []}', b'{"mine": true}', b"[" * 100_000, None]
+)
+def test_rows_without_a_record_of_ours_are_kept_also_with_overwrite(
+    tmp_path: Path, damage: bytes | None, overwrite: bool
+) -> None:
+    path, record = tmp_path / "out.csv", tmp_path / "out.csv.json"
     write(path, 1)
-    for damage in (b"", b"{", b"[]", b'{"settings": 1, "made_with": []}'):
-        (tmp_path / "out.csv.json").write_bytes(damage)
-        with pytest.raises(UserError, match=r"out\.csv\.json.*--overwrite"):
-            Completions(path, SETTINGS, PROTOCOL, 1)
-    (tmp_path / "out.csv.json").unlink()
-    with pytest.raises(UserError, match=r"has no out\.csv\.json"):
-        Completions(path, SETTINGS, PROTOCOL, 1)
-    Completions(path, SETTINGS, PROTOCOL, 1, overwrite=True).close()
+    record.unlink()
+    if damage is not None:
+        record.write_bytes(damage)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"out\.csv\.json.*also with --overwrite"):
+        Completions(path, SETTINGS, PROTOCOL, 1, overwrite)
+    assert path.read_bytes() == before
+    assert (record.read_bytes() if record.exists() else None) == damage
+
+
+def test_a_record_of_before_records_were_marked_is_known_by_its_shape(tmp_path: Path) -> None:
+    path, record = tmp_path / "out.csv", tmp_path / "out.csv.json"
+    write(path, 1)
+    old = json.loads(record.read_text())
+    assert old.pop("written_by") == "equipoise"
+    record.write_text(json.dumps(old))
+    with Completions(path, SETTINGS, PROTOCOL, 1) as file:
+        assert len(file.texts) == 20
+    record.write_text(json.dumps(old | {"mine": 1}))
+    with pytest.raises(UserError, match="somebody else's"):
+        Completions(path, SETTINGS, PROTOCOL, 1, overwrite=True)
+
+
+def test_somebody_elses_file_in_the_place_of_the_record_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out.csv.json").write_text('{"mine": true}')
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="somebody else's"):
+            Completions(tmp_path / "out.csv", SETTINGS, PROTOCOL, 1, overwrite)
+    assert os.listdir(tmp_path) == ["out.csv.json"]
 
 
 @pytest.mark.parametrize(
@@ -301,17 +328,24 @@ def test_the_record_lists_each_environment_once(tmp_path: Path) -> None:
             file.append({next(key for key in all_keys(1, OCCUPATIONS) if key not in file.texts): "The chef was kind."})
     record = json.loads((tmp_path / "out.csv.json").read_text())
     assert record == {
+        "written_by": "equipoise",
         "settings": SETTINGS | {"task": PROTOCOL.document()},
         "made_with": [{"torch": "2.11"}, {"torch": "2.12"}],
     }
 
 
-def test_a_link_stays_a_link(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["out.csv", "out.csv.json", ".out.csv.equipoise-partial"])
+def test_nothing_is_written_through_a_planted_link(tmp_path: Path, name: str) -> None:
     (tmp_path / "far").mkdir()
-    link = tmp_path / "out.csv"
-    link.symlink_to(tmp_path / "far" / "real.csv")
-    write(link, 1)
-    assert link.is_symlink() and len(read(tmp_path / "far" / "real.csv")) == 21
+    (tmp_path / "far" / "mine").write_text("mine")
+    (tmp_path / name).symlink_to(tmp_path / "far" / "mine")
+    if name.startswith("."):
+        write(tmp_path / "out.csv", 1)
+        assert len(read(tmp_path / "out.csv")) == 21
+    else:
+        with pytest.raises(UserError, match=r"is a link|somebody else's"):
+            write(tmp_path / "out.csv", 1)
+    assert (tmp_path / "far" / "mine").read_text() == "mine" and os.listdir(tmp_path / "far") == ["mine"]
 
 
 def test_pandas_reads_every_text_as_it_is(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from equipoise.cli import main
 from equipoise.errors import UserError
-from equipoise.methods.completions import COMPARED, Key
+from equipoise.methods.completions import COMPARED, Completions, Key
 from equipoise.methods.costs import Costs
 from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.gen_filter import raw_path
@@ -105,8 +105,8 @@ def test_the_account_counts_sentences_and_their_tokens(tiny_model: Path, tmp_pat
     both = sum(PROTOCOL.match(text).complete for text in outcome.texts.values())
     found = costs(path)
     assert found == {
-        "method": "prompt-only", "tokens": 80, "generations": 80, "accepted": both, "rows": 80,
-        "generations_per_accepted": None,
+        "written_by": "equipoise", "method": "prompt-only", "tokens": 80, "generations": 80, "accepted": both,
+        "rows": 80, "generations_per_accepted": None,
     }  # fmt: skip
     assert both == 0  # one token cannot hold two terms
 
@@ -151,10 +151,21 @@ def test_a_lost_account_is_made_again_by_computing_the_rows_again(tiny_model: Pa
     path = tmp_path / "out.csv"
     sample(config(tiny_model, path), quiet)
     before, rows = costs(path), path.read_bytes()
-    for damage in (b"", b"[]", b'{"method": "prompt-only"}'):
-        path.with_name("out.csv.costs.json").write_bytes(damage)
+    account = path.with_name("out.csv.costs.json")
+    half = account.read_bytes()[:100]
+    for damage in (b"", half, b'{"written_by": "equipoise", "method": "prompt-only"}'):
+        account.write_bytes(damage)
         sample(config(tiny_model, path), quiet)
         assert costs(path) == before and path.read_bytes() == rows
+
+
+def test_somebody_elses_file_in_the_place_of_the_account_is_left_alone(tiny_model: Path, tmp_path: Path) -> None:
+    account = tmp_path / "out.csv.costs.json"
+    account.write_text('{"method": "mine"}')
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="equipoise did not write it"):
+            sample(config(tiny_model, tmp_path / "out.csv", overwrite=overwrite), quiet)
+    assert account.read_text() == '{"method": "mine"}' and os.listdir(tmp_path) == [account.name]
 
 
 @pytest.mark.parametrize("event", ["both", "strict"])
@@ -353,3 +364,24 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_help_and_mistyped_options_do_not_wait_for_torch() -> None:
     code = "import sys; import equipoise.commands.sample; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_gen_filter_killed_between_rows_and_their_order_ends_in_the_same_bytes(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, path = tmp_path / "whole.csv", tmp_path / "out.csv"
+    sample(config(tiny_model, whole, "gen-filter", max_new_tokens=16), quiet)
+    finish = Completions.finish
+
+    def killed(file: Completions) -> None:
+        if file.path == path:
+            raise KeyboardInterrupt
+        finish(file)
+
+    monkeypatch.setattr(Completions, "finish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sample(config(tiny_model, path, "gen-filter", max_new_tokens=16), quiet)
+    assert path.read_bytes() != whole.read_bytes()  # all rows, in another order
+    monkeypatch.undo()
+    sample(config(tiny_model, path, "gen-filter", max_new_tokens=16), quiet)
+    assert path.read_bytes() == whole.read_bytes()

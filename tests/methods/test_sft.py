@@ -17,6 +17,7 @@ from equipoise.methods.sample import SampleConfig, sample
 from equipoise.methods.sft import SftConfig, sft
 from equipoise.policy.config import PolicyConfig
 from equipoise.protocol.task import PROTOCOL
+from equipoise.runs.locks import FolderLock
 from tests.tiny import words_folder
 
 OCCUPATIONS = PROTOCOL.names
@@ -275,3 +276,10 @@ def test_every_layout_that_is_measured_can_be_learnt_from_and_options_name_its_c
     weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
     assert weights[0] == weights[1]
     assert any(f"{len(rows)} rows, texts in 'out.satz' read as sentence (detected), occ" in line for line in said)
+
+
+def test_two_trainings_do_not_share_a_folder(base: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sft"
+    folder.mkdir()
+    with FolderLock(folder, ""), pytest.raises(UserError, match=r"another process is training in .*sft: wait"):
+        sft(config(base, data, folder), quiet)

@@ -71,7 +71,8 @@ def test_every_method_has_its_file_its_account_and_its_place_in_the_record(base:
     outcome = study(config(base, folder, trained=str(trained(base, tmp_path / "ppo"))), said.append)
     assert outcome.status == dict.fromkeys(METHODS, "done") and outcome.exit_code == 0
     record = json.loads((folder / "study.json").read_text())
-    assert set(record) == {"settings", "methods", "provenance"} and list(record["methods"]) == list(METHODS)
+    assert set(record) == {"written_by", "settings", "methods", "provenance"}
+    assert list(record["methods"]) == list(METHODS)
     assert record["settings"]["n"] == 2 and record["settings"]["budget"] == 100
     for method, entry in record["methods"].items():
         lines = (folder / entry["completions"]).read_text().splitlines()

@@ -176,11 +176,10 @@ def test_a_small_model_is_float32_by_default_whatever_it_was_trained_in(tmp_path
 
 def test_the_folder_holds_the_named_files_and_keeps_others(tmp_path: Path) -> None:
     (tmp_path / "training_metrics.csv").write_text("step,reward\n")
-    (tmp_path / "config.json").write_text("old")
     export(tiny_model(), tiny_tokenizer(), tmp_path, card=CARD, extra_files={"run.json": "{}"})
     assert {path.name for path in tmp_path.iterdir()} == {
-        "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "run.json",
-        "tokenizer.json", "tokenizer_config.json", "training_metrics.csv",
+        "README.md", "chat_template.jinja", "config.json", "export.json", "generation_config.json", "model.safetensors",
+        "run.json", "tokenizer.json", "tokenizer_config.json", "training_metrics.csv",
     }  # fmt: skip
     assert (tmp_path / "training_metrics.csv").read_text() == "step,reward\n"
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode
@@ -300,10 +299,10 @@ def test_killed_while_moving_the_folder_has_no_weights_rather_than_mixed_ones(
 
 
 def test_a_leftover_of_a_killed_export_is_cleared(tmp_path: Path) -> None:
-    (tmp_path / ".partial-export").mkdir()
-    (tmp_path / ".partial-export" / "model-00001-of-00002.safetensors").write_bytes(b"old")
+    (tmp_path / ".equipoise-export").mkdir()
+    (tmp_path / ".equipoise-export" / "model-00001-of-00002.safetensors").write_bytes(b"old")
     export(tiny_model(), tiny_tokenizer(), tmp_path, card=CARD)
-    assert not list(tmp_path.glob("*-of-*")) and not (tmp_path / ".partial-export").exists()
+    assert not list(tmp_path.glob("*-of-*")) and not (tmp_path / ".equipoise-export").exists()
 
 
 def test_an_adapter_folder_and_a_folder_below_a_file_are_refused(tmp_path: Path) -> None:
@@ -363,3 +362,30 @@ def test_the_cards_example_runs_and_prompts_as_the_training_did(
         system, user = "<|im_start|>system\n<|im_end|>\n", f"<|im_start|>user\n{message}<|im_end|>\n"
         expected = f"{system}{user}<|im_start|>assistant\nThe architect was"
     assert names["text"] == expected
+
+
+def test_no_file_that_an_export_did_not_write_is_replaced(tmp_path: Path) -> None:
+    for name in ("README.md", "config.json", "tokenizer.json"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        with pytest.raises(UserError, match=f"{name} is there and equipoise did not write it"):
+            export(tiny_model(), tiny_tokenizer(), folder, card=CARD)
+        assert [path.name for path in folder.iterdir()] == [name] and (folder / name).read_text() == "mine"
+    export(tiny_model(), tiny_tokenizer(), tmp_path / "x", card=CARD)
+    (tmp_path / "x" / "vocab.txt").write_text("mine")
+    export(tiny_model(), tiny_tokenizer(), tmp_path / "x", card=CARD)
+    assert (tmp_path / "x" / "vocab.txt").read_text() == "mine"
+    (tmp_path / "x" / "export.json").unlink()  # as an earlier version left it: known by its card
+    export(tiny_model(), tiny_tokenizer(), tmp_path / "x", card=CARD)
+
+
+def test_an_export_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    for name in (".equipoise-export", "config.json"):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        (tmp_path / "x" / name).symlink_to(tmp_path / "far")
+        with pytest.raises(UserError):
+            export(tiny_model(), tiny_tokenizer(), tmp_path / "x", card=CARD)
+        (tmp_path / "x" / name).unlink()
+    assert not any((tmp_path / "far").iterdir())

@@ -19,8 +19,9 @@ import torch
 from equipoise import cli
 from equipoise.errors import UserError
 from equipoise.ppo import run as runs
+from equipoise.ppo.claim import FREE_TO_CHANGE
 from equipoise.ppo.config import TrainConfig
-from equipoise.ppo.run import FREE_TO_CHANGE, Run
+from equipoise.ppo.run import Run
 from equipoise.ppo.train import Outcome, train
 from equipoise.runs.records import differences
 from tests.default import score
@@ -210,7 +211,7 @@ def test_a_run_goes_on_with_the_prompts_it_began_with_or_not_at_all(
     err = refused(capsys, argv(4))
     assert f"prompts were rendered otherwise (prompts: {record['prompts']} →" in err and "--overwrite" in err
     # Another output folder is no way round it, nor is an old one whose checkpoints are gone.
-    assert "rendered otherwise" in refused(capsys, argv(4, "--output-dir", str(tmp_path / "elsewhere")))
+    assert "name that --output-dir" in refused(capsys, argv(4, "--output-dir", str(tmp_path / "elsewhere")))
     # What does not render is refused before anything of the old run is removed.
     template.write_text("{{ raise_exception('no') }}")
     assert "cannot begin the answer" in refused(capsys, argv(4, "--overwrite"))
@@ -484,3 +485,26 @@ def test_what_goes_wrong_with_a_checkpoint_written_beside_training_is_said_in_on
     save_beside_training(monkeypatch)
     with pytest.raises(UserError, match="No space left"):
         train(small_config(model, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "metrics.jsonl", "run.json"])
+def test_a_damaged_record_does_not_keep_a_finished_run_from_its_model(
+    finished: TrainConfig, tmp_path: Path, name: str
+) -> None:
+    model = (tmp_path / "out" / "model.safetensors").read_bytes()
+    (tmp_path / "out" / "model.safetensors").unlink()  # as if killed at the very end
+    with (tmp_path / "out" / name).open("r+b") as file:
+        file.write(b"\xff\x00[[\n")
+    assert train(finished) == Outcome("done", 2, 0)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == model
+    assert (tmp_path / "out" / f"{name}.damaged-1").exists()
+
+
+def test_a_log_damaged_on_the_way_does_not_keep_a_run_from_its_model(model: Path, tmp_path: Path) -> None:
+    def reward(texts: Sequence[str], _: Sequence[str]) -> list[float]:
+        for name in ("events.jsonl", "metrics.jsonl"):
+            with (tmp_path / "out" / name).open("ab") as file:
+                file.write(b"\xff{\n[]\n" + b"[" * 100_000 + b"\n")
+        return [score(text).reward for text in texts]
+
+    assert train(small_config(model, tmp_path, steps=2), reward) == Outcome("done", 2, 0)

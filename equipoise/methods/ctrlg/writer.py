@@ -183,10 +183,18 @@ class CtrlG:
         }
         say(f"the HMM gives held-out tokens {made.held_out:.3f} nats each, the model itself {made.held_out_model:.3f}")
         metadata = {"distillation": json.dumps(self._distillation), "facts": json.dumps(facts)}
-        self.cache.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
-        made.model.save(part, metadata, symbols=made.symbol_V)
-        part.replace(self.path)
+        try:
+            self.cache.mkdir(parents=True, exist_ok=True)
+            part.unlink(missing_ok=True)  # what a kill left, or a link
+            made.model.save(part, metadata, symbols=made.symbol_V)
+            part.replace(self.path)
+        except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(
+                f"cannot write the HMM to {self.cache} ({reason}): make room there, or set EQUIPOISE_CACHE to another "
+                "folder"
+            ) from None
         return made.model, made.symbol_V, facts
 
     def __call__(self, keys: Sequence[Key], uniform_BT: Tensor) -> Written:

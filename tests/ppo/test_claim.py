@@ -1,0 +1,347 @@
+"""Whose folders a run is given. Light runs: the code that claims folders and logs rows, without a model."""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import resource
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from equipoise import cli
+from equipoise.errors import UserError
+from equipoise.ppo.claim import OWNER
+from equipoise.ppo.config import TrainConfig
+from equipoise.ppo.run import Run
+from equipoise.runs import locks
+from equipoise.runs.checkpoint import newest
+from equipoise.runs.files import write_whole
+
+from .small import exit_code, in_child, small_config
+
+MODEL = Path("nowhere")
+
+
+def light(where: Path, out: str = "out", checkpoints: str = "checkpoints", **changes: Any) -> TrainConfig:
+    folders = {"output_dir": str(where / out), "checkpoint_dir": str(where / checkpoints)}
+    return small_config(MODEL, where, **(folders | {"steps": 1000} | changes))
+
+
+def work(config: TrainConfig, rows: int, saved: int | None = None, overwrite: bool = False) -> None:
+    """A run of `rows` more steps, of which the checkpoint `saved` steps on is kept; then killed, in effect."""
+    with Run.open(config, overwrite=overwrite) as run:
+        first = run.resumed.step if run.resumed else 0
+        for step in range(first + 1, first + rows + 1):
+            run.log.step(step, {"reward/mean": float(config.seed), "compliance/both": 0.0, "kl/ref": 0.0}, {})
+            if saved is not None and step == first + saved:
+                run.log.sync()
+                run._write(step, {"weights": {"w": torch.zeros(1)}}, {"config": config.document(), "state": {}}, [])
+
+
+def rows_of(folder: Path) -> list[tuple[int, float]]:
+    path = folder / "training_metrics.csv"
+    lines = path.read_text().splitlines()[1:] if path.exists() else []
+    return [(int(step), float(seed)) for step, seed, *_ in (line.split(",") for line in lines)]
+
+
+def everything(where: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(where.rglob("*")) if p.is_file() and "runs" not in p.parts}
+
+
+def refused(config: TrainConfig, where: Path, match: str, overwrite: bool = False) -> None:
+    before = everything(where)
+    with pytest.raises(UserError, match=match):
+        Run.open(config, overwrite=overwrite)
+    assert everything(where) == before
+
+
+@pytest.mark.parametrize("moved", ["folder", "each", "named"])
+def test_with_the_checkpoints_gone_nothing_is_cut(tmp_path: Path, moved: str) -> None:
+    work(light(tmp_path), 5, saved=3)
+    config = light(tmp_path)
+    if moved == "folder":
+        (tmp_path / "checkpoints").rename(tmp_path / "away")
+    elif moved == "each":
+        (tmp_path / "checkpoints" / "checkpoint-3").rename(tmp_path / "away")
+    else:
+        config = light(tmp_path, checkpoints="others")
+    refused(config, tmp_path, r"run's records .*no checkpoint to continue from: name .*--checkpoint-dir.*--overwrite")
+    work(config, 2, overwrite=True)
+    assert [step for step, _ in rows_of(tmp_path / "out")] == [1, 2]
+
+
+def test_killed_before_its_first_checkpoint_a_run_begins_again(tmp_path: Path) -> None:
+    work(light(tmp_path), 5)
+    work(light(tmp_path), 2)
+    assert [step for step, _ in rows_of(tmp_path / "out")] == [1, 2]
+
+
+def test_moved_together_the_folders_are_still_one_run(tmp_path: Path) -> None:
+    work(light(tmp_path), 5, saved=5)
+    (tmp_path / "out").rename(tmp_path / "o")
+    (tmp_path / "checkpoints").rename(tmp_path / "c")
+    work(light(tmp_path, "o", "c"), 2)
+    assert [step for step, _ in rows_of(tmp_path / "o")] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_another_output_folder_does_not_take_a_runs_checkpoints(tmp_path: Path) -> None:
+    work(light(tmp_path), 5, saved=5)
+    refused(light(tmp_path, out="other"), tmp_path, r"checkpoints of the run in .*out: name that --output-dir")
+
+
+@pytest.mark.parametrize("shared", ["out", "checkpoints"])
+def test_two_runs_at_a_time_do_not_share_a_folder(tmp_path: Path, shared: str) -> None:
+    other = light(tmp_path, **({"checkpoints": "c2"} if shared == "out" else {"out": "o2"}), seed=1)
+    with Run.open(light(tmp_path), overwrite=False), pytest.raises(UserError, match=f"training in .*{shared}: wait"):
+        Run.open(other, overwrite=True)
+    work(light(tmp_path), 1)
+
+
+def test_a_run_of_before_runs_had_names_goes_on(tmp_path: Path) -> None:
+    work(light(tmp_path), 5, saved=5)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    del record["written_by"], record["run"]
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    (tmp_path / "checkpoints" / OWNER).unlink()
+    work(light(tmp_path), 2)
+    assert len(rows_of(tmp_path / "out")) == 7
+    (tmp_path / "out" / "run.json").write_text(json.dumps({"config": record["config"]}))  # not the exact shape
+    (tmp_path / "checkpoints" / OWNER).unlink()
+    refused(light(tmp_path), tmp_path, "no run of equipoise wrote", overwrite=True)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[" * 100_000, b'{"mine": 1}', b"\xff\x00"])
+def test_a_damaged_record_does_not_keep_a_run_from_going_on(tmp_path: Path, damage: bytes) -> None:
+    work(light(tmp_path), 5, saved=5)
+    (tmp_path / "out" / "run.json").write_bytes(damage)
+    work(light(tmp_path), 2)
+    assert len(rows_of(tmp_path / "out")) == 7
+    assert (tmp_path / "out" / "run.json.damaged-1").read_bytes() == damage
+    (tmp_path / "out" / "run.json").write_bytes(damage)
+    shutil.rmtree(tmp_path / "checkpoints")  # now nothing says whose it is
+    refused(light(tmp_path), tmp_path, r"no run of equipoise wrote \(its run.json is damaged", overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["README.md", "task.yaml", "tokenizer.model", "run.json", "export.json"])
+def test_users_files_are_not_replaced_with_overwrite_either(tmp_path: Path, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text('{"files": ["README.md"]}')
+    for overwrite in (False, True):
+        refused(light(tmp_path), tmp_path, r"no run of equipoise wrote|did not write it", overwrite)
+    assert os.listdir(tmp_path / "out") == [name]
+
+
+def test_overwrite_deletes_no_checkpoint_that_holds_anything_else(tmp_path: Path) -> None:
+    work(light(tmp_path), 3, saved=3)
+    notes = tmp_path / "checkpoints" / "checkpoint-3" / "notes.txt"
+    notes.write_text("mine")
+    theirs = tmp_path / "checkpoints" / "checkpoint-9"
+    theirs.mkdir()
+    (theirs / "manifest.json").write_text('{"mine": true}')
+    (tmp_path / "far").mkdir()
+    (tmp_path / "checkpoints" / "checkpoint-8").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "manifest.json").write_text("{}")
+    (tmp_path / "checkpoints" / "nonfinite").mkdir()
+    (tmp_path / "checkpoints" / "nonfinite" / "mine").write_text("mine")
+    work(light(tmp_path), 1, overwrite=True)
+    texts = sorted(p.read_text() for p in tmp_path.rglob("*") if p.name in ("notes.txt", "mine", "manifest.json"))
+    ours = next(tmp_path.rglob("notes.txt")).with_name("manifest.json").read_text()
+    assert texts == sorted(['{"mine": true}', "mine", "mine", ours, "{}"])
+
+
+@pytest.mark.parametrize(
+    "name", ["out/training_metrics.csv", "out/events.jsonl", "out/run.json", "checkpoints/records.json"]
+)
+def test_nothing_is_written_through_a_planted_link(tmp_path: Path, name: str) -> None:
+    work(light(tmp_path), 1)
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(tmp_path / "mine")
+    for overwrite in (False, True):
+        with pytest.raises(UserError):
+            Run.open(light(tmp_path), overwrite=overwrite)
+    assert (tmp_path / "mine").read_text() == "mine" and (tmp_path / name).is_symlink()
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "metrics.jsonl", "samples.jsonl", "training_metrics.csv"])
+@pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"[" * 100_000 + b"\n", b"{}\n", b"null\n"])
+def test_a_damaged_log_is_set_aside_and_goes_on_with_its_good_lines(
+    tmp_path: Path, name: str, damage: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work(light(tmp_path), 3, saved=3)
+    path = tmp_path / "out" / name
+    good = path.read_bytes()
+    path.write_bytes(good + damage)
+    work(light(tmp_path), 0)
+    assert f"{name} was damaged" in capsys.readouterr().out
+    assert path.read_bytes().startswith(good) and damage not in path.read_bytes()
+    assert path.with_name(f"{name}.damaged-1").read_bytes() == good + damage
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_works_with_a_word(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with caplog.at_level(logging.WARNING):
+        work(light(tmp_path), 3, saved=3)
+        work(light(tmp_path), 1)
+    told = [r.getMessage() for r in caplog.records if "no locks" in r.getMessage()]
+    assert len(told) == len(set(told)) and any(str(tmp_path / "out") in line for line in told)
+
+
+def test_a_lock_leaves_nothing_behind_and_the_dead_hold_none(tmp_path: Path) -> None:
+    with locks.FolderLock(tmp_path, "busy"):
+        assert os.listdir(tmp_path) == [locks.LOCK]
+        with pytest.raises(UserError, match="another process is busy"):
+            locks.FolderLock(tmp_path, "busy")
+    assert os.listdir(tmp_path) == []
+    (tmp_path / locks.LOCK).write_text("")  # of a killed process
+    with locks.FolderLock(tmp_path, "busy"):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_full_disk_or_a_lost_right_is_one_line_at_every_file(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The n-th file that is opened for writing fails, for every n until none does."""
+    plain = os.open
+    left = 0
+
+    def failing(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        nonlocal left
+        if flags & (os.O_WRONLY | os.O_RDWR) and str(tmp_path) in str(path):
+            left -= 1
+            if left == 0:
+                raise OSError(number, os.strerror(number), str(path))
+        return plain(path, flags, *args, **kwargs)
+
+    for n in range(1, 40):
+        left = n
+        monkeypatch.setattr(os, "open", failing)
+        try:
+            work(light(tmp_path / str(n)), 1)
+        except UserError as error:
+            assert os.strerror(number) in str(error) and "\n" not in str(error)
+        monkeypatch.setattr(os, "open", plain)
+        if left > 0:
+            assert n > 5
+            return
+        work(light(tmp_path / str(n)), 1)  # and it goes on once there is room
+    pytest.fail("it never got through")
+
+
+def test_with_no_room_for_a_file_a_real_process_says_so(tmp_path: Path) -> None:
+    def with_little_room() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+        with open(os.devnull, "w") as nowhere:
+            sys.stderr = nowhere
+            return cli.run_command(lambda _: work(light(tmp_path), 3) or 0, [])
+
+    assert exit_code(in_child(with_little_room)) == 2
+    work(light(tmp_path), 3)
+    assert len(rows_of(tmp_path / "out")) == 3
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(OSError, match="File name too long"):
+        write_whole(tmp_path / ("n" * 250), "new")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+# A random pair of runs in shared folders
+
+
+class Pair(RuleBasedStateMachine):
+    """Runs of two seeds in two output and two checkpoint folders, killed anywhere, their folders moved about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import tempfile
+
+        self.where = Path(tempfile.mkdtemp())
+        self.kept: dict[str, list[tuple[int, float]]] = {}
+        """Rows of each output folder that a checkpoint counts on: they may never go."""
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.where)
+
+    @rule(
+        out=st.sampled_from(["o1", "o2"]),
+        checkpoints=st.sampled_from(["c1", "c2"]),
+        seed=st.sampled_from([1, 2]),
+        rows=st.integers(0, 4),
+        saved=st.none() | st.integers(1, 4),
+    )
+    def train(self, out: str, checkpoints: str, seed: int, rows: int, saved: int | None) -> None:
+        before = everything(self.where)
+        try:
+            work(light(self.where, out, checkpoints, seed=seed), rows, saved)
+        except UserError:
+            changed = {k: v for k, v in everything(self.where).items() if before.get(k) != v}
+            assert not changed and set(before) == set(everything(self.where))
+        found = newest(self.where / checkpoints)
+        step = found.step if found else 0
+        if self.where.joinpath(out, "training_metrics.csv").exists() and rows_of(self.where / out):
+            record = json.loads((self.where / out / "run.json").read_text())
+            owner = self.where / checkpoints / OWNER
+            if owner.exists() and json.loads(owner.read_text())["run"] == record["run"]:
+                self.kept[out] = [row for row in rows_of(self.where / out) if row[0] <= step]
+
+    @rule(kind=st.sampled_from(["o", "c"]))
+    def swap(self, kind: str) -> None:
+        """The two folders exchange their names."""
+        first, second, third = (self.where / f"{kind}{x}" for x in ("1", "2", "3"))
+        for a, b in ((first, third), (second, first), (third, second)):
+            if a.exists():
+                a.rename(b)
+        if kind == "o":
+            self.kept = {{"o1": "o2", "o2": "o1"}[name]: rows for name, rows in self.kept.items()}
+
+    @rule(which=st.sampled_from(["c1", "c2"]), there=st.booleans())
+    def move_checkpoints(self, which: str, there: bool) -> None:
+        here, away = self.where / which, self.where / f"away-{which}"
+        a, b = (here, away) if there else (away, here)
+        if a.exists() and not b.exists():
+            a.rename(b)
+
+    @invariant()
+    def no_row_is_lost_or_mixed(self) -> None:
+        for out in ("o1", "o2"):
+            rows = rows_of(self.where / out)
+            assert len({seed for _, seed in rows}) <= 1, "rows of two seeds"
+            assert [step for step, _ in rows] == sorted({step for step, _ in rows}), "rows out of order"
+            assert self.kept.get(out, []) == rows[: len(self.kept.get(out, []))], "rows were lost"
+            steps = [step for step, _ in rows]
+            assert not steps or steps == list(range(steps[0], steps[0] + len(steps))), "rows of two runs"
+            record = self.where / out / "run.json"
+            if rows and record.exists():
+                assert json.loads(record.read_text())["config"]["seed"] == rows[0][1], "one's record, the other's rows"
+
+
+Pair.TestCase.settings = settings(max_examples=25, stateful_step_count=12, deadline=None)
+test_a_random_pair_of_runs_in_shared_folders_never_loses_or_mixes_a_row = Pair.TestCase
+
+
+@pytest.fixture(autouse=True)
+def no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Its writers take most of the time."""
+    from equipoise.ppo.log import RunLog
+
+    monkeypatch.setattr(RunLog, "_open_tensorboard", lambda *_: None)
+    yield
