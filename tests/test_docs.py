@@ -131,7 +131,7 @@ def flags() -> Iterator[str]:
     from equipoise.methods.sample import SampleConfig
     from equipoise.methods.sft import SftConfig
     from equipoise.methods.study import StudyConfig
-    from equipoise.ppo.bench import BenchConfig
+    from equipoise.ppo.tool_config import BenchConfig
     from equipoise.ppo.config import TrainConfig
     from equipoise.ppo.sweep import SweepConfig
 

@@ -3,15 +3,17 @@
 import json
 
 from equipoise import options
-from equipoise.ppo.bench import BenchConfig, bench
-from equipoise.runs.console import quiet
+from equipoise.ppo.tool_config import BenchConfig
 
 
 def main(argv: list[str]) -> int:
     """Print a line a step and one line of JSON last."""
-    quiet()
     config = options.parse(
         BenchConfig, argv, BenchConfig(), prog="equipoise bench", description="Time PPO steps by phase."
     )
+    from equipoise.ppo.bench import bench
+    from equipoise.runs.console import quiet
+
+    quiet()
     print(json.dumps(bench(config)))
     return 0

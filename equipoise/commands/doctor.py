@@ -1,13 +1,14 @@
 """`equipoise doctor`, and the first lines of every training run: what was found, what was chosen, and why."""
 
 from equipoise.commands.train import configure
-from equipoise.ppo.preflight import preflight
-from equipoise.runs.console import quiet
 
 
 def main(argv: list[str]) -> int:
     """Print what `train` with the same options would find and choose, and do nothing."""
-    quiet()
     config, reasons, _ = configure(argv)
+    from equipoise.ppo.preflight import preflight
+    from equipoise.runs.console import quiet
+
+    quiet()
     print("\n".join((*reasons, *preflight(config)[1])))
     return 0

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from equipoise.options import parse
-from equipoise.ppo.export_checkpoint import ExportConfig, export_checkpoint
-from equipoise.runs.console import quiet
+from equipoise.ppo.tool_config import ExportConfig
 
 
 def main(argv: list[str]) -> int:
@@ -16,6 +15,9 @@ def main(argv: list[str]) -> int:
         prog="equipoise export",
         description="Write the model of a training's checkpoint, adapters merged, as training writes its final one.",
     )
+    from equipoise.ppo.export_checkpoint import export_checkpoint
+    from equipoise.runs.console import quiet
+
     quiet()
     export_checkpoint(config)
     return 0

@@ -1,6 +1,5 @@
 """`equipoise bench`: where the time of a PPO step goes, for any model or for a named shape with random weights."""
 
-import dataclasses
 import statistics
 import time
 from typing import Any
@@ -13,25 +12,10 @@ from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import render_prompts
 from equipoise.policy.verify import settle
 from equipoise.ppo.config import TrainConfig
-from equipoise.ppo.presets import preset
 from equipoise.ppo.state import State
 from equipoise.ppo.step import ppo_step
+from equipoise.ppo.tool_config import BenchConfig
 from equipoise.ppo.training import Training, new_optimizer
-
-
-@dataclasses.dataclass(frozen=True)
-class BenchConfig:
-    bench_steps: int = 5
-    """Steps that are timed."""
-    bench_warmup: int = 2
-    """Steps before them: compilation, graph capture, allocator."""
-    full_length: bool = False
-    """Let no row stop before max-new-tokens, so that every step does the same work."""
-    prompt_tokens: int = 0
-    """Pad every prompt in front to this many tokens; 0 leaves them as they are."""
-    memory_gb: float = 0.0
-    """Let this process use no more of the GPU than that; 0 is all of it."""
-    train: TrainConfig = dataclasses.field(default_factory=lambda: preset("bundled-gpu"))
 
 
 def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:

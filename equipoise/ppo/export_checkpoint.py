@@ -3,11 +3,8 @@
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import tyro
+from typing import Any
 
 from equipoise.errors import UserError
 from equipoise.policy.card import ModelCard
@@ -19,24 +16,11 @@ from equipoise.policy.source import TASK, checkpoint_base, load_model, load_toke
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.facts import facts
 from equipoise.ppo.summary import left_out_warm_start
+from equipoise.ppo.tool_config import ExportConfig
 from equipoise.runs.checkpoint import open_checkpoint
 from equipoise.runs.locks import locked_folder
 from equipoise.runs.ownership import marked, read_run_record
 from equipoise.runs.records import provenance
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    checkpoint: tyro.conf.Positional[Path]
-    """The folder of a checkpoint, such as rlhf_checkpoints/checkpoint-200."""
-    output_dir: Path = Path("exported")
-    """The folder that gets the model: its own, not that of a run."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the base's weights are in when adapters are merged. `auto`: what the run computed in, so far as it is on
-    record, else what this machine would."""
-    device: str = "auto"
-    overwrite: bool = False
-    """Replace the model that an earlier `equipoise export` left there."""
 
 
 def export_checkpoint(config: ExportConfig, say: Callable[[str], None] = print) -> Path:

@@ -148,3 +148,18 @@ def test_another_error_of_the_system_keeps_its_traceback() -> None:
 
     with pytest.raises(OSError, match="Input/output error"):
         cli.run_command(command, [])
+
+
+def test_a_mistyped_option_is_answered_before_torch_is_loaded():
+    """By every command but sweep, one after the other in one process."""
+    commands = sorted(set(cli.COMMANDS) - {"sweep"})
+    code = (
+        "import sys\n"
+        "from equipoise.cli import main\n"
+        f"for name in {commands}:\n"
+        "    print(main([name, '--stepz', '4']), name, *({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"2 {name}" for name in commands]
+    assert done.stderr.count("\n") == len(commands)
+    assert "perhaps you meant --steps" in done.stderr
