@@ -144,11 +144,14 @@ def test_a_rank_that_is_no_number_is_refused(model: Path, tmp_path: Path) -> Non
         train(config, None, lambda texts, jobs: float("nan"))
 
 
-def test_a_damaged_record_beside_a_log_is_one_line(model: Path, tmp_path: Path) -> None:
+def test_a_damaged_record_beside_a_log_is_set_aside_and_the_run_goes_on(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(small_config(model, tmp_path, steps=2))
     (tmp_path / "out" / "run.json").write_bytes(b"")
-    with pytest.raises(UserError, match=r"run.json is damaged"):
-        train(small_config(model, tmp_path, steps=4))
+    assert train(small_config(model, tmp_path, steps=4)).status == "done"
+    assert "run.json" in capsys.readouterr().out and (tmp_path / "out" / "run.json.damaged-1").read_bytes() == b""
+    assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 4
 
 
 def test_keeping_in_proportion_is_refused_where_no_round_has_free_sentences() -> None:
