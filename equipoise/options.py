@@ -11,9 +11,9 @@ from types import NoneType
 from typing import Annotated, Any, TypeVar
 
 import tyro
-import yaml
 
 from equipoise import short_help
+from equipoise.documents import read_yaml
 from equipoise.errors import UserError
 from equipoise.protocol.task import Task, read_task
 
@@ -110,18 +110,32 @@ def _first_message(box: str) -> str:
 
 def read_file(path: Path) -> dict[str, Any]:
     """The settings in a YAML file, nested as the dataclasses are or flat. Raises UserError."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"cannot read the configuration {path} ({error.strerror}): give an existing YAML file"
-        ) from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or no such date
-        where = str(error).splitlines()[0]
-        raise UserError(f"{path} is not valid YAML ({where}): write one `name: value` a line") from None
+    document = read_yaml(path, "the configuration")
     if not isinstance(document, Mapping):
         raise UserError(f"{path} holds no settings: write one `name: value` a line")
-    return {str(name).replace("-", "_"): value for name, value in document.items()}
+    return underscored(document, str(path))
+
+
+def underscored(settings: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """The settings by the names that Python has for them. Raises UserError, naming `where`, for one given twice."""
+    out: dict[str, Any] = {}
+    for given, value in settings.items():
+        name = str(given).replace("-", "_")
+        if name in out:
+            raise UserError(f"{where}: {given} is given twice, with - and with _; remove one of the two")
+        out[name] = value
+    return out
+
+
+def flat(config: Any, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`settings` of the dataclass `config` without their groups. Raises UserError, naming `where`, for a setting that
+    does not exist, and for one that is given twice."""
+    out: dict[str, Any] = {}
+    for name, value in _leaves(config, settings, where):
+        if name in out:
+            raise UserError(f"{where}: {name} is given twice; remove one of the two")
+        out[name] = value
+    return out
 
 
 def apply(config: Config, settings: Mapping[str, Any], where: str) -> Config:
@@ -130,7 +144,7 @@ def apply(config: Config, settings: Mapping[str, Any], where: str) -> Config:
     The settings become options and are read as a command line is, all at once: a file can hold nothing that options
     could not, and two settings that must fit each other are judged only as a pair.
     """
-    argv = [_as_option(config, name, value, where) for name, value in _leaves(config, settings, where)]
+    argv = [_as_option(config, name, value, where) for name, value in flat(config, settings, where).items()]
     try:
         return parse(type(config), argv, config, prog="equipoise", description="")
     except UserError as error:

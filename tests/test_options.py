@@ -158,16 +158,19 @@ def test_a_file_says_what_options_could(tmp_path: Path, text: str, expected: Con
         ("steps: true\n", "--steps"),
         ("steps: [1, 2]\n", "steps is [1, 2], expected a single value"),
         ("steps: {a: 1}\n", "steps is {'a': 1}, expected a single value"),
-        ("name: 2024-01-31\n", "expected a single value"),
         ("holdout: maybe\n", "maybe"),
         ("batch: 10\n", "batch 10 is not a multiple of mini 16"),
+        ("steps: 3\nname: a\nsteps: 4\n", "line 3: the key 'steps' stands on line 1 already"),
+        ("weight-on: 1\nweight_on: 2\n", "weight_on is given twice"),
+        ("steps: 3\nsizes: {batch: 16}\nbatch: 32\n", "batch is given twice"),
+        ("steps: 010\n", "line 1: 010 is no plain way to write a whole number"),
+        ("steps: 1:30\n", "1:30 is no plain way"),
         ("- steps\n", "holds no settings"),
         ("steps\n", "holds no settings"),
         ("", "holds no settings"),
-        ("steps: 3: 4\n", "not valid YAML"),
-        ("steps: [3\n", "not valid YAML"),
-        ("name: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
-        ("name: 2024-99-99\n", "not valid YAML"),
+        ("steps: 3: 4\n", "line 1: this is no YAML"),
+        ("steps: [3\n", "this is no YAML"),
+        ("name: !!python/object/apply:os.getcwd []\n", "line 1: the tag"),
     ],
 )
 def test_a_mistake_in_a_file_is_one_line_that_names_the_file(tmp_path: Path, text: str, says: str) -> None:
@@ -178,7 +181,11 @@ def test_a_mistake_in_a_file_is_one_line_that_names_the_file(tmp_path: Path, tex
 
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
-    for name, says in (("nowhere.yaml", "cannot read"), (".", "cannot read"), ("latin.yaml", "not valid YAML")):
+    for name, says in (
+        ("nowhere.yaml", "cannot read"),
+        (".", "cannot read"),
+        ("latin.yaml", "line 1: a byte is not UTF-8"),
+    ):
         with pytest.raises(UserError) as error:
             options.read_file(tmp_path / name)
         assert says in message(error) and str(tmp_path) in message(error)

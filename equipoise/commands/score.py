@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import Any, NoReturn
 
+from equipoise.documents import parse_json
 from equipoise.errors import UserError
 from equipoise.protocol.lexicon import MARKS
 from equipoise.protocol.reward import Reward, RewardWeights
@@ -93,8 +94,8 @@ def _object(line: str) -> dict[str, Any] | None:
     if not line.lstrip().startswith("{"):
         return None
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        value = parse_json(line)
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise import __version__
+from equipoise.documents import read_json
 from equipoise.errors import UserError
 from equipoise.evaluation import formats, modelcard, results, stored, tables
 from equipoise.evaluation.config import EvaluateConfig, ReportConfig
@@ -19,7 +20,7 @@ from equipoise.evaluation.runs import read_runs
 from equipoise.evaluation.samples import Sample, sample
 from equipoise.evaluation.sources import measured, recognise
 from equipoise.protocol.plural import plural
-from equipoise.runs.files import make_folder, parse_json, write_together, write_whole
+from equipoise.runs.files import make_folder, write_together, write_whole
 from equipoise.runs.ownership import look, marked
 
 
@@ -138,7 +139,7 @@ def file_records(evaluation: results.Evaluation) -> dict[str, Any]:
     out = {}
     for file in evaluation.files:
         try:
-            out[file.path] = parse_json(Path(f"{file.path}.json").read_bytes())
+            out[file.path] = read_json(Path(f"{file.path}.json"))
         except (OSError, ValueError):
             continue  # made by another program, or moved since
     return out

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from equipoise.documents import read_json
 from equipoise.errors import UserError
 from equipoise.evaluation.config import EvaluateConfig
 from equipoise.evaluation.counted import Fluency
@@ -13,7 +14,6 @@ from equipoise.evaluation.measure import Measured, measure
 from equipoise.evaluation.results import File, Judge
 from equipoise.evaluation.side import Side, read_side
 from equipoise.protocol.task import PROTOCOL, Task
-from equipoise.runs.files import parse_json
 from equipoise.runs.records import task_on_record
 from equipoise.tables.found import Layout
 from equipoise.tables.layout import Columns, Row, arrange, is_empty, settle_names
@@ -104,7 +104,7 @@ def told(mine: Task, other: Task) -> str:
 def _settings(path: str) -> Mapping[str, Any] | None:
     """The settings in the record that `equipoise generate` and its kin leave beside a file; None if there is none."""
     try:
-        settings = parse_json(Path(f"{path}.json").read_bytes())["settings"]
+        settings = read_json(Path(f"{path}.json"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return settings if isinstance(settings, Mapping) else None

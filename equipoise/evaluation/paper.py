@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
 from equipoise import __version__
+from equipoise.documents import read_yaml
+from equipoise.errors import UserError
 from equipoise.evaluation.formats import latex_text
 from equipoise.evaluation.intervals import draws_made
 from equipoise.evaluation.results import Evaluation
@@ -174,8 +174,8 @@ def _distances(evaluation: Evaluation) -> str:
 def bibtex(task: Task) -> str:
     """Entries for this software and for the task's sources: of the default task as its CITATION.cff has them."""
     try:
-        document = yaml.safe_load(CITATION.read_text(encoding="utf-8"))
-    except OSError:
+        document = read_yaml(CITATION, "the citation")
+    except UserError:
         document = {"title": importlib.metadata.metadata("equipoise")["Summary"], "version": __version__}
     software = {
         "author": _people(document.get("authors", [{"name": "The equipoise contributors"}])),

@@ -5,12 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from equipoise.documents import LARGEST_YAML, read_json, read_yaml
 from equipoise.errors import UserError
 from equipoise.evaluation.results import Reference
 from equipoise.protocol.task import PROTOCOL, Task
-from equipoise.runs.files import parse_json
 
 STUDY = "arXiv 2510.22084"
 
@@ -89,14 +87,16 @@ def read_reference(path: Path) -> tuple[Reference, ...]:
     """Rows of a YAML or JSON list of objects with method, metric and value, and any of source, high, n, comparable,
     why. Without `comparable` a row is not. Raises UserError."""
     try:
-        text = path.read_text(encoding="utf-8")
-        document = parse_json(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+        json = path.suffix.lower() == ".json"
+        document = read_json(path, largest=LARGEST_YAML, unique=True) if json else read_yaml(path, "a reference")
         if not isinstance(document, list):
             raise ValueError("it is no list")
         return tuple(_row(item, path) for item in document)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read the reference {path} ({error.strerror}): give a YAML or JSON file") from None
-    except (ValueError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path} holds no reference rows ({reason}): give a list of {{method, metric, value}}"

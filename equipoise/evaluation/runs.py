@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from equipoise.documents import parse_json, read_json
 from equipoise.errors import UserError
 from equipoise.protocol.task import Task
-from equipoise.runs.files import parse_json
 from equipoise.runs.records import task_on_record
 
 CURVES, RECORD, SUMMARY = "training_metrics.csv", "run.json", "summary.json"
@@ -162,7 +162,7 @@ def _words(value: Any) -> str:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        document = parse_json(path.read_bytes())
+        document = read_json(path)
     except (OSError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from equipoise.documents import read_json
 from equipoise.errors import UserError
 from equipoise.evaluation.results import Cost, Estimate
-from equipoise.runs.files import parse_json
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def read_side(path: str) -> Side | None:
     if place is None:
         return None
     try:
-        document = parse_json(place.read_bytes())
+        document = read_json(place)
         if not isinstance(document, Mapping):
             raise ValueError("no JSON object")
         numbers = {name: _number(document[name], name) for name in _NUMBERS if document.get(name) is not None}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from equipoise.documents import read_json
 from equipoise.errors import UserError
 from equipoise.evaluation import stored
 from equipoise.evaluation.config import EvaluateConfig
@@ -14,7 +15,6 @@ from equipoise.evaluation.files import prepare, write
 from equipoise.evaluation.inputs import told
 from equipoise.evaluation.results import Evaluation
 from equipoise.evaluation.runs import CURVES
-from equipoise.runs.files import parse_json
 from equipoise.runs.progress import Progress
 
 STUDY = "study.json"
@@ -89,7 +89,7 @@ def measured(given: Given, config: EvaluateConfig, say: Callable[[str], None]) -
 
 def _read_study(path: Path) -> dict[str, Any]:
     try:
-        document = parse_json(path.read_bytes())
+        document = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} ({error}): run the study again") from None
     if not isinstance(document, dict):

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from equipoise.documents import parse_json
 from equipoise.errors import UserError
 from equipoise.evaluation.results import VERSION, Evaluation
-from equipoise.runs.files import parse_json
 from equipoise.runs.ownership import marked
 from equipoise.tables.read import LONGEST_FIELD
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from equipoise.documents import read_json
 from equipoise.errors import UserError
 from equipoise.learning.search import BATCH, Search
 from equipoise.learning.supervised import Example, Examples, Loss, Sentences, examples_of, read_rows
@@ -25,7 +26,6 @@ from equipoise.policy.sample import sample
 from equipoise.policy.source import TASK
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
-from equipoise.runs.files import parse_json
 from equipoise.runs.ownership import marked
 from equipoise.runs.records import provenance, task_on_record
 
@@ -46,7 +46,7 @@ def check_file(source: GivenSentences, task: Task) -> None:
     _read(source, task)
     record = path.with_name(path.name + ".json")
     try:
-        settings = parse_json(record.read_bytes())["settings"]
+        settings = read_json(record)["settings"]
         other = task_on_record(settings, str(record)) if isinstance(settings, dict) else task
     except (OSError, ValueError, KeyError, TypeError):
         return  # no record, or none of ours: the rows themselves will tell

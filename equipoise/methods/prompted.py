@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
+from equipoise.documents import read_json
 from equipoise.errors import UserError
 from equipoise.methods.completions import Key
 from equipoise.policy import bundled
@@ -23,7 +24,6 @@ from equipoise.policy.source import Source, checkpoint_base, load_tokenizer, rec
 from equipoise.policy.verify import settle
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, Task
-from equipoise.runs.files import parse_json
 
 
 class Written(NamedTuple):
@@ -202,7 +202,7 @@ def training_record(source: Source) -> dict[str, Any]:
     if source.kind not in ("folder", "adapter") or not path.exists():
         return {}
     try:
-        record = parse_json(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         config, seconds = record["config"], record.get("training", {}).get("seconds")
         prompt, system = config["prompt"], config.get("system", "")
         if isinstance(prompt, str) and isinstance(system, str):

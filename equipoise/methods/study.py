@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from equipoise.documents import read_json
 from equipoise.errors import NonFiniteError, UserError
 from equipoise.methods.costs import costs_path
 from equipoise.methods.ctrlg.config import CtrlGConfig
@@ -24,7 +25,7 @@ from equipoise.options import OptionalTask
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Event
 from equipoise.protocol.task import PROTOCOL, Task
-from equipoise.runs.files import parse_json, write_file
+from equipoise.runs.files import write_file
 from equipoise.runs.locks import locked_folder
 from equipoise.runs.ownership import has_provenance, look, marked
 
@@ -346,7 +347,7 @@ def _write(config: StudyConfig, record: Mapping[str, Any]) -> None:
 def _line(path: Path, rows: int) -> str:
     """What a method has come to, in one line."""
     try:
-        costs = parse_json(costs_path(path).read_bytes())
+        costs = read_json(costs_path(path))
         accepted, generations = costs["accepted"], costs["generations"]
     except (OSError, ValueError, KeyError):
         return f"{plural(rows, 'row')} so far"

@@ -29,6 +29,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from equipoise.documents import read_json
 from equipoise.errors import UserError
 from equipoise.policy.hub import quiet_progress
 from equipoise.runs.locks import flock
@@ -95,7 +96,7 @@ def _copy() -> Path:
 def _damage(copy: Path) -> str | None:
     """What is wrong with the converted copy. A checksum against accidents only; it takes about 0.1 s."""
     try:
-        record = json.loads((copy / RECORD).read_text(encoding="utf-8"))
+        record = read_json(copy / RECORD)
         expected = {"gguf_sha256": GGUF_SHA256, "converter": CONVERTER}
         if {key: record[key] for key in expected} != expected:
             return "made from another file"

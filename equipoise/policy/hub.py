@@ -4,13 +4,13 @@ Nothing here repeats the text of an error it was given: some of them quote the r
 """
 
 import errno
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode, try_to_load_from_cache
+from huggingface_hub import file_exists, get_hf_file_metadata, hf_hub_url, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -20,6 +20,10 @@ from huggingface_hub.errors import (
 )
 from transformers.utils import logging as transformers_logging
 
+from equipoise.documents import read_json
+from equipoise.errors import UserError
+
+_OF_A_TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "chat_template.jinja")
 # huggingface_hub speaks HTTP through httpx in 1.x and httpx2 in 2.x; their errors share no base class.
 _HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
 
@@ -39,6 +43,12 @@ def hub_access(model_id: str, timeout: float = 5.0) -> HubAccess:
     """Look for a model in the local cache, else ask the Hub for it. Never raises; takes at most `timeout` seconds."""
     if _is_cached(model_id):
         return HubAccess(True, True, f"{model_id} is in the local Hub cache")
+    refusal = _refusal(model_id, timeout)
+    return HubAccess(refusal is None, False, refusal or f"the Hub grants access to {model_id}")
+
+
+def _refusal(model_id: str, timeout: float) -> str | None:
+    """Why the Hub does not give the model, or does not answer in `timeout` seconds; None where it does."""
     refusals: list[str | None] = []
 
     def ask() -> None:
@@ -53,8 +63,38 @@ def hub_access(model_id: str, timeout: float = 5.0) -> HubAccess:
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout)
-    refusal = refusals[0] if refusals else _unreachable(model_id)
-    return HubAccess(refusal is None, False, refusal or f"the Hub grants access to {model_id}")
+    return refusals[0] if refusals else _unreachable(model_id)
+
+
+def cached_folder(model_id: str) -> Path | None:
+    """The folder in the local Hub cache that a model is to be loaded from; None where the Hub is to be asked.
+
+    A chat template is a file of its own in newer models, and without it the prompt is another: where the cache does not
+    tell that it has everything of the tokenizer, a Hub that answers within seconds is asked.
+    """
+    config = try_to_load_from_cache(model_id, "config.json") if _is_cached(model_id) else None
+    if not isinstance(config, str):
+        return None
+    return Path(config).parent if _has_tokenizer(model_id) or _refusal(model_id, 5.0) is not None else None
+
+
+def _has_tokenizer(model_id: str) -> bool:
+    config, tokenizer, template = (try_to_load_from_cache(model_id, name) for name in _OF_A_TOKENIZER)
+    if not isinstance(config, str) or not isinstance(tokenizer, str):
+        return False
+    try:
+        return template is not None or "chat_template" in read_json(Path(config))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def holds(model_id: str, name: str) -> bool:
+    """Whether a model on the Hub has a file of this name. Raises UserError where the Hub does not say."""
+    try:
+        return file_exists(model_id, name)
+    except Exception as error:  # whatever it is, nothing is loaded
+        line = explain(model_id, error)
+        raise UserError(line or f"asking the Hub for {model_id} failed: try again, or use --model bundled") from None
 
 
 def explain(model_id: str, error: BaseException) -> str | None:
@@ -158,8 +198,7 @@ def _is_cached(model_id: str) -> bool:
         index = path("model.safetensors.index.json")
         if index is None:
             return False
-        with open(index, encoding="utf-8") as file:
-            shards = set(json.load(file)["weight_map"].values())
+        shards = set(read_json(Path(index))["weight_map"].values())
         return all(path(shard) is not None for shard in shards)
-    except (OSError, ValueError, KeyError):  # no valid id, or a damaged cache: then it is the Hub's turn
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no valid id, or a damaged cache
         return False

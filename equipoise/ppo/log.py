@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+from equipoise.documents import parse_json
 from equipoise.errors import UserError
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import PROTOCOL, Task
 from equipoise.runs.console import Console, in_marks, parts, pieces, shown
-from equipoise.runs.files import RowFile, complete_lines, content, parse_json, set_aside, unwritable, write_whole
+from equipoise.runs.files import RowFile, complete_lines, content, set_aside, unwritable, write_whole
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

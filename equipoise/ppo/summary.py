@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from equipoise.documents import parse_json
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
-from equipoise.runs.files import complete_lines, content, parse_json
+from equipoise.runs.files import complete_lines, content
 
 SUMMARY = "summary.json"
 NEEDED = ("step", "reward/mean", "compliance/both")

@@ -9,7 +9,6 @@ evaluate: {n: 250, temperature: 1.0, top_p: 0.95}
 """
 
 import gc
-import json
 import os
 import re
 import shutil
@@ -26,6 +25,7 @@ import tyro
 import yaml
 
 from equipoise import options
+from equipoise.documents import read_json
 from equipoise.errors import UserError
 from equipoise.policy.export import WEIGHTS
 from equipoise.ppo.base import BaseRates
@@ -130,7 +130,7 @@ def _mapping(value: Any, name: str, file: Path) -> dict[str, Any]:
 
 def read_result(plan: Plan) -> dict[str, Any] | None:
     path = plan.folder / RESULT
-    return dict(json.loads(path.read_text())) if path.exists() else None
+    return dict(read_json(path)) if path.exists() else None
 
 
 def is_finished(plan: Plan) -> bool:
@@ -240,7 +240,7 @@ def _start(plan: Plan, gpu: str | None) -> "subprocess.Popen[bytes]":
 
 def close(plan: Plan, keep: str, seconds: float) -> dict[str, Any]:
     """Write the result of a run that is done and return it, then delete what is not to be kept."""
-    summary = json.loads((plan.folder / SUMMARY).read_text())
+    summary = read_json(plan.folder / SUMMARY)
     result = {
         "setting": plan.setting,
         "seed": plan.seed,

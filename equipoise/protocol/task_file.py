@@ -14,20 +14,11 @@ from typing import Any
 
 import yaml
 
+from equipoise.documents import TAG, at_line, compose_yaml, read_text
 from equipoise.errors import UserError
 
 Place = tuple[str | int, ...]
 """Where something stands in a document: keys, and numbers in lists."""
-
-LARGEST = 1 << 20
-"""Bytes of a task file."""
-DEEPEST = 16
-"""Lists and mappings in one another; a task needs three."""
-MOST_REPEATED = 1000
-"""Values that aliases (`*name`) may repeat."""
-
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_TAG = "tag:yaml.org,2002:"
 
 
 @dataclass(frozen=True)
@@ -71,61 +62,16 @@ class Document:
 
 def read_document(path: Path) -> Document:
     """Raises UserError, with a line number wherever there is one, for what cannot be read or is no plain YAML."""
-    where = str(path)
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-    except OSError as error:
-        raise UserError(f"cannot read the task file {where} ({error.strerror}): give an existing YAML file") from None
-    if len(content) > LARGEST:
-        raise UserError(
-            f"{where} has more than {LARGEST:,} bytes, too many for a task file: give one like the examples"
-        )
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{where}, line {line}: a byte is not UTF-8; save the file as UTF-8") from None
-    return parse_document(text, where)
+    return parse_document(read_text(path, "a task file"), str(path))
 
 
 def parse_document(text: str, where: str) -> Document:
     """The document that a YAML text holds. Raises UserError as `read_document` does."""
-    if unprintable := yaml.reader.Reader.NON_PRINTABLE.search(text):
-        line = text.count("\n", 0, unprintable.start()) + 1
-        raise UserError(f"{where}, line {line}: the character {unprintable[0]!r} cannot stand in YAML; remove it")
-    try:
-        _check_depth(text, where)
-        loader = _LOADER(text)
-        try:
-            node = loader.get_single_node()
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = f", line {mark.line + 1}" if mark else ""
-        problem = " ".join((error.problem or error.context or "unreadable").split())
-        if "single document" in problem or "single document" in str(error.context):
-            raise UserError(f"{where}{at}: a second document begins; a task file holds one") from None
-        hint = "indent with spaces" if "\\t" in problem else "put text with special characters in quotation marks"
-        raise UserError(f"{where}{at}: this is no YAML ({problem}); {hint}") from None
-    if node is None or node.tag == _TAG + "null":
+    node = compose_yaml(text, where)
+    if node is None:
         raise UserError(f"{where} is empty; a task file has at least a name, occupations and classes")
     reading = _Reading(where)
     return Document(reading.value(node, ()), where, reading.lines)
-
-
-def _check_depth(text: str, where: str) -> None:
-    """Before nodes are made, which calls itself for every list inside another."""
-    depth = 0
-    for event in yaml.parse(text, Loader=_LOADER):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > DEEPEST:
-                line = event.start_mark.line + 1 if event.start_mark else 1
-                raise UserError(f"{where}, line {line}: nested more than {DEEPEST} deep; a task needs three levels")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
 
 
 class _Reading:
@@ -134,30 +80,14 @@ class _Reading:
     def __init__(self, where: str) -> None:
         self.where = where
         self.lines: dict[Place, int] = {}
-        self.met: set[int] = set()
-        self.open: set[int] = set()
-        self.repeated = 0
-
-    def error(self, node: yaml.Node, message: str) -> UserError:
-        return UserError(f"{self.where}, line {node.start_mark.line + 1}: {message}")
 
     def value(self, node: yaml.Node, place: Place) -> Any:
         self.lines.setdefault(place, node.start_mark.line + 1)
-        self.repeated += id(node) in self.met
-        self.met.add(id(node))
-        if id(node) in self.open or self.repeated > MOST_REPEATED:
-            raise self.error(node, "aliases (*name) repeat too much here; write out what they stand for")
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node)
-        self.open.add(id(node))
-        if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
-            result: Any = [self.value(child, (*place, i)) for i, child in enumerate(node.value)]
-        elif isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
-            result = self.mapping(node, place)
-        else:
-            raise self.error(node, f"the tag {node.tag!r} has no place in a task file; leave it out")
-        self.open.remove(id(node))
-        return result
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node, place)
+        return [self.value(child, (*place, i)) for i, child in enumerate(node.value)]
 
     def mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -165,22 +95,17 @@ class _Reading:
             key = self.scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else key_node.value
             if not isinstance(key, str):
                 given = "a list or mapping" if isinstance(key, list) else "nothing" if key is None else key
-                raise self.error(key_node, f"the key is {given}; expected text, in quotation marks if need be")
-            if key in result:
-                first = self.lines[(*place, key)]
-                raise self.error(key_node, f"the key {key!r} stands on line {first} already; remove one of the two")
+                raise at_line(key_node, self.where, f"the key is {given}; expected text, in quotation marks if need be")
             self.lines[(*place, key)] = key_node.start_mark.line + 1
             result[key] = self.value(value_node, (*place, key))
         return result
 
     def scalar(self, node: yaml.ScalarNode) -> str | int | Unquoted | None:
-        kind = node.tag.removeprefix(_TAG)
+        kind = node.tag.removeprefix(TAG)
         if kind == "str":
             return str(node.value)
         if kind == "null":
             return None
         if kind == "int" and re.fullmatch(r"[-+]?(0|[1-9][0-9]{0,8})", node.value):
             return int(node.value)
-        if kind in _MEANINGS:
-            return Unquoted(node.value, _MEANINGS[kind])
-        raise self.error(node, f"the tag {node.tag!r} has no place in a task file; leave it out")
+        return Unquoted(node.value, _MEANINGS[kind])

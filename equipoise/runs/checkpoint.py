@@ -31,6 +31,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from equipoise.documents import read_json
 from equipoise.errors import NonFiniteError, UserError
 from equipoise.runs.files import sync_folder
 from equipoise.runs.locks import flock
@@ -71,7 +72,7 @@ class Checkpoint:
 
     def document(self, name: str) -> Any:
         """The JSON document saved under `name`; tuples come back as lists."""
-        return json.loads(self._file(f"{name}.json").read_bytes())
+        return read_json(self._file(f"{name}.json"))
 
     def _file(self, file_name: str) -> Path:
         if file_name not in self.files:
@@ -226,7 +227,7 @@ def _open_verified(path: Path) -> Checkpoint | str:
     """The checkpoint, or in words which of its files is damaged and how."""
     try:
         files = _read_manifest(path)
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or not a manifest
+    except ValueError as error:  # not JSON, not UTF-8, or not a manifest
         return f"{path / MANIFEST} is damaged or of another version ({str(error).splitlines()[0]})"
     for name, record in files.items():
         file = path / name
@@ -244,7 +245,7 @@ def _open_verified(path: Path) -> Checkpoint | str:
 
 def _read_manifest(path: Path) -> dict[str, FileRecord]:
     """The manifest's file records; ValueError says what is wrong with it."""
-    manifest = json.loads((path / MANIFEST).read_bytes())
+    manifest = read_json(path / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise ValueError("not a checkpoint's manifest")
     if manifest.get("format") != FORMAT:
@@ -275,7 +276,7 @@ def _is_ours(path: Path) -> bool:
     """Whether a save wrote the folder and all that is in it, damaged as it may be."""
     try:
         return not path.is_symlink() and set(os.listdir(path)) == {MANIFEST, *_read_manifest(path)}
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return False
 
 

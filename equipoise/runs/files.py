@@ -62,14 +62,6 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     write_file(path, json.dumps(document, indent=1) + "\n")
 
 
-def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError, for one that is nested too deeply as well."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
 def unwritable(path: Path, error: OSError) -> UserError:
     """The one line about a file that cannot be written."""
     if error.errno == errno.ELOOP:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from equipoise.documents import parse_json
 from equipoise.errors import UserError
-from equipoise.runs.files import parse_json
 
 WRITTEN_BY = {"written_by": "equipoise"}
 _BEGINS = b'{"written_by":"equipoise"'
