@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -37,7 +37,7 @@ from equipoise.ppo.presets import preset
 from equipoise.ppo.summary import SUMMARY
 from equipoise.ppo.sweep_table import values_of
 from equipoise.ppo.train import train
-from equipoise.protocol.task import PROTOCOL, read_task
+from equipoise.protocol.task import PROTOCOL, Task, read_task
 from equipoise.runs.files import write_json
 from equipoise.runs.records import differences
 from equipoise.runs.signals import StopSignals
@@ -86,7 +86,7 @@ def read_plans(config: SweepConfig) -> list[Plan]:
     document = options.read_file(config.file)
     if unknown := set(document) - {"base", "settings", "seeds", "evaluate"}:
         raise UserError(f"{config.file}: there is no {sorted(unknown)[0]!r}; write base, settings, seeds and evaluate")
-    base = _mapping(document.get("base"), "base", config.file)
+    base = _settings(document.get("base"), "base", config.file)
     settings = _mapping(document.get("settings"), "settings", config.file) or {"base": {}}
     evaluation = _mapping(document.get("evaluate"), "evaluate", config.file)
     if unknown := set(evaluation) - {"n", "temperature", "top_p"}:
@@ -94,20 +94,20 @@ def read_plans(config: SweepConfig) -> list[Plan]:
     seeds = document.get("seeds", [0])
     if not (isinstance(seeds, list) and seeds and all(type(s) is int for s in seeds)):
         raise UserError(f"{config.file}: seeds is {seeds!r}; write a list of whole numbers, such as [0, 1, 2]")
-    task = read_task(str(named)) if (named := base.pop("task", None)) else config.task
-    measured = {
-        "final_sentences": int(evaluation.get("n", 250)) * len(task.names),
-        "eval_temperature": evaluation.get("temperature", 1.0),
-        "eval_top_p": evaluation.get("top_p", 0.95),
-    }
+    task = _task(base, config)
     chosen = str(base.pop("preset", "")) or choose(inspect_machine()).config.preset
     plans = []
     for name, own in settings.items():
         if not re.fullmatch(r"[\w.+-]+", name):
             raise UserError(f"{config.file}: the setting {name!r} names a folder: use letters, digits, - _ . and +")
         where = f"{config.file}, {name}"
-        own = _mapping(own, name, config.file)
-        mine = str(own.pop("preset", chosen))
+        own = _settings(own, name, config.file)
+        mine, of_task = str(own.pop("preset", chosen)), _task(own, replace(config, task=task))
+        measured = {
+            "final_sentences": _count(evaluation.get("n", 250), config.file) * len(of_task.names),
+            "eval_temperature": evaluation.get("temperature", 1.0),
+            "eval_top_p": evaluation.get("top_p", 0.95),
+        }
         for seed in dict.fromkeys(seeds):
             folder = Path(config.output_dir) / f"{name}-{seed}"
             folders = {
@@ -115,9 +115,46 @@ def read_plans(config: SweepConfig) -> list[Plan]:
                 "checkpoint_dir": str(folder / "checkpoints"),
                 "tensorboard_dir": str(Path(config.output_dir) / "runs"),
             }
-            merged = {**base, **measured, **own, "seed": seed, **folders}
-            plans.append(Plan(name, seed, folder, mine, merged, options.apply(preset(mine, task), merged, where)))
+            merged = {**base, **own, **measured, "seed": seed, **folders}
+            plans.append(Plan(name, seed, folder, mine, merged, options.apply(preset(mine, of_task), merged, where)))
     return plans
+
+
+_EACH_RUNS_OWN = {
+    "seed": "write it under seeds",
+    **dict.fromkeys(("output_dir", "checkpoint_dir", "tensorboard_dir"), "each run has its own in --output-dir"),
+    "final_sentences": "write n under evaluate",
+    "eval_temperature": "write temperature under evaluate",
+    "eval_top_p": "write top_p under evaluate",
+}
+"""What the sweep itself decides for every run, and where the file says it."""
+
+
+def _settings(value: Any, name: str, file: Path) -> dict[str, Any]:
+    """The options under `base` or a setting, without groups. Raises UserError for one that would have no effect."""
+    given, where = _mapping(value, name, file), f"{file}, {name}"
+    beside = {key: given.pop(key) for key in ("preset", "task") if key in given}
+    found = options.flat(TrainConfig(), given, where)
+    if overridden := [key for key in found if key in _EACH_RUNS_OWN]:
+        raise UserError(f"{where}: {overridden[0]} has no effect here: {_EACH_RUNS_OWN[overridden[0]]}")
+    return beside | found
+
+
+def _task(settings: dict[str, Any], config: SweepConfig) -> Task:
+    """The task that settings name, taken out of them, else that of the sweep. Raises UserError where both are given."""
+    named = settings.pop("task", None)
+    if named is None:
+        return config.task
+    task = read_task(str(named))
+    if config.task not in (PROTOCOL, task):
+        raise UserError(f"{config.file} names the task {task.name}, and another is given for the sweep: leave one out")
+    return task
+
+
+def _count(value: Any, file: Path) -> int:
+    if type(value) is not int or value < 0:
+        raise UserError(f"{file}: n under evaluate is {value!r:.60}; write a whole number of sentences per occupation")
+    return value
 
 
 def _mapping(value: Any, name: str, file: Path) -> dict[str, Any]:
@@ -125,7 +162,9 @@ def _mapping(value: Any, name: str, file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(value, Mapping):
         raise UserError(f"{file}: {name} is {value!r}; write `name: value` pairs")
-    return {str(k) if name == "settings" else str(k).replace("-", "_"): v for k, v in value.items()}
+    if name == "settings":
+        return {str(k): v for k, v in value.items()}
+    return options.underscored(value, f"{file}, {name}")
 
 
 def read_result(plan: Plan) -> dict[str, Any] | None:
@@ -154,22 +193,23 @@ def _run_here(plans: Sequence[Plan], config: SweepConfig) -> int:
     """One after another in this process, which has torch and the kernels loaded."""
     failed = 0
     known: dict[str, BaseRates | None] = {}
-    for number, plan in enumerate(plans):
-        print(f"run {number + 1} of {len(plans)}: {plan.name}", flush=True)
-        started = time.monotonic()
-        outcome = train(plan.config, base=known.get(_base_key(plan.config)))
-        if outcome.status == "stopped":
-            print("the same command continues", flush=True)
-            return outcome.exit_code
-        if outcome.status == "done":
-            base = close(plan, config.keep, time.monotonic() - started)["summary"]["base"]
-            known[_base_key(plan.config)] = BaseRates(**base) if base else None
-        failed = failed or outcome.exit_code
-        # What a loaded model consists of was taken out of the collector's rounds; without this it would stay for good.
-        gc.unfreeze()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    with StopSignals() as stop:
+        for number, plan in enumerate(plans):
+            print(f"run {number + 1} of {len(plans)}: {plan.name}", flush=True)
+            started = time.monotonic()
+            outcome = train(plan.config, base=known.get(_base_key(plan.config)))
+            if outcome.status == "done":
+                base = close(plan, config.keep, time.monotonic() - started)["summary"]["base"]
+                known[_base_key(plan.config)] = BaseRates(**base) if base else None
+            if stop.received is not None:  # also where the run, about to finish, finished all the same
+                print("the same command continues", flush=True)
+                return stop.exit_code
+            failed = failed or outcome.exit_code
+            # What a loaded model consists of was taken out of the collector's rounds; without this it would stay.
+            gc.unfreeze()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
     return failed
 
 
@@ -209,6 +249,8 @@ def _run_beside(plans: Sequence[Plan], config: SweepConfig) -> int:
                 if (code := process.poll()) is None:
                     continue
                 del running[slot]
+                assert process.stdin is not None
+                process.stdin.close()
                 free.append(slot)
                 if code == 0:
                     close(plan, config.keep, time.monotonic() - started)
@@ -225,6 +267,15 @@ def _visible_gpus() -> list[str]:
     return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
 
 
+_CHILD = """import sys
+from equipoise.runs.signals import end_with_parent
+end_with_parent()
+from equipoise.cli import main
+sys.argv[0] = "equipoise"
+sys.exit(main(sys.argv[1:]))"""
+"""A run as a process of its own. Its standard input is a pipe to which nothing is written, and which ends with us."""
+
+
 def _start(plan: Plan, gpu: str | None) -> "subprocess.Popen[bytes]":
     plan.folder.mkdir(parents=True, exist_ok=True)
     settings = plan.folder / "options.yaml"
@@ -232,10 +283,10 @@ def _start(plan: Plan, gpu: str | None) -> "subprocess.Popen[bytes]":
     task = plan.folder / "sweep-task.yaml"
     task.write_text(plan.config.task.to_yaml(), encoding="utf-8")
     environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
-    command = [sys.executable, "-m", "equipoise", "train", "--preset", plan.preset]
+    command = [sys.executable, "-c", _CHILD, "train", "--preset", plan.preset]
     command += ["--config", str(settings), "--task", str(task)]
     with (plan.folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
 def close(plan: Plan, keep: str, seconds: float) -> dict[str, Any]:

@@ -30,8 +30,9 @@ class StopSignals:
                     save()
                     return stop.exit_code
 
-    Only the first signal is kept and announced through `notice`. A second SIGINT raises KeyboardInterrupt. Python lets
-    only the main thread handle signals; in any other thread this does nothing.
+    Only the first signal is kept and announced through `notice`. A second SIGINT raises KeyboardInterrupt. One that is
+    entered inside another passes on what it receives, so that a loop over runs learns of a signal that came in a run.
+    Python lets only the main thread handle signals; in any other thread this does nothing.
     """
 
     def __init__(self, notice: Callable[[signal.Signals], None] = tell) -> None:
@@ -71,9 +72,29 @@ class StopSignals:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _record(self, number: int, frame: FrameType | None) -> None:
-        self._interrupts += number == signal.SIGINT
+        if self._first(signal.Signals(number)):
+            self._notice(signal.Signals(number))
         if self._interrupts > 1:
             raise KeyboardInterrupt
-        if self.received is None:
-            self.received = signal.Signals(number)
-            self._notice(self.received)
+
+    def _first(self, number: signal.Signals) -> bool:
+        """Keep the signal, here and in what this is entered inside of; whether it is the first."""
+        outer = getattr(self._previous.get(number), "__self__", None)
+        if isinstance(outer, StopSignals):
+            outer._first(number)
+        self._interrupts += number == signal.SIGINT
+        first, self.received = self.received is None, self.received or number
+        return first
+
+
+def end_with_parent(descriptor: int = 0) -> None:
+    """Have this process receive SIGTERM once nobody holds the other end of the pipe that it reads from, by default its
+    standard input: the process that started it has ended, in whatever way."""
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(descriptor, 1):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -2,6 +2,11 @@
 
 import csv
 import json
+import os
+import select
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +16,13 @@ from equipoise import cli
 from equipoise.commands.sweep import main
 from equipoise.errors import UserError
 from equipoise.ppo import sweep
+from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.summary import first_good_step
 from equipoise.ppo.sweep import SweepConfig, read_plans
 from equipoise.ppo.sweep_table import statistics_of, table, values_of
+from equipoise.ppo.train import Outcome
+from equipoise.protocol.task import PROTOCOL, read_task
+from equipoise.runs.signals import StopSignals
 from tests.default import strict_success
 
 
@@ -55,6 +64,16 @@ def test_a_file_becomes_runs_each_in_a_folder_of_its_own(model: Path, tmp_path: 
         ("seeds: 3\n", "seeds is 3"),
         ("seeds: [yes]\n", "whole numbers"),
         ("evaluate: {m: 3}\n", "evaluate has no 'm'"),
+        ("evaluate: {n: many}\n", "n under evaluate is 'many'"),
+        ("settings: {a: {seed: 1}}\n", "a: seed has no effect here: write it under seeds"),
+        ("settings: {a: {output-dir: here}}\n", "output_dir has no effect here"),
+        ("settings: {a: {run: {checkpoint_dir: here}}}\n", "checkpoint_dir has no effect here"),
+        ("settings: {a: {final-sentences: 9}}\n", "final_sentences has no effect here: write n under evaluate"),
+        ("settings: {a: {evaluation: {eval_top_p: 0.5}}}\n", "write top_p under evaluate"),
+        ("settings: {a: {batch-size: 4, batch_size: 8}}\n", "batch_size is given twice"),
+        ("settings: {a: {batch-size: 4, ppo: {batch_size: 8}}}\n", "batch_size is given twice"),
+        ("settings: {a: {steps: 3}, b: {}, a: {steps: 4}}\n", "line 2: the key 'a' stands on line 2 already"),
+        ("seeds: [0]\nseeds: [1]\n", "line 3: the key 'seeds' stands on line 2 already"),
     ],
 )
 def test_a_file_that_cannot_be_run_is_refused_before_anything_runs(
@@ -118,6 +137,76 @@ def test_runs_adjacent_order_are_those_one_after_another(swept: Path, model: Pat
             k: v for k, v in theirs.items() if "seconds" not in k
         }
     assert "summary of 2 steps" in (tmp_path / "out" / "hot-0" / "log.txt").read_text()
+
+
+def test_a_setting_in_a_group_replaces_that_one_setting_and_no_other_of_the_base(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        f"base: {{preset: bundled-cpu, model: {model}, prompt: raw, ppo: {{kl_coef: 0.5, clip: 0.1}}}}\n"
+        "settings: {flat: {kl-coef: 0.25}, grouped: {ppo: {kl_coef: 0.25}}}\n"
+    )
+    plans = read_plans(SweepConfig(path, str(tmp_path / "out")))
+    assert [(p.config.ppo.kl_coef, p.config.ppo.clip) for p in plans] == [(0.25, 0.1)] * 2
+
+
+def test_a_setting_may_have_a_task_of_its_own_and_is_measured_by_it(model: Path, tmp_path: Path) -> None:
+    path = write(tmp_path, model, "settings: {other: {task: competence-warmth}, plain: {}}\nevaluate: {n: 2}\n")
+    other, plain = read_plans(SweepConfig(path, str(tmp_path / "out")))
+    assert (other.config.task.name, plain.config.task.name) == ("competence-warmth", PROTOCOL.name)
+    assert other.config.evaluation.final_sentences == 2 * len(other.config.task.names)
+    with pytest.raises(UserError, match="another is given for the sweep"):
+        read_plans(SweepConfig(path, str(tmp_path / "out"), task=read_task("gaucher-stems")))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
+def test_a_signal_that_comes_while_a_run_finishes_ends_the_sweep_after_that_run(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    ran, closed = [], []
+
+    def train(config: TrainConfig, **_: Any) -> Outcome:
+        with StopSignals(lambda _: None):
+            ran.append(config.seed)
+            os.kill(os.getpid(), number)  # its steps are done: nothing of it looks at signals any more
+        return Outcome("done", 2, 0)
+
+    def close(plan: sweep.Plan, *_: Any) -> dict[str, Any]:
+        closed.append(plan.name)
+        return {"summary": {"base": None}}
+
+    monkeypatch.setattr(sweep, "train", train)
+    monkeypatch.setattr(sweep, "close", close)
+    plans = read_plans(SweepConfig(write(tmp_path, model, TWO), str(tmp_path / "out")))
+    assert sweep._run_here(plans, SweepConfig()) == 128 + number
+    assert ran == [0] and closed == ["plain-0"]
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from equipoise.ppo.sweep import SweepConfig, _start, read_plans
+plan = read_plans(SweepConfig(Path(sys.argv[1]), sys.argv[2]))[0]
+print(_start(plan, None).pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for a process that is nobody's child any more")
+def test_the_runs_of_a_sweep_end_with_it_even_where_it_is_killed(model: Path, tmp_path: Path) -> None:
+    path = write(tmp_path, model, "settings: {long: {steps: 1000000}}\n")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(path), str(tmp_path / "out")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert parent.stdout is not None and parent.stdin is not None
+    child = os.pidfd_open(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    ended, _, _ = select.select([child], [], [], 120)
+    os.close(child)
+    parent.stdout.close()
+    parent.stdin.close()
+    assert ended, "the run goes on though the sweep is dead"
 
 
 def result(setting: str, seed: int, **values: Any) -> dict[str, Any]:

@@ -142,6 +142,28 @@ def test_in_another_thread_it_does_nothing() -> None:
     assert seen == [before, None]
 
 
+def test_what_is_entered_inside_another_passes_on_what_it_receives() -> None:
+    notices: list[signal.Signals] = []
+    with StopSignals(notices.append) as outer:
+        with StopSignals(notices.append) as inner:
+            signal.raise_signal(signal.SIGTERM)
+        with StopSignals(notices.append) as later:
+            pass
+        assert (outer.received, inner.received, later.received) == (signal.SIGTERM, signal.SIGTERM, None)
+    assert notices == [signal.SIGTERM]
+    with pytest.raises(KeyboardInterrupt), StopSignals(notices.append):
+        with StopSignals(notices.append):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_process_ends_with_the_pipe_that_it_was_told_to_watch() -> None:
+    code = "import signal; from equipoise.runs.signals import end_with_parent; end_with_parent(); signal.pause()"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE)
+    process.communicate(timeout=60)  # closes the pipe
+    assert process.returncode == -signal.SIGTERM
+
+
 def test_importing_it_loads_no_torch() -> None:
     code = "import sys, equipoise.runs.signals; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
