@@ -38,6 +38,8 @@ class ModelCard:
     """The system message that it was trained with."""
     sampled: str = ""
     """How training sampled, such as: temperature 1, top-p 1, at most 32 new tokens. Empty where it did not."""
+    reward: str = ""
+    """The function that was maximised in place of the task's reward; empty where there was none."""
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -83,7 +85,7 @@ This model was trained with `equipoise` to continue `{task.frame.replace(PLACE, 
 - Base model: {base}
 - Task: {task.name}, in `task.yaml` beside this file
 - Method: {card.method}
-- Prompt: `{task.prompt(card.prompt).name}`
+{_reward(card)}- Prompt: `{task.prompt(card.prompt).name}`
 - Occupations trained on ({len(card.trained)}): {", ".join(card.trained)}
 - Held out: {", ".join(held_out) or f"none of the task's {len(task.names)}"}
 
@@ -114,6 +116,10 @@ def is_card(text: str) -> bool:
     """Whether `render` wrote the text, whatever results or words of a person's came into it since."""
     begins = ("This model was trained with `equipoise` to continue ", "It was trained with `equipoise`.\n")
     return text.startswith("---\n") and any(begin in text for begin in begins) and "\n\n- Base model: " in text
+
+
+def _reward(card: ModelCard) -> str:
+    return f"- Reward: the function `{card.reward}`, in place of the task's\n" if card.reward else ""
 
 
 def _terms(task: Task) -> str:

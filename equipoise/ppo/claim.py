@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from equipoise.errors import UserError
 from equipoise.policy.export import EXPORTED, RECORD, WEIGHTS, not_ours, refuse_foreign
 from equipoise.ppo.config import RunConfig, TrainConfig
+from equipoise.ppo.functions import TRACEBACK
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, task_from_document
 from equipoise.runs.checkpoint import Checkpoint, discard_all, newest
@@ -25,7 +26,7 @@ from equipoise.runs.records import differences
 
 ROWS = ("training_metrics.csv", "metrics.jsonl", "samples.jsonl", "eval.jsonl")
 """What a start without a checkpoint would cut."""
-OUTPUT_FILES = (*ROWS, "events.jsonl", "summary.json", "final_sentences.jsonl")
+OUTPUT_FILES = (*ROWS, "events.jsonl", "summary.json", "final_sentences.jsonl", TRACEBACK)
 """All that a run writes into its output folder, besides its record and the model."""
 OWNER = "records.json"
 

@@ -18,6 +18,8 @@ class Rewarded(NamedTuple):
     """(B,) what PPO maximises before the KL penalty."""
     bonus_B: Tensor
     """(B,) the diversity bonus in it."""
+    own: list[float] | None = None
+    """The user's reward of each, where that stands in place of the protocol's."""
 
 
 class Scored(NamedTuple):

@@ -36,6 +36,7 @@ def finish(training: Training, run: Run) -> None:
         "alerts": alerts(output),
         "alert_rollbacks": state.remedies.rollbacks,
         "skipped": state.skipped,
+        **training.functions.document(),
     }
     with training.optimizer.averaged():
         summary |= _final(training, run, output)
@@ -98,7 +99,7 @@ def evaluate_checkpoint(training: Training, run: Run) -> Evaluation | None:
     if not math.isfinite(measured["kl"]):
         run.log.event(state.step, "nonfinite", what="the KL to the reference is not finite, in an evaluation")
         return None
-    rank = training.rank(drawn.texts, drawn.occupations)
+    rank = training.functions.rank_of(drawn.texts, drawn.occupations)
     return {"step": state.step, **measured} | ({} if rank is None else {"rank": rank})
 
 

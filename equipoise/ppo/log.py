@@ -237,16 +237,25 @@ class RunLog:
         self._draw(lambda board: _draw_scalars(board, logged, step))
         self._console.step(step, metrics, timings)
 
-    def samples(self, step: int, rewards: Sequence[Reward], occupations: Sequence[str]) -> None:
-        """Log scored sentences: all to `samples.jsonl`, a few occupations' first to terminal and TensorBoard."""
-        self._samples.append("".join(_json_line({"step": step} | reward.document()) for reward in rewards))
+    def samples(
+        self,
+        step: int,
+        rewards: Sequence[Reward],
+        occupations: Sequence[str],
+        own: Sequence[float] | None = None,
+    ) -> None:
+        """Log scored sentences: all to `samples.jsonl`, a few occupations' first to terminal and TensorBoard. `own` are
+        their rewards where a function of the user's is the reward of the run."""
+        paid = [{} if own is None else {"reward_fn": _plain(own[i])} for i in range(len(rewards))]
+        rows = ({"step": step} | reward.document() | more for reward, more in zip(rewards, paid, strict=True))
+        self._samples.append("".join(map(_json_line, rows)))
         lines = []
-        for reward in shown(rewards, occupations):
+        for reward, value in shown(rewards, occupations, own):
             text = in_marks(pieces(reward.text, self._task.lexicon))
             # Indented, Markdown takes the lines for code and interprets nothing in them.
-            lines += [f"    {reward.reward:+.2f}  {text}", f"           {parts(reward)}"]
+            lines += [f"    {value:+.2f}  {text}", f"           {parts(reward, own is not None)}"]
         self._draw(lambda board: board.add_text("samples", "\n".join(lines), step))
-        self._console.samples(step, rewards, occupations)
+        self._console.samples(step, rewards, occupations, own)
 
     def evaluation(self, step: int, measured: Mapping[str, float]) -> None:
         """Log an evaluation to `eval.jsonl`, TensorBoard and the terminal."""

@@ -21,6 +21,8 @@ from equipoise.policy.rollout import Rollout
 from equipoise.policy.source import TASK
 from equipoise.ppo.claim import Claimed, check_folders, claim
 from equipoise.ppo.config import TrainConfig
+from equipoise.ppo.functions import DOCUMENT as FUNCTIONS
+from equipoise.ppo.functions import check_same
 from equipoise.ppo.log import RunLog
 from equipoise.ppo.state import State
 from equipoise.runs.checkpoint import Checkpoint, at_step, discard_after, newest, prune, save_checkpoint
@@ -44,6 +46,8 @@ class Run:
         self.saved_step = resumed.step if resumed else -1
         self.saved_at = time.monotonic()
         self.dumps = 0
+        self.functions: Mapping[str, str] = {}
+        """`Functions.document` of the run."""
         self._save_seconds = 0.0
         self._own = found.own
         self._locks = locks
@@ -77,11 +81,13 @@ class Run:
         overwrite: bool,
         functions: Mapping[str, str] | None = None,
         prompts: Callable[[], Mapping[str, str]] = dict,
+        changed_functions: bool = False,
     ) -> "Run":
         """Find out what is there. Raises UserError rather than touch anything that is not this run's.
 
-        Both go into the record: `functions`, what stands in place of the protocol's reward and rank, by name;
-        `prompts` gives what `render_prompts` says of them: a run goes on with the prompts it began with, or not at all.
+        Both go into the record: `functions`, what stands in place of the protocol's reward and rank, with its source;
+        `prompts` gives what `render_prompts` says of them. A run goes on with those it began with or not at all; with
+        `changed_functions`, one function may have become another, which is recorded too.
         """
         check_folders(config)  # before a lock or anything else is put there
         for folder in (config.run.output_dir, config.run.checkpoint_dir, config.run.tensorboard_dir):
@@ -92,9 +98,13 @@ class Run:
             if overwrite:
                 prompts()  # which may refuse: before anything is removed
             found = claim(config, overwrite, prompts)
+            record = Path(config.run.output_dir) / "run.json"
+            changed = check_same(found.resumed, record, functions or {}, changed_functions)
             facts = {**(functions or {}), "prompts": found.prompts}
             run = cls(config, _begin(config, facts, found), found, locks.pop_all())
-            run.prompts = found.prompts
+            run.prompts, run.functions = found.prompts, functions or {}
+            if changed:
+                run.log.event(run.saved_step, "functions_changed", what=changed)
         return run
 
     def newest(self) -> Checkpoint | None:
@@ -132,7 +142,12 @@ class Run:
             return
         weights, moments = optimizer.state(copied=asynchronous)
         tensors = {"weights": weights, "optimizer": moments, "rng": state.random_states()}
-        documents = {"config": self.config.document(), "state": state.document(), "prompts": dict(self.prompts)}
+        documents = {
+            "config": self.config.document(),
+            "state": state.document(),
+            "prompts": dict(self.prompts),
+            FUNCTIONS: dict(self.functions),
+        }
         kept = [s for s in (state.choice.step, state.watch.healthy_step) if s is not None]
         self.log.sync()  # a power cut must not leave a checkpoint that is newer than the metrics
         if asynchronous:
@@ -216,6 +231,7 @@ class Run:
                 config.occupations,
                 system=config.system,
                 sampled=config.sampling.describe(),
+                reward=self.functions.get("reward_fn", ""),
             ),
             extra_files={TASK: config.task.to_yaml()},
         )

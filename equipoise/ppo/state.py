@@ -55,6 +55,8 @@ class State:
     base: BaseRates | None = None
     choice: Choice = field(default_factory=Choice)
     remedies: Remedies = field(default_factory=Remedies)
+    unmarked: bool = False
+    """Whether the evaluation that is due at this step is still to be made: a function of the user's failed in it."""
 
     @classmethod
     def begin(cls, config: TrainConfig, limit: RowLimit, leaked: Sequence[str] = ()) -> "State":
@@ -100,6 +102,7 @@ class State:
             "watch": self.watch.state(),
             "choice": self.choice.state(),
             "remedies": asdict(self.remedies),
+            "unmarked": self.unmarked,
             "python_random": random.getstate(),
         }
 
@@ -120,6 +123,7 @@ class State:
         self.watch.load_state(document["watch"])
         self.choice.load_state(document["choice"])
         self.remedies = Remedies(**document["remedies"])
+        self.unmarked = document.get("unmarked", False)
         self.apply_remedies()
         version, internal, gauss = document["python_random"]
         random.setstate((version, tuple(internal), gauss))

@@ -4,6 +4,7 @@ Shapes: B completions, T steps, N real tokens laid flat. The tensors of a step's
 are small, and go to the device where the model needs them.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from equipoise.errors import UserError
 from equipoise.policy.load import Policy
 from equipoise.policy.prompt import sentences_of
 from equipoise.policy.rollout import Rollout
@@ -22,11 +22,11 @@ from equipoise.ppo import maths
 from equipoise.ppo.clock import Clock
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.experience import Experience, Rewarded, Scored
+from equipoise.ppo.functions import FunctionFailed
 from equipoise.ppo.metrics import remember, step_metrics
 from equipoise.ppo.training import Training
 from equipoise.ppo.update import Update, mini_batches
 from equipoise.ppo.watch import Alert
-from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Reward
 
 
@@ -41,6 +41,8 @@ class Step:
     rewards: Sequence[Reward] = ()
     occupations: Sequence[str] = ()
     """Of the sentences."""
+    own: Sequence[float] | None = None
+    """The user's reward of each sentence, where that is what is maximised."""
     rollout: Rollout | None = None
     evidence: dict[str, Tensor] = field(default_factory=dict)
     """Tensors to look into where something was not finite."""
@@ -57,9 +59,13 @@ def occupation_at(position: int, occupations: Sequence[str], seed: int) -> str:
 
 
 def ppo_step(training: Training) -> Step:
-    """One step, `state.step` counting it. Where something was not finite the weights are as before it showed."""
+    """One step, `state.step` counting it. Where something was not finite the weights are as before it showed.
+
+    Raises FunctionFailed, with all state as before the step, where the user's reward fails.
+    """
     config, policy, optimizer, state = training.config, training.policy, training.optimizer, training.state
     ppo, clock = config.ppo, Clock(policy.device)
+    drawn = state.generator.get_state()
     first = state.step * ppo.batch_size
     occupations = [occupation_at(first + i, config.occupations, config.seed) for i in range(ppo.batch_size)]
     batches = mini_batches(ppo, state.generator)
@@ -76,7 +82,12 @@ def ppo_step(training: Training) -> Step:
     with clock("score"):
         launched = state.limit.run(policy, lambda rows: launch_scores(policy, rollout, batches, config, rows))
         with clock("reward", wait=False):  # on the host, while a GPU scores
-            rewarded = reward_sentences(training, rollout, occupations)
+            try:
+                rewarded = reward_sentences(training, rollout, occupations)
+            except FunctionFailed:
+                state.step -= 1
+                state.generator.set_state(drawn)
+                raise
         scored = collect_scores(launched, rollout)
     failed = partial(Step, rewards=rewarded.rewards, occupations=occupations, rollout=rollout)
     if not bool(rewarded.paid_B.isfinite().all()):
@@ -104,33 +115,29 @@ def ppo_step(training: Training) -> Step:
             optimizer.update_average(state.step)
 
     metrics = step_metrics(config, state, learning_rate, rollout, rewarded, scored, advantages, stats) | running
+    if rewarded.own is not None:
+        metrics["reward/function"] = math.fsum(rewarded.own) / len(rewarded.own)
     alerts = state.judge(metrics)
     state.adapt_kl_coef(float(kl_BT.sum(1).mean()), ppo)
     if stats.nonfinite is None:
         state.bad_in_a_row = 0
     timings = clock.timings(tokens=int(rollout.lengths_B.sum()))
     evidence = scored._asdict() | {"advantages": whitened_BT}
-    return Step(stats.nonfinite, metrics, timings, rewarded.rewards, occupations, rollout, evidence, alerts)
+    own = rewarded.own
+    return Step(stats.nonfinite, metrics, timings, rewarded.rewards, occupations, own, rollout, evidence, alerts)
 
 
 def reward_sentences(training: Training, rollout: Rollout, occupations: Sequence[str]) -> Rewarded:
-    """The protocol's reward of each sentence, and what PPO maximises. Raises UserError for a reward function that does
-    not return one number for each."""
-    config, task, reward_fn = training.config, training.config.task, training.reward_fn
+    """The protocol's reward of each sentence, and what PPO maximises. Raises FunctionFailed."""
+    config, task, functions = training.config, training.config.task, training.functions
     texts = sentences_of(training.policy.tokenizer, rollout, occupations, task)
     rewards = [task.score(text, config.reward) for text in texts]
     bonus_B = torch.tensor(training.state.window.bonuses(rewards, occupations))
-    if reward_fn is None:
-        base_B = torch.tensor([r.reward for r in rewards])
-    else:
-        base_B = torch.tensor([float(x) for x in reward_fn(texts, occupations)])
-        if len(base_B) != len(rewards):
-            raise UserError(
-                f"the reward function returned {plural(len(base_B), 'number')} for {plural(len(rewards), 'sentence')}"
-            )
+    own = None if functions.reward is None else functions.rewards(texts, occupations)
+    base_B = torch.tensor([r.reward for r in rewards] if own is None else own)
     strict_B = torch.tensor([config.strict_bonus * task.strict(text) for text in texts])
     paid_B = base_B + bonus_B + strict_B - config.missing_eos_penalty * ~rollout.finished_B
-    return Rewarded(rewards, paid_B, bonus_B)
+    return Rewarded(rewards, paid_B, bonus_B, own)
 
 
 Launched = list[tuple[Tensor, Tensor]]

@@ -65,14 +65,16 @@ def training_summary(rows: Sequence[Mapping[str, Any]], exported_step: int) -> d
     over the sentences just before it where the base's rates are known, else over its batch."""
     if not rows:
         return {"reward_first": None, "reward_last": None, "good_step": None, "train_seconds": 0.0}
-    rewards = [row["reward/mean"] for row in rows]
+    # A reward of the user's own is the reward of its run; what counts as learnt by it, no one here can know.
+    own = all("reward/function" in row for row in rows)
+    rewards = [row["reward/function" if own else "reward/mean"] for row in rows]
     last = rows[-LAST:]
     at = max((r for r in rows if r["step"] <= exported_step), key=lambda r: int(r["step"]), default=rows[0])
     return {
         "reward_first": rewards[0],
-        "reward_last": sum(row["reward/mean"] for row in last) / len(last),
+        "reward_last": sum(rewards[-LAST:]) / len(last),
         "last_steps": len(last),
-        "good_step": first_good_step(rewards, [row["step"] for row in rows]),
+        "good_step": None if own else first_good_step(rewards, [row["step"] for row in rows]),
         "both_last": sum(row["compliance/both"] for row in last) / len(last),
         "kl_ref": _distance(at),
         "kl_bound": at.get("kl/bound"),
@@ -96,11 +98,12 @@ def describe(summary: Mapping[str, Any], task: Task) -> list[str]:
 
     lines = [f"summary of {plural(summary['steps'], 'step')}"]
     if summary["reward_first"] is not None:
-        good = summary["good_step"]
+        good, function = summary["good_step"], summary.get("reward_fn")
+        learnt = f"; {GOOD} (mean of {GOOD_STEPS} steps) " + (f"reached at step {good}" if good else "not reached")
         lines.append(
             f"  reward      {number(summary['reward_first'])} at first, {number(summary['reward_last'])} over the last "
             + plural(summary["last_steps"], "step", one="")
-            + (f"; {GOOD} (mean of {GOOD_STEPS} steps) " + (f"reached at step {good}" if good else "not reached"))
+            + (f", by {function}" if function else learnt)
         )
     final = summary.get("final")
     if final:

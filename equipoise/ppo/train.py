@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,12 +17,13 @@ from equipoise.policy.verify import settle
 from equipoise.ppo.base import BaseRates, base_rates
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.finish import finish, mark_checkpoint
+from equipoise.ppo.functions import FunctionFailed, Functions, RankFunction, RewardFunction, keep_traceback
 from equipoise.ppo.guard import ALERT_EXIT, NONFINITE_EXIT, on_alert, on_nonfinite
 from equipoise.ppo.nonfinite import locate
 from equipoise.ppo.run import Run
 from equipoise.ppo.state import State
 from equipoise.ppo.step import ppo_step
-from equipoise.ppo.training import RankFunction, RewardFunction, Training, name_of, new_optimizer
+from equipoise.ppo.training import Training, new_optimizer
 from equipoise.ppo.warm_start import warm_start
 from equipoise.protocol.plural import plural
 from equipoise.runs.signals import Stopped, StopSignals
@@ -45,33 +47,42 @@ def train(
     *,
     overwrite: bool = False,
     base: BaseRates | None = None,
+    changed_functions: bool = False,
 ) -> Outcome:
     """Train, or continue the run in `config.run`, to `config.steps`; then write the final model.
 
     `reward_fn` replaces the protocol's reward as what is maximised. Checkpoints are then compared by `rank_fn`, or by
     the mean of `reward_fn` where none is given, so that the best by what was asked for is exported. `base`, where it
-    has been measured before, saves sampling the untrained model. Raises UserError for what the user can mend.
+    has been measured before, saves sampling the untrained model.
+
+    A run is continued with the functions that it began with; `changed_functions` has it go on with others, as where one
+    was mended. Raises UserError for what the user can mend, also where a function fails: what was trained is then
+    saved, and the error that it raised is the cause.
     """
-    functions = {
-        kind: name_of(function)
-        for kind, function in (("reward_fn", reward_fn), ("rank_fn", rank_fn))
-        if function is not None
-    }
+    functions = Functions(reward_fn, rank_fn)
 
     @cache
     def prompts() -> Prompts:
         task, tokenizer = config.task, load_tokenizer(resolve(config.policy.model))
         return render_prompts(tokenizer, task.prompt(config.prompt), task, config.system)
 
-    opened = Run.open(config, overwrite=overwrite, functions=functions, prompts=lambda: prompts().record)
+    opened = Run.open(
+        config,
+        overwrite=overwrite,
+        functions=functions.document(),
+        prompts=lambda: prompts().record,
+        changed_functions=changed_functions,
+    )
     with opened as run, StopSignals() as stop:
+        for line in functions.lines():
+            run.log.say(line)
         if run.complete:
             run.log.say(
                 f"this run is complete ({plural(config.steps, 'step')}): raise --steps to go on, or --overwrite "
                 "to start anew"
             )
             return Outcome("done", config.steps, 0)
-        training = _begin(config, prompts().ids, (reward_fn, rank_fn), run, base)
+        training = _begin(config, prompts().ids, functions, run, base)
         state = training.state
         try:
             if run.resumed is None and config.warm_start.wanted:
@@ -86,6 +97,14 @@ def train(
             run.log.event(state.step, "signal", name=stop.received.name)
             run.log.say(f"stopped by {stop.received.name} in the warm start, with which the same command begins again")
             return Outcome("stopped", state.step, stop.exit_code)
+        except FunctionFailed as error:
+            run.save(training.optimizer, state)
+            where = keep_traceback(error, Path(config.run.output_dir))
+            run.log.event(state.step, "function_failed", what=str(error))
+            raise FunctionFailed(
+                f"{error}. Step {state.step} is saved" + (f", the traceback is in {where}" if where else "") + ": mend "
+                "the function and go on with train(…, changed_functions=True)"
+            ) from error.__cause__
         except NonFiniteError as error:  # nothing of it was written: the run ends as it was last saved
             run.log.event(state.step, "gave_up", because=str(error))
             run.log.say(f"stopped: {error}. The same command continues from the last checkpoint.")
@@ -104,7 +123,7 @@ def _without_warm_start(run: Run, found: int, drawn: int) -> None:
 def _begin(
     config: TrainConfig,
     prompts: dict[str, list[int]],
-    functions: tuple[RewardFunction | None, RankFunction | None],
+    functions: Functions,
     run: Run,
     base: BaseRates | None,
 ) -> Training:
@@ -115,7 +134,7 @@ def _begin(
     settle(policy, list(prompts.values()), config.sampling.max_new_tokens, run.log.say)
     leaked = leaked_terms(policy.tokenizer, prompt, task, config.system)
     state = State.begin(config, RowLimit(config.ppo.micro_batch_size, run.log.say), leaked)
-    training = Training(config, policy, new_optimizer(config, policy), state, prompts, *functions)
+    training = Training(config, policy, new_optimizer(config, policy), state, prompts, functions)
     if run.resumed is not None:
         run.restore(run.resumed, training.optimizer, state)
     else:
@@ -124,14 +143,25 @@ def _begin(
     return training
 
 
+def _mark(training: Training, run: Run) -> None:
+    """`mark_checkpoint`, and a note in the state until it is done, so that one which fails is made up for."""
+    training.state.unmarked = True
+    mark_checkpoint(training, run)
+    training.state.unmarked = False
+
+
 def _run_steps(training: Training, run: Run, stop: StopSignals) -> Outcome:
     config, state, optimizer = training.config, training.state, training.optimizer
+    if state.unmarked:
+        _mark(training, run)
+        run.saved_step = -1  # what it holds is of before the evaluation
+        run.save(optimizer, state)
     while state.step < config.steps and stop.received is None:
         step = ppo_step(training)
         if step.metrics:
             run.log.step(state.step, step.metrics, step.timings | {"time/save": run.take_save_seconds()})
         if state.step % config.run.sample_every == 0 or state.step == 1:
-            run.log.samples(state.step, step.rewards, step.occupations)
+            run.log.samples(state.step, step.rewards, step.occupations, step.own)
         if step.alerts and not on_alert(training, run, step.alerts):
             run.save(optimizer, state)
             return Outcome("alert", state.step, ALERT_EXIT)
@@ -141,7 +171,7 @@ def _run_steps(training: Training, run: Run, stop: StopSignals) -> Outcome:
             if not on_nonfinite(training, run, step.problem):
                 return Outcome("nonfinite", state.step, NONFINITE_EXIT)
         if run.is_due(state) and state.step > run.saved_step:
-            mark_checkpoint(training, run)
+            _mark(training, run)
         run.save_if_due(optimizer, state)
 
     run.save(optimizer, state)

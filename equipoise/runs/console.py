@@ -68,22 +68,27 @@ def in_marks(line: Iterable[Piece]) -> str:
     return "".join(text if kind == NO_CLASS else text.join(MARKS[kind]) for text, kind in line)
 
 
-def parts(reward: Reward) -> str:
-    """The reward's parts in one line; with the sum, which stands before the text, everything the score consists of."""
+def parts(reward: Reward, beside: bool = False) -> str:
+    """The reward's parts in one line; with the sum, which stands before the text, everything the score consists of.
+    `beside`: another reward stands there, and the sum here."""
     named = (
         ("base", reward.base),
         ("bonus", reward.bonus),
         ("length", reward.length_penalty),
         ("repetition", reward.repetition_penalty),
     )
-    return "  ".join(f"{name} {value + 0.0:+.2f}" for name, value in named) + f"  words {reward.words}"
+    told = "  ".join(f"{name} {value + 0.0:+.2f}" for name, value in named) + f"  words {reward.words}"
+    return f"the task's reward {reward.reward:+.2f}  {told}" if beside else told
 
 
-def shown(rewards: Iterable[Reward], occupations: Iterable[str]) -> list[Reward]:
-    """The first sample of each of the first few occupations."""
-    first: dict[str, Reward] = {}
-    for reward, occupation in zip(rewards, occupations, strict=True):
-        first.setdefault(occupation, reward)
+def shown(
+    rewards: Sequence[Reward], occupations: Iterable[str], own: Sequence[float] | None = None
+) -> list[tuple[Reward, float]]:
+    """The first sample of each of the first few occupations, with the run's reward of it: `own`, or the task's."""
+    first: dict[str, tuple[Reward, float]] = {}
+    values = [reward.reward for reward in rewards] if own is None else own
+    for reward, occupation, value in zip(rewards, occupations, values, strict=True):
+        first.setdefault(occupation, (reward, value))
     return list(first.values())[:MAX_SAMPLES]
 
 
@@ -130,7 +135,7 @@ class Pace:
 def numbers(metrics: Mapping[str, float], timings: Mapping[str, float]) -> str:
     """The step's few numbers worth watching, in one line."""
     watched = (
-        ("reward", metrics.get("reward/mean"), "{:.3f}"),
+        ("reward", metrics.get("reward/function", metrics.get("reward/mean")), "{:.3f}"),
         ("both", metrics.get("compliance/both"), "{:.1%}"),
         ("KL ref", metrics.get("kl/ref"), "{:.2f}"),
         ("update KL", metrics.get("ppo/update_kl"), "{:.4f}"),
@@ -280,14 +285,17 @@ class Console:
         """The run went back to `step`."""
         self._pace.done = step
 
-    def samples(self, step: int, rewards: Sequence[Reward], occupations: Sequence[str]) -> None:
-        """A few of the batch's texts, each with its reward, its terms marked, and the reward's parts below."""
+    def samples(
+        self, step: int, rewards: Sequence[Reward], occupations: Sequence[str], own: Sequence[float] | None = None
+    ) -> None:
+        """A few of the batch's texts, each with its reward (`own`, or the task's), its terms marked, and the parts of
+        the task's reward below."""
         names = [Piece(printable(label), kind) for kind, label in enumerate(self._task.labels)]
         legend = [piece for name in names for piece in (Piece(" "), name)][1:]
         self._print([Piece(f"samples of step {step}, terms marked: "), *legend])
-        for reward in shown(rewards, occupations):
-            self._print([Piece(f"  {reward.reward:+.2f}  "), *pieces(reward.text, self._task.lexicon)])
-            self._print([Piece(f"         {parts(reward)}")], style="dim")
+        for reward, value in shown(rewards, occupations, own):
+            self._print([Piece(f"  {value:+.2f}  "), *pieces(reward.text, self._task.lexicon)])
+            self._print([Piece(f"         {parts(reward, own is not None)}")], style="dim")
 
     def _print(self, line: Sequence[Piece], style: str = "") -> None:
         if self._live is None:

@@ -260,8 +260,9 @@ def test_samples_are_stored_with_every_part_of_the_reward(straight: Path) -> Non
 
 # What the training loop logs.
 KEYS = """
-reward/mean reward/std reward/base reward/bonus reward/length_penalty reward/repetition_penalty reward/training
-reward/diversity_bonus reward/missing_eos reward/strict_bonus compliance/both compliance/one compliance/none
+reward/mean reward/std reward/base reward/bonus reward/length_penalty reward/repetition_penalty reward/function
+reward/training reward/diversity_bonus reward/missing_eos reward/strict_bonus
+compliance/both compliance/one compliance/none
 compliance/in_length compliance/strict text/words text/unique text/pairs text/tokens text/finished kl/ref
 kl/ref_k3 kl/coef kl/penalty
 kl/bound kl/excess kl/excess_strict

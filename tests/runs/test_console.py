@@ -226,8 +226,15 @@ def test_any_text_becomes_one_harmless_line(text: str) -> None:
 def test_one_sample_of_each_of_at_most_six_occupations_is_shown() -> None:
     jobs = ["nurse", "nurse", "chef", "pilot", "chef", "artist", "lawyer", "doctor", "writer"]
     rewards: list[Reward] = [PROTOCOL.score(f"The {job} was number {i}.") for i, job in enumerate(jobs)]
-    assert [r.text.split()[1] for r in shown(rewards, jobs)] == ["nurse", "chef", "pilot", "artist", "lawyer", "doctor"]
-    assert shown(rewards, jobs)[0].text == "The nurse was number 0."
+    assert [r.text.split()[1] for r, _ in shown(rewards, jobs)] == [
+        "nurse",
+        "chef",
+        "pilot",
+        "artist",
+        "lawyer",
+        "doctor",
+    ]
+    assert found[0].text == "The nurse was number 0."
 
 
 def test_a_full_pipe_loses_a_line_and_no_more() -> None:
