@@ -120,7 +120,7 @@ def check_same(resumed: Checkpoint | None, record: Path, now: Mapping[str, str],
     """Raises UserError where a run that began with some functions would go on with others.
 
     What the run began with is in its checkpoint; `record` is its run.json, for checkpoints of before they had it. With
-    `accept` the change is allowed, and returned in words; empty where there is none.
+    `accept` one function may have become another, which is returned in words; empty where nothing has changed.
     """
     if resumed is None:
         return ""
@@ -130,18 +130,19 @@ def check_same(resumed: Checkpoint | None, record: Path, now: Mapping[str, str],
     else:
         with contextlib.suppress(OSError, ValueError):
             began = document if isinstance(document := read_json(record), Mapping) else {}
-    changed = []
+    changed, another = [], True
     for kind in ("reward_fn", "rank_fn"):
         hashed = f"{kind}_source"
         old, new = (source.get(kind) for source in (began, now))
         same = old == new and (began.get(hashed) is None or began.get(hashed) == now.get(hashed))
+        another = another and (old is None) == (new is None)
         if not same:
             changed.append(f"{kind}: {_with_hash(old, began.get(hashed))} → {_with_hash(new, now.get(hashed))}")
-    if changed and not accept:
+    if changed and not (accept and another):
+        going_on = "train(…, changed_functions=True) to go on with these, " if another else ""
         raise UserError(
             f"{resumed.path.parent} holds a run with other functions ({'; '.join(changed)}): give the same to continue "
-            "it, train(…, changed_functions=True) to go on with these, other folders for a new run, or overwrite=True "
-            "to start anew"
+            f"it, {going_on}other folders for a new run, or overwrite=True to start anew"
         )
     return "; ".join(changed)
 

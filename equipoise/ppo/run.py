@@ -246,7 +246,7 @@ def _begin(config: TrainConfig, facts: Mapping[str, Any], found: Claimed) -> Run
         write_json(output / "run.json", marked(record))
     log = RunLog(
         output_dir=output,
-        tensorboard_dir=Path(config.run.tensorboard_dir) / output.resolve().name,
+        tensorboard_dir=Path(config.run.tensorboard_dir) / _board_name(output),
         total_steps=config.steps,
         resume_step=step,
         task=config.task,
@@ -261,6 +261,13 @@ def _begin(config: TrainConfig, facts: Mapping[str, Any], found: Claimed) -> Run
         log.event(step, "resume", checkpoint=found.resumed.path.name)
         log.say(f"continuing from {found.resumed.path} (step {step} of {config.steps}); --overwrite would start anew")
     return log
+
+
+def _board_name(output: Path) -> Path:
+    """A run's name in TensorBoard: its whole path from here, so that `a/out` and `b/out` are two. A path that leads
+    elsewhere begins with `root`, for a name must stay below the folder of the curves."""
+    place, here = output.resolve(), Path.cwd().resolve()
+    return place.relative_to(here) if place.is_relative_to(here) and place != here else Path("root", *place.parts[1:])
 
 
 def _lock(folder: str, option: str, name: str = LOCK) -> FolderLock:

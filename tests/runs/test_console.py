@@ -226,14 +226,8 @@ def test_any_text_becomes_one_harmless_line(text: str) -> None:
 def test_one_sample_of_each_of_at_most_six_occupations_is_shown() -> None:
     jobs = ["nurse", "nurse", "chef", "pilot", "chef", "artist", "lawyer", "doctor", "writer"]
     rewards: list[Reward] = [PROTOCOL.score(f"The {job} was number {i}.") for i, job in enumerate(jobs)]
-    assert [r.text.split()[1] for r, _ in shown(rewards, jobs)] == [
-        "nurse",
-        "chef",
-        "pilot",
-        "artist",
-        "lawyer",
-        "doctor",
-    ]
+    found = [reward for reward, _ in shown(rewards, jobs)]
+    assert [r.text.split()[1] for r in found] == ["nurse", "chef", "pilot", "artist", "lawyer", "doctor"]
     assert found[0].text == "The nurse was number 0."
 
 
