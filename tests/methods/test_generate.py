@@ -10,9 +10,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,6 +25,7 @@ from equipoise.methods.prompted import Prompted, uniforms
 from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.sample import sample
 from equipoise.protocol.task import PROTOCOL
+from tests.killing import counted, exit_code, in_child, killed_until_done
 from tests.tiny import words_folder
 
 OCCUPATIONS = PROTOCOL.names
@@ -47,25 +45,6 @@ def config(model: Path, output: Path, **changes: object) -> GenerateConfig:
 def read(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def in_child(work: Callable[[], int]) -> int:
-    """The process id of a fork that does `work` and exits with what it returns: real, and torch is imported already."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads; none is at work here
-        child = os.fork()
-    if child == 0:
-        code = 99
-        try:
-            code = work()
-        finally:
-            os._exit(code)
-    return child
-
-
-def wait(child: int) -> int:
-    """Its exit code, or minus the signal that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.fixture(scope="module")
@@ -88,28 +67,13 @@ def test_the_file_has_n_rows_for_every_occupation_in_order(tiny_model: Path, tmp
     assert len({row["Text"] for row in rows}) > 50
 
 
-def test_killed_at_random_moments_it_ends_with_the_very_same_file(
+def test_killed_between_any_two_calls_it_ends_with_the_very_same_file(
     tiny_model: Path, tmp_path: Path, uninterrupted: bytes
 ) -> None:
     path = tmp_path / "out.csv"
+    _, whole = counted(lambda: generate(config(tiny_model, tmp_path / "counted.csv"), quiet))
     wanted = config(tiny_model, path)
-    chance = random.Random(7)
-    sizes = []
-    for _ in range(100):
-        child = in_child(lambda: generate(wanted, quiet).exit_code)
-        target = (path.stat().st_size if path.exists() else 0) + chance.randrange(600)
-        while (not path.exists() or path.stat().st_size <= target) and os.waitid(
-            os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT
-        ) is None:
-            time.sleep(chance.uniform(0, 0.002))
-        os.kill(child, signal.SIGKILL)
-        code = wait(child)
-        if code == 0:
-            break
-        assert code == -signal.SIGKILL
-        sizes.append(path.stat().st_size)
-    assert len(set(sizes)) >= 5, "too few kills found it half written"
-    assert generate(wanted, quiet).status == "done"
+    assert killed_until_done(lambda: generate(wanted, quiet).exit_code, whole, seed=7) >= 3
     assert path.read_bytes() == uninterrupted
     assert len({(row["Occupation"], row["RunID"]) for row in read(path)}) == 120
 
@@ -164,7 +128,7 @@ def test_out_of_room_it_keeps_whole_rows_and_continues_later(
         except UserError as error:
             return 2 if "the same command continues" in str(error) else 98
 
-    assert wait(in_child(with_little_room)) == 2
+    assert exit_code(in_child(with_little_room)) == 2
     rows = read(path)
     assert len(rows) % 8 == 0 and 0 < len(rows) < 120 and path.read_bytes().endswith(b",RLHF\r\n")
     assert generate(config(tiny_model, path), quiet).status == "done"

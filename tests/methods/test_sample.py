@@ -4,13 +4,9 @@ import csv
 import json
 import math
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +23,7 @@ from equipoise.methods.guided import Guided
 from equipoise.methods.sample import LABELS, SampleConfig, sample
 from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.protocol.task import PROTOCOL, Task
+from tests.killing import counted, killed_until_done
 from tests.tiny import words_folder
 
 OCCUPATIONS = PROTOCOL.names
@@ -52,37 +49,6 @@ def costs(output: Path) -> dict[str, Any]:
     """The account without what time decides."""
     document = json.loads(output.with_name(output.name + ".costs.json").read_text())
     return {key: value for key, value in document.items() if "seconds" not in key}
-
-
-def in_child(work: Callable[[], int]) -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        code = 99
-        try:
-            code = work()
-        finally:
-            os._exit(code)
-    return child
-
-
-def kill_now_and_then(wanted: SampleConfig, watched: Path, seed: int, step: int) -> int:
-    """Run it again and again, killed whenever the file has grown by some bytes; how often that was."""
-    chance = random.Random(seed)
-    for kills in range(200):
-        child = in_child(lambda: sample(wanted, quiet).exit_code)
-        target = (watched.stat().st_size if watched.exists() else 0) + chance.randrange(step)
-        while (not watched.exists() or watched.stat().st_size <= target) and os.waitid(
-            os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT
-        ) is None:
-            time.sleep(chance.uniform(0, 0.002))
-        os.kill(child, signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if code == 0:
-            return kills
-        assert code == -signal.SIGKILL
-    raise AssertionError("it never ended")
 
 
 def test_the_sentences_are_generates_with_method_and_seed_beside_them(tiny_model: Path, tmp_path: Path) -> None:
@@ -112,14 +78,14 @@ def test_the_account_counts_sentences_and_their_tokens(tiny_model: Path, tmp_pat
 
 
 @pytest.mark.parametrize("method", ["prompt-only", "gen-filter"])
-def test_killed_at_random_moments_files_and_account_are_as_if_never_killed(
+def test_killed_between_any_two_calls_files_and_account_are_as_if_never_killed(
     tiny_model: Path, tmp_path: Path, method: str
 ) -> None:
     whole, path = tmp_path / "whole.csv", tmp_path / "out.csv"
-    assert sample(config(tiny_model, whole, method), quiet).status == "done"
+    outcome, calls = counted(lambda: sample(config(tiny_model, whole, method), quiet))
+    assert outcome.status == "done"
     wanted = config(tiny_model, path, method)
-    watched = raw_path(path) if method == "gen-filter" else path
-    assert kill_now_and_then(wanted, watched, seed=11, step=4000) >= 3
+    assert killed_until_done(lambda: sample(wanted, quiet).exit_code, calls, seed=11) >= 3
     assert path.read_bytes() == whole.read_bytes()
     assert costs(path) == costs(whole)
     if method == "gen-filter":

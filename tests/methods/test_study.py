@@ -2,11 +2,7 @@
 
 import json
 import os
-import random
 import signal
-import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ from equipoise.methods import study as studies
 from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.study import METHODS, StudyConfig, study
 from equipoise.protocol.task import PROTOCOL
+from tests.killing import counted, killed_until_done
 from tests.tiny import words_folder
 
 
@@ -192,38 +189,14 @@ def test_a_stopped_study_goes_on(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_with_the_very_same_files(base: Path, tmp_path: Path) -> None:
+def test_killed_between_any_two_calls_it_ends_with_the_very_same_files(base: Path, tmp_path: Path) -> None:
     whole, folder = tmp_path / "whole", tmp_path / "study"
     trained(base, tmp_path / "rlhf_llama3_7b_output")
-    assert study(config(base, whole), quiet).exit_code == 0
-    chance, kills = random.Random(3), 0
-    for _ in range(6):
-        child = in_child(lambda: study(config(base, folder), quiet).exit_code)
-        end = time.monotonic() + chance.uniform(0.2, 6)
-        while time.monotonic() < end and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            time.sleep(0.01)
-        os.kill(child, signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if code == 0:
-            break
-        assert code == -signal.SIGKILL
-        kills += 1
-    assert kills >= 2
+    outcome, calls = counted(lambda: study(config(base, whole), quiet))
+    assert outcome.exit_code == 0
+    assert killed_until_done(lambda: study(config(base, folder), quiet).exit_code, calls, seed=3, most=4) >= 2
     assert study(config(base, folder), quiet).exit_code == 0
     assert contents(folder) == contents(whole)
-
-
-def in_child(work: Callable[[], int]) -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        code = 99
-        try:
-            code = work()
-        finally:
-            os._exit(code)
-    return child
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,6 @@
 import csv
 import dataclasses
 import json
-import os
-import signal
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,23 +75,3 @@ def results(where: Path, step: int) -> dict[str, Any]:
         "tensors": {name: x.tolist() for name, x in tensors(where, step).items()},
         "state": state,
     }
-
-
-def in_child(work: Callable[[], int]) -> int:
-    """The process id of a fork that does `work` and exits with what it returns: real, and torch is imported already."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads; none is at work here
-        child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under `nohup` it is ignored, which a run respects
-        code = 99
-        try:
-            code = work()
-        finally:
-            os._exit(code)
-    return child
-
-
-def exit_code(child: int) -> int:
-    """Of a child that has ended or soon will; −N where signal N killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -2,13 +2,12 @@
 
 import json
 import os
-import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,17 @@ import torch
 from equipoise import cli
 from equipoise.errors import UserError
 from equipoise.ppo import run as runs
+from equipoise.ppo import train as loop
 from equipoise.ppo.claim import FREE_TO_CHANGE
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.run import Run
 from equipoise.ppo.train import Outcome, train
 from equipoise.runs.records import differences
 from tests.default import score
+from tests.killing import counted, exit_code, in_child, killed_until_done
 from tests.tiny import words_folder
 
-from .small import checkpoints, events, exit_code, in_child, results, rows, small_config
+from .small import checkpoints, events, results, rows, small_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,13 +42,11 @@ EVERYTHING = {
 }  # fmt: skip
 
 
-def slowly(texts: Sequence[str], _: Sequence[str]) -> list[float]:
-    """The protocol's reward, and time for a kill to strike between saves as well."""
-    time.sleep(0.01)
+def own(texts: Sequence[str], _: Sequence[str]) -> list[float]:
     return [score(text).reward for text in texts]
 
 
-def work(config: TrainConfig, reward: Callable[..., Any] = slowly) -> Callable[[], int]:
+def work(config: TrainConfig, reward: Callable[..., Any] = own) -> Callable[[], int]:
     def run() -> int:
         with open(os.devnull, "w") as nowhere:
             sys.stdout = nowhere
@@ -57,30 +56,18 @@ def work(config: TrainConfig, reward: Callable[..., Any] = slowly) -> Callable[[
 
 
 @pytest.mark.parametrize("changes", [{"save_every": 1}, EVERYTHING], ids=["lora float32", "everything bfloat16"])
-def test_killed_at_random_moments_and_resumed_it_ends_with_the_very_same_bytes(
+def test_killed_between_any_two_calls_and_resumed_it_ends_with_the_very_same_bytes(
     model: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert train(small_config(model, straight, **changes), slowly) == Outcome("done", 6, 0)
+    outcome, calls = counted(lambda: train(small_config(model, straight, **changes), own))
+    assert outcome == Outcome("done", 6, 0)
     expected = results(straight, 6)
-    started = time.monotonic()
-    assert exit_code(in_child(work(small_config(model, tmp_path / "timed", **changes)))) == 0
-    whole = time.monotonic() - started
-    config = small_config(model, killed, **changes)
-    moments = random.Random(0)
     kills = 0
     while kills < 10:
-        child = in_child(work(config))
-        time.sleep(moments.uniform(0.1, 0.9) * whole)
-        os.kill(child, signal.SIGKILL)
-        code = exit_code(child)
-        assert code in (-signal.SIGKILL, 0), code
-        kills += code != 0
-        if code == 0:  # it got through between two kills
-            assert results(killed, 6) == expected
-            shutil.rmtree(killed)
-    assert exit_code(in_child(work(config))) == 0
-    assert results(killed, 6) == expected
+        kills += killed_until_done(work(small_config(model, killed, **changes)), calls, seed=kills, most=10 - kills)
+        assert results(killed, 6) == expected
+        shutil.rmtree(killed)
 
 
 @pytest.mark.parametrize("changes", [{}, {"scoring": "padded"}, EVERYTHING], ids=["packed", "padded", "everything"])
@@ -110,21 +97,14 @@ def options(model: Path, where: Path, *more: str) -> list[str]:
     ]
 
 
-def wait_for_steps(where: Path, steps: int) -> None:
-    metrics = where / "out" / "training_metrics.csv"
-    deadline = time.monotonic() + 60
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") <= steps:
-        assert time.monotonic() < deadline, "the run did not begin"
-        time.sleep(0.02)
-
-
 def test_a_real_process_stopped_by_sigterm_exits_143_saved_and_the_same_command_goes_on(
     model: Path, tmp_path: Path
 ) -> None:
     stopped = tmp_path / "stopped"
     command = [sys.executable, "train_rlhf.py", *options(model, stopped, "--steps", "100000")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for_steps(stopped, 3)
+    assert process.stdout is not None
+    assert any(line.startswith("step 3/") for line in process.stdout), "the run did not begin"
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
@@ -142,9 +122,15 @@ def test_a_real_process_stopped_by_sigterm_exits_143_saved_and_the_same_command_
 def test_other_stop_signals_save_and_exit_with_their_codes(
     model: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    child = in_child(work(small_config(model, tmp_path, steps=100_000)))
-    wait_for_steps(tmp_path, 2)
-    os.kill(child, number)
+    calls: list[int] = []
+
+    def reward(texts: Sequence[str], occupations: Sequence[str]) -> list[float]:
+        calls.append(len(texts))
+        if len(calls) == 3:
+            os.kill(os.getpid(), number)
+        return own(texts, occupations)
+
+    child = in_child(work(small_config(model, tmp_path, steps=100_000), reward))
     assert exit_code(child) == code
     step = len(rows(tmp_path))
     assert checkpoints(tmp_path)[-1] == step
@@ -329,9 +315,16 @@ def test_a_damaged_checkpoint_ends_the_command_with_code_2(
 
 
 def test_a_second_process_on_the_same_run_is_refused(model: Path, tmp_path: Path) -> None:
-    child = in_child(work(small_config(model, tmp_path, steps=100_000)))
+    reader, writer = os.pipe()
+
+    def reward(texts: Sequence[str], occupations: Sequence[str]) -> list[float]:
+        os.write(writer, b".")
+        return own(texts, occupations)
+
+    child = in_child(work(small_config(model, tmp_path, steps=100_000), reward))
+    os.close(writer)
     try:
-        wait_for_steps(tmp_path, 1)
+        assert os.read(reader, 1), "the run did not begin"
         with pytest.raises(UserError, match=r"another process is training in .*checkpoints"):
             Run.open(small_config(model, tmp_path, steps=100_000), overwrite=False)
     finally:
@@ -460,10 +453,19 @@ def test_checkpoints_written_while_training_goes_on_hold_the_state_of_their_step
     model: Path, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert train(small_config(model, tmp_path / "waits", **changes)) == Outcome("done", 6, 0)
-    plain, late = runs.save_checkpoint, []
+    plain, late, begun = runs.save_checkpoint, [], threading.Event()
+    step = loop.ppo_step
+
+    def stepping(training: Any) -> Any:
+        begun.set()
+        return step(training)
+
+    monkeypatch.setattr(loop, "ppo_step", stepping)
 
     def slow(*args: Any, **kwargs: Any) -> Path:
-        time.sleep(0.3)  # two steps take less
+        begun.clear()
+        if args[1] < 6:  # after the last step there is none to wait for
+            assert begun.wait(60), "no step begins while a checkpoint is written"
         late.append(args[1])
         return plain(*args, **kwargs)
 

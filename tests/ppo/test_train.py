@@ -374,7 +374,9 @@ def test_three_more_after_the_roll_back_end_the_run_with_code_3_and_the_checkpoi
     assert "checkpoint-2, is intact" in capsys.readouterr().out
     assert_all_finite(tmp_path)
     # And it is: with the cause removed the same command goes on from there.
-    assert train(small_config(model, tmp_path, steps=20), poisoned(range(0)), changed_functions=True) == Outcome("done", 20, 0)
+    assert train(small_config(model, tmp_path, steps=20), poisoned(range(0)), changed_functions=True) == Outcome(
+        "done", 20, 0
+    )
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, 21))
 
 

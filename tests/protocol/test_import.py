@@ -8,13 +8,12 @@ import sys
 HEAVY = ["numpy", "peft", "tokenizers", "torch", "transformers"]
 
 
-def loaded_by(statement: str) -> tuple[set[str], float]:
-    """The top-level modules that a fresh Python holds after `statement`, and the seconds that it took."""
+def loaded_by(statement: str) -> set[str]:
+    """The top-level modules that a fresh Python holds after `statement`."""
     code = (
-        "import json, sys, time\nstart = time.perf_counter()\n"
+        "import json, sys\n"
         + statement
-        + "\nseconds = time.perf_counter() - start\n"
-        "print(json.dumps([sorted({name.partition('.')[0] for name in sys.modules}), seconds]), file=sys.stderr)"
+        + "\nprint(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})), file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -23,20 +22,20 @@ def loaded_by(statement: str) -> tuple[set[str], float]:
         timeout=60,
         check=True,
     )
-    names, seconds = json.loads(done.stderr)
-    return set(names), seconds
+    return set(json.loads(done.stderr))
 
 
 def test_the_reward_loads_no_numerical_library():
-    names, _ = loaded_by("import equipoise.protocol.reward")
+    names = loaded_by("import equipoise.protocol.reward")
     assert "equipoise" in names and not names.intersection(HEAVY)
 
 
 def test_scoring_on_the_command_line_loads_no_numerical_library():
-    names, _ = loaded_by("from equipoise.cli import main; assert main(['score', 'bold']) == 0")
+    names = loaded_by("from equipoise.cli import main; assert main(['score', 'bold']) == 0")
     assert "equipoise" in names and not names.intersection(HEAVY)
 
 
-def test_the_reward_loads_in_a_fifth_of_a_second():
-    # The best of five: the others may meet a busy machine.
-    assert min(loaded_by("import equipoise.protocol.reward")[1] for _ in range(5)) < 0.2
+def test_the_reward_loads_hardly_more_than_the_standard_library_has():
+    # A count, since durations are those of the machine.
+    names = loaded_by("import equipoise.protocol.reward")
+    assert {name for name in names if name not in sys.stdlib_module_names} <= {"equipoise", "yaml", "_yaml"}

@@ -30,6 +30,7 @@ import itertools, os, signal, sys
 from pathlib import Path
 import torch
 from equipoise.runs.checkpoint import newest, prune, save_checkpoint
+from tests.killing import kill_before
 def state(step, size=5000):
     fill = lambda: torch.full((size,), float(step))
     return ({"model": {"a": fill(), "b": fill()}, "optimizer": {"m": fill()}}, {"loop": {"step": step}})
@@ -126,15 +127,13 @@ def content(folder: Path) -> dict[str, bytes]:
 # Killed for real
 
 
-def test_after_a_kill_at_any_moment_the_newest_checkpoint_is_whole_and_no_acknowledged_one_is_lost(
+def test_after_a_kill_between_any_two_calls_the_newest_checkpoint_is_whole_and_no_acknowledged_one_is_lost(
     server: ForkServer, tmp_path: Path
 ) -> None:
-    folder, moment, interrupted = tmp_path / "checkpoints", random.Random(0), 0
+    folder, draw, interrupted = tmp_path / "checkpoints", random.Random(0), 0
     save(folder, 0)
     for _ in range(25):
-        child = server.start(folder, SAVE_FOR_EVER)
-        time.sleep(moment.uniform(0.005, 0.05))
-        os.kill(child, signal.SIGKILL)
+        server.start(folder, f"kill_before({draw.randrange(1, 3000)})\n{SAVE_FOR_EVER}")
         assert os.WTERMSIG(server.wait()) == signal.SIGKILL
         acknowledged = tmp_path / "acknowledged"
         interrupted += bool(visible_and_hidden(folder)[1])
