@@ -273,3 +273,15 @@ def test_the_packaged_tasks_are_listed_wherever_they_are() -> None:
                         PAGES["docs/TASKS.md"], re.M)  # fmt: skip
     assert sorted("".join(pair) for pair in listed) == sorted(tasks)
     assert all(f"`{name}`" in PAGES["README.md"] for name in tasks)
+
+
+def test_every_line_of_the_security_page_names_a_test_that_is_there() -> None:
+    page = PAGES["docs/SECURITY.md"]
+    lines = [line for line in page.splitlines() if line.startswith("| ") and line != "| what | test |"]
+    assert len(lines) >= 20
+    for line in lines:
+        named = re.fullmatch(r"\| .+ \| `(tests/[\w/]+\.py)::(test_\w+)` \|", line)
+        assert named is not None, line
+        assert re.search(rf"^def {named[2]}\(", (ROOT / named[1]).read_text(), re.M), line
+    for heading in ("Never run", "Never fetched", "Never overwritten", "Never logged"):
+        assert f"## {heading}" in page
