@@ -78,10 +78,9 @@ def exit_code(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def killed_until_done(work: Callable[[], int], whole: int, seed: int, most: int = 50) -> int:
+def killed_until_done(work: Callable[[], int], whole: int, draw: random.Random, most: int = 50) -> int:
     """Run `work` again and again, killed before calls drawn from the `whole` that it takes uninterrupted, at most
     `most` times, and then to its end; how often it was killed."""
-    draw = random.Random(seed)
     for kills in range(most):
         code = exit_code(in_child(work, draw.randrange(whole // 20, whole)))
         if code == 0:

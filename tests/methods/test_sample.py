@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -85,7 +86,7 @@ def test_killed_between_any_two_calls_files_and_account_are_as_if_never_killed(
     outcome, calls = counted(lambda: sample(config(tiny_model, whole, method), quiet))
     assert outcome.status == "done"
     wanted = config(tiny_model, path, method)
-    assert killed_until_done(lambda: sample(wanted, quiet).exit_code, calls, seed=11) >= 3
+    assert killed_until_done(lambda: sample(wanted, quiet).exit_code, calls, random.Random(11)) >= 3
     assert path.read_bytes() == whole.read_bytes()
     assert costs(path) == costs(whole)
     if method == "gen-filter":

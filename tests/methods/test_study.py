@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,7 @@ def test_killed_between_any_two_calls_it_ends_with_the_very_same_files(base: Pat
     trained(base, tmp_path / "rlhf_llama3_7b_output")
     outcome, calls = counted(lambda: study(config(base, whole), quiet))
     assert outcome.exit_code == 0
-    assert killed_until_done(lambda: study(config(base, folder), quiet).exit_code, calls, seed=3, most=4) >= 2
+    assert killed_until_done(lambda: study(config(base, folder), quiet).exit_code, calls, random.Random(3), most=4) >= 2
     assert study(config(base, folder), quiet).exit_code == 0
     assert contents(folder) == contents(whole)
 

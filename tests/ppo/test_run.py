@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -63,9 +64,9 @@ def test_killed_between_any_two_calls_and_resumed_it_ends_with_the_very_same_byt
     outcome, calls = counted(lambda: train(small_config(model, straight, **changes), own))
     assert outcome == Outcome("done", 6, 0)
     expected = results(straight, 6)
-    kills = 0
-    while kills < 10:
-        kills += killed_until_done(work(small_config(model, killed, **changes)), calls, seed=kills, most=10 - kills)
+    kills, draw = 0, random.Random(0)
+    while kills < 5:
+        kills += killed_until_done(work(small_config(model, killed, **changes)), calls, draw, most=5 - kills)
         assert results(killed, 6) == expected
         shutil.rmtree(killed)
 
