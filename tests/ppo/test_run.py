@@ -137,7 +137,8 @@ def test_other_stop_signals_save_and_exit_with_their_codes(
     assert checkpoints(tmp_path)[-1] == step
     straight = tmp_path / "straight"
     for where in (tmp_path, straight):
-        assert train(small_config(model, where, steps=step + 1)).exit_code == 0
+        config = small_config(model, where, steps=step + 1)
+        assert train(config, own, changed_functions=True).exit_code == 0  # `reward` does not stop a run twice
     assert results(tmp_path, step + 1) == results(straight, step + 1)
 
 
@@ -465,7 +466,7 @@ def test_checkpoints_written_while_training_goes_on_hold_the_state_of_their_step
 
     def slow(*args: Any, **kwargs: Any) -> Path:
         begun.clear()
-        if args[1] < 6:  # after the last step there is none to wait for
+        if 0 < args[1] < 6:  # before the first step, and after the last, it is waited for
             assert begun.wait(60), "no step begins while a checkpoint is written"
         late.append(args[1])
         return plain(*args, **kwargs)
@@ -511,3 +512,15 @@ def test_a_log_damaged_on_the_way_does_not_keep_a_run_from_its_model(model: Path
         return [score(text).reward for text in texts]
 
     assert train(small_config(model, tmp_path, steps=2), reward) == Outcome("done", 2, 0)
+
+
+def test_runs_of_one_name_in_several_folders_are_several_in_tensorboard(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in ("a", "b", "../elsewhere"):
+        config = small_config(model, Path(place), steps=1, tensorboard_dir="runs")
+        assert train(config).exit_code == 0
+    boards = {str(path.parent.relative_to(tmp_path / "runs")) for path in (tmp_path / "runs").rglob("events.out*")}
+    outside = Path("root", *(tmp_path.parent / "elsewhere" / "out").resolve().parts[1:])
+    assert boards == {"a/out", "b/out", str(outside)}
