@@ -78,11 +78,11 @@ def exit_code(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def killed_until_done(work: Callable[[], int], whole: int, draw: random.Random, most: int = 50) -> int:
-    """Run `work` again and again, killed before calls drawn from the `whole` that it takes uninterrupted, at most
-    `most` times, and then to its end; how often it was killed."""
+def killed_until_done(work: Callable[[], int], whole: int, draw: random.Random, most: int = 12) -> int:
+    """Run `work` again and again, killed before a call drawn from the first quarter of the `whole` that it takes
+    uninterrupted, which makes three kills at least, `most` of them at most, and then to its end; how many it was."""
     for kills in range(most):
-        code = exit_code(in_child(work, draw.randrange(whole // 20, whole)))
+        code = exit_code(in_child(work, draw.randrange(whole // 20, whole // 4)))
         if code == 0:
             return kills
         assert code == -signal.SIGKILL, code

@@ -388,7 +388,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "link in its place": ("loop.json", lambda file: os.symlink(file.rename(file.parent / "x"), file), "is missing"),
     "manifest empty": ("manifest.json", lambda file: file.write_bytes(b""), "Expecting value"),
     "manifest garbage": ("manifest.json", lambda file: file.write_bytes(b"\xff" * 99), "codec can't decode"),
-    "manifest nested": ("manifest.json", lambda file: file.write_text("[" * 100_000), "recursion"),
+    "manifest nested": ("manifest.json", lambda file: file.write_text("[" * 100_000), "nested more than 100 deep"),
     "manifest of another kind": ("manifest.json", rewrite(files=[]), "not a checkpoint's manifest"),
     "manifest without sizes": ("manifest.json", rewrite(files={"loop.json": 1}), "no size and sha256 for loop.json"),
     "manifest of the future": ("manifest.json", rewrite(format=2), "format 2, this version of equipoise reads 1"),
