@@ -26,8 +26,9 @@ from equipoise.ppo.run import Run
 from equipoise.runs import locks
 from equipoise.runs.checkpoint import newest
 from equipoise.runs.files import write_whole
+from tests.killing import exit_code, in_child
 
-from .small import exit_code, in_child, small_config
+from .small import small_config
 
 MODEL = Path("nowhere")
 
