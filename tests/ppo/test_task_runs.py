@@ -140,7 +140,7 @@ def test_the_exported_checkpoint_is_the_best_by_the_rank_function(model: Path, t
 
 def test_a_rank_that_is_no_number_is_refused(model: Path, tmp_path: Path) -> None:
     config = small_config(model, tmp_path, steps=2, save_every=2, eval_sentences=8)
-    with pytest.raises(UserError, match="rank of an evaluation is nan"):
+    with pytest.raises(UserError, match="<lambda> ranks an evaluation nan: return finite"):
         train(config, None, lambda texts, jobs: float("nan"))
 
 
