@@ -1,5 +1,6 @@
 """The numbers of one PPO step, under the names that docs/METRICS.md defines. Deterministic: no clock is read here."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -76,7 +77,12 @@ def step_metrics(
         "value/explained_variance": maths.explained_variance(scored.values, advantages.returns, mask_BT).item(),
         "advantage/std": advantages.advantages[mask_BT].std(unbiased=False).item(),
         "guard/skipped": state.skipped,
-    }
+    } | _function(rewarded)
+
+
+def _function(rewarded: Rewarded) -> dict[str, float]:
+    """The mean of the user's own reward, where there is one."""
+    return {} if rewarded.own is None else {"reward/function": math.fsum(rewarded.own) / len(rewarded.own)}
 
 
 def _parts(rewards: Sequence[Reward]) -> Tensor:

@@ -1,7 +1,8 @@
 """What changes from step to step besides the weights and the optimizer."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from equipoise.ppo.base import BaseRates, distance
 from equipoise.ppo.choice import Choice
 from equipoise.ppo.config import DiversityConfig, PPOConfig, TrainConfig
 from equipoise.ppo.diversity import TermWindow
+from equipoise.ppo.functions import FunctionFailed
 from equipoise.ppo.watch import Alert, Watch
 from equipoise.ppo.window import Sentence, Window
 
@@ -87,6 +89,16 @@ class State:
     def adapt_kl_coef(self, kl: float, ppo: PPOConfig) -> None:
         """Steer the KL coefficient by the step's mean KL to the reference, nats per sentence."""
         self.kl_coef = maths.adapt_kl_coef(self.kl_coef, kl, ppo.ref_kl_target, ppo.batch_size, ppo.kl_horizon)
+
+    @contextmanager
+    def undone_where_a_function_fails(self, drawn: Tensor) -> Iterator[None]:
+        """Count the step as not taken where the user's reward fails; `drawn`: the generator's state before it."""
+        try:
+            yield
+        except FunctionFailed:
+            self.step -= 1
+            self.generator.set_state(drawn)
+            raise
 
     def document(self) -> dict[str, Any]:
         """The part that is JSON."""

@@ -4,7 +4,6 @@ Shapes: B completions, T steps, N real tokens laid flat. The tensors of a step's
 are small, and go to the device where the model needs them.
 """
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ from equipoise.ppo import maths
 from equipoise.ppo.clock import Clock
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.experience import Experience, Rewarded, Scored
-from equipoise.ppo.functions import FunctionFailed
 from equipoise.ppo.metrics import remember, step_metrics
 from equipoise.ppo.training import Training
 from equipoise.ppo.update import Update, mini_batches
@@ -66,8 +64,8 @@ def ppo_step(training: Training) -> Step:
     config, policy, optimizer, state = training.config, training.policy, training.optimizer, training.state
     ppo, clock = config.ppo, Clock(policy.device)
     drawn = state.generator.get_state()
-    first = state.step * ppo.batch_size
-    occupations = [occupation_at(first + i, config.occupations, config.seed) for i in range(ppo.batch_size)]
+    places = range(state.step * ppo.batch_size, (state.step + 1) * ppo.batch_size)
+    occupations = [occupation_at(place, config.occupations, config.seed) for place in places]
     batches = mini_batches(ppo, state.generator)
     learning_rate = ppo.policy_learning_rate(state.step) * state.remedies.rate
     state.step += 1
@@ -81,13 +79,8 @@ def ppo_step(training: Training) -> Step:
 
     with clock("score"):
         launched = state.limit.run(policy, lambda rows: launch_scores(policy, rollout, batches, config, rows))
-        with clock("reward", wait=False):  # on the host, while a GPU scores
-            try:
-                rewarded = reward_sentences(training, rollout, occupations)
-            except FunctionFailed:
-                state.step -= 1
-                state.generator.set_state(drawn)
-                raise
+        with clock("reward", wait=False), state.undone_where_a_function_fails(drawn):  # on the host, while a GPU scores
+            rewarded = reward_sentences(training, rollout, occupations)
         scored = collect_scores(launched, rollout)
     failed = partial(Step, rewards=rewarded.rewards, occupations=occupations, rollout=rollout)
     if not bool(rewarded.paid_B.isfinite().all()):
@@ -95,7 +88,6 @@ def ppo_step(training: Training) -> Step:
     kl_BT = scored.kl_BT(rollout)
     if not bool(kl_BT.isfinite().all() and scored.values.isfinite().all()):
         return failed("log-probabilities or values are not finite", evidence=scored._asdict())
-
     token_rewards_BT = maths.token_rewards(rewarded.paid_B, kl_BT, rollout.mask_BT, state.kl_coef)
     advantages = maths.gae(token_rewards_BT, scored.values, rollout.mask_BT, ppo.gamma, ppo.gae_lambda)
     whitened_BT = maths.whiten(advantages.advantages, rollout.mask_BT)
@@ -115,16 +107,15 @@ def ppo_step(training: Training) -> Step:
             optimizer.update_average(state.step)
 
     metrics = step_metrics(config, state, learning_rate, rollout, rewarded, scored, advantages, stats) | running
-    if rewarded.own is not None:
-        metrics["reward/function"] = math.fsum(rewarded.own) / len(rewarded.own)
     alerts = state.judge(metrics)
     state.adapt_kl_coef(float(kl_BT.sum(1).mean()), ppo)
     if stats.nonfinite is None:
         state.bad_in_a_row = 0
     timings = clock.timings(tokens=int(rollout.lengths_B.sum()))
     evidence = scored._asdict() | {"advantages": whitened_BT}
-    own = rewarded.own
-    return Step(stats.nonfinite, metrics, timings, rewarded.rewards, occupations, own, rollout, evidence, alerts)
+    return Step(
+        stats.nonfinite, metrics, timings, rewarded.rewards, occupations, rewarded.own, rollout, evidence, alerts
+    )
 
 
 def reward_sentences(training: Training, rollout: Rollout, occupations: Sequence[str]) -> Rewarded:

@@ -1,15 +1,16 @@
 """The training loop: one PPO step after the other, logged, guarded and saved, until the run is complete or stopped."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from equipoise.errors import NonFiniteError
 from equipoise.learning.search import BATCH
-from equipoise.policy.load import load_policy
+from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import Prompts, leaked_terms, render_prompts
 from equipoise.policy.source import load_tokenizer, resolve
@@ -60,29 +61,77 @@ def train(
     saved, and the error that it raised is the cause.
     """
     functions = Functions(reward_fn, rank_fn)
+    with Trainer(config, functions, overwrite=overwrite, base=base, changed_functions=changed_functions) as trainer:
+        return trainer.train()
 
-    @cache
-    def prompts() -> Prompts:
-        task, tokenizer = config.task, load_tokenizer(resolve(config.policy.model))
+
+class Trainer:
+    """One run, a step at a time: opened (as a context manager), its model loaded, trained.
+
+    Entering raises UserError for what must not be continued or touched.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        functions: Functions | None = None,
+        *,
+        overwrite: bool = False,
+        base: BaseRates | None = None,
+        changed_functions: bool = False,
+    ) -> None:
+        self.config, self.functions, self.base = config, functions or Functions(), base
+        self.overwrite, self.changed_functions = overwrite, changed_functions
+        self.policy: Policy | None = None
+        self.run: Run
+        self.stop: StopSignals
+        self._open = ExitStack()
+
+    def __enter__(self) -> "Trainer":
+        with ExitStack() as opened:
+            self.run = opened.enter_context(
+                Run.open(
+                    self.config,
+                    overwrite=self.overwrite,
+                    functions=self.functions.document(),
+                    prompts=lambda: self.prompts.record,
+                    changed_functions=self.changed_functions,
+                )
+            )
+            self.stop = opened.enter_context(StopSignals())
+            for line in self.functions.lines():
+                self.run.log.say(line)
+            self._open = opened.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """As the model reads them; needs its tokenizer alone."""
+        config, task = self.config, self.config.task
+        tokenizer = load_tokenizer(resolve(config.policy.model))
         return render_prompts(tokenizer, task.prompt(config.prompt), task, config.system)
 
-    opened = Run.open(
-        config,
-        overwrite=overwrite,
-        functions=functions.document(),
-        prompts=lambda: prompts().record,
-        changed_functions=changed_functions,
-    )
-    with opened as run, StopSignals() as stop:
-        for line in functions.lines():
-            run.log.say(line)
+    def load(self) -> Policy:
+        """The policy, untrained, and compared with itself: see `settle`."""
+        if self.policy is None:
+            torch.manual_seed(self.config.seed)  # adapters start at random
+            self.policy = load_policy(self.config.policy, self.config.task.prompt(self.config.prompt))
+            settle(self.policy, list(self.prompts.ids.values()), self.config.sampling.max_new_tokens, self.run.log.say)
+        return self.policy
+
+    def train(self) -> Outcome:
+        """Train to the end, or until something stops it; then write the final model. Raises UserError."""
+        run, stop, config = self.run, self.stop, self.config
         if run.complete:
             run.log.say(
                 f"this run is complete ({plural(config.steps, 'step')}): raise --steps to go on, or --overwrite "
                 "to start anew"
             )
             return Outcome("done", config.steps, 0)
-        training = _begin(config, prompts().ids, functions, run, base)
+        training = self._begin()
         state = training.state
         try:
             if run.resumed is None and config.warm_start.wanted:
@@ -110,6 +159,20 @@ def train(
             run.log.say(f"stopped: {error}. The same command continues from the last checkpoint.")
             return Outcome("nonfinite", state.step, NONFINITE_EXIT)
 
+    def _begin(self) -> Training:
+        """The policy and all that belongs to it: as the run's newest checkpoint left it, or untrained and measured."""
+        config, run, policy = self.config, self.run, self.load()
+        leaked = leaked_terms(policy.tokenizer, config.task.prompt(config.prompt), config.task, config.system)
+        state = State.begin(config, RowLimit(config.ppo.micro_batch_size, run.log.say), leaked)
+        optimizer = new_optimizer(config, policy)
+        training = Training(config, policy, optimizer, state, self.prompts.ids, self.functions)
+        if run.resumed is not None:
+            run.restore(run.resumed, training.optimizer, state)
+        else:
+            run.rehearse_export(policy)
+            state.base = self.base or base_rates(config, policy, training.trained_prompts, run.log.say)
+        return training
+
 
 def _without_warm_start(run: Run, found: int, drawn: int) -> None:
     """Say and record that PPO begins from what the model is, since it wrote too few sentences to learn from."""
@@ -118,29 +181,6 @@ def _without_warm_start(run: Run, found: int, drawn: int) -> None:
         "PPO goes on without it, and learns little where the model hardly ever complies: give the task openings "
         "(--warm-start forced), or sentences with --warm-start-file"
     )
-
-
-def _begin(
-    config: TrainConfig,
-    prompts: dict[str, list[int]],
-    functions: Functions,
-    run: Run,
-    base: BaseRates | None,
-) -> Training:
-    """The policy and all that belongs to it: as the run's newest checkpoint left it, or untrained and measured."""
-    torch.manual_seed(config.seed)  # adapters start at random
-    task, prompt = config.task, config.task.prompt(config.prompt)
-    policy = load_policy(config.policy, prompt)
-    settle(policy, list(prompts.values()), config.sampling.max_new_tokens, run.log.say)
-    leaked = leaked_terms(policy.tokenizer, prompt, task, config.system)
-    state = State.begin(config, RowLimit(config.ppo.micro_batch_size, run.log.say), leaked)
-    training = Training(config, policy, new_optimizer(config, policy), state, prompts, functions)
-    if run.resumed is not None:
-        run.restore(run.resumed, training.optimizer, state)
-    else:
-        run.rehearse_export(policy)
-        state.base = base or base_rates(config, policy, training.trained_prompts, run.log.say)
-    return training
 
 
 def _mark(training: Training, run: Run) -> None:
