@@ -22,7 +22,6 @@ from equipoise.ppo import maths
 from equipoise.ppo.clock import Clock
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.experience import Experience, Rewarded, Scored
-from equipoise.ppo.functions import FunctionFailed
 from equipoise.ppo.metrics import remember, step_metrics
 from equipoise.ppo.training import Training
 from equipoise.ppo.update import Update, mini_batches
@@ -60,12 +59,9 @@ def occupation_at(position: int, occupations: Sequence[str], seed: int) -> str:
 
 def ppo_step(training: Training) -> Step:
     """One step, `state.step` counting it. Where something was not finite the weights are as before it showed.
-
-    Raises FunctionFailed, with all state as before the step, where the user's reward fails.
-    """
+    Raises FunctionFailed; nothing but the count of steps and the generator has changed then."""
     config, policy, optimizer, state = training.config, training.policy, training.optimizer, training.state
     ppo, clock = config.ppo, Clock(policy.device)
-    drawn = state.generator.get_state()
     first = state.step * ppo.batch_size
     occupations = [occupation_at(first + i, config.occupations, config.seed) for i in range(ppo.batch_size)]
     batches = mini_batches(ppo, state.generator)
@@ -82,12 +78,7 @@ def ppo_step(training: Training) -> Step:
     with clock("score"):
         launched = state.limit.run(policy, lambda rows: launch_scores(policy, rollout, batches, config, rows))
         with clock("reward", wait=False):  # on the host, while a GPU scores
-            try:
-                rewarded = reward_sentences(training, rollout, occupations)
-            except FunctionFailed:
-                state.step -= 1
-                state.generator.set_state(drawn)
-                raise
+            rewarded = reward_sentences(training, rollout, occupations)
         scored = collect_scores(launched, rollout)
     failed = partial(Step, rewards=rewarded.rewards, occupations=occupations, rollout=rollout)
     if not bool(rewarded.paid_B.isfinite().all()):

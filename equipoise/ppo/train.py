@@ -22,7 +22,7 @@ from equipoise.ppo.guard import ALERT_EXIT, NONFINITE_EXIT, on_alert, on_nonfini
 from equipoise.ppo.nonfinite import locate
 from equipoise.ppo.run import Run
 from equipoise.ppo.state import State
-from equipoise.ppo.step import ppo_step
+from equipoise.ppo.step import Step, ppo_step
 from equipoise.ppo.training import Training, new_optimizer
 from equipoise.ppo.warm_start import warm_start
 from equipoise.protocol.plural import plural
@@ -66,13 +66,8 @@ def train(
         task, tokenizer = config.task, load_tokenizer(resolve(config.policy.model))
         return render_prompts(tokenizer, task.prompt(config.prompt), task, config.system)
 
-    opened = Run.open(
-        config,
-        overwrite=overwrite,
-        functions=functions.document(),
-        prompts=lambda: prompts().record,
-        changed_functions=changed_functions,
-    )
+    facts, record = functions.document(), lambda: prompts().record
+    opened = Run.open(config, overwrite=overwrite, functions=facts, prompts=record, changed_functions=changed_functions)
     with opened as run, StopSignals() as stop:
         for line in functions.lines():
             run.log.say(line)
@@ -98,17 +93,23 @@ def train(
             run.log.say(f"stopped by {stop.received.name} in the warm start, with which the same command begins again")
             return Outcome("stopped", state.step, stop.exit_code)
         except FunctionFailed as error:
-            run.save(training.optimizer, state)
-            where = keep_traceback(error, Path(config.run.output_dir))
-            run.log.event(state.step, "function_failed", what=str(error))
-            raise FunctionFailed(
-                f"{error}. Step {state.step} is saved" + (f", the traceback is in {where}" if where else "") + ": mend "
-                "the function and go on with train(…, changed_functions=True)"
-            ) from error.__cause__
+            raise _saved(training, run, error) from error.__cause__
         except NonFiniteError as error:  # nothing of it was written: the run ends as it was last saved
             run.log.event(state.step, "gave_up", because=str(error))
             run.log.say(f"stopped: {error}. The same command continues from the last checkpoint.")
             return Outcome("nonfinite", state.step, NONFINITE_EXIT)
+
+
+def _saved(training: Training, run: Run, error: FunctionFailed) -> FunctionFailed:
+    """Save what was trained before a function of the user's failed; the error, with what was saved and the remedy."""
+    state = training.state
+    run.save(training.optimizer, state)
+    where = keep_traceback(error, Path(run.config.run.output_dir))
+    run.log.event(state.step, "function_failed", what=str(error))
+    kept = f", the traceback is in {where}" if where else ""
+    return FunctionFailed(
+        f"{error}. Step {state.step} is saved{kept}: mend the function and go on with train(…, changed_functions=True)"
+    )
 
 
 def _without_warm_start(run: Run, found: int, drawn: int) -> None:
@@ -143,6 +144,18 @@ def _begin(
     return training
 
 
+def _step(training: Training) -> Step:
+    """`ppo_step`. Raises FunctionFailed with all state as before the step."""
+    state = training.state
+    number, drawn = state.step, state.generator.get_state()
+    try:
+        return ppo_step(training)
+    except FunctionFailed:
+        state.step = number
+        state.generator.set_state(drawn)
+        raise
+
+
 def _mark(training: Training, run: Run) -> None:
     """`mark_checkpoint`, and a note in the state until it is done, so that one which fails is made up for."""
     training.state.unmarked = True
@@ -157,7 +170,7 @@ def _run_steps(training: Training, run: Run, stop: StopSignals) -> Outcome:
         run.saved_step = -1  # what it holds is of before the evaluation
         run.save(optimizer, state)
     while state.step < config.steps and stop.received is None:
-        step = ppo_step(training)
+        step = _step(training)
         if step.metrics:
             run.log.step(state.step, step.metrics, step.timings | {"time/save": run.take_save_seconds()})
         if state.step % config.run.sample_every == 0 or state.step == 1:
