@@ -147,13 +147,7 @@ class Trainer:
             run.log.say(f"stopped by {stop.received.name} in the warm start, with which the same command begins again")
             return Outcome("stopped", state.step, stop.exit_code)
         except FunctionFailed as error:
-            run.save(training.optimizer, state)
-            where = keep_traceback(error, Path(config.run.output_dir))
-            run.log.event(state.step, "function_failed", what=str(error))
-            raise FunctionFailed(
-                f"{error}. Step {state.step} is saved" + (f", the traceback is in {where}" if where else "") + ": mend "
-                "the function and go on with train(…, changed_functions=True)"
-            ) from error.__cause__
+            raise _saved(training, run, error) from error.__cause__
         except NonFiniteError as error:  # nothing of it was written: the run ends as it was last saved
             run.log.event(state.step, "gave_up", because=str(error))
             run.log.say(f"stopped: {error}. The same command continues from the last checkpoint.")
@@ -172,6 +166,18 @@ class Trainer:
             run.rehearse_export(policy)
             state.base = self.base or base_rates(config, policy, training.trained_prompts, run.log.say)
         return training
+
+
+def _saved(training: Training, run: Run, error: FunctionFailed) -> FunctionFailed:
+    """Save what was trained before a function of the user's failed; the error, with what was saved and the remedy."""
+    state = training.state
+    run.save(training.optimizer, state)
+    where = keep_traceback(error, Path(run.config.run.output_dir))
+    run.log.event(state.step, "function_failed", what=str(error))
+    kept = f", the traceback is in {where}" if where else ""
+    return FunctionFailed(
+        f"{error}. Step {state.step} is saved{kept}: mend the function and go on with train(…, changed_functions=True)"
+    )
 
 
 def _without_warm_start(run: Run, found: int, drawn: int) -> None:

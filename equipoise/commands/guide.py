@@ -1,0 +1,88 @@
+"""What `train_rlhf.py` is made of: the guide's script, whose constants and whose call of `setup_model_and_tokenizer`
+a user may edit, and whose options are those of `equipoise train`."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from equipoise.commands.train import configure
+from equipoise.ppo.presets import preset
+
+if TYPE_CHECKING:
+    from equipoise.policy.load import Policy
+    from equipoise.ppo.train import Trainer
+
+NUMBERS: Mapping[str, Any] = {
+    "BATCH_SIZE": preset("guide").ppo.batch_size,
+    "MINI_BATCH_SIZE": preset("guide").ppo.mini_batch_size,
+    "PPO_EPOCHS": preset("guide").ppo.ppo_epochs,
+    "LEARNING_RATE": preset("guide").ppo.learning_rate,
+    "TARGET_KL": preset("guide").ppo.target_kl,
+    "TRAINING_STEPS": preset("guide").steps,
+}
+"""The guide's constants. A preset decides where a script leaves them as they are."""
+
+
+class GuideRun:
+    """The run of a script: its command line read, its model set up, trained; in this order."""
+
+    def __init__(self, constants: Mapping[str, Any]) -> None:
+        self.edited = {name: value for name, value in constants.items() if value != NUMBERS[name]}
+        self.argv: list[str] | None = None
+        self._trainer: Trainer | None = None
+        self._open = ExitStack()
+
+    def setup_model_and_tokenizer(self, use_8bit: bool = False) -> tuple[Any, Any, Any]:
+        """(model, ref_model, tokenizer): the policy with its adapters, the reference that KL is measured against (the
+        same model with adapters off, or a frozen copy where all weights are trained), and the tokenizer.
+
+        `use_8bit` keeps the frozen weights in 8 bits, as `--use-8bit` does. In a script that trains, these are the
+        run's own: it is opened here, and what it found and chose is printed. Called from elsewhere it loads the guide's
+        model. Raises UserError, and SystemExit(0) for a run that is complete.
+        """
+        from equipoise.policy.reference import reference_of
+
+        policy = self._loaded_alone(use_8bit) if self.argv is None else self._opened(self.argv, use_8bit)
+        return policy.model, reference_of(policy), policy.tokenizer
+
+    def read(self, argv: list[str]) -> None:
+        """Take the command line. Raises UserError for options that there are not, before torch is loaded."""
+        self.argv = argv
+        self._config, self._lines, self._overwrite = configure(argv, self.edited)
+
+    def train(self, model: Any, ref_model: Any, tokenizer: Any) -> int:
+        """Train what `setup_model_and_tokenizer` returned. Returns the exit code."""
+        trainer = self._trainer
+        if trainer is None or trainer.policy is None or trainer.policy.model is not model:
+            raise ValueError("train what setup_model_and_tokenizer returned: the run goes with its model")
+        with self._open:
+            return trainer.train().exit_code
+
+    def _opened(self, argv: list[str], use_8bit: bool) -> "Policy":
+        from equipoise.ppo.preflight import preflight
+        from equipoise.ppo.train import Trainer
+        from equipoise.runs.console import quiet
+
+        quiet()
+        config, lines = self._config, list(self._lines)
+        if use_8bit and not config.policy.use_8bit:
+            config = replace(config, policy=replace(config.policy, use_8bit=True))
+            lines.append("option    --use-8bit, from setup_model_and_tokenizer(use_8bit=True) in train_rlhf.py")
+        config, found = preflight(config)
+        for line in (*lines, *found):
+            print(line, flush=True)
+        with ExitStack() as opened:
+            self._trainer = opened.enter_context(Trainer(config, overwrite=self._overwrite))
+            if self._trainer.run.complete:
+                raise SystemExit(self._trainer.train().exit_code)
+            policy = self._trainer.load()
+            self._open = opened.pop_all()
+        return policy
+
+    @staticmethod
+    def _loaded_alone(use_8bit: bool) -> "Policy":
+        from equipoise.policy.load import load_policy
+
+        guide = preset("guide")
+        return load_policy(replace(guide.policy, use_8bit=use_8bit), guide.task.prompt(guide.prompt))
