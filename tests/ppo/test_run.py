@@ -61,8 +61,8 @@ def test_killed_between_any_two_calls_and_resumed_it_ends_with_the_very_same_byt
     model: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    outcome, calls = counted(lambda: train(small_config(model, straight, **changes), own))
-    assert outcome == Outcome("done", 6, 0)
+    assert train(small_config(model, straight, **changes), own) == Outcome("done", 6, 0)
+    calls = counted(work(small_config(model, tmp_path / "counted", **changes)))
     expected = results(straight, 6)
     kills, draw = 0, random.Random(0)
     while kills < 5:
