@@ -69,9 +69,9 @@ class GuideRun:
         if use_8bit and not config.policy.use_8bit:
             config = replace(config, policy=replace(config.policy, use_8bit=True))
             lines.append("option    --use-8bit, from setup_model_and_tokenizer(use_8bit=True) in train_rlhf.py")
+        print("\n".join(lines), flush=True)  # before anything of a machine or a network is asked
         config, found = preflight(config)
-        for line in (*lines, *found):
-            print(line, flush=True)
+        print("\n".join(found), flush=True)
         with ExitStack() as opened:
             self._trainer = opened.enter_context(Trainer(config, overwrite=self._overwrite))
             if self._trainer.run.complete:

@@ -23,9 +23,9 @@ def main(argv: list[str]) -> int:
     from equipoise.runs.console import quiet
 
     quiet()
+    print("\n".join(reasons), flush=True)  # before anything of a machine or a network is asked
     config, lines = preflight(config)
-    for line in (*reasons, *lines):
-        print(line, flush=True)
+    print("\n".join(lines), flush=True)
     return train(config, overwrite=overwrite).exit_code
 
 

@@ -27,6 +27,8 @@ _OF_A_TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "chat_template.jin
 # huggingface_hub speaks HTTP through httpx in 1.x and httpx2 in 2.x; their errors share no base class.
 _HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
 
+LOG_IN = "`hf auth login` (today's name of `huggingface-cli login`)"
+
 
 @dataclass(frozen=True)
 class HubAccess:
@@ -116,11 +118,11 @@ def explain(model_id: str, error: BaseException) -> str | None:
         )
     if any(isinstance(link, GatedRepoError) for link in chain):
         if status == 401:
-            return f"{model_id} is gated: accept its licence at {page}, run `hf auth login`, then try again (HTTP 401)"
+            return f"{model_id} is gated: accept its licence at {page}, run {LOG_IN}, then try again (HTTP 401)"
         return f"{model_id} is gated and not granted to this account: request access at {page} (HTTP 403)"
     if any(isinstance(link, RepositoryNotFoundError) for link in chain):
         return (
-            f"the Hub knows no model {model_id!r}, or it is private: check the spelling, or run `hf auth login` "
+            f"the Hub knows no model {model_id!r}, or it is private: check the spelling, or run {LOG_IN} "
             f"with an account that may read it (HTTP {status})"
         )
     if any(isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT) for link in chain) or (
@@ -170,11 +172,11 @@ def _is_network(error: BaseException) -> bool:
 
 def _refused(model_id: str, status: int) -> str:
     if status == 401:
-        return "the Hub rejects the access token: run `hf auth login` again, or unset HF_TOKEN (HTTP 401)"
+        return f"the Hub rejects the access token: run {LOG_IN} again, or unset HF_TOKEN (HTTP 401)"
     if status == 403:
         return f"the access token may not read {model_id}: give it that permission on huggingface.co (HTTP 403)"
     if status == 429:
-        return f"the Hub refuses more requests for {model_id}: wait some minutes, or run `hf auth login` (HTTP 429)"
+        return f"the Hub refuses more requests for {model_id}: wait some minutes, or run {LOG_IN} (HTTP 429)"
     return f"the Hub could not deliver {model_id} (HTTP {status}): try again later, or use --model bundled"
 
 

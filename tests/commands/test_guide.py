@@ -1,0 +1,104 @@
+"""`train_rlhf.py` as the guide's reader uses it: run as it is, with a constant edited, with `use_8bit` edited."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from equipoise import cli
+from equipoise.commands.guide import NUMBERS, GuideRun
+from equipoise.policy import load, reference
+from equipoise.policy.config import LLAMA_8B, PolicyConfig
+from tests.ppo.test_run import ROOT, options
+from tests.tiny import tiny_folder
+
+SCRIPT = (ROOT / "train_rlhf.py").read_text()
+CALL = "model, ref_model, tokenizer = setup_model_and_tokenizer(use_8bit=False)"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+def run_edited(tmp_path: Path, argv: list[str], *edits: tuple[str, str]) -> int:
+    """The exit code of a copy of the script with each (before, after) edited, called with `argv`."""
+    text = SCRIPT
+    for before, after in edits:
+        assert text.count(before) == 1
+        text = text.replace(before, after)
+    script = tmp_path / "train_rlhf.py"
+    script.write_text(text)
+    return cli.run_command(runpy.run_path(str(script))["main"], argv)
+
+
+def without(argv: list[str], *names: str) -> list[str]:
+    """Options, each with one value, less those named."""
+    pairs = zip(argv[::2], argv[1::2], strict=True)
+    return [word for pair in pairs if pair[0] not in names for word in pair]
+
+
+def test_the_script_fits_a_screen_and_opens_with_the_guides_numbers_and_its_line() -> None:
+    assert len(SCRIPT.splitlines()) <= 50 and SCRIPT.count(CALL) == 1
+    written = dict(re.findall(r"^([A-Z_]+) = (\S+)$", SCRIPT, re.MULTILINE))
+    assert {name: float(value) for name, value in written.items()} == {
+        **{"BATCH_SIZE": 64, "MINI_BATCH_SIZE": 16, "PPO_EPOCHS": 4},
+        **{"LEARNING_RATE": 1e-5, "TARGET_KL": 0.03, "TRAINING_STEPS": 2000},
+    }
+    assert set(written) == set(NUMBERS)
+
+
+def test_unedited_it_trains_what_the_command_trains_to_the_byte(model: Path, tmp_path: Path) -> None:
+    script, command = tmp_path / "script", tmp_path / "command"
+    assert run_edited(tmp_path, options(model, script, "--steps", "2")) == 0
+    assert cli.main(["train", *options(model, command, "--steps", "2")]) == 0
+    for name in ("training_metrics.csv", "model.safetensors"):
+        assert (script / "out" / name).read_bytes() == (command / "out" / name).read_bytes()
+
+
+def test_an_edited_constant_is_what_the_run_uses_and_it_goes_on_or_is_complete(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = without(options(model, tmp_path), "--batch-size")
+    edits = (("\nBATCH_SIZE = 64", "\nBATCH_SIZE = 12"), ("TRAINING_STEPS = 2000", "TRAINING_STEPS = 2"))
+    assert run_edited(tmp_path, argv, *edits) == 0
+    out = capsys.readouterr().out
+    assert "--batch-size 12, from BATCH_SIZE in train_rlhf.py" in out
+    config = json.loads((tmp_path / "out" / "run.json").read_text())["config"]
+    assert config["ppo"]["batch_size"] == 12 and config["steps"] == 2
+    assert run_edited(tmp_path, argv, *edits) == 0
+    assert "this run is complete (2 steps)" in capsys.readouterr().out
+    assert run_edited(tmp_path, [*argv, "--steps", "3"], *edits) == 0
+    assert "--steps from the command line, not TRAINING_STEPS = 2" in capsys.readouterr().out
+    assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_use_8bit_in_the_line_is_the_option(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_edited(tmp_path, options(model, tmp_path), (CALL, CALL.replace("False", "True"))) == 2
+    printed = capsys.readouterr()
+    assert "--use-8bit, from setup_model_and_tokenizer(use_8bit=True)" in printed.out
+    assert printed.err == "equipoise: --use-8bit needs a CUDA GPU: leave it out on a CPU\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_called_from_elsewhere_it_loads_the_guides_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[PolicyConfig] = []
+
+    def loaded(config: PolicyConfig, prompt: Any) -> Any:
+        asked.append(config)
+        return SimpleNamespace(model="model", tokenizer="tokenizer")
+
+    monkeypatch.setattr(load, "load_policy", loaded)
+    monkeypatch.setattr(reference, "reference_of", lambda policy: f"reference of {policy.model}")
+    setup = runpy.run_path(str(ROOT / "train_rlhf.py"))["setup_model_and_tokenizer"]
+    assert setup(use_8bit=True) == ("model", "reference of model", "tokenizer")
+    assert asked[0].model == LLAMA_8B and asked[0].use_8bit
+
+
+def test_a_model_that_is_not_the_runs_is_refused() -> None:
+    with pytest.raises(ValueError, match="what setup_model_and_tokenizer returned"):
+        GuideRun(NUMBERS).train("another", None, None)
