@@ -132,8 +132,7 @@ def flags() -> Iterator[str]:
     from equipoise.methods.sft import SftConfig
     from equipoise.methods.study import StudyConfig
     from equipoise.ppo.config import TrainConfig
-    from equipoise.ppo.sweep import SweepConfig
-    from equipoise.ppo.tool_config import BenchConfig
+    from equipoise.ppo.tool_config import BenchConfig, SweepConfig
 
     kinds: list[Any] = [SampleConfig, SftConfig, StudyConfig, EvaluateConfig, ReportConfig, SweepConfig, BenchConfig]
     waiting = [*kinds, TrainConfig, RewardWeights]

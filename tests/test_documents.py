@@ -16,7 +16,8 @@ from equipoise.errors import UserError
 from equipoise.evaluation.reference import read_reference
 from equipoise.evaluation.stored import from_json
 from equipoise.options import read_file
-from equipoise.ppo.sweep import SweepConfig, read_plans
+from equipoise.ppo.sweep import read_plans
+from equipoise.ppo.tool_config import SweepConfig
 from equipoise.protocol.task import read_task
 
 # Nine lines of which each repeats the one before nine times: 9⁹ values in less than 500 bytes.

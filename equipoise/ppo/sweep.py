@@ -16,12 +16,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import tyro
 import yaml
 
 from equipoise import options
@@ -35,8 +34,10 @@ from equipoise.ppo.machine import inspect_machine
 from equipoise.ppo.preflight import choose
 from equipoise.ppo.presets import preset
 from equipoise.ppo.summary import SUMMARY
-from equipoise.ppo.sweep_table import values_of
+from equipoise.ppo.sweep_table import table, values_of, write_tables
+from equipoise.ppo.tool_config import SweepConfig
 from equipoise.ppo.train import train
+from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, Task, read_task
 from equipoise.runs.files import write_json
 from equipoise.runs.records import differences
@@ -44,25 +45,6 @@ from equipoise.runs.signals import StopSignals
 
 RESULT = "result.json"
 """In the folder of a run that is finished: what was measured of it."""
-
-
-@dataclass(frozen=True)
-class SweepConfig:
-    file: tyro.conf.Positional[Path] = Path("sweep.yaml")
-    """YAML with `base` (a preset and options that all runs share), `settings` (a name and options for each), `seeds`,
-    and `evaluate` (n sentences for each occupation, temperature, top_p)."""
-    output_dir: str = "sweep"
-    """Each run gets a folder NAME-SEED in it; the tables lie beside them."""
-    task: options.TaskOption = PROTOCOL
-    """A task file, or the name of a packaged task, for all runs; `task` in `base` does the same."""
-    jobs: int = 1
-    """Runs at a time. More than one are processes of their own, in turn on the visible GPUs."""
-    keep: Literal["nothing", "models", "all"] = "models"
-    """What stays of a finished run besides its records: its model, or its checkpoints too."""
-
-    def __post_init__(self) -> None:
-        if self.jobs < 1:
-            raise UserError(f"jobs {self.jobs} must be at least 1")
 
 
 class Plan(NamedTuple):
@@ -79,6 +61,20 @@ class Plan(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.setting}-{self.seed}"
+
+
+def sweep(config: SweepConfig) -> int:
+    """Run what is missing, print and write the table. Returns the exit code of `equipoise sweep`."""
+    plans = read_plans(config)
+    waiting = [p for p in plans if not is_finished(p)]
+    print(
+        f"{plural(len(plans), 'run')} in {config.output_dir}, {len(plans) - len(waiting)} of them finished", flush=True
+    )
+    code = _run_here(waiting, config) if config.jobs == 1 else _run_beside(waiting, config)
+    results = [r for p in plans if (r := read_result(p))]
+    write_tables(Path(config.output_dir), results)
+    print(table(results))
+    return code
 
 
 def read_plans(config: SweepConfig) -> list[Plan]:

@@ -1,4 +1,4 @@
-"""The options of the commands beside training: `equipoise bench`, `equipoise export`. Needs no torch."""
+"""The options of the commands beside training: `equipoise bench`, `export` and `sweep`. They need no torch."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,8 +6,11 @@ from typing import Literal
 
 import tyro
 
+from equipoise import options
+from equipoise.errors import UserError
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.presets import preset
+from equipoise.protocol.task import PROTOCOL
 
 
 @dataclass(frozen=True)
@@ -37,3 +40,22 @@ class ExportConfig:
     device: str = "auto"
     overwrite: bool = False
     """Replace the model that an earlier `equipoise export` left there."""
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    file: tyro.conf.Positional[Path] = Path("sweep.yaml")
+    """YAML with `base` (a preset and options that all runs share), `settings` (a name and options for each), `seeds`,
+    and `evaluate` (n sentences for each occupation, temperature, top_p)."""
+    output_dir: str = "sweep"
+    """Each run gets a folder NAME-SEED in it; the tables lie beside them."""
+    task: options.TaskOption = PROTOCOL
+    """A task file, or the name of a packaged task, for all runs; `task` in `base` does the same."""
+    jobs: int = 1
+    """Runs at a time. More than one are processes of their own, in turn on the visible GPUs."""
+    keep: Literal["nothing", "models", "all"] = "models"
+    """What stays of a finished run besides its records: its model, or its checkpoints too."""
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise UserError(f"jobs {self.jobs} must be at least 1")

@@ -18,8 +18,9 @@ from equipoise.errors import UserError
 from equipoise.ppo import sweep
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.summary import first_good_step
-from equipoise.ppo.sweep import SweepConfig, read_plans
+from equipoise.ppo.sweep import read_plans
 from equipoise.ppo.sweep_table import statistics_of, table, values_of
+from equipoise.ppo.tool_config import SweepConfig
 from equipoise.ppo.train import Outcome
 from equipoise.protocol.task import PROTOCOL, read_task
 from equipoise.runs.signals import StopSignals
@@ -184,7 +185,8 @@ def test_a_signal_that_comes_while_a_run_finishes_ends_the_sweep_after_that_run(
 PARENT = """
 import sys
 from pathlib import Path
-from equipoise.ppo.sweep import SweepConfig, _start, read_plans
+from equipoise.ppo.sweep import _start, read_plans
+from equipoise.ppo.tool_config import SweepConfig
 plan = read_plans(SweepConfig(Path(sys.argv[1]), sys.argv[2]))[0]
 print(_start(plan, None).pid, flush=True)
 sys.stdin.read()
