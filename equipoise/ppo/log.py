@@ -10,6 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
@@ -20,6 +21,7 @@ from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import PROTOCOL, Task
 from equipoise.runs.console import Console, in_marks, parts, pieces, shown
 from equipoise.runs.files import RowFile, complete_lines, content, set_aside, unwritable, write_whole
+from equipoise.runs.stage import Stage
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -207,6 +209,11 @@ class RunLog:
         except OSError as error:
             self._board = None
             self.say(f"TensorBoard gets no more curves: {error.strerror or error}; training goes on")
+
+    def stage(self, label: str) -> AbstractContextManager[Stage]:
+        """A part of the run besides its steps, such as the warm start: what it yields is called with what is done and
+        what there is to do."""
+        return self._console.stage(label)
 
     def say(self, text: str) -> None:
         """A notice for a person."""

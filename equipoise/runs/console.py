@@ -7,18 +7,20 @@ no more, and text from a model is shown with its control characters spelled out.
 
 import io
 import logging
-import math
 import os
 import sys
+import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from equipoise.protocol.lexicon import Lexicon
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import PROTOCOL, Task
+from equipoise.runs.stage import Heartbeat, Stage, duration
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -90,15 +92,6 @@ def shown(
     for reward, occupation, value in zip(rewards, occupations, values, strict=True):
         first.setdefault(occupation, (reward, value))
     return list(first.values())[:MAX_SAMPLES]
-
-
-def duration(seconds: float) -> str:
-    """`7:05` or `1:02:03`; `?` for what no clock shows."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, second = divmod(max(0, round(seconds)), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 class Pace:
@@ -222,8 +215,11 @@ class Console:
         self._numbers = ""
         self._lines = 0
         self._last_line = clock()
+        self._stage: Stage | None = None
+        self._shown_at = clock()
+        """When a line was last written, of whatever kind."""
+        self._lock = threading.Lock()
         self._is_stdout = stream is sys.stdout
-        # The bar opens with the first step, so that the bars of a loading model do not meet it.
         self._bar_is_due = _can_show_bar(self._outlet)
         self._live: Live | None = None
 
@@ -257,8 +253,36 @@ class Console:
         row = Table.grid(expand=True, padding=(0, 1))
         row.add_column(ratio=1)
         row.add_column(no_wrap=True)
-        row.add_row(ProgressBar(total=max(1, self._pace.total), completed=self._pace.done), Text(f"step {self._pace}"))
+        if stage := self._stage:
+            row.add_row(ProgressBar(total=stage.total or None, completed=stage.done), Text(str(stage)))
+        else:
+            steps = ProgressBar(total=max(1, self._pace.total), completed=self._pace.done)
+            row.add_row(steps, Text(f"step {self._pace}"))
         return Group(row, Text(self._numbers, no_wrap=True, overflow="ellipsis"))
+
+    @contextmanager
+    def stage(self, label: str) -> Iterator[Stage]:
+        """While it lasts the bar is the stage's. Without a terminal a line says how it stands, where none came for
+        long."""
+        self._open_bar_once()
+        outer, self._stage = self._stage, Stage(label, self._clock)
+        beat = Heartbeat(self._break_silence) if self._live is None else None
+        try:
+            yield self._stage
+        finally:
+            if beat is not None:
+                beat.stop()
+            self._stage = outer
+
+    def _break_silence(self) -> None:
+        stage = self._stage
+        if stage is not None and self._clock() - self._shown_at >= SECONDS_PER_LINE:
+            self._print([Piece(str(stage))])
+
+    def _open_bar_once(self) -> None:
+        if self._bar_is_due:
+            self._bar_is_due = False
+            self._live = self._open_bar()
 
     def say(self, text: str) -> None:
         """A notice: above the bar, or as plain lines."""
@@ -269,9 +293,7 @@ class Console:
         """Progress after a completed step."""
         self._pace.tick(step, timings.get("time/step"))
         self._numbers = numbers(metrics, timings)
-        if self._bar_is_due:
-            self._bar_is_due = False
-            self._live = self._open_bar()
+        self._open_bar_once()
         if self._live is not None:
             self._live.refresh()
             return
@@ -298,9 +320,11 @@ class Console:
             self._print([Piece(f"         {parts(reward, own is not None)}")], style="dim")
 
     def _print(self, line: Sequence[Piece], style: str = "") -> None:
+        self._shown_at = self._clock()
         if self._live is None:
-            self._outlet.write(in_marks(line) + "\n")
-            self._outlet.flush()
+            with self._lock:
+                self._outlet.write(in_marks(line) + "\n")
+                self._outlet.flush()
             return
         screen = self._live.console
         # Without colours (NO_COLOR) the classes are told apart as in plain text.

@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
-from equipoise.runs.console import Outlet, duration, printable
+from equipoise.runs.console import Outlet, printable
+from equipoise.runs.stage import duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from equipoise.protocol.lexicon import Lexicon, TermClass
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import PROTOCOL
-from equipoise.runs.console import Console, duration, in_marks, pieces, printable, shown
+from equipoise.runs.console import Console, in_marks, pieces, printable, shown
+from equipoise.runs.stage import duration
 
 SENTENCE = "The nurse was confident and caring in the emergency room."
 HOSTILE = "The nurse was \x1b[2J\x9b31m[red]bold[/red]\r\n[link=x]\u202ecaring\u2028 :skull: \ud800\x00<script>"
