@@ -88,6 +88,7 @@ class Trainer:
         self._open = ExitStack()
 
     def __enter__(self) -> "Trainer":
+        self.config.task.check_new_tokens(self.config.sampling.max_new_tokens)
         with ExitStack() as opened:
             self.run = opened.enter_context(
                 Run.open(

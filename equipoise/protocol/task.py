@@ -20,6 +20,8 @@ import yaml
 
 from equipoise.errors import UserError
 from equipoise.protocol.lexicon import Lexicon, Match, TermClass
+from equipoise.protocol.plural import plural
+from equipoise.protocol.possible import Occupation, check_bounds
 from equipoise.protocol.prompts import (
     PLACE,
     Prompt,
@@ -33,7 +35,7 @@ from equipoise.protocol.prompts import (
     words_to_write,
 )
 from equipoise.protocol.reward import PROTOCOL_WEIGHTS, Event, Reward, RewardWeights, reward_of
-from equipoise.protocol.task_checks import Defaults, Occupation, check_bounds, nearest, parts_of
+from equipoise.protocol.task_checks import Defaults, nearest, parts_of
 from equipoise.protocol.task_file import Document, read_document
 
 __all__ = ["PROTOCOL", "ForcedOpening", "Occupation", "Task", "packaged_tasks", "read_task", "task_from_document"]
@@ -322,6 +324,18 @@ class Task:
             for prompt in self.prompts
         )
         return replace(self, min_words=min_words, max_words=max_words, prompts=prompts)
+
+    def check_new_tokens(self, limit: int, remedy: str = "raise --max-new-tokens") -> None:
+        """Raises UserError where `limit` tokens after the frame cannot hold the fewest words of a sentence that
+        succeeds. Each takes a token or more, so this refuses only what no model can do."""
+        shortest = min(self.names, key=self.prefix_words)
+        needed = self.min_words - self.prefix_words(shortest)
+        if needed > limit:
+            raise UserError(
+                f"at most {plural(limit, 'new token')} cannot make sentences of {self.bounds}: after "
+                f"{self.prefix(shortest)!r} come at least {plural(needed, 'word')}, and each takes a token or more; "
+                f"{remedy}, or lower the task's words"
+            )
 
     def differences(self, other: Task) -> list[str]:
         """A line for each place where the other task says something else: "words: [8, 15] → [6, 20]"."""

@@ -10,17 +10,15 @@ from typing import Any, NamedTuple
 from equipoise.errors import UserError
 from equipoise.protocol.folding import fold_term
 from equipoise.protocol.lexicon import Lexicon, TermClass, TermError, checked, spell, swallows, without_swallowed
+from equipoise.protocol.possible import Occupation, check_beginning, check_bounds, unsayable
 from equipoise.protocol.prompts import (
     PLACE,
-    QUOTES,
     RAW,
     Prompt,
     filled,
-    is_complete_sentence,
     open_with,
     placeholders,
     require_template,
-    word_count,
     words_to_write,
 )
 from equipoise.protocol.task_file import Document
@@ -40,17 +38,6 @@ RESERVED = frozenset(
     )
 )  # fmt: skip
 """Names that no class may have, whatever their case: columns and words of the files that are written."""
-
-
-class Occupation(NamedTuple):
-    """An occupation by its three spellings."""
-
-    name: str
-    """In files."""
-    frame: str
-    """In the frame."""
-    prompt: str
-    """In prompts."""
 
 
 class Defaults(NamedTuple):
@@ -91,7 +78,7 @@ class _Checks:
         occupations = self.occupations()
         abbreviations = self.abbreviations()
         frame = self.frame(occupations, abbreviations)
-        classes, notes = self.classes()
+        classes, notes = self.classes(abbreviations)
         lexicon = Lexicon(classes)
         min_words, max_words = self.bounds(frame, occupations, lexicon)
         labels = self.labels(lexicon.names)
@@ -211,22 +198,26 @@ class _Checks:
 
     def frame(self, occupations: Sequence[Occupation], abbreviations: tuple[str, ...]) -> str:
         given = self.data.get("frame")
-        if given is None and self.defaults:
-            return self.defaults.frame
-        frame = self.text(given, "the frame", "frame")
+        frame = self.defaults.frame if given is None and self.defaults else self.text(given, "the frame", "frame")
         if frame.count(PLACE) != 1:
             raise self.error(
                 f"the frame {frame!r} has {PLACE} {frame.count(PLACE)} times; it stands there exactly once", "frame"
             )
-        for occupation in occupations:
-            begun = frame.replace(PLACE, occupation.frame)
-            if begun[0] in QUOTES:
-                message = f"{begun!r} begins with a quotation mark, which is taken off sentences; begin it with a word"
-                raise self.error(message, "frame")
-            if not is_complete_sentence(f"{begun} x.", abbreviations):
-                message = f"what begins with {begun!r} is more than one sentence; leave its end mark out"
-                raise self.error(f"{message}, or list it under `abbreviations`", "frame")
+        self.begins(frame, "x", abbreviations, "frame")
+        for occupation, place in zip(occupations, self.places("occupations"), strict=True):
+            self.begins(frame, occupation.frame, abbreviations, *place)
         return frame
+
+    def begins(self, frame: str, form: str, abbreviations: tuple[str, ...], *place: str | int) -> None:
+        try:
+            check_beginning(frame.replace(PLACE, form), abbreviations)
+        except UserError as error:
+            raise self.error(str(error), *place) from None
+
+    def places(self, key: str) -> list[tuple[str | int, ...]]:
+        """Where the entries of a list, or of a mapping, stand."""
+        value = self.data[key]
+        return [(key, each) for each in (value if isinstance(value, Mapping) else range(len(value)))]
 
     def bounds(self, frame: str, occupations: Sequence[Occupation], lexicon: Lexicon) -> tuple[int, int]:
         given = self.data.get("words")
@@ -240,7 +231,7 @@ class _Checks:
             raise self.error(str(error), "words") from None
         return min_words, max_words
 
-    def classes(self) -> tuple[tuple[TermClass, ...], tuple[str, ...]]:
+    def classes(self, abbreviations: tuple[str, ...]) -> tuple[tuple[TermClass, ...], tuple[str, ...]]:
         given = self.mapping(self.data["classes"], "`classes`", "warm: [kind, friendl*]", "classes")
         classes: list[TermClass] = []
         for name, terms in given.items():
@@ -253,10 +244,15 @@ class _Checks:
             words = [self.text(term, f"a term of {name!r}", *place, i) for i, term in enumerate(listed)]
             classes.append(TermClass(name, tuple(words)))
         try:
-            return without_swallowed(checked(classes))
+            found = without_swallowed(checked(classes))
         except TermError as error:
             place = ("classes", *(classes[number].name for number in error.place[:1]), *error.place[1:])
             raise self.error(str(error), *place) from None
+        if each := unsayable(found[0], abbreviations):
+            message = f"every term of {each.name!r} ends a sentence within, as {each.terms[0]!r} does, so that no one "
+            message += "sentence can hold it; leave its end mark out, or list it under `abbreviations`"
+            raise self.error(message, "classes", each.name)
+        return found
 
     def labels(self, names: Sequence[str]) -> tuple[str, ...]:
         given = self.data.get("labels")
@@ -333,29 +329,6 @@ class _Checks:
             lines = [f"{label}: {{{name}}}" for name, label in zip(words, labels, strict=True) if name in writable]
             prompts.append(filled("require", "\n".join([prompts[0].template, *lines]), values))
         return (*prompts, Prompt(RAW, None))
-
-
-def check_bounds(
-    min_words: int, max_words: int, frame: str, occupations: Iterable[Occupation], lexicon: Lexicon
-) -> None:
-    """Raises UserError for bounds that leave no length, or none that a sentence with a term of each class can have."""
-    if min_words < 0 or min_words > max_words:
-        raise UserError(
-            f"sentences of {min_words} to {max_words} words cannot be; give the fewest words first, and none below 0"
-        )
-    shortest = [min(word_count(term) for term in each.terms) for each in lexicon.classes]
-
-    def fewest(occupation: Occupation) -> int:
-        begun = frame.replace(PLACE, occupation.frame)
-        present = lexicon.match(begun).terms
-        return word_count(begun) + sum(n for n, terms in zip(shortest, present, strict=True) if not terms)
-
-    longest = max(occupations, key=fewest)
-    if max_words < fewest(longest):
-        raise UserError(
-            f"{frame.replace(PLACE, longest.frame)!r} and a term of each class come to {fewest(longest)} words, "
-            f"more than the {max_words} allowed; raise the upper bound"
-        )
 
 
 def _kind(value: Any) -> str:
