@@ -52,12 +52,8 @@ class TooFewError(UserError):
 
     def __init__(self, found: int, drawn: int, wanted: Search) -> None:
         after = " that began with a term of each class" if wanted.forced else ""
-        remedy = "" if wanted.forced else "use --warm-start forced, "
-        if drawn >= wanted.budget or not wanted.forced:
-            remedy += "raise --warm-start-budget, or leave it off"
-        else:
-            remedy += "the model hardly ever ends such a sentence as the task asks; use another model, sentences of a "
-            remedy += "--warm-start-file, or --warm-start off"
+        other = "another model" if wanted.forced else "--warm-start forced"
+        remedy = f"use {other}, raise --warm-start-budget, give sentences with --warm-start-file, or leave it off"
         super().__init__(
             f"the warm start found {plural(found, 'sentence')} in {plural(drawn, 'sample')}{after} and needs at least "
             f"{BATCH}: {remedy}"

@@ -69,12 +69,10 @@ def own_sentences(
         drawn = f"{plural(collected.drawn, 'sample')}" + (
             " that began with a term of each class" if wanted.forced else ""
         )
-        rare = wanted.forced and collected.drawn < wanted.budget
-        remedy = "use another model" if rare else "raise --budget"
-        remedy += "" if wanted.forced else ", give the task openings"
+        more = "use another model" if wanted.forced else "give the task openings"
         raise UserError(
-            f"{drawn} gave {plural(found, 'sentence')}, and at least {BATCH} are needed: {remedy}, or give a "
-            "completions file with --data"
+            f"{drawn} gave {plural(found, 'sentence')}, and at least {BATCH} are needed: raise --budget, {more}, or "
+            "give a completions file with --data"
         )
     if found < wanted.sentences:
         ended = "the budget" if collected.drawn >= wanted.budget else "the search, which finds too few to go on,"

@@ -61,3 +61,17 @@ def unsayable(classes: Sequence[TermClass], abbreviations: tuple[str, ...]) -> T
         if not any(is_complete_sentence(f"x {term.removesuffix('*')}.", abbreviations) for term in each.terms):
             return each
     return None
+
+
+def check_opening(opening: str, text: str, begun: str, max_words: int, abbreviations: tuple[str, ...]) -> None:
+    """Raises UserError for an opening that no sentence which succeeds goes on from. `text`: the opening with the
+    shortest words in it, as it follows `begun`, the shortest frame with its occupation."""
+    if not is_complete_sentence(f"{begun}{text} x.", abbreviations) and not is_complete_sentence(
+        f"{begun}{text}", abbreviations
+    ):
+        raise UserError(f"the opening {opening!r} is more than one sentence; leave its end mark out")
+    if (words := word_count(begun + text)) > max_words:
+        raise UserError(
+            f"the opening {opening!r} makes sentences of {words} words or more, as in {begun + text!r}, and at most "
+            f"{max_words} are allowed; shorten it, or raise the upper bound"
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from equipoise.errors import UserError
+from equipoise.errors import UserError, brief
+from equipoise.protocol.difference import differences
 from equipoise.protocol.lexicon import Lexicon, Match, TermClass
 from equipoise.protocol.plural import plural
 from equipoise.protocol.possible import Occupation, check_bounds
@@ -244,11 +246,15 @@ class Task:
         return fill(prompt.template or prompt.instruction, self._values | forms)
 
     def leak_free(self, prompt: Prompt) -> Prompt:
-        """The prompt without the terms that `{NAME OF A CLASS}` puts into it: what it names by accident remains."""
+        """The prompt without the terms that `{NAME OF A CLASS}` puts into it, and without a label that heads such words
+        and is one of them: what it names by accident remains."""
         if prompt.instruction is None:
             return prompt
-        template = fill(prompt.template or prompt.instruction, dict.fromkeys(self.lexicon.names, ""))
-        return filled(prompt.name, template, self._values)
+        template = prompt.template or prompt.instruction
+        for (name, words), label in zip(self._words.items(), self.labels, strict=True):
+            if self.match(", ".join(words)).counts.keys() >= self.match(label).counts.keys():
+                template = template.replace(f"{label}: {{{name}}}", "")
+        return filled(prompt.name, fill(template, dict.fromkeys(self.lexicon.names, "")), self._values)
 
     @cached_property
     def _values(self) -> dict[str, str]:
@@ -339,7 +345,7 @@ class Task:
 
     def differences(self, other: Task) -> list[str]:
         """A line for each place where the other task says something else: "words: [8, 15] → [6, 20]"."""
-        return _differences(self.document(), other.document(), "")
+        return differences(self.document(), other.document())
 
 
 @lru_cache(maxsize=4096)  # training asks three times of every sentence
@@ -356,24 +362,6 @@ def _occupations(occupations: Sequence[Occupation]) -> list[str] | dict[str, Any
     }
 
 
-def _differences(mine: Any, other: Any, where: str) -> list[str]:
-    if not (isinstance(mine, dict) and isinstance(other, dict)):
-        return [] if mine == other else [f"{where}: {_shown(mine)} → {_shown(other)}"]
-    lines: list[str] = []
-    for key in [*mine, *(key for key in other if key not in mine)]:
-        lines += _differences(mine.get(key), other.get(key), f"{where}.{key}" if where else key)
-    if not lines and list(mine) != list(other):
-        lines.append(f"{where}: the order {_shown(list(mine))} → {_shown(list(other))}")
-    return lines
-
-
-def _shown(value: Any) -> str:
-    """A value in one line: a list without quotation marks around its texts."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(_shown, value))}]"
-    return "nothing" if value is None else json.dumps(value, ensure_ascii=False).strip('"')
-
-
 def packaged_tasks() -> dict[str, Path]:
     """The task files that come with the package, by name."""
     return {path.stem: path for path in sorted(TASKS.glob("*.yaml"))}
@@ -385,9 +373,9 @@ def read_task(path: Path | str) -> Task:
     Raises UserError for what is no task, in one line that names the file and, wherever there is one, the line.
     """
     packaged, name = packaged_tasks(), str(path)
-    if Path(path).name == name and not Path(path).suffix and name not in packaged and not Path(path).exists():
+    if Path(path).name == name and not Path(path).suffix and name not in packaged and not os.path.lexists(path):
         near = nearest(name, list(packaged))
-        raise UserError(f"there is no task {name!r}{near}; give a YAML file, or one of {', '.join(packaged)}")
+        raise UserError(f"there is no task '{brief(name)}'{near}; give a YAML file, or one of {', '.join(packaged)}")
     return _task(read_document(packaged.get(name, Path(path))))
 
 
