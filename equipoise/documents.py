@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from equipoise.errors import UserError
+from equipoise.errors import UserError, brief
 
 LARGEST_YAML = 1 << 20
 """Bytes of a file that people write."""
@@ -40,8 +40,9 @@ def read_text(path: Path, what: str, largest: int = LARGEST_YAML) -> str:
     try:
         with path.open("rb") as file:
             content = file.read(largest + 1)
-    except OSError as error:
-        raise UserError(f"cannot read {what} {path} ({error.strerror}): give an existing file") from None
+    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {what} {brief(path)} ({reason}): give an existing file") from None
     if len(content) > largest:
         raise UserError(f"{path} has more than {largest:,} bytes, too many for {what}: give a smaller file")
     try:
@@ -68,17 +69,30 @@ def compose_yaml(text: str, where: str) -> yaml.Node | None:
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = f", line {mark.line + 1}" if mark else ""
-        problem = " ".join((error.problem or error.context or "unreadable").split())
-        if "single document" in problem or "single document" in str(error.context):
-            raise UserError(f"{where}{at}: a second document begins; a file holds one") from None
-        hint = "indent with spaces" if "\\t" in problem else "put text with special characters in quotation marks"
-        raise UserError(f"{where}{at}: this is no YAML ({problem}); {hint}") from None
+        raise _no_yaml(text, where, error) from None
     if node is None or node.tag == TAG + "null":
         return None
     _Check(where).node(node)
     return node
+
+
+def _no_yaml(text: str, where: str, error: yaml.MarkedYAMLError) -> UserError:
+    """What is wrong, on which line, and what helps."""
+    problem = " ".join((error.problem or error.context or "unreadable").split())
+    unclosed = "unexpected end of stream" in problem and error.context_mark is not None
+    mark = error.context_mark if unclosed else error.problem_mark or error.context_mark
+    lines = text.splitlines() or [""]
+    number = min(mark.line, len(lines) - 1) if mark else 0
+    at = f", line {number + 1}" if mark else ""
+    if "single document" in problem or "single document" in str(error.context):
+        return UserError(f"{where}{at}: a second document begins; a file holds one")
+    if "\t" in lines[number]:
+        hint = "indent and separate with spaces, not tabs"
+    elif unclosed:
+        hint = "end the quotation that begins here"
+    else:
+        hint = "put text with special characters in quotation marks"
+    return UserError(f"{where}{at}: this is no YAML ({problem}); {hint}")
 
 
 def parse_yaml(text: str, where: str) -> Any:

@@ -10,3 +10,13 @@ class UserError(ValueError):
 
 class NonFiniteError(RuntimeError):
     """A NaN or an infinity where only finite numbers belong; the message names the tensor or document."""
+
+
+LONGEST_NAME = 250
+"""Characters that a message shows of a name."""
+
+
+def brief(name: object) -> str:
+    """A name or path for a message: of a very long one its beginning, and what cannot be shown as an escape."""
+    shown = repr(str(name))[1:-1]
+    return shown if len(shown) <= LONGEST_NAME else shown[: LONGEST_NAME - 1] + "…"

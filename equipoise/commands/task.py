@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     # Only here: it reads numerical libraries, which a mistyped option need not wait for.
     from equipoise.methods.inspect_task import inspect_task, look_with_model
 
-    found = inspect_task(task)
+    found = inspect_task(task, config.max_new_tokens)
     for line in found.lines:
         _say(line)
     if not found.feasible:

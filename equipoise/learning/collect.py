@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -22,15 +23,22 @@ from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import continuation_ids, sentences_of
 from equipoise.policy.sample import sample
 from equipoise.protocol.plural import plural
-from equipoise.protocol.prompts import open_with
+from equipoise.protocol.prompts import open_with, word_count
 from equipoise.protocol.task import Task
 
 FORCED_TOP_P = 0.95  # what follows forced terms is meant to be imitated, not to be an unbiased sample
 GPU_ROWS = 512  # drawn at a time where a row more costs next to nothing
 CPU_ROWS = 128
 CPU_TRIES = 4  # of one beginning: on a CPU, running it through the model takes as long as all that follows it
-CPU_NEW_TOKENS = 20  # after a forced pair: a sentence of 15 words has ended by then
+TOKENS_PER_WORD = 4 / 3  # of English, rounded up: a sentence of 15 words has ended after 20 tokens
+FEW = 0.25  # of what is wanted after forced terms: a search that cannot come to so many is given up,
+USUAL_TRIES = 16  # unless the budget allows fewer samples than so many for each: then that share of what it can give
+SECONDS = 10  # between lines about a search, at most
 MOST_CASES = 1_000_000  # beginnings that are shuffled as one list; of more, each is drawn by itself
+
+
+Progress = Callable[[int, int, int], None]
+"""Gets how many sentences are found, how many are wanted, and how many samples were drawn."""
 
 
 class Found(NamedTuple):
@@ -42,11 +50,13 @@ class Found(NamedTuple):
 class TooFewError(UserError):
     """The model's own sentences that comply are too few to learn from."""
 
-    def __init__(self, found: int, drawn: int) -> None:
+    def __init__(self, found: int, drawn: int, wanted: Search) -> None:
+        after = " that began with a term of each class" if wanted.forced else ""
+        other = "another model" if wanted.forced else "--warm-start forced"
+        remedy = f"use {other}, raise --warm-start-budget, give sentences with --warm-start-file, or leave it off"
         super().__init__(
-            f"the warm start found {plural(found, 'sentence')} in {plural(drawn, 'sample')} and needs at least "
-            f"{BATCH}: "
-            "use --warm-start forced, raise --warm-start-budget, or leave it off"
+            f"the warm start found {plural(found, 'sentence')} in {plural(drawn, 'sample')}{after} and needs at least "
+            f"{BATCH}: {remedy}"
         )
         self.found, self.drawn = found, drawn
 
@@ -65,12 +75,12 @@ def collect(
     sampling: SamplingConfig,
     generator: torch.Generator,
     batch_size: int,
-    progress: Callable[[int, int], None] = lambda found, wanted: None,
+    progress: Progress = lambda found, wanted, drawn: None,
 ) -> list[Example]:
     """What `search` finds. Raises TooFewError (a UserError) where that is fewer than `BATCH`."""
     examples, drawn = search(policy, wanted, task, prompts, sampling, generator, batch_size, progress)
     if len(examples) < BATCH:
-        raise TooFewError(len(examples), drawn)
+        raise TooFewError(len(examples), drawn, wanted)
     return examples
 
 
@@ -82,12 +92,12 @@ def search(
     sampling: SamplingConfig,
     generator: torch.Generator,
     batch_size: int,
-    progress: Callable[[int, int], None] = lambda found, wanted: None,
+    progress: Progress = lambda found, wanted, drawn: None,
 ) -> Collected:
     """Strictly successful sentences, each once, and fewer than wanted where the budget ends before, or where
-    what has been drawn says that all of it would not give `BATCH`.
+    what has been drawn says that all of it would be too few (`hopeless`).
 
-    `prompts` maps occupations to token ids; `progress` gets the sentences found and wanted after each batch. At least
+    `prompts` maps occupations to token ids; `progress` is called after each batch. At least
     `batch_size` are drawn at a time, more where the device does that better.
     """
     found: dict[str, Found] = {}
@@ -98,12 +108,13 @@ def search(
         batch_size = max(batch_size, GPU_ROWS)
     elif wanted.forced:
         batch_size, tries = max(batch_size, CPU_ROWS), CPU_TRIES
-        sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, CPU_NEW_TOKENS))
+        sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, tokens_enough(policy, task)))
     target = wanted.sentences * wanted.candidates
+    fewest = max(BATCH, int(FEW * min(target, wanted.budget // USUAL_TRIES))) if wanted.forced else BATCH
     occupations = sorted(prompts)
     cases = forced_cases(occupations, task, generator) if wanted.forced else free_cases(occupations, generator)
     drawn = 0
-    while len(found) < target and drawn < wanted.budget and not hopeless(len(found), drawn, wanted.budget):
+    while len(found) < target and drawn < wanted.budget and not hopeless(len(found), drawn, wanted.budget, fewest):
         chosen, forced = [], []
         for _ in range(batch_size // tries):
             occupation, text = next(cases)
@@ -122,14 +133,23 @@ def search(
                 pair = task.match(text).first
                 assert pair is not None, "a sentence that succeeds strictly holds every class"
                 found.setdefault(text, Found(example._replace(text=text), pair))
-        progress(min(len(found), target), target)
+        progress(min(len(found), target), target, drawn)
     return Collected(_kept(policy, wanted, task, list(found.values()), sampling.temperature, generator), drawn)
 
 
-def hopeless(found: int, drawn: int, budget: int) -> bool:
-    """Whether a budget of samples gives fewer than `BATCH` sentences even at the upper end of the 95 % interval of how
-    often one is found. Else a model that never complies would be sampled for minutes to no end."""
-    return found + wilson(found, drawn).high * (budget - drawn) < BATCH
+def hopeless(found: int, drawn: int, budget: int, fewest: int = BATCH) -> bool:
+    """Whether a budget of samples gives fewer than `fewest` sentences even at the upper end of the 95 % interval of how
+    often one is found. Else a model that hardly ever complies would be sampled for minutes to no end."""
+    return found + wilson(found, drawn).high * (budget - drawn) < fewest
+
+
+def tokens_enough(policy: Policy, task: Task) -> int:
+    """New tokens after which a sentence within the task's bounds has ended, by how many tokens the model takes for a
+    word of the task's frames and terms: English needs about one, German under an English tokenizer three."""
+    texts = [task.prefix(name) for name in task.names]
+    texts += [f" {word}" for number in range(len(task.classes)) for word in task.words_of(number)]
+    tokens = sum(len(policy.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+    return math.ceil(task.max_words * max(TOKENS_PER_WORD, tokens / sum(map(word_count, texts))))
 
 
 def _kept(
@@ -145,17 +165,21 @@ def _kept(
 
 
 def said(
-    say: Callable[[str], None], label: str = "", check: Callable[[], None] = lambda: None
-) -> Callable[[int, int], None]:
-    """A `progress` that says a line at every tenth of the way, and calls `check` first."""
-    due = 0.0
+    say: Callable[[str], None],
+    label: str = "",
+    check: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Progress:
+    """A `progress` that says a line at every tenth of the way, and when none was said for ten seconds. It calls `check`
+    first."""
+    due, last = 0.0, clock()
 
-    def progress(found: int, wanted: int) -> None:
-        nonlocal due
+    def progress(found: int, wanted: int, drawn: int) -> None:
+        nonlocal due, last
         check()
-        if found >= due or found == wanted:
-            say(f"{label}{found:,} of {wanted:,} sentences found")
-            due = found + wanted / 10
+        if found >= due or found == wanted or clock() - last >= SECONDS:
+            say(f"{label}{found:,} of {wanted:,} sentences found, {plural(drawn, 'sample')} drawn")
+            due, last = found + wanted / 10, clock()
 
     return progress
 

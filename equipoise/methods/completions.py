@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from equipoise.errors import UserError
+from equipoise.protocol.difference import apart
 from equipoise.protocol.plural import plural
 from equipoise.protocol.prompts import word_count
 from equipoise.protocol.task import Task
@@ -166,9 +167,10 @@ class Completions:
 
     def _compare(self, recorded: Mapping[str, Any]) -> None:
         # Files of before prompts were fingerprinted are continued: their other settings tell them apart.
-        apart = {"task"} if "prompts" in recorded else {"task", "prompts", "prompt_date"}
-        old, new = ({k: v for k, v in each.items() if k not in apart} for each in (recorded, self.settings))
-        changed = [f"{k}: {_short(old.get(k))} → {_short(new.get(k))}" for k in old | new if old.get(k) != new.get(k)]
+        beside = {"task"} if "prompts" in recorded else {"task", "prompts", "prompt_date"}
+        old, new = ({k: v for k, v in each.items() if k not in beside} for each in (recorded, self.settings))
+        unlike = [k for k in old | new if old.get(k) != new.get(k)]
+        changed = [f"{k}: {apart(str(old.get(k)), str(new.get(k)))}" for k in unlike]
         changed += task_on_record(recorded, str(self._record_path)).differences(self.task)
         if changed:
             raise UserError(
@@ -316,8 +318,3 @@ def _is_record(document: Mapping[str, Any]) -> bool:
         return False
     entries = all(isinstance(each, dict) for each in document["made_with"])
     return entries and {"Model", "Label"} <= set(document["settings"])
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:19] + "…"

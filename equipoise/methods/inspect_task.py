@@ -25,8 +25,8 @@ class Inspection:
     feasible: bool
 
 
-def inspect_task(task: Task) -> Inspection:
-    """All that can be said without a model. Takes a second or two."""
+def inspect_task(task: Task, max_new_tokens: int = 32) -> Inspection:
+    """All that can be said without a model that writes at most so many tokens. Takes a second or two."""
     lines = [
         f"task       {task.name}: {plural(len(task.names), 'occupation')}, {len(task.held_out)} of them held out",
         *(f"note       {note}" for note in task.notes),
@@ -38,7 +38,7 @@ def inspect_task(task: Task) -> Inspection:
         *(f"nested     {pair}" for pair in nested(task)),
         *_forcing(task),
     ]
-    problems = infeasible(task)
+    problems = infeasible(task, max_new_tokens)
     lines += [f"CANNOT     {problem}" for problem in problems] or [_feasible_line(task)]
     return Inspection(tuple(lines), not problems)
 
@@ -121,7 +121,7 @@ def _forcing(task: Task) -> Iterator[str]:
         yield "warm start no forced sentences, since the task has no openings: free samples are learnt if enough comply"
 
 
-def infeasible(task: Task) -> list[str]:
+def infeasible(task: Task, max_new_tokens: int) -> list[str]:
     """Why sentences of some occupations cannot succeed strictly, a line each; nothing where all can."""
     problems: dict[str, list[str]] = {}
     for name in task.names:
@@ -133,12 +133,17 @@ def infeasible(task: Task) -> list[str]:
         if needed > task.max_words:
             reason = f"the shortest sentence has {needed} words, and at most {task.max_words} are allowed: raise words"
             problems.setdefault(reason, []).append(name)
+    try:
+        task.check_new_tokens(max_new_tokens)
+    except UserError as error:
+        problems.setdefault(str(error), []).extend(task.names)
     return [f"{_shortened(names)}: {reason}" for reason, names in problems.items()]
 
 
 def _feasible_line(task: Task) -> str:
     longest = max(task.names, key=lambda name: word_count(task.prefix(name)))
-    return f"feasible   yes: {task.prefix(longest)!r} can be ended in {fewest_words(task, longest)} words"
+    fewest = max(fewest_words(task, longest), task.min_words)
+    return f"feasible   yes: {task.prefix(longest)!r} can be ended in {plural(fewest, 'word')}"
 
 
 def look_with_model(

@@ -69,13 +69,14 @@ def own_sentences(
         drawn = f"{plural(collected.drawn, 'sample')}" + (
             " that began with a term of each class" if wanted.forced else ""
         )
-        more = "" if wanted.forced else ", give the task openings"
+        more = "use another model" if wanted.forced else "give the task openings"
         raise UserError(
-            f"{drawn} gave {found} sentences, and at least {BATCH} are needed: raise --budget{more}, or give a "
-            "completions file with --data"
+            f"{drawn} gave {plural(found, 'sentence')}, and at least {BATCH} are needed: raise --budget, {more}, or "
+            "give a completions file with --data"
         )
     if found < wanted.sentences:
-        say(f"the budget ended with {found:,} of {wanted.sentences:,} sentences: learning from those")
+        ended = "the budget" if collected.drawn >= wanted.budget else "the search, which finds too few to go on,"
+        say(f"{ended} ended with {found:,} of {wanted.sentences:,} sentences: learning from those")
     place = {occupation: i for i, occupation in enumerate(task.names)}
     of_model = sorted(collected.examples, key=lambda example: place[example.occupation])
     rows = [Row(example.occupation, example.text) for example in of_model]

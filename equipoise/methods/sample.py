@@ -173,7 +173,17 @@ def _distance(
     return {**known, "kl_sentences": wanted, "kl_seconds": round(time.perf_counter() - began, 3)}
 
 
+def check_task(config: SampleConfig) -> None:
+    """Raises UserError for a task that the method cannot meet with any model, where the task is given."""
+    if config.method == "ctrlg" and config.task is not None:
+        # Only here: the automaton needs a numerical library.
+        from equipoise.methods.ctrlg.feasible import check_without_model
+
+        check_without_model(config.ctrlg, config.task, config.max_new_tokens)
+
+
 def _writer(config: SampleConfig) -> "Prompted":
+    check_task(config)
     model = config.model
     if model == "auto":
         model = FOLDERS.get(config.method, "bundled")

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.errors import UserError
-from equipoise.methods.sft_config import FORCED, SENTENCES, GivenSentences, OwnSentences, SftConfig
+from equipoise.methods.sft_config import (
+    FORCED,
+    SENTENCES,
+    GivenSentences,
+    OwnSentences,
+    SftConfig,
+    check_own_sentences,
+)
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, Task
 from equipoise.runs.locks import locked_folder
@@ -33,12 +40,16 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     from equipoise.policy.prompt import render_prompts
     from equipoise.policy.source import load_tokenizer, recorded_task, resolve
 
+    if isinstance(source, OwnSentences) and config.task is not None:
+        check_own_sentences(config.task)
     model = resolve(config.policy.model)
     task = config.task or recorded_task(model) or PROTOCOL
     spec = config.prompt or task.default_prompt.name
     prompt = task.prompt(spec)
     if isinstance(source, GivenSentences):
         fine_tune.check_file(source, task)
+    else:
+        check_own_sentences(task)
     prompts, rendered = render_prompts(load_tokenizer(model), prompt, task, config.system)
     settings = _settings(config, source, spec, task) | rendered
     folder = Path(config.output_dir)

@@ -8,8 +8,9 @@ from typing import NamedTuple
 from equipoise.errors import UserError
 from equipoise.methods.sample import SUPERVISED
 from equipoise.options import OptionalTask
-from equipoise.policy.config import PolicyConfig
+from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.protocol.reward import Event
+from equipoise.protocol.task import Task
 from equipoise.tables.layout import Columns, Form
 
 FORCED = "forced"
@@ -42,6 +43,11 @@ class GivenSentences(NamedTuple):
     columns: Columns = Columns()
     form: Form = "auto"
     encoding: str | None = None
+
+
+def check_own_sentences(task: Task, option: str = "--data") -> None:
+    """Raises UserError for a task of which no model writes a sentence that could be learnt, whose length is fixed."""
+    task.check_new_tokens(SamplingConfig().max_new_tokens, f"give a completions file with {option}")
 
 
 @dataclass(frozen=True)

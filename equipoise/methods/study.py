@@ -19,8 +19,8 @@ from equipoise.methods.costs import costs_path
 from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.gen_filter import raw_path
 from equipoise.methods.generate import NONFINITE_EXIT, TRAINED
-from equipoise.methods.sample import Method, SampleConfig, sample
-from equipoise.methods.sft_config import FORCED, FORCED_SENTENCES, SftConfig
+from equipoise.methods.sample import Method, SampleConfig, check_task, sample
+from equipoise.methods.sft_config import FORCED, FORCED_SENTENCES, SftConfig, check_own_sentences
 from equipoise.options import OptionalTask
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Event
@@ -127,11 +127,22 @@ def study(
 
     `begin` is called before each method, whose `progress` counts from its own start.
     """
+    _check_task(config)
     config = _resolved(config, say)
+    _check_task(config)
     _look(config)  # a refusal comes before a lock is put there
     where = config.output_dir
     with locked_folder(where, f"making the study in {where}: wait for it, or choose another --output-dir"):
         return _study(config, say, progress, begin)
+
+
+def _check_task(config: StudyConfig) -> None:
+    """Raises UserError, before any model is looked for, where a method can get no sentence of the task that is given.
+    Found out one method after the other, it would cost the hours of those before."""
+    for method in config.selected:
+        check_task(config.sampling(method))
+    if config.task is not None and "sft" in config.selected and config.sft_data == FORCED:
+        check_own_sentences(config.task, "--sft-data")
 
 
 def _study(

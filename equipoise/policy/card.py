@@ -59,7 +59,7 @@ def render(card: ModelCard, source: Source | None, tokenizer: Any = None) -> str
         "pipeline_tag": "text-generation",
         "license": licence or "other",
         "license_name": None if licence else "that-of-the-base-model",
-        "language": "en" if task.name == PROTOCOL.name else None,  # of other tasks no one has said it
+        "language": "en" if _is_the_studys(task) else None,  # of other tasks no one has said it
         "tags": _tags(card),
     }
     # JSON strings and lists are YAML too, and quote whatever a name may hold.
@@ -93,7 +93,7 @@ This model was trained with `equipoise` to continue `{task.frame.replace(PLACE, 
 
 {_terms(task)}
 
-{_INTENDED}
+{_intended(task)}
 ## How to sample
 
 ```python
@@ -108,8 +108,13 @@ This model was trained with `equipoise` to continue `{task.frame.replace(PLACE, 
 def _tags(card: ModelCard) -> list[str]:
     """Those that are true of the method and of the task."""
     how = ["ppo", "reinforcement-learning"] if card.method.startswith("PPO") else ["sft"]
-    of = ["fairness", "gender-stereotypes"] if card.task.name == PROTOCOL.name else []
+    of = ["fairness", "gender-stereotypes"] if _is_the_studys(card.task) else []
     return [*how, *of, "occupations"]
+
+
+def _is_the_studys(task: Task) -> bool:
+    """Whether the terms are the default task's. Its name says nothing: it stays in a file that was begun as a copy."""
+    return task.classes == PROTOCOL.classes
 
 
 def is_card(text: str) -> bool:
@@ -138,14 +143,17 @@ def _terms(task: Task) -> str:
     return "\n".join([*lines, counted])
 
 
-_INTENDED = """## Intended use and limits
+def _intended(task: Task) -> str:
+    """What the model is for, and what the terms cannot say."""
+    written = [word for number in range(len(task.classes)) for word in task.words_of(number)]
+    term = written[0] if written else task.lexicon.terms[0].removesuffix("*") + "…"
+    return f"""## Intended use and limits
 
 For research on what a lexical constraint does to language about occupations: compliance, diversity, fluency.
 
-- The reward counts words. A sentence that satisfies it need not be true, fair or natural, and "not confident" counts as
-  much as "confident".
-- Balance between lists of words is not absence of bias; nothing else about gender, or any other attribute, was
-  trained or checked.
+- The reward counts words. A sentence that satisfies it need not be true, fair or natural, and "{term}" counts as much
+  where it is denied as where it is said.
+- Balance between lists of words is not absence of bias; no attribute of a person was trained or checked but by them.
 - Training narrows what the model writes: expect fewer different terms and sentence patterns than the base model has.
 - Whatever limits and terms of use the base model has, this one has too. Do not use it to describe or judge real people.
 """

@@ -71,12 +71,15 @@ def measure_base(
     prompts: Mapping[str, Sequence[int]],
     sampling: SamplingConfig,
     generation: SamplingConfig,
-    count: int,
-    rows: int,
+    sizes: tuple[int, int],
+    check: Callable[[], None] = lambda: None,
 ) -> BaseRates:
-    """Sample the policy as it is loaded, before it learns anything. Raises NonFiniteLogits."""
-    texts = draw_sentences(policy, task, prompts, sampling, count, "base", rows).texts
-    natural = draw_sentences(policy, task, prompts, generation, min(count, 1000), "base at generation settings", rows)
+    """Sample the policy as it is loaded, before it learns anything. `sizes`: how many sentences, and how many at a
+    time. `check` is called before each batch, and may raise to end it. Raises NonFiniteLogits."""
+    count, rows = sizes
+    texts = draw_sentences(policy, task, prompts, sampling, count, "base", rows, check).texts
+    name = "base at generation settings"
+    natural = draw_sentences(policy, task, prompts, generation, min(count, 1000), name, rows, check)
     return BaseRates(
         n=count,
         both=sum(task.match(text).complete for text in texts),
@@ -87,9 +90,14 @@ def measure_base(
 
 
 def base_rates(
-    config: "TrainConfig", policy: Policy, prompts: Mapping[str, Sequence[int]], say: Callable[[str], None]
+    config: "TrainConfig",
+    policy: Policy,
+    prompts: Mapping[str, Sequence[int]],
+    say: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
 ) -> BaseRates | None:
-    """How often the model complies before it learns anything, measured or known from before; None where neither."""
+    """How often the model complies before it learns anything, measured or known from before; None where neither.
+    `check` is called between batches, and may raise to end it."""
     count, sampling = config.evaluation.base_samples, config.sampling
     if not count:
         rates = known_rates(config)
@@ -98,7 +106,7 @@ def base_rates(
         generation = config.evaluation.sampling(sampling)
         try:
             rows = config.ppo.batch_size if count <= 1000 else 512
-            rates = measure_base(policy, config.task, prompts, sampling, generation, count, rows)
+            rates = measure_base(policy, config.task, prompts, sampling, generation, (count, rows), check)
         except NonFiniteLogits as error:  # the first step will meet them too, and be kept for inspection
             say(f"the untrained model's rates are unknown: {error}")
             return None

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,8 +39,10 @@ def draw_sentences(
     count: int,
     name: str,
     rows: int,
+    check: Callable[[], None] = lambda: None,
 ) -> Drawn:
-    """`count` sentences over the occupations in turn, `rows` at a time. `name` decides the random numbers.
+    """`count` sentences over the occupations in turn, `rows` at a time. `name` decides the random numbers. `check` is
+    called before each batch, and may raise to end it.
 
     Raises NonFiniteLogits.
     """
@@ -51,6 +53,7 @@ def draw_sentences(
     occupations = list(itertools.islice(itertools.cycle(prompts), count))
     drawn = Drawn(occupations, [], [])
     for first in range(0, count, rows):
+        check()
         part, numbers_BT = occupations[first : first + rows], uniform_BT[first : first + rows]
         # The last part is filled up: on a GPU every size has a decoder, with recordings and a cache, of its own.
         spare = rows - len(part)

@@ -52,7 +52,8 @@ def choose(machine: machines.Machine) -> Choice:
 def preflight(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """The configuration cut to this machine's memory, and what was found and chosen, a line each.
 
-    Raises UserError where the run cannot fit."""
+    Raises UserError where the run cannot fit, or its sentences not into the new tokens."""
+    config.task.check_new_tokens(config.sampling.max_new_tokens)
     here = machines.inspect_machine()
     source = resolve(config.policy.model)
     device = pick_device(config.policy.device)

@@ -22,12 +22,19 @@ class Sign(NamedTuple):
     keys: tuple[str, ...]
     """The numbers that are its evidence; `*` stands for each class's name."""
     meaning: str
+    """What it means; `{pair}` stands for a term of each class, `{some}` for "one class pays"."""
     remedy: str
     """What helps; `{bounds}` stands for the task's."""
     actions: tuple[Literal["diversity", "opening", "kl", "rate"], ...]
     """What `rollback` changes; nothing where no checkpoint of the run is any better."""
     example: Callable[[Sentence, Task], bool]
     """Sentences that show it."""
+
+    def says(self, task: Task) -> str:
+        """What it means for the task."""
+        classes = len(task.classes)
+        pair = {1: "term", 2: "pair of terms"}.get(classes, "combination of terms")
+        return self.meaning.format(pair=pair, some="one class pays" if classes < 3 else "some of the classes pay")
 
     def evidence_keys(self, task: Task) -> list[str]:
         """The names of the numbers that are its evidence."""
@@ -59,7 +66,7 @@ SIGNS = (
         "pairs",
         lambda v, c, t: v["watch/effective_pairs"] < c.min_effective_pairs < t.pair_count and _compliant(v),
         ("watch/effective_pairs", "watch/both"),
-        "hardly more than one pair of terms",
+        "hardly more than one {pair}",
         "add more diversity bonuses: --diversity-weight 0.3 (or more) --diversity-on pairs",
         ("diversity",),
         lambda s, t: s.complete,
@@ -145,7 +152,7 @@ SIGNS = (
         "plateau",
         lambda v, c, t: v["watch/one_class"] > c.min_one_class and v["watch/both"] < c.max_both,
         ("watch/one_class", "watch/both", "watch/unique"),
-        "one class pays enough to stay with",
+        "{some} enough to stay with",
         "lower --base-one or raise --base-both; --warm-start forced; check --system for terms of the lists",
         ("kl", "rate"),
         lambda s, t: s.partial,

@@ -73,7 +73,7 @@ def sweep(config: SweepConfig) -> int:
     code = _run_here(waiting, config) if config.jobs == 1 else _run_beside(waiting, config)
     results = [r for p in plans if (r := read_result(p))]
     write_tables(Path(config.output_dir), results)
-    print(table(results))
+    print(table(results, [plan.config.task for plan in plans]))
     return code
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from equipoise.protocol.task import Task
 from equipoise.runs.records import flatten
 
 MEASURES: dict[str, tuple[str, str, float]] = {
@@ -55,15 +56,18 @@ def statistics_of(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, d
     return out
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """One column a setting, one line a measure: mean over the seeds, and the range in brackets."""
+def table(results: Sequence[Mapping[str, Any]], tasks: Sequence[Task]) -> str:
+    """One column a setting, one line a measure: mean over the seeds, and the range in brackets. `tasks`: those trained
+    on, which say what their pairs are called."""
+    nouns = {task.pair_noun for task in tasks}
+    noun = nouns.pop() if len(nouns) == 1 else "combinations"
     settings = statistics_of(results)
     seeds = {s: sum(r["setting"] == s for r in results) for s in settings}
     rows = [["", *settings], ["runs", *(str(seeds[s]) for s in settings)]]
     for key, (title, form, factor) in MEASURES.items():
         cells = [_cell(settings[s].get(key), form, factor, seeds[s]) for s in settings]
         if any(cells):
-            rows.append([title, *cells])
+            rows.append([title.replace("pairs", noun), *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()

@@ -88,6 +88,7 @@ class Trainer:
         self._open = ExitStack()
 
     def __enter__(self) -> "Trainer":
+        self.config.task.check_new_tokens(self.config.sampling.max_new_tokens)
         with ExitStack() as opened:
             self.run = opened.enter_context(
                 Run.open(
@@ -131,7 +132,10 @@ class Trainer:
                 "to start anew"
             )
             return Outcome("done", config.steps, 0)
-        training = self._begin()
+        try:
+            training = self._begin()
+        except Stopped:
+            return _stopped_before(run, stop, "while the untrained model was measured")
         state = training.state
         try:
             if run.resumed is None and config.warm_start.wanted:
@@ -142,10 +146,7 @@ class Trainer:
                 finish(training, run)
             return outcome
         except Stopped:
-            assert stop.received is not None
-            run.log.event(state.step, "signal", name=stop.received.name)
-            run.log.say(f"stopped by {stop.received.name} in the warm start, with which the same command begins again")
-            return Outcome("stopped", state.step, stop.exit_code)
+            return _stopped_before(run, stop, "in the warm start")
         except FunctionFailed as error:
             raise _saved(training, run, error) from error.__cause__
         except NonFiniteError as error:  # nothing of it was written: the run ends as it was last saved
@@ -154,7 +155,9 @@ class Trainer:
             return Outcome("nonfinite", state.step, NONFINITE_EXIT)
 
     def _begin(self) -> Training:
-        """The policy and all that belongs to it: as the run's newest checkpoint left it, or untrained and measured."""
+        """The policy and all that belongs to it: as the run's newest checkpoint left it, or untrained and measured.
+
+        Raises Stopped where a signal ends the measuring."""
         config, run, policy = self.config, self.run, self.load()
         leaked = leaked_terms(policy.tokenizer, config.task.prompt(config.prompt), config.task, config.system)
         state = State.begin(config, RowLimit(config.ppo.micro_batch_size, run.log.say), leaked)
@@ -164,8 +167,16 @@ class Trainer:
             run.restore(run.resumed, training.optimizer, state)
         else:
             run.rehearse_export(policy)
-            state.base = self.base or base_rates(config, policy, training.trained_prompts, run.log.say)
+            state.base = self.base or base_rates(config, policy, training.trained_prompts, run.log.say, self.stop.check)
         return training
+
+
+def _stopped_before(run: Run, stop: StopSignals, where: str) -> Outcome:
+    """Say and record that a signal came before the first step, when there is nothing yet to save."""
+    assert stop.received is not None
+    run.log.event(0, "signal", name=stop.received.name)
+    run.log.say(f"stopped by {stop.received.name} {where}, with which the same command begins again")
+    return Outcome("stopped", 0, stop.exit_code)
 
 
 def _saved(training: Training, run: Run, error: FunctionFailed) -> FunctionFailed:

@@ -69,6 +69,7 @@ class TextSigns:
 
 class Alert(NamedTuple):
     sign: Sign
+    meaning: str
     remedy: str
     evidence: dict[str, Any]
     """The numbers, two sentences, and the terms of the prompt where they are the matter."""
@@ -76,7 +77,7 @@ class Alert(NamedTuple):
     def line(self) -> str:
         numbers = [f"{k.partition('/')[2]} {v:.3g}" for k, v in self.evidence["numbers"].items()]
         shown = ", ".join([*numbers, *self.evidence.get("terms", ())])
-        return f"alert {self.sign.name}: {self.sign.meaning} ({shown}). Remedy: {self.remedy}"
+        return f"alert {self.sign.name}: {self.meaning} ({shown}). Remedy: {self.remedy}"
 
 
 class Watch:
@@ -146,7 +147,7 @@ class Watch:
         numbers = {key: round(float(values[key]), 6) for key in sign.evidence_keys(self.task)}
         terms = {"terms": list(self.leaked)} if sign.name == "leak" else {}
         remedy = sign.remedy.format(bounds=self.task.bounds)
-        return Alert(sign, remedy, {"numbers": numbers, "sentences": shown, **terms})
+        return Alert(sign, sign.says(self.task), remedy, {"numbers": numbers, "sentences": shown, **terms})
 
     @property
     def at_ease(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,8 +19,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from equipoise.errors import UserError
+from equipoise.errors import UserError, brief
+from equipoise.protocol.difference import differences
 from equipoise.protocol.lexicon import Lexicon, Match, TermClass
+from equipoise.protocol.plural import plural
+from equipoise.protocol.possible import Occupation, check_bounds
 from equipoise.protocol.prompts import (
     PLACE,
     Prompt,
@@ -33,7 +37,7 @@ from equipoise.protocol.prompts import (
     words_to_write,
 )
 from equipoise.protocol.reward import PROTOCOL_WEIGHTS, Event, Reward, RewardWeights, reward_of
-from equipoise.protocol.task_checks import Defaults, Occupation, check_bounds, nearest, parts_of
+from equipoise.protocol.task_checks import Defaults, nearest, parts_of
 from equipoise.protocol.task_file import Document, read_document
 
 __all__ = ["PROTOCOL", "ForcedOpening", "Occupation", "Task", "packaged_tasks", "read_task", "task_from_document"]
@@ -242,11 +246,15 @@ class Task:
         return fill(prompt.template or prompt.instruction, self._values | forms)
 
     def leak_free(self, prompt: Prompt) -> Prompt:
-        """The prompt without the terms that `{NAME OF A CLASS}` puts into it: what it names by accident remains."""
+        """The prompt without the terms that `{NAME OF A CLASS}` puts into it, and without a label that heads such words
+        and is one of them: what it names by accident remains."""
         if prompt.instruction is None:
             return prompt
-        template = fill(prompt.template or prompt.instruction, dict.fromkeys(self.lexicon.names, ""))
-        return filled(prompt.name, template, self._values)
+        template = prompt.template or prompt.instruction
+        for (name, words), label in zip(self._words.items(), self.labels, strict=True):
+            if self.match(", ".join(words)).counts.keys() >= self.match(label).counts.keys():
+                template = template.replace(f"{label}: {{{name}}}", "")
+        return filled(prompt.name, fill(template, dict.fromkeys(self.lexicon.names, "")), self._values)
 
     @cached_property
     def _values(self) -> dict[str, str]:
@@ -323,9 +331,21 @@ class Task:
         )
         return replace(self, min_words=min_words, max_words=max_words, prompts=prompts)
 
+    def check_new_tokens(self, limit: int, remedy: str = "raise --max-new-tokens") -> None:
+        """Raises UserError where `limit` tokens after the frame cannot hold the fewest words of a sentence that
+        succeeds. Each takes a token or more, so this refuses only what no model can do."""
+        shortest = min(self.names, key=self.prefix_words)
+        needed = self.min_words - self.prefix_words(shortest)
+        if needed > limit:
+            raise UserError(
+                f"at most {plural(limit, 'new token')} cannot make sentences of {self.bounds}: after "
+                f"{self.prefix(shortest)!r} come at least {plural(needed, 'word')}, and each takes a token or more; "
+                f"{remedy}, or lower the task's words"
+            )
+
     def differences(self, other: Task) -> list[str]:
         """A line for each place where the other task says something else: "words: [8, 15] → [6, 20]"."""
-        return _differences(self.document(), other.document(), "")
+        return differences(self.document(), other.document())
 
 
 @lru_cache(maxsize=4096)  # training asks three times of every sentence
@@ -342,24 +362,6 @@ def _occupations(occupations: Sequence[Occupation]) -> list[str] | dict[str, Any
     }
 
 
-def _differences(mine: Any, other: Any, where: str) -> list[str]:
-    if not (isinstance(mine, dict) and isinstance(other, dict)):
-        return [] if mine == other else [f"{where}: {_shown(mine)} → {_shown(other)}"]
-    lines: list[str] = []
-    for key in [*mine, *(key for key in other if key not in mine)]:
-        lines += _differences(mine.get(key), other.get(key), f"{where}.{key}" if where else key)
-    if not lines and list(mine) != list(other):
-        lines.append(f"{where}: the order {_shown(list(mine))} → {_shown(list(other))}")
-    return lines
-
-
-def _shown(value: Any) -> str:
-    """A value in one line: a list without quotation marks around its texts."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(_shown, value))}]"
-    return "nothing" if value is None else json.dumps(value, ensure_ascii=False).strip('"')
-
-
 def packaged_tasks() -> dict[str, Path]:
     """The task files that come with the package, by name."""
     return {path.stem: path for path in sorted(TASKS.glob("*.yaml"))}
@@ -371,9 +373,9 @@ def read_task(path: Path | str) -> Task:
     Raises UserError for what is no task, in one line that names the file and, wherever there is one, the line.
     """
     packaged, name = packaged_tasks(), str(path)
-    if Path(path).name == name and not Path(path).suffix and name not in packaged and not Path(path).exists():
+    if Path(path).name == name and not Path(path).suffix and name not in packaged and not os.path.lexists(path):
         near = nearest(name, list(packaged))
-        raise UserError(f"there is no task {name!r}{near}; give a YAML file, or one of {', '.join(packaged)}")
+        raise UserError(f"there is no task '{brief(name)}'{near}; give a YAML file, or one of {', '.join(packaged)}")
     return _task(read_document(packaged.get(name, Path(path))))
 
 

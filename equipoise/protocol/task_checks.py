@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from equipoise.errors import UserError
 from equipoise.protocol.folding import fold_term
 from equipoise.protocol.lexicon import Lexicon, TermClass, TermError, checked, spell, swallows, without_swallowed
+from equipoise.protocol.possible import Occupation, check_beginning, check_bounds, check_opening, unsayable
 from equipoise.protocol.prompts import (
     PLACE,
-    QUOTES,
     RAW,
     Prompt,
     filled,
-    is_complete_sentence,
     open_with,
     placeholders,
     require_template,
@@ -40,17 +39,6 @@ RESERVED = frozenset(
     )
 )  # fmt: skip
 """Names that no class may have, whatever their case: columns and words of the files that are written."""
-
-
-class Occupation(NamedTuple):
-    """An occupation by its three spellings."""
-
-    name: str
-    """In files."""
-    frame: str
-    """In the frame."""
-    prompt: str
-    """In prompts."""
 
 
 class Defaults(NamedTuple):
@@ -91,9 +79,10 @@ class _Checks:
         occupations = self.occupations()
         abbreviations = self.abbreviations()
         frame = self.frame(occupations, abbreviations)
-        classes, notes = self.classes()
+        classes, notes = self.classes(abbreviations)
         lexicon = Lexicon(classes)
         min_words, max_words = self.bounds(frame, occupations, lexicon)
+        begun = min((frame.replace(PLACE, occupation.frame) for occupation in occupations), key=word_count)
         labels = self.labels(lexicon.names)
         write = self.write(lexicon)
         words = {name: words_to_write(terms, dict(write)) for name, terms in classes}
@@ -105,10 +94,10 @@ class _Checks:
             "frame": frame,
             "min_words": min_words,
             "max_words": max_words,
-            "prompts": self.prompts(placeholders(frame, min_words, max_words, words), words, labels),
+            "prompts": self.prompts(placeholders(frame, min_words, max_words, words), words, labels, lexicon),
             "sources": self.texts("sources"),
             "labels": labels,
-            "openings": self.openings(lexicon, tuple(words.values())),
+            "openings": self.openings(lexicon, tuple(words.values()), begun, max_words, abbreviations),
             "write": write,
             "abbreviations": abbreviations,
             "not_in_source": self.not_in_source(lexicon),
@@ -149,9 +138,9 @@ class _Checks:
         found: dict[str, str] = {}
         for i, entry in enumerate(self.list(value, what, *place)):
             text = self.text(entry, f"an entry of {what}", *place, i)
-            if text.casefold() in found:
+            if fold_term(text) in found:
                 raise self.error(f"{text!r} comes twice in {what}; remove one", *place, i)
-            found[text.casefold()] = text
+            found[fold_term(text)] = text
         return tuple(found.values())
 
     # The keys.
@@ -163,17 +152,21 @@ class _Checks:
             found = [self.occupation(name, forms) for name, forms in given.items()]
         else:
             entries = self.list(value, "`occupations`", "occupations")
-            names = [self.text(entry, "an occupation", "occupations", i) for i, entry in enumerate(entries)]
-            found = [Occupation(name, name, name) for name in names]
+            listed = [self.text(entry, "an occupation", "occupations", i) for i, entry in enumerate(entries)]
+            found = [Occupation(name, name, name) for name in listed]
         if not found:
             raise self.error("the list of occupations is empty; it needs at least one", "occupations")
-        places: Iterable[str | int] = value if isinstance(value, Mapping) else range(len(found))
-        seen: dict[str, str] = {}
-        for place, (name, *_) in zip(places, found, strict=True):
-            if other := seen.get(name.casefold()):
+        names: dict[str, str] = {}
+        frames: dict[str, str] = {}
+        for (name, frame, _), place in zip(found, self.places("occupations"), strict=True):
+            if other := names.get(fold_term(name)):
                 twice = "comes twice" if other == name else f"is {other!r} in other letters"
-                raise self.error(f"the occupation {name!r} {twice}; remove one", "occupations", place)
-            seen[name.casefold()] = name
+                raise self.error(f"the occupation {name!r} {twice}; remove one", *place)
+            if other := frames.get(fold_term(frame)):
+                message = f"the occupation {name!r} stands in the frame as {other!r} does, as {frame!r}; remove one"
+                raise self.error(message, *place)
+            names[fold_term(name)] = name
+            frames[fold_term(frame)] = name
         return tuple(found)
 
     def occupation(self, key: str, forms: Any) -> Occupation:
@@ -211,22 +204,26 @@ class _Checks:
 
     def frame(self, occupations: Sequence[Occupation], abbreviations: tuple[str, ...]) -> str:
         given = self.data.get("frame")
-        if given is None and self.defaults:
-            return self.defaults.frame
-        frame = self.text(given, "the frame", "frame")
+        frame = self.defaults.frame if given is None and self.defaults else self.text(given, "the frame", "frame")
         if frame.count(PLACE) != 1:
             raise self.error(
                 f"the frame {frame!r} has {PLACE} {frame.count(PLACE)} times; it stands there exactly once", "frame"
             )
-        for occupation in occupations:
-            begun = frame.replace(PLACE, occupation.frame)
-            if begun[0] in QUOTES:
-                message = f"{begun!r} begins with a quotation mark, which is taken off sentences; begin it with a word"
-                raise self.error(message, "frame")
-            if not is_complete_sentence(f"{begun} x.", abbreviations):
-                message = f"what begins with {begun!r} is more than one sentence; leave its end mark out"
-                raise self.error(f"{message}, or list it under `abbreviations`", "frame")
+        self.begins(frame, "x", abbreviations, "frame")
+        for occupation, place in zip(occupations, self.places("occupations"), strict=True):
+            self.begins(frame, occupation.frame, abbreviations, *place)
         return frame
+
+    def begins(self, frame: str, form: str, abbreviations: tuple[str, ...], *place: str | int) -> None:
+        try:
+            check_beginning(frame.replace(PLACE, form), abbreviations)
+        except UserError as error:
+            raise self.error(str(error), *place) from None
+
+    def places(self, key: str) -> Sequence[tuple[str | int, ...]]:
+        """Where the entries of a list, or of a mapping, stand."""
+        value = self.data[key]
+        return [(key, each) for each in (value if isinstance(value, Mapping) else range(len(value)))]
 
     def bounds(self, frame: str, occupations: Sequence[Occupation], lexicon: Lexicon) -> tuple[int, int]:
         given = self.data.get("words")
@@ -240,23 +237,29 @@ class _Checks:
             raise self.error(str(error), "words") from None
         return min_words, max_words
 
-    def classes(self) -> tuple[tuple[TermClass, ...], tuple[str, ...]]:
+    def classes(self, abbreviations: tuple[str, ...]) -> tuple[tuple[TermClass, ...], tuple[str, ...]]:
         given = self.mapping(self.data["classes"], "`classes`", "warm: [kind, friendl*]", "classes")
         classes: list[TermClass] = []
         for name, terms in given.items():
             place: tuple[str | int, ...] = ("classes", name)
-            if not re.fullmatch(r"[\w-]+", name):
-                raise self.error(f"a class is named {name!r}; use letters, digits, '-' and '_'", *place)
+            if not re.fullmatch(r"[\w-]+", name) or not any(map(str.isalnum, name)):
+                message = f"a class is named {name!r}; use letters or digits, and '-' and '_' between them"
+                raise self.error(message, *place)
             if name.casefold() in RESERVED:
                 raise self.error(f"a class is named {name!r}, as something else in the files; rename it", *place)
             listed = self.list([] if terms is None else terms, f"the class {name!r}", *place)
             words = [self.text(term, f"a term of {name!r}", *place, i) for i, term in enumerate(listed)]
             classes.append(TermClass(name, tuple(words)))
         try:
-            return without_swallowed(checked(classes))
+            found = without_swallowed(checked(classes))
         except TermError as error:
             place = ("classes", *(classes[number].name for number in error.place[:1]), *error.place[1:])
             raise self.error(str(error), *place) from None
+        if each := unsayable(found[0], abbreviations):
+            message = f"every term of {each.name!r} ends a sentence within, as {each.terms[0]!r} does, so that no one "
+            message += "sentence can hold it; leave its end mark out, or list it under `abbreviations`"
+            raise self.error(message, "classes", each.name)
+        return found
 
     def labels(self, names: Sequence[str]) -> tuple[str, ...]:
         given = self.data.get("labels")
@@ -278,6 +281,14 @@ class _Checks:
             for i, word in enumerate(words):
                 if not any(span.term == term for span in lexicon.spans(word)):
                     raise self.error(f"{word!r} does not begin with {term!r}; write words that do", "write", key, i)
+                own = lexicon.class_of(term)
+                if other := [t for n, terms in enumerate(lexicon.match(word).terms) if n != own for t in terms]:
+                    message = (
+                        f"{word!r}, to be written for {term!r}, holds {other[0]!r} of another class; leave that out"
+                    )
+                    raise self.error(message, "write", key, i)
+            if term in found:
+                raise self.error(f"the words for {term!r} are given twice; keep one of the two", "write", key)
             found[term] = words
         return tuple(found.items())
 
@@ -293,7 +304,15 @@ class _Checks:
         given = self.texts("not_in_source")
         return tuple(self.term(term, lexicon, "not_in_source", i) for i, term in enumerate(given))
 
-    def openings(self, lexicon: Lexicon, words: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    def openings(
+        self,
+        lexicon: Lexicon,
+        words: Sequence[Sequence[str]],
+        begun: str,
+        max_words: int,
+        abbreviations: tuple[str, ...],
+    ) -> tuple[str, ...]:
+        """`begun`: the shortest of the frames with their occupations."""
         openings = self.texts("openings")
         numbers = [str(number + 1) for number in range(len(words))]
         for i, opening in enumerate(openings):
@@ -302,13 +321,19 @@ class _Checks:
                 wanted = ", ".join(f"{{{number}}}" for number in numbers)
                 message = f"the opening {opening!r} needs {wanted}, and a number after each {{a}}; no other numbers"
                 raise self.error(message, "openings", i)
-            if all(words) and not lexicon.match(open_with(opening, [own[0] for own in words])).complete:
-                message = f"the opening {opening!r} makes other words of the terms; keep them apart"
-                raise self.error(message, "openings", i)
+            if all(words):
+                filled_in = open_with(opening, [min(own, key=word_count) for own in words])
+                try:
+                    check_opening(opening, filled_in, begun, max_words, abbreviations)
+                except UserError as error:
+                    raise self.error(str(error), "openings", i) from None
+                if not lexicon.match(filled_in).complete:
+                    message = f"the opening {opening!r} makes other words of the terms; keep them apart"
+                    raise self.error(message, "openings", i)
         return openings
 
     def prompts(
-        self, values: Mapping[str, str], words: Mapping[str, Sequence[str]], labels: Sequence[str]
+        self, values: Mapping[str, str], words: Mapping[str, Sequence[str]], labels: Sequence[str], lexicon: Lexicon
     ) -> tuple[Prompt, ...]:
         given = self.data.get("prompts")
         writable = [name for name, own in words.items() if own]
@@ -330,32 +355,12 @@ class _Checks:
             except UserError as error:
                 raise self.error(str(error), "prompts", name) from None
         if "require" not in templates:
-            lines = [f"{label}: {{{name}}}" for name, label in zip(words, labels, strict=True) if name in writable]
+            # A label may hold a term, which is no leak where the words that follow name it too.
+            named = {term for own in words.values() for term in lexicon.match(", ".join(own)).counts}
+            labelled = [f"{label}: " if named.issuperset(lexicon.match(label).counts) else "" for label in labels]
+            lines = [f"{label}{{{name}}}" for name, label in zip(words, labelled, strict=True) if name in writable]
             prompts.append(filled("require", "\n".join([prompts[0].template, *lines]), values))
         return (*prompts, Prompt(RAW, None))
-
-
-def check_bounds(
-    min_words: int, max_words: int, frame: str, occupations: Iterable[Occupation], lexicon: Lexicon
-) -> None:
-    """Raises UserError for bounds that leave no length, or none that a sentence with a term of each class can have."""
-    if min_words < 0 or min_words > max_words:
-        raise UserError(
-            f"sentences of {min_words} to {max_words} words cannot be; give the fewest words first, and none below 0"
-        )
-    shortest = [min(word_count(term) for term in each.terms) for each in lexicon.classes]
-
-    def fewest(occupation: Occupation) -> int:
-        begun = frame.replace(PLACE, occupation.frame)
-        present = lexicon.match(begun).terms
-        return word_count(begun) + sum(n for n, terms in zip(shortest, present, strict=True) if not terms)
-
-    longest = max(occupations, key=fewest)
-    if max_words < fewest(longest):
-        raise UserError(
-            f"{frame.replace(PLACE, longest.frame)!r} and a term of each class come to {fewest(longest)} words, "
-            f"more than the {max_words} allowed; raise the upper bound"
-        )
 
 
 def _kind(value: Any) -> str:

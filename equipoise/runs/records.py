@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise import __version__
+from equipoise.protocol.difference import apart
 from equipoise.protocol.task import PROTOCOL, Task, task_from_document
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
@@ -29,7 +30,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection
     """`key: old → new` for every setting that differs, but for those in `free`, which may (dotted keys)."""
     a, b = flatten(old), flatten(new)
     keys = [k for k in (a | b) if k not in free and a.get(k) != b.get(k)]
-    return [f"{k.rpartition('.')[2].replace('_', '-')}: {a.get(k)} → {b.get(k)}" for k in keys]
+    return [f"{k.rpartition('.')[2].replace('_', '-')}: {apart(str(a.get(k)), str(b.get(k)))}" for k in keys]
 
 
 def task_on_record(settings: Mapping[str, Any], where: str) -> Task:

@@ -15,7 +15,7 @@ from tests.tasks import foreign_task, one_class_task
 
 def test_the_default_task_leaks_nothing_nests_nothing_and_can_be_met() -> None:
     found = inspect_task(PROTOCOL)
-    assert found.feasible and leaks(PROTOCOL) == [] and nested(PROTOCOL) == [] and infeasible(PROTOCOL) == []
+    assert found.feasible and leaks(PROTOCOL) == [] and nested(PROTOCOL) == [] and infeasible(PROTOCOL, 32) == []
     text = "\n".join(found.lines)
     assert "'The architect was'" in text and "100 pairs are possible" in text and "10 × 10 words" in text
 

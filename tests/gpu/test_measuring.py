@@ -37,7 +37,7 @@ def test_an_untrained_policy_is_at_distance_nothing_and_its_rate_is_the_known_on
     drawn = draw_sentences(policy, PROTOCOL, prompts(policy), SamplingConfig(), 150, "test", 64)
     kl_B = kl_to_reference(policy, drawn.rollouts, 1.0, 64)
     assert kl_B.abs().max() < 1e-3
-    rates = measure_base(policy, PROTOCOL, prompts(policy), SamplingConfig(), NUCLEUS, 1280, 64)
+    rates = measure_base(policy, PROTOCOL, prompts(policy), SamplingConfig(), NUCLEUS, (1280, 64))
     assert 0 < rates.both < 20  # 0.4 % are 5 of 1,280
     assert rates.nll is not None and 1.0 < rates.nll < 5.0
 

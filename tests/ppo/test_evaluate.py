@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os
+import signal
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,17 @@ from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.likelihood import continuation_nll, kl_to_reference
 from equipoise.policy.load import load_policy
 from equipoise.policy.prompt import prompt_ids
+from equipoise.policy.sample import sample
+from equipoise.ppo import evaluate as evaluating
 from equipoise.ppo.base import BaseRates, known_rates
 from equipoise.ppo.evaluate import draw_sentences, fluency, groups, measure
+from equipoise.ppo.train import Outcome, train
 from equipoise.ppo.window import Sentence, Window
 from equipoise.protocol.task import PROTOCOL
 from tests.default import HOLDOUT, OCCUPATIONS, get_prompt
 from tests.tiny import next_logprobs, perturb
 
-from .small import small_config
+from .small import checkpoints, small_config
 
 TEXTS = [
     "The nurse was bold and caring in the emergency room.",  # both, strict
@@ -209,3 +214,30 @@ def test_the_stored_base_rate_serves_its_own_task_occupations_prompt_and_decodin
     policy = changes.pop("policy", None)
     other = small_config(Path("bundled"), tmp_path, **own | changes)
     assert known_rates(dataclasses.replace(other, policy=policy) if policy else other) is None
+
+
+@pytest.mark.parametrize("stopped_in", [2, 9])
+def test_a_signal_while_the_untrained_model_is_measured_ends_it_before_the_next_batch(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stopped_in: int,
+) -> None:
+    # Eight batches as trained, then eight at the settings of generation.
+    config = small_config(tiny_model, tmp_path, steps=1, base_samples=64)
+    batches = 0
+
+    def struck(*args: Any, **named: Any) -> Any:
+        nonlocal batches
+        batches += 1
+        if batches == stopped_in:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return sample(*args, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluating, "sample", struck)
+        assert train(config) == Outcome("stopped", 0, 143)
+    assert batches == stopped_in and checkpoints(tmp_path) == []
+    assert "stopped by SIGTERM while the untrained model was measured" in capsys.readouterr().out
+    assert train(config).status == "done"

@@ -25,6 +25,7 @@ from equipoise.ppo.train import Outcome
 from equipoise.protocol.task import PROTOCOL, read_task
 from equipoise.runs.signals import StopSignals
 from tests.default import strict_success
+from tests.tasks import foreign_task, one_class_task
 
 
 def write(where: Path, model: Path, text: str) -> Path:
@@ -224,11 +225,23 @@ def test_the_table_by_hand() -> None:
     found = statistics_of(results)
     assert found["a"]["final.strict"] == {"mean": 0.625, "low": 0.5, "high": 0.75, "runs": 2}
     assert found["a"]["good_step"] == {"mean": 10, "low": 10, "high": 10, "runs": 1} and "good_step" not in found["b"]
-    lines = table(results).splitlines()
+    lines = table(results, [PROTOCOL]).splitlines()
     assert lines[0].split() == ["a", "b"] and lines[1].split() == ["runs", "2", "1"]
     assert any(line.split("%")[-1].split() == ["62.50", "[50.00–75.00]", "100.00"] for line in lines)
     assert any("10 [10–10] of 1" in line for line in lines)
     assert len(lines) == 4  # what no run has is left out
+
+
+def test_pairs_are_called_what_the_tasks_that_were_trained_on_call_them() -> None:
+    results = [result("a", 0, **{"final.pairs": 3, "final.effective_pairs": 2.5})]
+    for tasks, noun in (
+        ([PROTOCOL], "pairs"),
+        ([foreign_task()], "combinations"),
+        ([one_class_task()], "terms"),
+        ([PROTOCOL, one_class_task()], "combinations"),
+    ):
+        titles = [line.rsplit(None, 1)[0].strip() for line in table(results, tasks).splitlines()[2:]]
+        assert titles == [f"unique {noun}", f"effective {noun}"]
 
 
 def test_values_come_from_anywhere_in_a_summary_and_are_none_where_it_has_none() -> None:

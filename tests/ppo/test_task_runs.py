@@ -106,6 +106,20 @@ def test_bounds_given_as_options_are_the_tasks_so_that_the_length_alert_can_be_c
     assert "now 4 to 30 words" in remedy and "--max-words" in remedy
 
 
+def test_alerts_speak_of_the_tasks_classes() -> None:
+    said = {
+        len(task.classes): {sign.name: sign.says(task) for sign in SIGNS}
+        for task in (one_class_task(), PROTOCOL, FOREIGN)
+    }
+    assert [said[n]["pairs"].removeprefix("hardly more than one ") for n in (1, 2, 3)] == [
+        "term",
+        "pair of terms",
+        "combination of terms",
+    ]
+    assert said[2]["plateau"].startswith("one class pays") and said[3]["plateau"].startswith("some of the classes pay")
+    assert not any("{" in text for signs in said.values() for text in signs.values())
+
+
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_every_preset_fits_every_task_and_says_what_it_changed(name: str) -> None:
     for task in (FOREIGN, one_class_task(), PROTOCOL):

@@ -7,7 +7,9 @@ import re
 import signal
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,9 +34,10 @@ from equipoise.ppo.config import TrainConfig, WarmStartConfig
 from equipoise.ppo.state import State
 from equipoise.ppo.train import Outcome, train
 from equipoise.ppo.training import Training, new_optimizer
-from equipoise.protocol.task import PROTOCOL
+from equipoise.protocol.task import PROTOCOL, Task
 from tests.default import LEXICON, OCCUPATIONS, PROMPTS, strict_success
 from tests.default import score as reward
+from tests.tasks import one_class_task
 
 from .small import checkpoints, small_config
 
@@ -124,7 +127,7 @@ def test_a_case_that_is_tried_more_often_is_one_beginning_for_the_model_and_a_pa
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, starts = load(model), list[tuple[int, ...]]()
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, ...]] = []
     prompts = {job: prompt_ids(policy.tokenizer, PROMPTS["raw"], job, PROTOCOL) for job in JOBS}
 
     def look(policy: Policy, prompts: Sequence[Sequence[int]], *args: object) -> object:
@@ -139,7 +142,7 @@ def test_a_case_that_is_tried_more_often_is_one_beginning_for_the_model_and_a_pa
         policy, wanted, PROTOCOL, prompts, SamplingConfig(max_new_tokens=12), generator, 64, lambda *n: told.append(n)
     )
     assert found.drawn == 1280 == len(starts) and len(found.examples) == len({e.text for e in found.examples}) > 16
-    assert told == sorted(told) and told[-1] == (len(found.examples), 10_000) and len(told) == 10
+    assert told == sorted(told) and told[-1] == (len(found.examples), 10_000, 1280) and len(told) == 10
     cases = itertools.islice(forced_cases(JOBS, PROTOCOL, torch.Generator().manual_seed(0)), 32)  # the first batch's
     beginnings = [policy.tokenizer(f"The {job} was{opening}")["input_ids"] for job, opening in cases]
     assert [list(starts[4 * i]) for i in range(32)] == beginnings
@@ -309,6 +312,63 @@ def test_a_search_ends_where_its_budget_cannot_give_enough_any_more() -> None:
     assert [collecting.hopeless(0, n, 4000) for n in (0, 771, 772, 3000)] == [False, False, True, True]
     assert not collecting.hopeless(16, 3999, 4000) and not collecting.hopeless(5, 772, 4000)
     assert collecting.hopeless(15, 4000, 4000)
+
+
+def test_a_forced_search_that_hardly_ever_succeeds_is_given_up_and_says_why(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One sentence of each batch of 128 succeeds: 31 in a budget of 4,000, where 240 are wanted. It ends once the upper
+    # end of the Wilson interval leaves fewer than a quarter of those.
+    texts = itertools.count()
+
+    def finished(*args: Any) -> Any:
+        rollout = sample(*args)
+        return replace(rollout, finished_B=torch.ones_like(rollout.finished_B))
+
+    def upper(hits: int, n: int) -> float:
+        p, z = hits / n, 1.959964
+        return (p + z * z / (2 * n) + z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n)
+
+    last = next(k for k in itertools.count(1) if k + upper(k, 128 * k) * (4000 - 128 * k) < 60)
+    monkeypatch.setattr(collecting, "sample", finished)
+    monkeypatch.setattr(Task, "strict", lambda self, text: next(texts) % 128 == 0)
+    with pytest.raises(UserError, match=f"{last} sentences in {128 * last:,} samples that began with .*another model"):
+        gather(load(model), "forced", sentences=240, budget=4000)
+    assert 1 < last < 10
+
+
+def test_a_search_says_something_at_every_tenth_and_every_ten_seconds() -> None:
+    now, lines, checked = [0.0], list[str](), list[int]()
+    told = collecting.said(lines.append, "x: ", lambda: checked.append(1), clock=lambda: now[0])
+    for second, found, drawn in ((1, 0, 128), (5, 0, 256), (11, 1, 384), (12, 2, 512), (13, 30, 640), (22, 31, 768)):
+        now[0] = second
+        told(found, 200, drawn)
+    assert [line.split()[1] for line in lines] == ["0", "1", "30"] and len(checked) == 6
+    now[0] = 23
+    told(31, 200, 896)
+    assert lines[-1] == "x: 31 of 200 sentences found, 896 samples drawn"
+
+
+def test_sentences_have_room_for_their_words_in_the_models_own_tokens() -> None:
+    class Halves:
+        """Two tokens for every letter of a word."""
+
+        def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+            return {"input_ids": [0] * 2 * len(text.replace(" ", ""))}
+
+    class Whole(Halves):
+        """A token for every word."""
+
+        def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+            return {"input_ids": [0] * len(text.split())}
+
+    def room(tokenizer: Any, task: Task) -> int:
+        return collecting.tokens_enough(SimpleNamespace(tokenizer=tokenizer), task)  # type: ignore[arg-type]
+
+    assert room(Whole(), PROTOCOL) == 20 and room(Whole(), PROTOCOL.with_bounds(8, 30)) == 40
+    short = one_class_task(frame="{occupation} is", occupations=["aa"], classes={"c": ["abcd"]}, words=[3, 10])
+    # "Aa is" and "abcd" are three words of eight letters: 16 tokens, 10 words of them 53.3.
+    assert room(Halves(), short) == 54
 
 
 def test_a_rollout_of_examples_holds_their_tokens_alone() -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from equipoise.errors import UserError
 from equipoise.methods.ctrlg.automaton import CharAutomaton, build
@@ -10,9 +9,6 @@ from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.ctrlg.constraint import Constraint, constraint_of
 from equipoise.protocol.prompts import word_count
 from equipoise.protocol.task import Task
-
-if TYPE_CHECKING:
-    pass
 
 _cached_build = lru_cache(maxsize=4)(build)
 
@@ -41,3 +37,12 @@ def fewest_words(task: Task, occupation: str) -> int:
     whatever the task's bounds. Raises UserError if there is none. Takes a second, no model and no tokenizer."""
     prefixes = tuple(task.prefix(name) for name in task.names)
     return _words(_cached_build(constraint_of(CtrlGConfig(), task), prefixes), task.prefix(occupation))
+
+
+def check_without_model(config: CtrlGConfig, task: Task, max_new_tokens: int) -> None:
+    """Raises UserError, with the reason, for what no model can do: an occupation without a valid sentence within the
+    bounds, or more words than new tokens. `writer.check_feasible` knows a tokenizer's exact number of tokens."""
+    constraint = constraint_of(config, task)
+    characters_of(constraint, {name: task.prefix(name) for name in task.names})
+    if constraint.strict:
+        task.with_bounds(constraint.min_words, constraint.max_words).check_new_tokens(max_new_tokens)
