@@ -42,13 +42,10 @@ def finish(training: Training, run: Run) -> None:
         summary |= _final(training, run, output)
         # The weights come last: a folder that has them is complete.
         write_json(output / SUMMARY, summary)
-        run.export(
-            training.policy,
-            facts(config, state.step, state.kl_coef, warmed=not left_out_warm_start(output))
-            + "; exported: "
-            + ("moving average of the weights at " if config.ppo.average_weights else "")
-            + f"step {step}, {why}",
-        )
+        averaged = "moving average of the weights at " if config.ppo.average_weights else ""
+        how = facts(config, state.step, state.kl_coef, warmed=not left_out_warm_start(output))
+        with run.log.stage("writing the model"):
+            run.export(training.policy, f"{how}; exported: {averaged}step {step}, {why}")
     for line in describe(summary, config.task):
         run.log.say(line)
     run.log.say(
@@ -67,8 +64,9 @@ def _final(training: Training, run: Run, output: Path) -> dict[str, Any]:
     sampling = config.evaluation.sampling(config.sampling)
     rows = config.ppo.batch_size if count <= 1000 else 512
     try:
-        measured, drawn = evaluate(policy, config.task, prompts, sampling, count, "final", rows)
-        nll = fluency(policy, drawn, config.task)
+        with run.log.stage("the closing summary's sentences"):
+            measured, drawn = evaluate(policy, config.task, prompts, sampling, count, "final", rows)
+            nll = fluency(policy, drawn, config.task)
     except NonFiniteLogits as error:
         run.log.say(f"no sentences for the summary: {error}")
         return {}
@@ -90,7 +88,7 @@ def evaluate_checkpoint(training: Training, run: Run) -> Evaluation | None:
     count, rows = config.evaluation.eval_sentences, config.ppo.batch_size
     sampling = config.evaluation.sampling(config.sampling)
     try:
-        with training.optimizer.averaged():
+        with training.optimizer.averaged(), run.log.stage(f"evaluating step {state.step}"):
             prompts = training.trained_prompts
             measured, drawn = evaluate(training.policy, config.task, prompts, sampling, count, "evaluation", rows)
     except NonFiniteLogits as error:

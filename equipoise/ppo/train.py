@@ -118,9 +118,12 @@ class Trainer:
     def load(self) -> Policy:
         """The policy, untrained, and compared with itself: see `settle`."""
         if self.policy is None:
-            torch.manual_seed(self.config.seed)  # adapters start at random
-            self.policy = load_policy(self.config.policy, self.config.task.prompt(self.config.prompt))
-            settle(self.policy, list(self.prompts.ids.values()), self.config.sampling.max_new_tokens, self.run.log.say)
+            config, log = self.config, self.run.log
+            with log.stage("loading the model"):
+                torch.manual_seed(config.seed)  # adapters start at random
+                self.policy = load_policy(config.policy, config.task.prompt(config.prompt))
+            with log.stage("comparing packed, padded and single sentences"):
+                settle(self.policy, list(self.prompts.ids.values()), config.sampling.max_new_tokens, log.say)
         return self.policy
 
     def train(self) -> Outcome:
@@ -139,7 +142,7 @@ class Trainer:
         state = training.state
         try:
             if run.resumed is None and config.warm_start.wanted:
-                warm_start(training, run.log.say, stop.check, partial(_without_warm_start, run))
+                warm_start(training, run.log.say, stop.check, partial(_without_warm_start, run), run.log.stage)
                 run.save(training.optimizer, state)  # the warm start can take minutes
             outcome = _run_steps(training, run, stop)
             if outcome.status == "done":
@@ -166,8 +169,11 @@ class Trainer:
         if run.resumed is not None:
             run.restore(run.resumed, training.optimizer, state)
         else:
-            run.rehearse_export(policy)
-            state.base = self.base or base_rates(config, policy, training.trained_prompts, run.log.say, self.stop.check)
+            with run.log.stage("rehearsing the export"):
+                run.rehearse_export(policy)
+            with run.log.stage("measuring the untrained model"):
+                prompts = training.trained_prompts
+                state.base = self.base or base_rates(config, policy, prompts, run.log.say, self.stop.check)
         return training
 
 

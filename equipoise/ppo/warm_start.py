@@ -5,7 +5,9 @@ is paid for without leaving the model's own language: samples that happen to com
 They may also come from a file, such as the sentences of another method.
 """
 
+import itertools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,11 +15,12 @@ from pathlib import Path
 import torch
 
 from equipoise.errors import UserError
-from equipoise.learning.collect import CPU_ROWS, TooFewError, collect, said
+from equipoise.learning.collect import CPU_ROWS, Progress, TooFewError, collect, said
 from equipoise.learning.search import BATCH
 from equipoise.learning.supervised import Example, Supervision, examples_of, read_rows, supervise
 from equipoise.ppo.training import Training, new_optimizer
 from equipoise.protocol.plural import plural
+from equipoise.runs.stage import Stage, unseen
 
 
 def read(
@@ -49,11 +52,13 @@ def warm_start(
     say: Callable[[str], None],
     check: Callable[[], None] = lambda: None,
     skipped: Callable[[int, int], None] = lambda found, drawn: None,
+    stage: Callable[[str], AbstractContextManager[Stage]] = unseen,
 ) -> None:
     """The whole stage: find the sentences, learn from them, as often as asked; then a fresh optimizer.
 
-    `check` is called now and then, and may raise to end it. With `samples-if-found` the stage ends where
-    the first round finds too few sentences, and `skipped` gets how many it found in how many samples.
+    `check` is called now and then, and may raise to end it; `stage` shows how far each part is. With
+    `samples-if-found` the stage ends where the first round finds too few sentences, and `skipped` gets how many it
+    found in how many samples.
     Raises UserError; NonFiniteError.
     """
     config, policy, generator = training.config.warm_start, training.policy, training.state.generator
@@ -71,19 +76,44 @@ def warm_start(
             examples = read(Path(config.warm_start_file), training, prompts, partial(_labelled, say, label))
         else:
             wanted = config.search if number == 0 else replace(config.search, forced=False)
-            told = said(say, f"{label}: ", check)
             try:
-                examples = collect(policy, wanted, task, prompts, sampling, generator, batch_size, told)
+                with stage(f"{label}: finding sentences") as shown:
+                    shown(0, wanted.sentences * wanted.candidates)
+                    told = both(said(say, f"{label}: ", check), shown)
+                    examples = collect(policy, wanted, task, prompts, sampling, generator, batch_size, told)
             except TooFewError as error:
                 if config.warm_start != "samples-if-found" or number > 0:
                     raise
                 skipped(error.found, error.drawn)
                 break
         say(f"{label}: learning from {plural(len(examples), 'sentence')}, such as {examples[0].text!r}")
-        packed = training.config.scoring == "packed"
-        supervise(policy, examples, generator, how, packed=packed, say=partial(_labelled, say, label), check=check)
+        packed, line = training.config.scoring == "packed", partial(_labelled, say, label)
+        with stage(f"{label}: learning") as shown:
+            counted = count_calls(check, shown, how.epochs * -(-len(examples) // how.batch_size))
+            supervise(policy, examples, generator, how, packed=packed, say=line, check=counted)
         policy.forget_recordings()
     training.optimizer = new_optimizer(training.config, policy)
+
+
+def both(first: Progress, stage: Stage) -> Progress:
+    """`first`, and `stage` with how many are found of those wanted."""
+
+    def progress(found: int, wanted: int, drawn: int) -> None:
+        first(found, wanted, drawn)
+        stage(found, wanted)
+
+    return progress
+
+
+def count_calls(check: Callable[[], None], stage: Stage, total: int) -> Callable[[], None]:
+    """`check`, and `stage` with how often it was called."""
+    calls = itertools.count(1)
+
+    def counted() -> None:
+        check()
+        stage(next(calls), total)
+
+    return counted
 
 
 def _labelled(say: Callable[[str], None], label: str, line: str) -> None:

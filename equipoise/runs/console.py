@@ -219,6 +219,7 @@ class Console:
         self._shown_at = clock()
         """When a line was last written, of whatever kind."""
         self._lock = threading.Lock()
+        self._beat: Heartbeat | None = None
         self._is_stdout = stream is sys.stdout
         self._bar_is_due = _can_show_bar(self._outlet)
         self._live: Live | None = None
@@ -262,22 +263,23 @@ class Console:
 
     @contextmanager
     def stage(self, label: str) -> Iterator[Stage]:
-        """While it lasts the bar is the stage's. Without a terminal a line says how it stands, where none came for
-        long."""
+        """While it lasts the bar is the stage's. Without a terminal, from the first stage on, a line says what goes on
+        whenever none came for `SECONDS_PER_LINE`."""
         self._open_bar_once()
         outer, self._stage = self._stage, Stage(label, self._clock)
-        beat = Heartbeat(self._break_silence) if self._live is None else None
+        if self._live is None and self._beat is None:
+            self._beat = Heartbeat(self._break_silence)
         try:
             yield self._stage
         finally:
-            if beat is not None:
-                beat.stop()
             self._stage = outer
 
     def _break_silence(self) -> None:
-        stage = self._stage
-        if stage is not None and self._clock() - self._shown_at >= SECONDS_PER_LINE:
-            self._print([Piece(str(stage))])
+        silent = self._clock() - self._shown_at
+        if self._stage is not None and silent >= SECONDS_PER_LINE:
+            self._print([Piece(str(self._stage))])
+        elif silent >= SECONDS_PER_LINE and self._pace.done < self._pace.total:
+            self._print([Piece(f"working on step {self._pace.done + 1:,} of {self._pace.total:,}")])
 
     def _open_bar_once(self) -> None:
         if self._bar_is_due:
@@ -340,6 +342,9 @@ class Console:
     def close(self) -> None:
         """Stop drawing. The bar's last state stays on the screen."""
         self._bar_is_due = False
+        if self._beat is not None:
+            self._beat.stop()
+            self._beat = None
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -2,7 +2,9 @@
 
 import math
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 def duration(seconds: float) -> str:
@@ -34,6 +36,12 @@ class Stage:
         if 0 < self.done < self.total:
             text += f"  ETA {duration(seconds / self.done * (self.total - self.done))}"
         return text
+
+
+@contextmanager
+def unseen(label: str) -> Iterator[Stage]:
+    """A stage that nobody is shown."""
+    yield Stage(label, time.monotonic)
 
 
 class Heartbeat:
