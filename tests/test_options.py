@@ -1,16 +1,27 @@
 """Options from dataclasses and files: what is read, and that every mistake becomes one line that names it."""
 
+import ast
 import dataclasses
+import inspect
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import pytest
 
 from equipoise import options
+from equipoise.commands.task import TaskConfig
 from equipoise.errors import UserError
+from equipoise.methods.generate import GenerateConfig
+from equipoise.methods.sample import SampleConfig
+from equipoise.methods.sft_config import SftConfig
+from equipoise.methods.study import StudyConfig
+from equipoise.ppo.config import TrainConfig
+from equipoise.ppo.tool_config import BenchConfig, ExportConfig
+from equipoise.protocol.task import Task
 
 ROOT = Path(__file__).parents[1]
 
@@ -199,3 +210,31 @@ def test_options_override_the_file(tmp_path: Path) -> None:
 def test_a_file_starts_from_the_configuration_it_is_given(tmp_path: Path) -> None:
     default: Any = dataclasses.replace(DEFAULT, name="kept", sizes=Sizes(32, 8))
     assert from_file(tmp_path, "mini: 4\n", default) == dataclasses.replace(default, sizes=Sizes(32, 4))
+
+
+@pytest.mark.parametrize(
+    "kind", [TrainConfig, BenchConfig, ExportConfig, SftConfig, StudyConfig, SampleConfig, GenerateConfig, TaskConfig]
+)
+def test_every_option_says_what_it_is(kind: type) -> None:
+    groups, seen = [kind], []
+    while groups:
+        group = groups.pop()
+        for name, field in _documented(group).items():
+            seen.append(name)
+            inner = get_type_hints(group)[name]
+            if dataclasses.is_dataclass(inner) and inner is not Task:
+                groups.append(inner)
+            else:
+                assert field, f"{group.__name__}.{name} has no text in --help"
+    assert len(seen) > 3
+
+
+def _documented(kind: type) -> dict[str, bool]:
+    """Of each field, its parents' too, whether a docstring follows it."""
+    found: dict[str, bool] = {}
+    for parent in reversed([c for c in kind.__mro__ if dataclasses.is_dataclass(c)]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(parent))).body[0].body  # type: ignore[attr-defined]
+        for node, after in zip(body, [*body[1:], None], strict=True):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                found[node.target.id] = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+    return found

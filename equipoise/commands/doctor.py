@@ -5,7 +5,7 @@ from equipoise.commands.train import configure
 
 def main(argv: list[str]) -> int:
     """Print what `train` with the same options would find and choose, and do nothing."""
-    config, reasons, _ = configure(argv)
+    config, reasons, _ = configure(argv, prog="equipoise doctor")
     from equipoise.ppo.preflight import preflight
     from equipoise.runs.console import quiet
 

@@ -49,7 +49,7 @@ class GuideRun:
     def read(self, argv: list[str]) -> None:
         """Take the command line. Raises UserError for options that there are not, before torch is loaded."""
         self.argv = argv
-        self._config, self._lines, self._overwrite = configure(argv, self.edited)
+        self._config, self._lines, self._overwrite = configure(argv, self.edited, "train_rlhf.py")
 
     def train(self, model: Any, ref_model: Any, tokenizer: Any) -> int:
         """Train what `setup_model_and_tokenizer` returned. Returns the exit code."""

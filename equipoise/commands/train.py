@@ -57,15 +57,20 @@ class CommandLine(NamedTuple):
     """All others, those of the script first: of one given twice the last counts."""
     sources: Sequence[str]
     """Lines that say which options came from where."""
+    prog: str
+    """What was called."""
 
 
-def configure(argv: list[str], edited: Mapping[str, Any] | None = None) -> tuple[TrainConfig, list[str], bool]:
+def configure(
+    argv: list[str], edited: Mapping[str, Any] | None = None, prog: str = "equipoise train"
+) -> tuple[TrainConfig, list[str], bool]:
     """(configuration, lines that say why, whether to start anew) from the command line. Raises UserError.
 
+    `prog`: what was called, for messages.
     `edited`: constants of train_rlhf.py that its user has changed, by the name they have there. They count as options
     that were given; those on the command line win over them.
     """
-    line = _read(argv, edited or {})
+    line = _read(argv, edited or {}, prog)
     if line.preset is not None:
         config, reasons = preset(line.preset), [f"preset    {line.preset}, as asked"]
     elif "preset" in line.settings:
@@ -85,7 +90,7 @@ def configure(argv: list[str], edited: Mapping[str, Any] | None = None) -> tuple
     return config, [*reasons, *line.sources, *changes], line.overwrite
 
 
-def _read(argv: Sequence[str], edited: Mapping[str, Any]) -> CommandLine:
+def _read(argv: Sequence[str], edited: Mapping[str, Any], prog: str) -> CommandLine:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--preset")
     first.add_argument("--config", type=Path)
@@ -94,7 +99,7 @@ def _read(argv: Sequence[str], edited: Mapping[str, Any]) -> CommandLine:
     try:
         own, rest = first.parse_known_args(options.spelled(argv, GUIDE_NAMES))
     except argparse.ArgumentError as error:
-        raise UserError(f"{error}; train_rlhf.py --help lists the options") from None
+        raise UserError(f"{error}; {prog} --help lists the options") from None
     settings = options.read_file(own.config) if own.config else {}
     named = own.task or settings.get("task")
     task = PROTOCOL if named is None else read_task(str(named))
@@ -107,7 +112,7 @@ def _read(argv: Sequence[str], edited: Mapping[str, Any]) -> CommandLine:
             sources.append(f"option    {flag} {value}, from {name} in train_rlhf.py")
         else:
             sources.append(f"option    {flag} from the command line, not {name} = {value} of train_rlhf.py")
-    return CommandLine(own.preset, own.config, task, settings, own.overwrite, [*script, *rest], sources)
+    return CommandLine(own.preset, own.config, task, settings, own.overwrite, [*script, *rest], sources, prog)
 
 
 GUIDE_NAMES = {"training-steps": "steps"}
@@ -132,5 +137,6 @@ def _complete(config: TrainConfig, line: CommandLine) -> tuple[TrainConfig, list
     settings = {name: value for name, value in line.settings.items() if name not in ("preset", "task")}
     config = options.apply(config, settings, str(line.config)) if settings else config
     words, description = list(line.options), DESCRIPTION
-    parsed = options.parse(TrainConfig, words, config, prog="train_rlhf.py", description=description, common=COMMON)
-    return parsed, changes
+    parsed = options.parse(TrainConfig, words, config, prog=line.prog, description=description, common=COMMON)
+    given = {word.removeprefix("--").partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+    return parsed, [why for name, why in changes.items() if name not in given | settings.keys()]

@@ -25,6 +25,7 @@ from equipoise.policy.prompt import sentences_of
 from equipoise.policy.sample import sample
 from equipoise.policy.source import TASK
 from equipoise.protocol.plural import plural
+from equipoise.protocol.reward import Event
 from equipoise.protocol.task import Task
 from equipoise.runs.ownership import marked
 from equipoise.runs.records import provenance, task_on_record
@@ -103,13 +104,19 @@ def split_held_out(examples: Sequence[Example], at_most: int | None, share: floa
     return split
 
 
-def check_enough(split: Split, data: Data, name: str) -> None:
-    """Raises UserError where there is too little to learn from."""
+def check_enough(split: Split, data: Data, name: str, event: Event) -> None:
+    """Raises UserError where there is too little to learn from. `event`: what the sentences were filtered by."""
     if len(split.learnt) < BATCH:
+        remedies = ["give a file with more"]
+        if event == "strict" and data.examples.failing:
+            remedies.append("--filter both")
+        held = len(split.held_out)
+        if held and len(split.learnt) + held >= BATCH:
+            remedies.append("--held-out 0")
+        aside = f" beside the {held:,} held out to be scored" if held else ""
         raise UserError(
-            f"{name} has {plural(len(split.learnt), 'sentence')} to learn from ({data.examples.describe()}), "
-            "and at least "
-            f"{BATCH} are needed: give a file with more, or --filter both"
+            f"{name} has {plural(len(split.learnt), 'sentence')} to learn from{aside} ({data.examples.describe()}), "
+            f"and at least {BATCH} are needed: {' or '.join(remedies)}"
         )
 
 

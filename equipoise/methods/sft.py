@@ -89,7 +89,7 @@ def _train(
     generator = torch.Generator().manual_seed(config.seed)
     at_most = source.at_most if isinstance(source, GivenSentences) else None
     split = fine_tune.split_held_out(data.examples.examples, at_most, config.held_out, generator)
-    fine_tune.check_enough(split, data, config.data)
+    fine_tune.check_enough(split, data, config.data, config.filter)
     say(
         f"learning {plural(len(split.learnt), 'sentence')} with {len(split.held_out):,} held out, "
         f"{plural(config.epochs, 'epoch')}, "

@@ -68,6 +68,7 @@ class SftConfig:
     """The prompt that the sentences are learnt as answers to: the name of one of the task's (`raw` gives no instruction
     at all), or NAME=INSTRUCTION. Default: the task's first."""
     system: str = ""
+    """The system message before the prompt. Empty by default."""
     filter: Event = "strict"
     """Which sentences are learnt. `both`: those with a term of every class, however many classes the task has.
     `strict`: those among them that keep within the task's bounds of length and are one complete sentence."""
@@ -97,6 +98,7 @@ class SftConfig:
     held_out: float = 0.1
     """Share of the sentences that is only scored, after each epoch."""
     seed: int = 0
+    """Of everything that is random."""
     check: int = 10
     """Sentences per occupation that the trained model writes at the end, for a first look; 0 for none."""
     overwrite: bool = False

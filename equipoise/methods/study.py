@@ -58,10 +58,13 @@ class StudyConfig:
     best_prompt: str = "require"
     """The prompt of prompt-best. `require`, which every task has, names the terms of each class."""
     temperature: float = 1.0
+    """Of all methods: divides the logits."""
     top_p: float | None = None
     """Of all methods. Default: 0.95, but 1 for ctrlg."""
     max_new_tokens: int = 32
+    """A sentence that has not ended by then is cut off."""
     seed: int = 0
+    """Of all methods: of everything that is random."""
     filter: Event = "both"
     """What gen-filter keeps. `both`: sentences with a term of every class. `strict`: those among them that keep within
     the task's bounds of length and are one complete sentence."""
@@ -76,11 +79,15 @@ class StudyConfig:
     sft_sentences: int | None = None
     """Sentences that are written for sft, by `forced` or `ctrlg`. Default: n for each occupation, but 300 to 750."""
     sft_epochs: int = 5
+    """Times that sft goes through its sentences."""
     sft_learning_rate: float | None = None
+    """Highest of sft. Default: as `equipoise sft` has it."""
     batch_size: int | None = None
     """Sentences at a time. Default: by device; halved where memory does not suffice."""
     device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:1`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What models compute in. `auto`: bfloat16 where the hardware has it."""
     use_8bit: bool = False
     """Keep base weights in 8 bits."""
     overwrite: bool = False

@@ -16,13 +16,16 @@ class PolicyConfig:
     """`lora` trains adapters on every linear layer, the reference being the same model with them off; `full` trains all
     weights beside a frozen copy."""
     lora_rank: int = 16
+    """Rank of the LoRA adapters: more is more that can be learnt, and more memory."""
     lora_alpha: int = 32
+    """What the adapters add is scaled by lora-alpha / lora-rank."""
     use_8bit: bool = False
     """Keep the frozen base weights in 8 bits, for cards with 24 GB. Needs `lora` and a GPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the model computes in. `auto`: bfloat16 where the hardware has it. Trained weights and optimizer are always
     float32, and so are log-probabilities, values and losses."""
     device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:1`."""
     cuda_graphs: bool = True
     """Record the model's passes as CUDA graphs and replay them. Off: the plain twin, slower, for comparison."""
     fused: bool = True

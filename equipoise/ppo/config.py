@@ -71,13 +71,17 @@ class PPOConfig:
     kl_horizon: int = 10_000
     """Completions over which the steering acts."""
     gamma: float = 1.0
+    """Discount of later rewards, by token. 1: none, since a sentence is paid for at its end."""
     gae_lambda: float = 0.95
+    """λ of generalised advantage estimation: nearer to 1 is less bias and more variance."""
     clip: float = 0.2
     """Probability ratios beyond 1 ± clip earn nothing more."""
     value_clip: float = 0.2
     """Values may move this far, in units of reward, from their old ones in one PPO step."""
     entropy_coef: float = 0.0
+    """Weight of an entropy bonus in the loss, which keeps the policy varied. 0: none."""
     max_grad_norm: float = 1.0
+    """Gradients with a larger norm are scaled down to it."""
     adam_eps: float = 1e-5
     """1e-5 as in OpenAI's PPO; it softens the first steps."""
 
@@ -144,6 +148,7 @@ class WarmStartConfig:
     warm_start_batch_size: int = BATCH
     """Sentences of one optimizer step."""
     warm_start_epochs: int = 2
+    """Times that the stage goes through its sentences."""
     warm_start_learning_rate: float = 1e-4
     """Highest of the stage: it rises over a tenth of the steps and then falls to 0."""
     warm_start_budget: int = 20_000
@@ -195,15 +200,16 @@ class WatchConfig:
     alert_after: int = 4
     """A sign must have held in this many of the last `alert_within` steps."""
     alert_within: int = 6
+    """The steps that are looked back on; see --alert-after."""
     alert_rollbacks: int = 2
     """Times that `rollback` goes back at most; after that it only warns."""
     max_term_share: float = 0.96
     """Alert `synonyms`: the commonest term of each class has more than this share of the sentences with a term of its
-    class, in all classes at once. PPO with the protocol's reward alone comes to 0.99 in one class and 0.92 in the
-    other, so only more is an alert."""
+    class, in all classes at once. On the default task PPO with the protocol's reward alone comes to 0.99 in one class
+    and 0.92 in the other, so only more is an alert."""
     min_effective_pairs: float = 1.25
-    """Alert `pairs`: 2^H over combinations of a term of each class falls below this. It marks near-total collapse: PPO
-    with the protocol's reward alone passes through 1.5 and ends at 2 to 3 of 100."""
+    """Alert `pairs`: 2^H over combinations of a term of each class falls below this. It marks near-total collapse: on
+    the default task PPO with the protocol's reward alone passes through 1.5 and ends at 2 to 3 of 100."""
     min_moulds: float = 0.45
     """Alert `structure`, first of three conditions: the share of different sentences, terms and occupation masked, is
     below this."""
@@ -259,10 +265,11 @@ class EvaluationConfig:
     """Sentences sampled at the generation settings at every multiple of save-every and at the end, always with the same
     random numbers; what is exported is chosen by them. 0: no such evaluation, and the last weights are exported."""
     final_sentences: int = 0
-    """Sentences sampled from the model that is exported, for the closing summary; 5000 are 250 for each occupation."""
+    """Sentences sampled from the model that is exported, for the closing summary, of all occupations alike."""
     eval_temperature: float = 1.0
+    """Temperature of these sentences, as of `equipoise generate`."""
     eval_top_p: float = 0.95
-    """The generation settings: those of `equipoise generate`."""
+    """Nucleus of these sentences, likewise."""
     export: Literal["best", "last"] = "best"
     """Which weights are exported: `best` those of the evaluation with the highest strict success (within its sampling
     error the one with more effective pairs, then the one nearer to the reference model); `last` the last."""
@@ -285,6 +292,7 @@ class RunConfig:
     checkpoint_dir: str = "rlhf_checkpoints"
     """What continues a run that was stopped."""
     tensorboard_dir: str = "runs"
+    """What TensorBoard shows, a folder in it for each run."""
     save_every: int = 100
     """PPO steps between checkpoints that are kept."""
     save_minutes: float = 10.0
@@ -307,6 +315,7 @@ class TrainConfig:
     """Everything a run depends on; saved with it. Presets are values of this class."""
 
     preset: str = "bundled-cpu"
+    """The defaults that options change: guide, bundled-gpu, varied or bundled-cpu."""
     task: TaskOption = PROTOCOL
     """What is studied: a task file with its own occupations, classes of terms, frame, bounds and prompts, or the name
     of a packaged task."""

@@ -91,15 +91,17 @@ def preset(name: str, task: Task = PROTOCOL) -> TrainConfig:
     return for_task(PRESETS[name], task)[0]
 
 
-def for_task(config: TrainConfig, task: Task) -> tuple[TrainConfig, list[str]]:
-    """A preset on another task, and lines that say what had to be changed: a prompt that the task does not have becomes
-    its first, and a warm start from forced sentences, where the task has no openings, learns from free samples, if
-    enough of them comply."""
-    prompt, warm, lines = config.prompt, config.warm_start, []
+def for_task(config: TrainConfig, task: Task) -> tuple[TrainConfig, dict[str, str]]:
+    """A preset on another task, and for each option that had to be changed a line that says why: a prompt that the task
+    does not have becomes its first, and a warm start from forced sentences, where the task has no openings, learns from
+    free samples, if enough of them comply."""
+    prompt, warm = config.prompt, config.warm_start
+    lines: dict[str, str] = {}
     if prompt not in [each.name for each in task.prompts]:
         prompt = task.default_prompt.name
-        lines.append(f"prompt    {prompt!r}, since the task has no {config.prompt!r}")
+        lines["prompt"] = f"prompt    {prompt!r}, since the task has no {config.prompt!r}"
     if warm.warm_start == "forced" and not task.can_force:
         warm = replace(warm, warm_start="samples-if-found")
-        lines.append("warm start from the model's own complying samples, since the task has no openings to force terms")
+        why = "warm start from the model's own complying samples, since the task has no openings to force terms"
+        lines["warm_start"] = why
     return replace(config, task=task, prompt=prompt, warm_start=warm), lines

@@ -38,6 +38,7 @@ class ExportConfig:
     """What the base's weights are in when adapters are merged. `auto`: what the run computed in, so far as it is on
     record, else what this machine would."""
     device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:1`."""
     overwrite: bool = False
     """Replace the model that an earlier `equipoise export` left there."""
 

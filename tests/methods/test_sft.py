@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from equipoise.cli import main
 from equipoise.errors import UserError
+from equipoise.learning.supervised import Example, Examples
+from equipoise.methods.fine_tune import Data, Split, check_enough
 from equipoise.methods.sample import SampleConfig, sample
 from equipoise.methods.sft import SftConfig, sft
 from equipoise.policy.config import PolicyConfig
@@ -283,3 +285,19 @@ def test_two_trainings_do_not_share_a_folder(base: Path, data: Path, tmp_path: P
     folder.mkdir()
     with FolderLock(folder, ""), pytest.raises(UserError, match=r"another process is training in .*sft: wait"):
         sft(config(base, data, folder), quiet)
+
+
+def test_too_few_sentences_name_those_held_out_and_only_remedies_that_help() -> None:
+    def refused(learnt: int, held_out: int, failing: int, event: Any) -> str:
+        one = Example("nurse", [1], [2], "x")
+        data = Data(Examples([one] * (learnt + held_out), learnt + held_out + failing, failing, 0), None)
+        with pytest.raises(UserError) as error:
+            check_enough(Split([one] * learnt, [one] * held_out), data, "rows.csv", event)
+        return str(error.value)
+
+    told = refused(13, 2, 0, "strict")
+    assert "13 sentences to learn from beside the 2 held out" in told and "--filter" not in told
+    assert told.endswith("16 are needed: give a file with more")
+    assert refused(13, 3, 0, "both").endswith("give a file with more or --held-out 0")
+    assert refused(13, 0, 5, "strict").endswith("give a file with more or --filter both")
+    assert "--filter" not in refused(13, 0, 5, "both")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from equipoise import cli
 from equipoise.commands.train import COMMON, configure
 from equipoise.errors import UserError
 from equipoise.policy.config import LLAMA_8B
@@ -15,6 +16,7 @@ from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.machine import Machine
 from equipoise.ppo.preflight import choose
 from equipoise.ppo.presets import PRESETS, preset
+from tests.tasks import one_class_task
 
 CPU = Machine(gpu=None, gpu_free_gb=0.0, memory_free_gb=8.0, cores=2)
 
@@ -228,3 +230,31 @@ def test_help_shows_the_twenty_options_that_matter_and_how_to_see_the_others(
     assert not re.search(r"^[│| ]*--[a-z][\w-]* [A-Z]+ +\(default", text, re.MULTILINE), (
         "an option without a word on it"
     )
+
+
+def test_a_prompt_that_was_asked_for_is_not_said_to_stand_in_for_another(tmp_path: Path) -> None:
+    file = tmp_path / "task.yaml"
+    prompts = {"tell": "Tell of the {occupation}.", "ask": "Who is the {occupation}?"}
+    file.write_text(one_class_task(prompts=prompts).to_yaml())
+    argv = ["--preset", "guide", "--task", str(file)]
+    config, reasons, _ = configure(argv)
+    assert config.prompt == "tell" and any("'tell', since the task has no 'study'" in line for line in reasons)
+    for more in (["--prompt", "ask"], ["--prompt=ask"], ["--prompt", "tell"], ["--config", str(tmp_path / "c.yaml")]):
+        (tmp_path / "c.yaml").write_text("prompt: ask\n")
+        config, reasons, _ = configure([*argv, *more])
+        assert config.prompt in prompts and not any("since the task has no 'study'" in line for line in reasons)
+
+
+def test_a_mistake_points_to_the_help_of_what_was_called() -> None:
+    for prog in ("equipoise train", "equipoise doctor", "train_rlhf.py"):
+        for argv in (["--preset", "guide", "--tuning", "half"], ["--preset"]):
+            with pytest.raises(UserError, match=f"; {prog} --help lists the options"):
+                configure(argv, {}, prog)
+
+
+def test_bench_begins_from_the_preset_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("equipoise.ppo.bench.bench", lambda config: seen.append(config.train) or {})
+    assert cli.main(["bench", "--preset", "varied", "--steps", "3"]) == 0
+    assert seen == [dataclasses.replace(preset("varied"), steps=3)]
+    assert cli.main(["bench", "--preset", "varid"]) == 2

@@ -28,7 +28,7 @@ class CtrlGConfig:
     candidates: int = 1
     """Sentences drawn for each one that is kept, with a probability in proportion to its importance weight. More of
     them come closer to the model's own sentences that comply, which are fluent and have few different terms (two: 58
-    pairs in 5,000 sentences of the bundled model), and cost as many times the tokens."""
+    pairs in 5,000 sentences of the bundled model on the default task), and cost as many times the tokens."""
     hidden_states: int | None = None
     """States of the HMM. Default: 1024 on a GPU, 256 on a CPU."""
     distil_sentences: int | None = None
