@@ -145,11 +145,11 @@ def hopeless(found: int, drawn: int, budget: int, fewest: int = BATCH) -> bool:
 
 def tokens_enough(policy: Policy, task: Task) -> int:
     """New tokens after which a sentence within the task's bounds has ended, by how many tokens the model takes for a
-    word of the task's frames and terms: English needs about one, German under an English tokenizer three."""
+    word of the task's frames and terms: English needs about one, German under an English tokenizer three. At least 20."""
     texts = [task.prefix(name) for name in task.names]
     texts += [f" {word}" for number in range(len(task.classes)) for word in task.words_of(number)]
     tokens = sum(len(policy.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
-    return math.ceil(task.max_words * max(TOKENS_PER_WORD, tokens / sum(map(word_count, texts))))
+    return max(20, math.ceil(task.max_words * max(TOKENS_PER_WORD, tokens / sum(map(word_count, texts)))))
 
 
 def _kept(
