@@ -145,7 +145,8 @@ def hopeless(found: int, drawn: int, budget: int, fewest: int = BATCH) -> bool:
 
 def tokens_enough(policy: Policy, task: Task) -> int:
     """New tokens after which a sentence within the task's bounds has ended, by how many tokens the model takes for a
-    word of the task's frames and terms: English needs about one, German under an English tokenizer three. At least 20."""
+    word of the task's frames and terms: English needs about one, German under an English tokenizer three. At least
+    20."""
     texts = [task.prefix(name) for name in task.names]
     texts += [f" {word}" for number in range(len(task.classes)) for word in task.words_of(number)]
     tokens = sum(len(policy.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
