@@ -36,8 +36,8 @@ test: $(VENV)/.installed-dev
 	@$(PY) -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.installed-dev $(VENV)-transformers-4/.installed $(VENV)-transformers-5/.installed
-	@EQUIPOISE_TRANSFORMERS_4=$(abspath $(VENV)-transformers-4/bin/python) \
-	EQUIPOISE_TRANSFORMERS_5=$(abspath $(VENV)-transformers-5/bin/python) $(PY) -m pytest -m slow $(ARGS)
+	@EQUIPOISE_TRANSFORMERS_4="$(abspath $(VENV)-transformers-4/bin/python)" \
+	EQUIPOISE_TRANSFORMERS_5="$(abspath $(VENV)-transformers-5/bin/python)" $(PY) -m pytest -m slow $(ARGS)
 
 # What loads an export elsewhere: each version of transformers by itself, with the PyTorch that pip finds.
 $(VENV)-transformers-4/.installed: ONLY := transformers==4.57.*
