@@ -26,10 +26,6 @@ PAGES = {
 }
 PRESENT = {name: text for name, text in PAGES.items() if name not in (LOG, "CHANGELOG.md")}
 
-# Until `equipoise task` is there, what the pages say of it cannot be tested; with it, this switches itself on.
-TASK = (ROOT / "equipoise/commands/task.py").is_file()
-with_task = pytest.mark.skipif(not TASK, reason="needs `equipoise task`")
-
 
 def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], re.M | re.S)
@@ -85,11 +81,6 @@ def test_every_command_line_is_understood(page: str, line: str, monkeypatch: pyt
         assert line.startswith(("pip install ", "tensorboard --logdir ")), f"{page}: {line} is not tested"
         return
     argv = argv[: argv.index("<")] if "<" in argv else argv
-    if not TASK:
-        if argv[0] == "task":
-            return
-        for name in ("--task", "--min-words", "--max-words"):
-            argv = [a for a, before in zip(argv, ["", *argv], strict=False) if name not in (a, before)]
     understand(argv, monkeypatch)
 
 
@@ -164,7 +155,6 @@ def top_level(path: Path) -> set[str]:
     return names
 
 
-@with_task
 @pytest.mark.parametrize("page", PRESENT)
 def test_every_file_and_function_that_is_named_is_there(page: str) -> None:
     for name in re.findall(r"`([\w-]+/[\w./-]+\.(?:py|yaml|csv|md))`", PAGES[page]):
@@ -265,7 +255,6 @@ def test_examples_of_task_files_are_read() -> None:
         task_from_document(given if rest.keys() <= given.keys() else rest | given, block)
 
 
-@with_task
 def test_the_packaged_tasks_are_listed_wherever_they_are() -> None:
     tasks = packaged_tasks()
     listed = re.findall(r"^\| `([\w-]+)` \|.*Fiske|^\| `([\w-]+)` \|.*(?:default task, and|stem lists)",

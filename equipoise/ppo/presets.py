@@ -66,20 +66,20 @@ PRESETS = {
     "bundled-cpu": TrainConfig(
         preset="bundled-cpu",
         prompt="describe",
-        steps=16,
+        steps=20,
         strict_bonus=1.0,
         policy=PolicyConfig(model="bundled", tuning="lora"),
         warm_start=WarmStartConfig(
             warm_start="forced",
             warm_start_sentences=128,
             warm_start_epochs=3,
-            warm_start_learning_rate=3.2e-4,
+            warm_start_learning_rate=3.4e-4,
             warm_start_budget=4000,
         ),
-        diversity=DiversityConfig(diversity_weight=1.5, diversity_on="pairs"),
+        diversity=DiversityConfig(diversity_weight=1.0, diversity_on="pairs"),
         ppo=PPOConfig(ppo_epochs=2, learning_rate=1e-4, warmup_steps=2, kl_coef=0.02, entropy_coef=0.02),
         evaluation=EvaluationConfig(eval_sentences=100, final_sentences=500),
-        run=RunConfig(save_every=8, save_minutes=0.0, keep_checkpoints=2, sample_every=4),
+        run=RunConfig(save_every=10, save_minutes=0.0, keep_checkpoints=2, sample_every=5),
     ),
 }
 
