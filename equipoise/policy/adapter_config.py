@@ -1,9 +1,11 @@
 """A LoRA adapter's folder as data: what of its configuration is used, and what is refused."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import safe_open
 
 from equipoise.errors import UserError
 
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 
 _USED = (
     *("r", "lora_alpha", "target_modules", "exclude_modules", "target_parameters", "modules_to_save", "bias"),
@@ -61,3 +64,28 @@ def lora_config(document: Mapping[str, Any], path: Path) -> "LoraConfig":
     except (TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} is no configuration of a LoRA adapter ({reason}): save the adapter again") from None
+
+
+def check_ranks(config: "LoraConfig", folder: Path) -> None:
+    """Raises UserError for a rank greater than any dimension of the adapter's own tensors: matrices are made as large
+    as the configuration says before they are compared."""
+    with safe_open(folder / WEIGHTS, framework="np") as file:
+        largest = max((n for name in file.keys() for n in file.get_slice(name).get_shape()), default=0)  # noqa: SIM118
+    ranks = [config.r, *config.rank_pattern.values()]
+    if too_large := [rank for rank in ranks if rank > largest]:
+        raise UserError(
+            f"{folder / CONFIG} gives the rank {too_large[0]!r:.40}, and no tensor of the adapter is that large: "
+            "save the adapter again"
+        )
+
+
+def check_tensors(missing: Sequence[str], unexpected: Sequence[str], folder: Path) -> None:
+    """Raises UserError unless the adapter's tensors are those that its configuration and its base ask for."""
+    wrong = [f"lacks {len(missing)} tensors of its layers ({missing[0]:.120}, …)"] if missing else []
+    if unexpected:
+        wrong.append(f"has {len(unexpected)} for which the base has no place ({unexpected[0]:.120}, …)")
+    if wrong:
+        raise UserError(
+            f"the adapter in {folder} {' and '.join(wrong)}: it belongs to another base model, or is incomplete; "
+            "save it again, or mend target_modules and base_model_name_or_path"
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, PeftModelForCausalLM
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -23,7 +23,7 @@ from equipoise.documents import read_json
 from equipoise.errors import UserError
 from equipoise.policy import bundled, saved, shapes
 from equipoise.policy.adapter_config import CONFIG as ADAPTER
-from equipoise.policy.adapter_config import lora_config
+from equipoise.policy.adapter_config import WEIGHTS, check_ranks, check_tensors, lora_config
 from equipoise.policy.config import LLAMA_8B
 from equipoise.policy.families import check_family
 from equipoise.policy.hub import cached_folder, explain, holds, hub_access, quiet_progress
@@ -57,6 +57,11 @@ def resolve(name: str) -> Source:
     A folder that exists wins over an alias or a Hub id of the same name; only `bundled` always means the bundled model.
     Raises UserError for a folder without readable weights, a path that leads nowhere, and a name that is none of these.
     """
+    return _resolve(name, ())
+
+
+def _resolve(name: str, behind: tuple[Path, ...]) -> Source:
+    """`resolve` for a model that those in the folders `behind` name as their base, one after the other."""
     given = name
     name = name.strip()
     if name.lower() in ("bundled", bundled.NAME.lower()):
@@ -68,10 +73,13 @@ def resolve(name: str) -> Source:
         return Source(given, "shape", shape, (f"random weights in the shape of {shape}: for timing only",))
     folder = Path(name).expanduser()
     if name and folder.is_dir():
+        if (place := folder.resolve()) in behind:
+            raise UserError(f"the model {given!r} is its own base, by way of {behind[-1]}: name the model it began as")
+        behind = (*behind, place)
         if saved.is_checkpoint(folder):
-            return Source(given, "checkpoint", str(folder), checkpoint_base(folder).notices)
+            return Source(given, "checkpoint", str(folder), checkpoint_base(folder, behind).notices)
         if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
-            return Source(given, "adapter", str(folder), adapter_base(folder).notices)
+            return Source(given, "adapter", str(folder), adapter_base(folder, behind).notices)
         _check_folder(folder)
         return Source(given, "folder", str(folder))
     if _NO_7B.fullmatch(name):
@@ -97,26 +105,34 @@ def recorded_task(source: Source) -> Task | None:
     return read_task(path) if source.kind in ("folder", "adapter") and path.is_file() else None
 
 
-def adapter_base(folder: Path) -> Source:
-    """The model that the adapter in `folder` belongs to. Raises UserError if its configuration does not name one."""
+def adapter_base(folder: Path, behind: tuple[Path, ...] = ()) -> Source:
+    """The model that the adapter in `folder` belongs to. Raises UserError if its configuration does not name one.
+
+    `behind`: the folders that led here, none of which may be met again.
+    """
     config = _read_json(folder / ADAPTER)
     lora_config(config, folder / ADAPTER)
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise UserError(f"the adapter folder {folder} lacks adapter_model.safetensors: save the adapter again")
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"the adapter folder {folder} lacks {WEIGHTS}: save the adapter again")
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base.strip():
         raise UserError(f"{folder / ADAPTER} names no base model: set its base_model_name_or_path")
-    source = resolve(base)
+    source = _resolve(base, behind or (folder.resolve(),))
     if source.kind == "adapter":
         raise UserError(f"the adapter in {folder} has another adapter as base, {base!r}: merge that one first")
     return source
 
 
-def checkpoint_base(folder: Path) -> Source:
-    """The model that the training of the checkpoint in `folder` began with. Raises UserError where it is gone."""
+def checkpoint_base(folder: Path, behind: tuple[Path, ...] = ()) -> Source:
+    """The model that the training of the checkpoint in `folder` began with. Raises UserError where it is gone.
+
+    `behind`: as for `adapter_base`.
+    """
     base = saved.read_saved(folder).policy.model
     try:
-        source = resolve(base) if Path(base).expanduser().resolve() != folder.resolve() else None
+        source = None
+        if Path(base).expanduser().resolve() != folder.resolve():
+            source = _resolve(base, behind or (folder.resolve(),))
     except UserError as error:
         raise UserError(
             f"the checkpoint {folder} belongs to the model {base!r}, which is not to be had: {error}"
@@ -218,9 +234,12 @@ def _load_adapter(
     # Merged in float32 and rounded once; what the merge needs is on the CPU, so a small card can hold the result.
     model = load_model(base, dtype=torch.float32, device="cpu", attn_implementation=attn_implementation)
     with _loading(source):
-        adapted = PeftModel.from_pretrained(model, source.path_or_id, config=config)
+        check_ranks(config, folder)
+        adapted = PeftModelForCausalLM(model, config)
+        found = adapted.load_adapter(source.path_or_id, "default", torch_device="cpu")
+        check_tensors(found.missing_keys, found.unexpected_keys, folder)
         merged = adapted.merge_and_unload(safe_merge=True)
-    return merged.to(device=device, dtype=dtype).eval()
+    return _rounded(merged, base, dtype, device, attn_implementation)
 
 
 def _load_checkpoint(
@@ -231,13 +250,34 @@ def _load_checkpoint(
 ) -> PreTrainedModel:
     """The base with the checkpoint's weights, adapters merged in float32 on the CPU and rounded once."""
     folder = Path(source.path_or_id)
-    base = load_model(
-        checkpoint_base(folder), dtype=torch.float32, device="cpu", attn_implementation=attn_implementation
-    )
-    model = saved.put_weights(base, saved.read_saved(folder))
+    base = checkpoint_base(folder)
+    model = load_model(base, dtype=torch.float32, device="cpu", attn_implementation=attn_implementation)
+    model = saved.put_weights(model, saved.read_saved(folder))
     if isinstance(model, PeftModel):
         model = model.merge_and_unload(safe_merge=True)
-    return model.to(device=device, dtype=dtype).eval()
+    return _rounded(model, base, dtype, device, attn_implementation)
+
+
+@torch.no_grad()
+def _rounded(
+    model: PreTrainedModel,
+    base: Source,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attn_implementation: str | None,
+) -> PreTrainedModel:
+    """A float32 model with the dtypes that its base has when loaded in `dtype`, on `device`.
+
+    Only what the base itself has in `dtype` is rounded. A cast of the whole model would round the frequencies of the
+    rotary embedding too, which always are float32, and move every position.
+    """
+    if dtype == torch.float32:
+        return model.to(device=device).eval()
+    rounded = load_model(base, dtype=dtype, device=device, attn_implementation=attn_implementation)
+    weights = dict(model.named_parameters())
+    for name, parameter in rounded.named_parameters():
+        parameter.copy_(weights[name])
+    return rounded.eval()
 
 
 def _place(source: Source) -> str:
@@ -272,7 +312,9 @@ def _loading(source: Source) -> Iterator[None]:
     try:
         with quiet_progress() if source.kind != "hub" else nullcontext():
             yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a configuration may hold anything, and the libraries' code fails on it in any way
         line = explain(source.path_or_id, error) if source.kind == "hub" else None
         line = line or _unusable(source, error)
         if line is None:
@@ -302,9 +344,9 @@ def _unusable(source: Source, error: Exception) -> str | None:
         return f"the model {model} lacks config.json or safetensors weights: choose one that has both"
     if "Couldn't instantiate the backend tokenizer" in text:
         return f"the model {model} has no tokenizer.json that can be read: choose one that has"
-    if source.kind == "hub" or isinstance(error, RuntimeError):
+    if source.kind not in ("folder", "adapter", "checkpoint") or "CUDA" in text:
         return None
-    return f"the model folder {source.path_or_id} cannot be loaded: {first}"
+    return f"the model folder {source.path_or_id} cannot be loaded: {first:.200}"
 
 
 def _check_folder(folder: Path) -> None:
