@@ -20,7 +20,7 @@ from equipoise.evaluation.inputs import Judged
 from equipoise.evaluation.results import Judge
 from equipoise.policy import trie
 from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
-from equipoise.policy.families import position_limit, window
+from equipoise.policy.families import position_limit, rotary_limit, window
 from equipoise.policy.hub import explain, hub_access, quiet_progress
 from equipoise.policy.load import pick_device, pick_dtype
 from equipoise.policy.score import token_logprobs
@@ -92,6 +92,7 @@ class Scorer:
         self.device = pick_device(device)
         config = load_config(source)
         self.longest = min(LONGEST, position_limit(config) or LONGEST)
+        self.turn = rotary_limit(config)
         plain = config.model_type in PLAIN_ATTENTION and window(config) >= self.longest
         self.packed = packed and plain
         self.tokenizer = load_tokenizer(source)
@@ -113,7 +114,12 @@ class Scorer:
         # In the order of their tokens, neighbours share the most; without packing, in order of length, the least is
         # padded. Either way longer texts than the rest do not widen the others' batches.
         scored = [i for i, row in enumerate(rows) if len(row) > 1]
-        scored.sort(key=lambda i: (len(rows[i]) > 64, rows[i]) if self.packed else (True, [len(rows[i])]))
+        scored.sort(
+            key=lambda i: (
+                *(len(rows[i]) > self.turn, len(rows[i]) > 64 or not self.packed),
+                rows[i] if self.packed else [len(rows[i])],
+            )
+        )
         done = 0
         for batch in self._batches(rows, scored):
             sums = (self._packed if self.packed else self._padded)([rows[i] for i in batch]).double().cpu().numpy()
@@ -132,6 +138,7 @@ class Scorer:
         clean = [text.encode("utf-8", "surrogatepass").decode("utf-8", "replace") for text in texts]
         rows = [list(ids) for ids in self.tokenizer(clean)["input_ids"]] if clean else []
         rows = [row if text else [] for row, text in zip(rows, clean, strict=True)]
+        _check_ids(max((max(row) for row in rows if row), default=0), self.model, f"judge {self.source.given!r}")
         cut = sum(len(row) > self.longest for row in rows)
         return [row[: self.longest] for row in rows], cut
 
@@ -148,7 +155,9 @@ class Scorer:
                 size = width * (len(batch) + 1)
             # Attention gathers a path for each row, however much of it is shared.
             gathered = width * (len(batch) + 1)
-            if batch and (size > self.budget or gathered > 16 * self.budget):
+            # The longest row of a pass chooses the rotary frequencies of all.
+            turned = width > self.turn >= len(previous)
+            if batch and (size > self.budget or gathered > 16 * self.budget or turned):
                 yield batch
                 batch, size, width = [], len(rows[i]), len(rows[i])
             batch.append(i)
@@ -196,6 +205,16 @@ class Scorer:
         return sums_R
 
 
+def _check_ids(highest: int, model: Any, who: str) -> None:
+    """Raises UserError unless the model has an embedding for every token id up to the `highest`."""
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    if highest >= embeddings:
+        raise UserError(
+            f"the tokenizer of the {who} gives a text the token id {highest}, and the model's embedding has "
+            f"{embeddings} rows: the tokenizer belongs to another model, or has tokens that were added to it alone"
+        )
+
+
 def _accept(source: Source, config: EvaluateConfig, texts: Sequence[str], progress: Progress) -> Any:
     """(N,) 1.0 where the classifier's likeliest label is the acceptable one; an empty text is not acceptable."""
     from transformers import AutoModelForSequenceClassification
@@ -228,6 +247,7 @@ def _accept(source: Source, config: EvaluateConfig, texts: Sequence[str], progre
             batch = order[first_place : first_place + 64]
             clean = [texts[i].encode("utf-8", "surrogatepass").decode("utf-8", "replace") for i in batch]
             inputs = tokenizer(clean, padding=True, truncation=True, max_length=longest - 2, return_tensors="pt")
+            _check_ids(int(inputs["input_ids"].max()), model, f"classifier {source.given!r}")
             flags[batch] = (model(**inputs.to(device)).logits.argmax(-1) == wanted).cpu().numpy()
             progress(first_place + len(batch), len(order))
     return flags

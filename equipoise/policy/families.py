@@ -41,6 +41,25 @@ def position_limit(config: PreTrainedConfig) -> int | None:
     return next((n for n in named if isinstance(n, int) and n > 0), None)
 
 
+def rotary_limit(config: PreTrainedConfig) -> float:
+    """Tokens up to which a row is read with one set of rotary frequencies; infinite for most models.
+
+    A longer row is read with other ones from its first token on (longrope, dynamic scaling), so what the model makes of
+    a token depends on how many follow it in the same pass.
+    """
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None)
+    rope = rope if isinstance(rope, dict) else {}
+    limits = []
+    for each in (rope, *(part for part in rope.values() if isinstance(part, dict))):
+        kind = str(each.get("rope_type"))
+        if kind == "longrope":
+            limits.append(each.get("original_max_position_embeddings"))
+        elif "dynamic" in kind:
+            limits.append(position_limit(config))
+    return min((n for n in limits if isinstance(n, int)), default=math.inf)
+
+
 def window(config: PreTrainedConfig) -> float:
     """Tokens that the layer which sees least may see; infinite where every layer sees all that went before, 0 where the
     configuration does not tell."""

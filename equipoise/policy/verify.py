@@ -5,6 +5,7 @@ positions as they are meant. Nothing in a configuration tells all of them apart,
 continuation that the model writes itself: every way against `model(input_ids)` of a single row.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from equipoise.policy import trie
 from equipoise.policy.attention import TRIE_ATTENTION
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.draw import invert, weights
-from equipoise.policy.families import position_limit, window
+from equipoise.policy.families import position_limit, rotary_limit, window
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import NonFiniteLogits, sample, sample_static
@@ -49,8 +50,8 @@ def settle(
     sees, longest = window(config), max(map(len, prompts))
     known = config._attn_implementation == TRIE_ATTENTION and longest + new_tokens <= sees
     steps = min(new_tokens, FEW_TOKENS) if known else new_tokens + ROOM
-    if limit := position_limit(config):
-        steps = min(steps, limit - longest)
+    limit = min(position_limit(config) or math.inf, rotary_limit(config))
+    steps = int(min(steps, limit - longest))
     chosen = _rows(prompts, 4 if known else 8)
     try:
         done = not known and policy.dtype != torch.float32 and _settle_in_float32(policy, chosen, steps)
@@ -120,6 +121,13 @@ def check_prompts(policy: Policy, prompts: Sequence[Sequence[int]], new_tokens: 
             f"a prompt of {longest} tokens and {new_tokens} new ones are more than the {limit} positions of the model: "
             "shorten the prompt, or lower --max-new-tokens"
         )
+    turn = rotary_limit(policy.model.config)
+    if longest + new_tokens > turn:
+        raise UserError(
+            f"a prompt of {longest} tokens and {new_tokens} new ones are more than the {turn} up to which this "
+            f"{policy.model.config.model_type} model's rotary embedding stays the same; beyond them every token before "
+            "would change its meaning: shorten the prompt, or lower --max-new-tokens"
+        )
 
 
 def _rows(prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
@@ -177,14 +185,15 @@ def _settle_scoring(policy: Policy, rollout: Rollout, known: bool) -> None:
             return False
         return _apart(policy, scored_N, alone_N, known) <= 1
 
+    config = policy.model.config
     packed, padded = agrees(True), agrees(False)
     policy.ways = policy.ways._replace(packed=packed, padded=padded)
     if known and packed and padded and policy.ways.shared:
-        policy.ways = policy.ways._replace(tokens=window(policy.model.config))
+        policy.ways = policy.ways._replace(tokens=min(window(config), rotary_limit(config)))
         return
     tokens = max(len(p) + n for p, n in zip(rollout.prompts, rollout.lengths_B.tolist(), strict=True))
     policy.ways = policy.ways._replace(tokens=tokens)
-    if policy.model.config._attn_implementation != TRIE_ATTENTION:
+    if config._attn_implementation != TRIE_ATTENTION:
         # Where a whole pack is one row for the model, its length may decide what a token sees.
         nodes = len(trie.build(rollout.prompts, rollout.completions()).tokens_M)
         policy.ways = policy.ways._replace(nodes=nodes)

@@ -70,6 +70,36 @@ def test_packed_and_padded_scores_are_those_of_one_row_at_a_time(llama: Path, pa
     assert tokens.tolist() == [n for _, n in expected] and cut == 0
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_judge_whose_rotary_frequencies_change_reads_every_text_as_one_by_itself(
+    tmp_path: Path, packed: bool
+) -> None:
+    rope = {
+        "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.5, 2.0, 2.5],
+        "long_factor": [4.0, 5.0, 6.0, 7.0], "original_max_position_embeddings": 20, "factor": 8.0,
+    }  # fmt: skip
+    scorer = Scorer(resolve(str(family_folder("llama", tmp_path, rope_parameters=rope))), "cpu", "float32", packed)
+    assert scorer.packed is packed
+    nll, tokens, _ = scorer(TEXTS)
+    assert min(n for n in tokens if n) < 20 < max(tokens)
+    for text, found in zip(TEXTS, nll, strict=True):
+        ids = scorer.tokenizer(text)["input_ids"] if text else []
+        if len(ids) > 1:
+            with torch.no_grad():
+                logprobs = scorer.model(torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
+            alone = -logprobs[:-1].gather(1, torch.tensor(ids[1:])[:, None]).mean()
+            assert found == pytest.approx(float(alone), rel=1e-5), text
+
+
+def test_a_judge_that_has_no_embedding_for_a_token_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder = family_folder("llama", tmp_path, vocab_size=50)
+    with pytest.raises(
+        UserError, match=r"gives a text the token id \d+, and the model's embedding has 50 rows"
+    ) as caught:
+        Scorer(resolve(str(folder)), "cpu", "float32")(TEXTS)
+    assert "\n" not in str(caught.value)
+
+
 def test_other_architectures_are_padded_and_long_texts_cut_and_counted(gpt2: Path) -> None:
     scorer = Scorer(resolve(str(gpt2)), "cpu", "float32")
     assert not scorer.packed and scorer.longest == 12

@@ -243,6 +243,32 @@ def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
         settle(policy, prompts(), NEW, lambda line: None)
 
 
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.5, 2.0, 2.5],
+    "long_factor": [4.0, 5.0, 6.0, 7.0], "original_max_position_embeddings": max(LENGTHS) + NEW, "factor": 8.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "phi3"])
+def test_where_rotary_frequencies_change_texts_end_and_longer_rows_are_computed_plainly(
+    name: str, tmp_path: Path
+) -> None:
+    wide = {"sliding_window": 400, "original_max_position_embeddings": max(LENGTHS) + NEW} if name == "phi3" else {}
+    policy = loaded(family_folder(name, tmp_path, rope_parameters=LONGROPE, **wide))
+    with pytest.raises(UserError, match=rf"more than the {max(LENGTHS) + NEW} up to .* {name} .*rotary") as refusal:
+        settle(policy, prompts(), NEW + 1)
+    assert "\n" not in str(refusal.value)
+    settle(policy, prompts(), NEW, lambda line: None)
+    assert policy.ways.packed and policy.ways.shared and policy.ways.tokens <= max(LENGTHS) + NEW
+    # One row beyond the limit, the others before it: each has the numbers that it has by itself.
+    rows = [prompts()[0] * 2, *prompts()[1:]]
+    rollout = Rollout(rows, torch.randint(3, 99, (5, NEW)), torch.full((5,), NEW), torch.ones(5).bool())
+    assert len(rows[0]) + NEW > max(LENGTHS) + NEW
+    expected = plain_logprobs(policy.model, rollout)
+    for packed in (True, False):
+        assert (score(policy, rollout, 1.0, packed=packed).logprobs - expected).abs().max() < 1e-4
+
+
 def test_prompts_that_the_model_cannot_read_are_refused_in_one_line(tmp_path: Path) -> None:
     policy = loaded(family_folder("gpt2", tmp_path, n_positions=30))
     with pytest.raises(UserError, match=r"27 tokens and 10 new ones are more than the 30 positions"):
