@@ -1,8 +1,9 @@
 """What transformers 4 reads of a model's folder, written beside what transformers 5 reads.
 
 Version 5 keeps a rotary embedding's numbers in `rope_parameters`; version 4 knows no such key and takes its default
-theta of 10,000 without a word. Version 5 names a class of tokenizers that version 4 does not have. Both read the older
-spelling, which is taken back wherever version 5 would then load anything else.
+theta of 10,000 without a word. Some types have another name for the number of experts in version 5, which also names a
+class of tokenizers that version 4 does not have. Both read the older spelling, which is taken back wherever version 5
+would then load anything else.
 """
 
 import json
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 VERSIONS = ("4.57", "5")
 """The versions of transformers that an export is tested with."""
@@ -19,11 +20,13 @@ VERSIONS = ("4.57", "5")
 _NESTED = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
 # As models with names of their own call theta and the rotated share.
 _OWN_NAMES = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
+# Version 4 takes these three keys of Phi-3 and no other, and all else from their places beside it.
+_PHI3 = ("type", "short_factor", "long_factor")
 
 
 def for_both(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Add to the configurations in an exported folder what version 4 needs."""
-    _rewrite(folder / "config.json", _with_older_rope, lambda: AutoConfig.from_pretrained(folder).to_dict())
+    _rewrite(folder / "config.json", _older, lambda: AutoConfig.from_pretrained(folder).to_dict())
     if (folder / "tokenizer.json").exists():
         names = list(tokenizer.model_input_names)
         _rewrite(folder / "tokenizer_config.json", lambda old: _older_class(old, names), lambda: _facts(folder))
@@ -43,35 +46,57 @@ def _rewrite(path: Path, change: Any, read: Any) -> None:
 def _settled(facts: Any) -> str:
     """For comparison, without the keys that only version 4 reads."""
     older = {"rope_theta", "rope_scaling", "partial_rotary_factor", *_NESTED.values()}
-    older |= {name for names in _OWN_NAMES.values() for name in names.values()}
+    older |= {name for names in _OWN_NAMES.values() for name in names.values()} | {"original_max_position_embeddings"}
 
     def without(value: Any, inside: bool) -> Any:
         if not isinstance(value, Mapping):
             return value
-        return {k: without(v, inside or k == "rope_parameters") for k, v in value.items() if inside or k not in older}
+        older_here = {"type"} if inside else older | set(_experts(value))
+        return {k: without(v, inside or k == "rope_parameters") for k, v in value.items() if k not in older_here}
 
     return json.dumps(without(facts, False) if isinstance(facts, Mapping) else facts, sort_keys=True, default=str)
 
 
-def _with_older_rope(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration, and those within it, with theta and scaling in their older places."""
-    out = {key: _with_older_rope(value) if isinstance(value, dict) else value for key, value in config.items()}
+def _older(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration, and those within it, with theta, scaling and the number of experts in their older places."""
+    out = {key: _older(value) if isinstance(value, dict) else value for key, value in config.items()}
+    out = _experts(config) | out
     rope = config.get("rope_parameters")
     if isinstance(rope, dict) and rope:
         nested = {kind: rope[kind] for kind in _NESTED if isinstance(rope.get(kind), dict)}
         main = nested.get("full_attention", rope)
-        older: dict[str, Any] = {"rope_theta": main.get("rope_theta"), "rope_scaling": _scaling(main)}
+        older: dict[str, Any] = {"rope_theta": main.get("rope_theta"), "rope_scaling": _scaling(config, main)}
+        if main.get("rope_type") == "longrope":
+            older["original_max_position_embeddings"] = main.get("original_max_position_embeddings")
         older["partial_rotary_factor"] = main.get("partial_rotary_factor")
         if "sliding_attention" in nested:
             older[_NESTED["sliding_attention"]] = nested["sliding_attention"].get("rope_theta")
         own = _OWN_NAMES.get(str(config.get("model_type")), {})
         out = {own.get(key, key): value for key, value in older.items() if value is not None} | out
+        if older["rope_scaling"] is None and _scales_by_itself(config):
+            out["rope_scaling"] = None
     return out
 
 
-def _scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
+def _experts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The number of experts under the other names that version 5 has for it, which are version 4's own."""
+    kind = str(config.get("model_type"))
+    names = CONFIG_MAPPING[kind].attribute_map if kind in CONFIG_MAPPING else {}
+    return {older: config[name] for older, name in names.items() if "experts" in older and name in config}
+
+
+def _scales_by_itself(config: Mapping[str, Any]) -> bool:
+    """Whether the model's type scales its rotary embedding where the configuration does not say."""
+    kind = str(config.get("model_type"))
+    rope = getattr(CONFIG_MAPPING[kind](), "rope_parameters", None) if kind in CONFIG_MAPPING else None
+    return isinstance(rope, dict) and rope.get("rope_type", "default") != "default"
+
+
+def _scaling(config: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any] | None:
     if rope.get("rope_type", "default") == "default":
         return None
+    if config.get("model_type") == "phi3" and not {"factor", "attention_factor"} & set(rope):
+        return {key: rope["rope_type"] if key == "type" else rope.get(key) for key in _PHI3}
     return {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
 
 
