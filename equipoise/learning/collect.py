@@ -50,10 +50,15 @@ class Found(NamedTuple):
 class TooFewError(UserError):
     """The model's own sentences that comply are too few to learn from."""
 
-    def __init__(self, found: int, drawn: int, wanted: Search) -> None:
+    def __init__(self, found: int, drawn: int, wanted: Search, earlier: int = 0) -> None:
+        """`earlier`: rounds of the warm start that have been learnt from, and changed what the model writes."""
         after = " that began with a term of each class" if wanted.forced else ""
-        other = "another model" if wanted.forced else "--warm-start forced"
-        remedy = f"use {other}, raise --warm-start-budget, give sentences with --warm-start-file, or leave it off"
+        if earlier:
+            after += f" after {plural(earlier, 'round')}"
+            remedy = f"use --warm-start-rounds {earlier}, or raise --warm-start-budget"
+        else:
+            other = "another model" if wanted.forced else "--warm-start forced"
+            remedy = f"use {other}, raise --warm-start-budget, give sentences with --warm-start-file, or leave it off"
         super().__init__(
             f"the warm start found {plural(found, 'sentence')} in {plural(drawn, 'sample')}{after} and needs at least "
             f"{BATCH}: {remedy}"

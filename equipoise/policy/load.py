@@ -33,6 +33,11 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"unknown device {name!r}: use cpu, cuda or cuda:0") from None
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device {name!r} is not supported, sampling needs float64 and CUDA or a CPU: use cpu or cuda")
+    if device.type == "cpu" and device.index:
+        raise UserError(f"device {name!r} is not there, all CPUs are one device: use cpu")
+    if device.type == "cuda" and device.index and 0 < torch.cuda.device_count() <= device.index:
+        last = torch.cuda.device_count() - 1
+        raise UserError(f"device {name!r} is not there: the last GPU that PyTorch sees is cuda:{last}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"device {name!r} was asked for but PyTorch sees no CUDA GPU: use --device cpu, or fix the driver"

@@ -82,7 +82,9 @@ def warm_start(
                     told = both(said(say, f"{label}: ", check), shown)
                     examples = collect(policy, wanted, task, prompts, sampling, generator, batch_size, told)
             except TooFewError as error:
-                if config.warm_start != "samples-if-found" or number > 0:
+                if number > 0:
+                    raise TooFewError(error.found, error.drawn, wanted, number) from None
+                if config.warm_start != "samples-if-found":
                     raise
                 skipped(error.found, error.drawn)
                 break

@@ -60,6 +60,16 @@ PARTS = (
             "<|im_start|>assistant\n<think>\n\n</think>\n\nThe nurse was",
         ),
         (PARTS, f"<system></system><user>{MESSAGE}</user><assistant>The nurse was"),
+        (
+            "{% for m in messages %}[{{ m['role'] }}]{% if m['role'] == 'user' %}{{ m['content'][0]['text'] }}"
+            "{% else %}{{ m['content'] }}{% endif %}{% endfor %}",
+            f"[system][user]{MESSAGE}[assistant]The nurse was",
+        ),
+        (
+            "{% for m in messages %}[{% if m['role'] == 'assistant' %}{{ m['content'] }}{% else %}"
+            "{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endif %}{% endfor %}",
+            f"[[{MESSAGE}[The nurse was",
+        ),
         (CHAT_TEMPLATE.replace("m['content']", "m['content'] | trim"), None),
     ],
 )
@@ -99,6 +109,8 @@ def test_where_a_template_begins_answers_as_it_writes_them_the_text_is_that_of_g
         ("{{ 1 + messages[0]['content'] }}", "it says"),
         ("{% for m in messages %}{{ m['content'] ", "it says"),
         ("{{ no_such_thing.content }}", "it says"),
+        ("{{ raise_exception('not today') }}", "it says 'not today'"),
+        (CHAT_TEMPLATE + "[summary] {{ messages[-1]['content'] }}", "writes the answer's beginning twice"),
     ],
 )
 def test_a_template_that_does_not_write_it_all_is_refused_in_one_line(template: str, reason: str | None) -> None:
@@ -154,11 +166,14 @@ def test_the_date_is_the_same_on_every_day_and_on_record() -> None:
     assert render_prompts(tok, DESCRIBE, PROTOCOL) == prompts
 
 
+FLAGGED = ["%-d", "%-m", "%_d", "%^a", "%#Z", "%Ey", "%%", "%", " ", "/", ", ", "of"]
+
+
 @settings(deadline=None)  # the machine may be busy
-@given(st.lists(st.sampled_from([*(f"%{c}" for c in "aAbBdeFHIjmMpSuUVwyY"), "%-d", "%-m", " ", "/", ", ", "of"])))
+@given(st.lists(st.sampled_from([*(f"%{c}" for c in "aAbBcCdDeFfgGhHIjklmMpPrRSTuUVwWxXyY"), *FLAGGED])))
 def test_any_form_of_the_date_is_what_strftime_gives(parts: list[str]) -> None:
     form = "".join(parts)
-    tok = tokenizer(f"{{{{ strftime_now('{form}') }}}}|" + CHAT_TEMPLATE)
+    tok = tokenizer(f"{{{{ strftime_now(format='{form}') }}}}|" + CHAT_TEMPLATE)
     want = datetime.datetime(DATE.year, DATE.month, DATE.day).strftime(form)
     assert prompt_text(tok, DESCRIBE, "nurse", PROTOCOL).partition("|")[0] == want
 
