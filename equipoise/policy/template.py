@@ -33,9 +33,11 @@ def _fixed_date(template: str) -> str:
     """A macro that hides the function of its name, with the same parameter. Jinja takes off the line break at the end,
     and the template begins at the beginning of a line as before."""
     forms = dict.fromkeys((*_FORMS, *_FORM.findall(template)))
-    filters = "".join(f" | replace('{form}', '{_written(form)}')" for form in forms)
+    table = ", ".join(f"('{form}', '{_written(form)}')" for form in forms)
     each = (
-        "{% for part in format.split('%%') %}{% if not loop.first %}%{% endif %}{{ part" + filters + " }}{% endfor %}"
+        "{% for part in format.split('%%') %}{% set ns = namespace(text=part) %}"
+        f"{{% for form, text in [{table}] %}}{{% set ns.text = ns.text | replace(form, text) %}}{{% endfor %}}"
+        "{% if not loop.first %}%{% endif %}{{ ns.text }}{% endfor %}"
     )
     return f"{_MACRO}{each}{{% endmacro %}}\n"
 

@@ -287,12 +287,12 @@ def test_devices_other_than_cpu_and_cuda_are_refused(name: str) -> None:
 
 
 def test_a_device_by_a_number_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="'cpu:3' is not there.*use cpu"):
+    with pytest.raises(UserError, match=r"'cpu:3' is not there.*use cpu"):
         pick_device("cpu:3")
     assert pick_device("cpu:0").type == "cpu"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(UserError, match="'cuda:2' is not there.*cuda:1"):
+    with pytest.raises(UserError, match=r"'cuda:2' is not there.*cuda:1"):
         pick_device("cuda:2")
     assert pick_device("cuda:1").index == 1
 
