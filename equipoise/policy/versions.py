@@ -15,6 +15,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTo
 
 VERSIONS = ("4.57", "5")
 """The versions of transformers that an export is tested with."""
+TESTED = ("apertus", "gemma3_text", "gpt2", "gpt_neox", "llama", "mixtral", "olmoe", "phi3", "qwen3_moe", "stablelm")
+"""The types of models of which an export gave the same logits and tokens in all of them."""
 
 # Per layer type (Gemma 3): version 4 scales the first kind and has a base of its own for the second.
 _NESTED = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}

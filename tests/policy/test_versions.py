@@ -26,7 +26,7 @@ from transformers import (
 
 from equipoise.policy.export import export
 from equipoise.policy.prompt import prompt_ids
-from equipoise.policy.versions import VERSIONS
+from equipoise.policy.versions import TESTED, VERSIONS
 from equipoise.protocol.task import PROTOCOL
 from tests.policy.test_export import CARD
 from tests.policy.test_template import TODAY
@@ -158,6 +158,10 @@ def example(folder: Path) -> list[int]:
     names: dict[str, Any] = {}
     exec(code.replace('folder = "."', f"folder = {str(folder)!r}"), names)
     return list(names["inputs"]["input_ids"][0].tolist())
+
+
+def test_the_card_names_the_types_that_are_compared() -> None:
+    assert sorted({config.model_type for config in CONFIGS.values()}) == list(TESTED)
 
 
 CHECK = """

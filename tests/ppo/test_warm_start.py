@@ -18,7 +18,16 @@ from safetensors.torch import load_file
 
 from equipoise.errors import UserError
 from equipoise.learning import collect as collecting
-from equipoise.learning.collect import Found, collect, conditional, forced_cases, likeliest, repeats, search
+from equipoise.learning.collect import (
+    Found,
+    TooFewError,
+    collect,
+    conditional,
+    forced_cases,
+    likeliest,
+    repeats,
+    search,
+)
 from equipoise.learning.search import Search
 from equipoise.learning.supervised import Example, Supervision, as_rollout, supervise
 from equipoise.policy.config import PolicyConfig, SamplingConfig
@@ -224,6 +233,16 @@ def test_later_rounds_learn_what_the_policy_writes_by_itself(model: Path, monkey
     assert [kind for kind, _ in calls] == [True, False, False] and len(shown) == 3
     before = mean_logprob(load(model), shown[0])
     assert calls[1][1] > before + 0.1  # the second round draws from a policy that has learnt the first
+
+    def barren(policy: Policy, wanted: Search, *rest: Any) -> list[Example]:
+        if not wanted.forced:
+            raise TooFewError(1, 50, wanted)
+        return shown[0]
+
+    monkeypatch.setattr(warm_start, "collect", barren)
+    with pytest.raises(TooFewError, match=r"after 1 round .*use --warm-start-rounds 1") as caught:
+        warm_start.warm_start(training, say=lambda _: None)
+    assert "--warm-start forced" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
