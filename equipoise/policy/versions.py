@@ -7,6 +7,7 @@ would then load anything else.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ def _settled(facts: Any) -> str:
     def without(value: Any, inside: bool) -> Any:
         if not isinstance(value, Mapping):
             return value
+        if inside and value.get("factor") is not None:
+            value = _with_attention_factor(value)
         older_here = {"type"} if inside else older | set(_experts(value))
         return {k: without(v, inside or k == "rope_parameters") for k, v in value.items() if k not in older_here}
 
@@ -67,6 +70,8 @@ def _older(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(rope, dict) and rope:
         nested = {kind: rope[kind] for kind in _NESTED if isinstance(rope.get(kind), dict)}
         main = nested.get("full_attention", rope)
+        if main is rope and rope.get("factor") is not None:
+            main = out["rope_parameters"] = _with_attention_factor(rope)
         older: dict[str, Any] = {"rope_theta": main.get("rope_theta"), "rope_scaling": _scaling(config, main)}
         if main.get("rope_type") == "longrope":
             older["original_max_position_embeddings"] = main.get("original_max_position_embeddings")
@@ -92,6 +97,16 @@ def _scales_by_itself(config: Mapping[str, Any]) -> bool:
     kind = str(config.get("model_type"))
     rope = getattr(CONFIG_MAPPING[kind](), "rope_parameters", None) if kind in CONFIG_MAPPING else None
     return isinstance(rope, dict) and rope.get("rope_type", "default") != "default"
+
+
+def _with_attention_factor(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Longrope's numbers with the factor of attention that version 5 makes of `factor`: version 4 would make it of the
+    ratio of two lengths, which may be another."""
+    original = rope.get("original_max_position_embeddings")
+    if rope.get("rope_type") != "longrope" or rope.get("attention_factor") is not None or not original:
+        return dict(rope)
+    factor = float(rope["factor"])
+    return {**rope, "attention_factor": math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0}
 
 
 def _scaling(config: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any] | None:

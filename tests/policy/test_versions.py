@@ -1,6 +1,7 @@
 """What transformers 4 finds in an exported folder, and, in interpreters of their own, what both versions make of it."""
 
 import json
+import math
 import os
 import subprocess
 from pathlib import Path
@@ -45,6 +46,7 @@ LONG = {
     "rope_type": "longrope", "rope_theta": 50_000.0, "short_factor": [1.0, 1.5, 2.0, 2.5],
     "long_factor": [4.0, 5.0, 6.0, 7.0],
 }  # fmt: skip
+ATTENTION = (1 + math.log(40) / math.log(32)) ** 0.5
 EXPERTS: dict[str, Any] = {
     "num_key_value_heads": 2, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
 }  # fmt: skip
@@ -65,7 +67,7 @@ CONFIGS = {
     ),
     "longrope": LlamaConfig(
         **SIZES, num_key_value_heads=2,
-        rope_parameters=LONG | {"original_max_position_embeddings": 32, "factor": 8.0},
+        rope_parameters=LONG | {"original_max_position_embeddings": 32, "factor": 40.0},
     ),
     "qwen3_moe": Qwen3MoeConfig(**SIZES, **EXPERTS, rope_parameters=PLAIN),
     "olmoe": OlmoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2, rope_parameters=PLAIN),
@@ -120,7 +122,8 @@ def exported(name: str, folder: Path) -> tuple[torch.nn.Module, Any]:
                 "rope_theta": 50_000.0,
                 "original_max_position_embeddings": 32,
                 "rope_scaling": {k: v for k, v in LONG.items() if k != "rope_theta"}
-                | {"original_max_position_embeddings": 32, "factor": 8.0},
+                # 256 positions are 8 × 32, of which version 4 would make another factor than of the 40 given.
+                | {"original_max_position_embeddings": 32, "factor": 40.0, "attention_factor": ATTENTION},
             },
         ),
         ("qwen3_moe", {"rope_theta": 100_000.0, "num_experts": 4, "num_local_experts": 4}),
@@ -136,8 +139,12 @@ def test_the_numbers_of_the_rotary_embedding_stand_where_version_4_looks(
     names = {"rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor", "rotary_emb_base"}
     names |= {"rotary_pct", "num_experts", "num_local_experts", "original_max_position_embeddings"}
     assert {key: value for key, value in config.items() if key in names} == older
+    # Written out, it is what version 5 makes of the factor anyway.
+    hidden = {"type", "attention_factor"}
     loaded = getattr(AutoConfig.from_pretrained(tmp_path), "rope_parameters", None) or {}
-    assert {k: v for k, v in loaded.items() if k != "type"} == (getattr(model.config, "rope_parameters", None) or {})
+    assert {k: v for k, v in loaded.items() if k not in hidden} == (
+        getattr(model.config, "rope_parameters", None) or {}
+    )
     tokens = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert tokens["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert tokens["additional_special_tokens"] == ["<|eot_id|>"] and "extra_special_tokens" not in tokens

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from equipoise import cli
+from equipoise.policy.source import load_model, resolve
 from equipoise.ppo.train import train
 
 from .small import small_config
@@ -63,6 +64,17 @@ def test_a_checkpoint_writes_the_sentences_of_its_export_with_the_runs_prompt_an
     assert settings["prompt"] == "raw" and settings["task"]["name"] == "agentic-communal"
     weights, last = load_file(tmp_path / "x" / "model.safetensors"), load_file(run / "out" / "model.safetensors")
     assert any(not torch.equal(weights[name], last[name]) for name in weights)
+
+
+def test_in_bfloat16_too_a_checkpoint_is_its_export(run: Path, tmp_path: Path) -> None:
+    checkpoint = run / "checkpoints" / "checkpoint-2"
+    assert cli.main(["export", str(checkpoint), "--output-dir", str(tmp_path / "x")]) == 0
+    ids = torch.arange(200)[None] % 40 + 3
+    logits = [
+        load_model(resolve(str(folder)), dtype=torch.bfloat16, device="cpu")(ids).logits
+        for folder in (checkpoint, tmp_path / "x")
+    ]
+    assert torch.equal(*logits)
 
 
 def test_what_is_no_checkpoint_or_does_not_fit_is_one_line(
