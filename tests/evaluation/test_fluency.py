@@ -193,6 +193,10 @@ def test_a_classifier_says_of_each_row_whether_it_is_acceptable(llama: Path, tmp
     with torch.no_grad():
         plain = [float(model(**tokenizer(t, return_tensors="pt")).logits.argmax(-1)) if t else 0.0 for t in texts]
     assert flags.tolist() == plain and 0 < sum(plain) < len(plain) - 1
+    tokenizer.add_tokens(["zzz"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=rf"classifier .* token id {len(WORDS)}, .* {len(WORDS)} rows"):
+        judge(options, ["The zzz"], lambda line: None, lambda done, total: None)
 
 
 def test_the_bundled_judges_caveat_is_recorded_and_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
