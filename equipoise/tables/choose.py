@@ -68,7 +68,9 @@ def choose(
     occupation = _occupation(table, columns, frame, text, problems)
     model, seed, run = (_first(table, which) for which in (names.MODEL_NAMES, names.SEED_NAMES, names.RUN_NAMES))
     named, other = _method(table, columns, task, method, problems)
-    return Chosen(text, occupation, named or (model if method is None else None), model, seed, run), problems, other
+    if named is None and method is None:
+        named = _by_key(table, occupation, problems) or _of_model(table, model)
+    return Chosen(text, occupation, named, model, seed, run), problems, other
 
 
 def values(table: Table, name: str | None) -> list[str]:
@@ -214,12 +216,7 @@ def _method(
     name = _first(table, (names.METHOD,))
     if name is not None and any(given := values(table, name)):
         _check_twins(table, name, columns, "method")
-        different = {*given} - {""}
-        if len(different) == len(table.rows) > 20:
-            raise UserError(
-                f"{table.path}: the column {name!r} holds another value on each of {len(table.rows):,} rows, so none "
-                f"is a method with rows of its own: name the method as NAME={table.path}"
-            )
+        _check_methods(table, name)
         return name, {}
     name = _first(table, (names.LABEL,))
     if name is None or not any(given := values(table, name)):
@@ -228,12 +225,56 @@ def _method(
     if _names_methods([merged.get(value, value) for value in given], task):
         return name, merged
     shown = ", ".join(map(repr, sorted({*given})[:4]))
+    what = "what looks like outcomes" if _are_outcomes(given, task) else f"{len({*given}):,} different values"
     message = (
-        f"the column {name!r} holds what looks like outcomes ({shown}{', …' if len({*given}) > 4 else ''}), not "
+        f"the column {name!r} holds {what} ({shown}{', …' if len({*given}) > 4 else ''}), not "
         f"methods (decide otherwise {columns.remedy('method', name)})"
     )
     problems.append(Problem("labels that are outcomes", len(table.rows), (), message))
     return None, {}
+
+
+def _by_key(table: Table, occupation: str | None, problems: list[Problem]) -> str | None:
+    """The column of the names under which the rows of different methods stand. Raises UserError where there are two."""
+    found = []
+    for name in table.columns:
+        different = set(values(table, name)) - {""}
+        if names.last(name) == names.KEY and name != occupation and 1 < len(different):
+            if len(different) < len(table.rows):
+                found.append(name)
+            elif not all(map(str.isdigit, different)):
+                message = f"the names under which the rows stand are taken for nothing (--method-column {name!r} takes them for methods)"
+                problems.append(Problem("names of rows", len(table.rows), (), message))
+    if len(found) > 1:
+        raise UserError(
+            f"{table.path}: rows stand under names on several levels ({names.listed(found).replace(', ', ' and ')}): "
+            f"say which are the methods with --method-column {found[0]!r}, or name one method for all as "
+            f"NAME={table.path}"
+        )
+    if not found:
+        return None
+    shown = names.listed(list(dict.fromkeys(values(table, found[0]))))
+    message = (
+        f"methods are the names under which the rows stand ({shown}); NAME={table.path} takes them for one method"
+    )
+    problems.append(Problem("methods by key", len(table.rows), (), message))
+    return found[0]
+
+
+def _of_model(table: Table, model: str | None) -> str | None:
+    """The column of models, which are the methods where nothing else is."""
+    if model is not None:
+        _check_methods(table, model)
+    return model
+
+
+def _check_methods(table: Table, name: str) -> None:
+    """Raises UserError for a column in which no two rows have the same value."""
+    if len({*values(table, name)} - {""}) == len(table.rows) > 20:
+        raise UserError(
+            f"{table.path}: the column {name!r} holds another value on each of {len(table.rows):,} rows, so none is a "
+            f"method with rows of its own: name the method as NAME={table.path}"
+        )
 
 
 def _key(name: str) -> str:
@@ -277,10 +318,13 @@ def _classes(task: Task) -> tuple[str, ...]:
 def _names_methods(given: Sequence[str], task: Task) -> bool:
     """Whether a column named Label does so: not if it holds outcomes, numbers, or something else each row."""
     different = set(given)
+    return not _are_outcomes(given, task) and (len(different) <= 20 or len(different) <= len(given) / 20)
+
+
+def _are_outcomes(given: Sequence[str], task: Task) -> bool:
     classes = {_key(name) for name in _classes(task)}
     known = _OUTCOMES | _MORE_OUTCOMES | classes | {f"{name}only" for name in classes}
-    outcomes = all(
+    return all(
         _key(value) in known or {*map(_key, value.split("+"))} <= classes or re.fullmatch(r"[-+]?\d*\.?\d*", value)
-        for value in different
+        for value in set(given)
     )
-    return not outcomes and (len(different) <= 20 or len(different) <= len(given) / 20)

@@ -14,6 +14,7 @@ from equipoise.tables import names
 from equipoise.tables.choose import Chosen, Columns, choose, values
 from equipoise.tables.found import Layout, Problem
 from equipoise.tables.frame import SHORT, Form, Forms, Frame, forms
+from equipoise.tables.headless import check_fields
 from equipoise.tables.read import plain_lines
 from equipoise.tables.table import Table, rows_are, some
 
@@ -69,7 +70,8 @@ def arrange(
     own = method or Path(table.path).stem
     if chosen.method is not None:
         report("no method", {i for i, name in enumerate(methods) if not name}, f"no method; named {own!r}")
-    judged = _forms(table, occupations, texts, form, frame, columns, report)
+    filled = ["" if i in empty else text for i, text in enumerate(texts)]
+    judged = _forms(table, occupations, filled, form, frame, columns, report)
     rows = []
     for i, (text, occupation) in enumerate(zip(texts, occupations, strict=True)):
         full = text if judged.whole[i] or not text.strip() else frame.join(occupation, text)
@@ -113,6 +115,7 @@ def _sentences(table: Table, frame: Frame, columns: Columns) -> Table:
     filled = [(number, line) for number, line in lines if line.strip()]
     if frame.occupation(clean(filled[0][1])) is None:
         return table
+    check_fields(table, [line for _, line in filled])
     while lines and not lines[-1][1].strip():
         lines.pop()
     problems = []
