@@ -133,8 +133,8 @@ def _text(table: Table, columns: Columns, frame: Frame, problems: list[Problem])
                 f"{columns.remedy('text', found[0])}"
             )
     if others:
-        best = max(others, key=lambda name: _likeness(table, name, frame))
-        if _likeness(table, best, frame) > _likeness(table, found[0], frame):
+        best = max(others, key=lambda name: likeness(table, name, frame))
+        if likeness(table, best, frame) > likeness(table, found[0], frame):
             raise UserError(
                 f"{table.path} has texts in {found[0]!r} and in {best!r}, of which the second begin more like "
                 f"'{frame.example()}': say which are meant, {columns.remedy('text', best)}"
@@ -173,7 +173,7 @@ def _check_twins(table: Table, chosen: str, columns: Columns, what: str) -> None
                f"say which {columns.remedy(what, twins[-1])}", f"called {chosen!r}")  # fmt: skip
 
 
-def _likeness(table: Table, name: str, frame: Frame) -> float:
+def likeness(table: Table, name: str, frame: Frame) -> float:
     """The share of texts that begin with the frame."""
     texts = [value for value in table.column(name) if isinstance(value, str) and value.strip()]
     return sum(frame.occupation(text) is not None for text in texts) / len(texts) if texts else 0.0
