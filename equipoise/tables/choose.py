@@ -10,6 +10,7 @@ from equipoise.protocol.task import Task
 from equipoise.tables import names
 from equipoise.tables.found import Problem
 from equipoise.tables.frame import Frame
+from equipoise.tables.headless import headless
 from equipoise.tables.table import Table
 
 _OUTCOMES = frozenset(("", "0", "1", "true", "false", "yes", "no", "pass", "fail", "both", "one", "none", "neither",
@@ -38,8 +39,11 @@ class Columns:
         """The names that were given."""
         return tuple(name for name in (self.text, self.occupation, self.method) if name is not None)
 
-    def remedy(self, what: str, example: str = "") -> str:
-        """How a column is said to be the one of texts, occupations or methods: "with --text-column"."""
+    def remedy(self, what: str, example: str = "", several: bool = False) -> str:
+        """How a column is said to be the one of texts, occupations or methods: "with --text-column". `several`: of more
+        than one that could be."""
+        if several and not self.options:
+            return "by leaving the others out"
         if self.options:
             return f"with --{what}-column{f' {example!r}' if example else ''}"
         return f"by calling the column {what.capitalize()}"
@@ -92,11 +96,13 @@ def _first(table: Table, which: Sequence[str]) -> str | None:
     return next(iter(names.named(table.columns, which)), None)
 
 
-def _given(table: Table, given: str, what: str) -> str:
+def _given(table: Table, given: str, what: str, more: str = "") -> str:
+    """`more`: what else there is to say where it is not there."""
     found = names.found(table.columns, given)
     if not found:
         raise UserError(
             f"{table.path} has no column {given!r} for --{what}-column: it has {names.listed(table.columns)}"
+            + (f"; {more}" if more else "")
         )
     _check_one(table, found, f"--{what}-column {given!r} means any of them: name it in full", f"named {given!r}")
     return found[0]
@@ -112,14 +118,14 @@ def _check_one(table: Table, found: Sequence[str], remedy: str, what: str) -> No
 
 def _text(table: Table, columns: Columns, frame: Frame, problems: list[Problem]) -> str:
     if columns.text is not None:
-        return _given(table, columns.text, "text")
+        return _given(table, columns.text, "text", headless(table, frame))
     found = [name for name in names.named(table.columns, names.TEXT_NAMES)]
     holding = [name for name in found if any(map(_holds, table.column(name)))]
     found = holding or found[:1]
     if not found:
         raise UserError(
-            f"{table.path} has no column of texts among {names.listed(table.columns)}: name it "
-            f"{columns.remedy('text')}" + _headless(table, frame)
+            f"{table.path} has no column of texts among {names.listed(table.columns)}: "
+            + (headless(table, frame) or f"name it {columns.remedy('text')}")
         )
     _check_twins(table, found[0], columns, "text")
     others = [name for name in found[1:] if table.column(name) != table.column(found[0])]
@@ -129,15 +135,14 @@ def _text(table: Table, columns: Columns, frame: Frame, problems: list[Problem])
         if apart:
             raise UserError(
                 f"{table.path} has texts in {found[0]!r}, and on {len(apart):,} rows without one in {other!r} "
-                f"({table.where(apart[0])}): write them all under one name, or name one column "
-                f"{columns.remedy('text', found[0])}"
+                f"({table.where(apart[0])}): write them all under one name"
             )
     if others:
         best = max(others, key=lambda name: likeness(table, name, frame))
         if likeness(table, best, frame) > likeness(table, found[0], frame):
             raise UserError(
                 f"{table.path} has texts in {found[0]!r} and in {best!r}, of which the second begin more like "
-                f"'{frame.example()}': say which are meant, {columns.remedy('text', best)}"
+                f"'{frame.example()}': say which are meant, {columns.remedy('text', best, several=True)}"
             )
         problems.append(
             Problem(
@@ -145,7 +150,7 @@ def _text(table: Table, columns: Columns, frame: Frame, problems: list[Problem])
                 len(table.rows),
                 (),
                 f"texts are taken from {found[0]!r}; {names.listed(others)} could hold some too "
-                f"(decide otherwise {columns.remedy('text', others[0])})",
+                f"(decide otherwise {columns.remedy('text', others[0], several=True)})",
             )
         )
     return found[0]
@@ -153,12 +158,6 @@ def _text(table: Table, columns: Columns, frame: Frame, problems: list[Problem])
 
 def _holds(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
-
-
-def _headless(table: Table, frame: Frame) -> str:
-    if any(frame.occupation(name) for name in table.columns):
-        return "; its first line is no header: put one there, such as Occupation,Text"
-    return ""
 
 
 def _check_twins(table: Table, chosen: str, columns: Columns, what: str) -> None:
@@ -170,7 +169,7 @@ def _check_twins(table: Table, chosen: str, columns: Columns, what: str) -> None
         if names.key(name) == names.key(base) or re.fullmatch(rf"{re.escape(base)}\.\d+", name)
     ]
     _check_one(table, [chosen, *(name for name in twins if name != chosen)],
-               f"say which {columns.remedy(what, twins[-1])}", f"called {chosen!r}")  # fmt: skip
+               f"say which {columns.remedy(what, twins[-1], several=True)}", f"called {chosen!r}")  # fmt: skip
 
 
 def likeness(table: Table, name: str, frame: Frame) -> float:

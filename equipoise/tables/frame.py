@@ -13,8 +13,8 @@ Seen = Literal["sentence", "continuation", "mixed"]
 
 _LONGEST = 12
 """Words of an occupation that the task does not have, at most."""
-_STRUCTURE = "{[<"
-"""What begins JSON, a list or markup; no sentence goes on with it."""
+_OTHER = re.compile(r"\s*(?:[{\[<]|\(?\d+[.)]\s)")
+"""What begins JSON, a list, markup or a numbered line; no sentence goes on with it."""
 SHORT = 3
 """Words of one that a single text may bring in; a longer one must stand in several."""
 _PRONOUNS = frozenset(
@@ -114,7 +114,7 @@ class Frame:
         first = next((c for c in text if c.isalnum()), "")
         word = re.match(r"\W*(\w*)", text)
         assert word is not None, "the pattern may be empty"
-        if not first or first.isupper() or word[1].casefold() in _PRONOUNS or text.lstrip()[:1] in _STRUCTURE:
+        if not first or first.isupper() or word[1].casefold() in _PRONOUNS or _OTHER.match(text):
             return False
         return not self.has_verb(text)
 

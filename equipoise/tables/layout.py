@@ -16,7 +16,7 @@ from equipoise.tables import names
 from equipoise.tables.choose import Chosen, Columns, choose, values
 from equipoise.tables.found import Layout, Problem
 from equipoise.tables.frame import SHORT, Form, Forms, Frame, forms
-from equipoise.tables.headless import check_fields
+from equipoise.tables.headless import check_delimiter, check_fields
 from equipoise.tables.join import joined
 from equipoise.tables.read import plain_lines
 from equipoise.tables.table import Table, rows_are, some
@@ -158,6 +158,7 @@ def _settled(table: Table, text: str, said: list[Problem]) -> Table:
     short, long = [], []
     for i, fields in table.ragged.items():
         if len(fields) <= place:
+            check_delimiter(table, i)
             raise UserError(
                 f"{table.path}: {table.where(i)} ends before its text, with {len(fields)} of {width} fields: mend or "
                 "delete it; a text with line breaks belongs in quotation marks"
@@ -258,7 +259,7 @@ def _occupations(
         raise UserError(
             f"{table.path}: the column {chosen.occupation!r} names another occupation than the text on {len(other):,} "
             f"of {len(out):,} rows ({table.where(i)}: {out[i]!r}, and {texts[i][:40]!r}): say which column is right "
-            f"{columns.remedy('occupation')}"
+            f"{columns.remedy('occupation', several=True)}"
         )
     report("another occupation", other, "a text that begins with another occupation than the column says")
     return out
