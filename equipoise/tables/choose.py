@@ -253,9 +253,7 @@ def _by_key(table: Table, occupation: str | None, problems: list[Problem]) -> st
     if not found:
         return None
     shown = names.listed(list(dict.fromkeys(values(table, found[0]))))
-    message = (
-        f"methods are the names under which the rows stand ({shown}); NAME={table.path} takes them for one method"
-    )
+    message = f"methods are the names under which the rows stand ({shown}); NAME={table.path} takes them for one method"
     problems.append(Problem("methods by key", len(table.rows), (), message))
     return found[0]
 

@@ -234,7 +234,9 @@ def tabulated(path: str, document: Any, names: Sequence[str], lines: Sequence[in
         message = f"{len(several):,} objects hold several texts ({some(several, where)}); each text is a row"
         problems.append(Problem("several texts", len(several), tuple(several[:5]), message))
     if turns:
-        message = f"{len(turns):,} chats have several answers ({some(turns, where)}); the last one that is not empty is read"
+        message = (
+            f"{len(turns):,} chats have several answers ({some(turns, where)}); the last one that is not empty is read"
+        )
         problems.append(Problem("several answers", len(turns), tuple(turns[:5]), message))
     content = Content(columns, [[row.get(name) for name in columns] for row in rows], tuple(problems))
     return replace(content, lines=begins if lines else ())

@@ -32,8 +32,9 @@ def headless(table: Table, frame: Frame) -> str:
             f"line {lines[0][0]} is no header, and no sentence that begins as '{frame.example()}' does: delete it, or "
             "write 'Text' on a line before it"
         )
-    prose = len(first.split()) > 3 and (first[-1] in _ENDS or len(first.split()) > 5)
-    if prose or any(frame.occupation(name) for name in table.columns):
+    if len(table.columns) > 1 and any(frame.occupation(name) for name in table.columns):
+        return "its first line is no header: put one there, such as Occupation,Text"
+    if len(first.split()) > 3 and (first[-1] in _ENDS or len(first.split()) > 5):
         return (
             f"its first line is no header: put one there, such as Occupation,Text, and before each sentence its "
             f"occupation and a comma; or begin each line as '{frame.example()}'"

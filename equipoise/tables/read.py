@@ -42,7 +42,11 @@ def read_table(path: str, encoding: str | None = None, names: Sequence[str] = ()
         raise UserError(f"cannot read {path} ({error.strerror}): give a CSV, TSV, JSON or JSONL file") from None
     problems: list[Problem] = []
     unpacked = unpack(path, data, problems)
-    content = unpacked if isinstance(unpacked, Content) else _content(path, _decode(path, unpacked, encoding, problems, options), names)
+    content = (
+        unpacked
+        if isinstance(unpacked, Content)
+        else _content(path, _decode(path, unpacked, encoding, problems, options), names)
+    )
     return content.table(path, hashlib.sha256(data).hexdigest(), problems)
 
 
@@ -58,7 +62,9 @@ def _content(path: str, text: str, names: Sequence[str]) -> Content:
 
 def _decode(path: str, data: bytes, encoding: str | None, problems: list[Problem], options: bool) -> str:
     if encoding is None:
-        encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None) or _wide(data, problems, options)
+        encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None) or _wide(
+            data, problems, options
+        )
     try:
         # surrogatepass: files of this program keep lone surrogates so.
         return data.decode(encoding, "surrogatepass" if encoding.lower().startswith("utf") else "strict")

@@ -25,7 +25,7 @@ def test_objects_within_objects_without_end_are_refused(tmp_path: Path, depth: i
     with pytest.raises(UserError, match=r"a\.json .*too deep"):
         read(given(tmp_path / "a.json", deep))
     with pytest.raises(UserError, match=r"b\.json .*line 2: .*too deep"):
-        read(given(tmp_path / "b.json", f'{json.dumps(RECORDS[0])}\n{deep.replace(" ", "")}'))
+        read(given(tmp_path / "b.json", f"{json.dumps(RECORDS[0])}\n{deep.replace(' ', '')}"))
 
 
 UNIQUE = [(f"job{i}", f"The job{i} was bold.") for i in range(20)]
@@ -100,15 +100,21 @@ def test_names_of_lists_are_methods_where_occupations_stand_elsewhere(tmp_path: 
     ):
         path = given(tmp_path / "a.json", document)
         found = read(path)
-        rows = {m: sorted((r.occupation, r.text) for r in found[0] if r.method == m) for m in {r.method for r in found[0]}}
+        rows = {
+            m: sorted((r.occupation, r.text) for r in found[0] if r.method == m) for m in {r.method for r in found[0]}
+        }
         assert len(rows) == 2 and all(own == sorted(PAIRS) for own in rows.values())
         assert told(found)["methods by key"] == 24
         assert {row.method for row in read(path, method="mine")[0]} == {"mine"}
     with pytest.raises(UserError, match=r"'key' and 'key\.2'.*--method-column 'key'.*NAME="):
         read(given(tmp_path / "b.json", {"PPO": {"1": by_job, "2": by_job}, "Base": {"1": by_job, "2": by_job}}))
-    assert "methods by key" not in told(read(given(tmp_path / "c.json", {str(i): row for i, row in enumerate(RECORDS)})))
+    assert "methods by key" not in told(
+        read(given(tmp_path / "c.json", {str(i): row for i, row in enumerate(RECORDS)}))
+    )
     with pytest.raises(UserError, match="c.json"):
-        read(given(tmp_path / "c.json", {"note": "of today", "nurse": ["The nurse was x."], "chef": ["The chef was y."]}))
+        read(
+            given(tmp_path / "c.json", {"note": "of today", "nurse": ["The nurse was x."], "chef": ["The chef was y."]})
+        )
 
 
 def test_what_stands_beside_an_answer_is_no_row(tmp_path: Path) -> None:
@@ -139,7 +145,10 @@ def test_lines_of_several_fields_without_a_header_are_refused(tmp_path: Path, de
 
 
 def test_columns_of_different_indexes_are_refused(tmp_path: Path) -> None:
-    columns = {"Occupation": {"0": "nurse", "1": "chef", "2": "pilot"}, "Text": {"0": "The nurse was x.", "2": "The pilot was y."}}
+    columns = {
+        "Occupation": {"0": "nurse", "1": "chef", "2": "pilot"},
+        "Text": {"0": "The nurse was x.", "2": "The pilot was y."},
+    }
     with pytest.raises(UserError, match=r"a\.json: its columns have different indexes \('Text' lacks '1'\): .*null"):
         read(given(tmp_path / "a.json", columns))
     columns["Text"]["1"] = None  # type: ignore[assignment]
