@@ -238,11 +238,14 @@ def _by_key(table: Table, occupation: str | None, problems: list[Problem]) -> st
     found = []
     for name in table.columns:
         different = set(values(table, name)) - {""}
-        if names.last(name) == names.KEY and name != occupation and 1 < len(different):
+        if names.last(name) == names.KEY and name != occupation and len(different) > 1:
             if len(different) < len(table.rows):
                 found.append(name)
             elif not all(map(str.isdigit, different)):
-                message = f"the names under which the rows stand are taken for nothing (--method-column {name!r} takes them for methods)"
+                message = (
+                    "the names under which the rows stand are taken for no methods (decide otherwise with "
+                    f"--method-column {name!r})"
+                )
                 problems.append(Problem("names of rows", len(table.rows), (), message))
     if len(found) > 1:
         raise UserError(

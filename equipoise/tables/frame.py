@@ -25,10 +25,12 @@ _PRONOUNS = frozenset(
 _FINITE = frozenset(("is", "are", "was", "were", "has", "have", "ist", "sind", "war", "waren", "hat", "haben", "hatte",
                      "hatten", "wird", "werden", "gilt", "gelten", "est", "sont", "était", "étaient"))  # fmt: skip
 """Verbs that have a subject before them, so that a text with one of them at its beginning may be a sentence."""
-_JOINTS = frozenset(("and", "or", "but", "nor", "who", "whom", "whose", "which", "that", "what", "because", "when", "while",
-                     "where", "if", "than", "though", "although", "since", "until", "so", "how", "why", "und", "oder",
-                     "aber", "weil", "dass", "wo", "wenn", "ob", "als", "et", "ou", "mais", "qui", "que"))  # fmt: skip
+_JOINTS = frozenset(("and", "or", "but", "nor", "who", "whom", "whose", "which", "that", "what", "because", "when",
+                     "while", "where", "if", "than", "though", "although", "since", "until", "so", "how", "why", "und",
+                     "oder", "aber", "weil", "dass", "wo", "wenn", "ob", "als", "et", "ou", "mais", "qui", "que"))  # fmt: skip
 """Words behind which another clause has a subject of its own: "a leader who was kind" goes on after the frame."""
+_FEW = 0.02
+"""Share of such texts among what goes on after the frame that only is counted: "the best you are" may go on too."""
 _FIRST_WORDS = 7
 """Words among which the verb of a subject is looked for."""
 _VERBS = frozenset(("is", "was", "are", "were", "has", "have", "had", "will", "would", "can", "could", "should", "may"))
@@ -119,8 +121,8 @@ class Frame:
         return not self.has_verb(text)
 
     def has_verb(self, text: str) -> bool:
-        """Whether a verb stands so early that what is before it may be its subject ("salespeople are …", "as a nurse she
-        was …"); one at the very beginning has none."""
+        """Whether a verb stands so early that what is before it may be its subject ("salespeople are …", "as a nurse
+        she was …"); one at the very beginning has none."""
         words = re.findall(r"\w[\w'\u2019-]*|[.,;:!?()]", text)[:_FIRST_WORDS]
         verbs = _FINITE | {*map(str.casefold, self.after.split()[:1])}
         for i, word in enumerate(map(str.casefold, words)):
@@ -183,7 +185,7 @@ def forms(occupations: Sequence[str], texts: Sequence[str], frame: Frame) -> For
     certain = len(unsure) - pronouns <= max(begun, continued) or begun + continued + len(unsure) == 0
     if pronouns == len(unsure) and not begun and not continued:
         certain = True
-    if subjects and not decided:  # "The secretary was secretaries are …" is never right
+    if len(subjects) > _FEW * continued and not decided:  # "The secretary was secretaries are …" is never right
         certain, unsure = False, subjects
     return Forms(own, seen, unsure, certain)
 

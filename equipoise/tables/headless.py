@@ -73,6 +73,6 @@ def check_fields(table: Table, lines: Sequence[str]) -> None:
         if width > 1 and all(is_row(row, width) and row[-1][-1] not in _ENDS for row in rows):
             header = delimiter.join(["Text", "Occupation", "Method", "Seed"][:width])
             raise UserError(
-                f"{table.path}: each line has {width} fields between {delimiter!r}, and the first is no header: put one "
-                f"there that names them, such as {header}; or 'Text' alone, with each sentence in quotation marks"
+                f"{table.path}: each line has {width} fields between {delimiter!r}, and the first is no header: put "
+                f"one there that names them, such as {header}; or 'Text' alone, with each sentence in quotation marks"
             )

@@ -176,7 +176,7 @@ def _check_inner(begin: int, split: dict[int, list[str]], broken: int, width: in
     # The line on which a quotation before the last column ends has the other columns behind it, and so has the line on
     # which it begins where it should have ended there; in the last column it is the other way about.
     own = [
-        line for line in split if (line < last if broken < width - 1 else line > begin) or width == 1 and line > begin
+        line for line in split if (line < last if broken < width - 1 else line > begin) or (width == 1 and line > begin)
     ]
     looks = [line for line in own if is_row(split[line], width) and not any('"' in f for f in split[line][:broken])]
     begun = [line for line in looks if _first_word(split[line][broken]) in beginnings]

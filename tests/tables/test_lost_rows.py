@@ -74,6 +74,8 @@ def test_a_sentence_in_small_letters_never_gets_the_prefix_unsaid(tmp_path: Path
     for text in ("die Frauen waren klug.", "unsere Frauen sind klug."):
         with pytest.raises(UserError, match="nothing tells"):
             read(given(tmp_path / "c.json", [{"job": "Ärztin", "text": text}]), foreign_task())
+    many = [{"job": "nurse", "text": "bold."}] * 99 + [{"job": "nurse", "text": "the best you are at work."}]
+    assert told(read(given(tmp_path / "e.json", many))) == {"unsure forms": 1}
     found = read(given(tmp_path / "d.json", [{"job": "cook", "text": text} for text in ("cooking all day.", "bold.")]))
     assert [row.text for row in found[0]] == ["The cook was cooking all day.", "The cook was bold."]
 
@@ -111,7 +113,7 @@ def test_names_of_lists_are_methods_where_occupations_stand_elsewhere(tmp_path: 
     assert "methods by key" not in told(
         read(given(tmp_path / "c.json", {str(i): row for i, row in enumerate(RECORDS)}))
     )
-    with pytest.raises(UserError, match="c.json"):
+    with pytest.raises(UserError, match=r"c\.json"):
         read(
             given(tmp_path / "c.json", {"note": "of today", "nurse": ["The nurse was x."], "chef": ["The chef was y."]})
         )
