@@ -27,7 +27,8 @@ _FINITE = frozenset(("is", "are", "was", "were", "has", "have", "ist", "sind", "
 """Verbs that have a subject before them, so that a text with one of them at its beginning may be a sentence."""
 _JOINTS = frozenset(("and", "or", "but", "nor", "who", "whom", "whose", "which", "that", "what", "because", "when",
                      "while", "where", "if", "than", "though", "although", "since", "until", "so", "how", "why", "und",
-                     "oder", "aber", "weil", "dass", "wo", "wenn", "ob", "als", "et", "ou", "mais", "qui", "que"))  # fmt: skip
+                     "oder", "aber", "weil", "dass", "wo", "wenn", "ob", "als", "et", "ou", "mais", "qui",
+                     "que"))  # fmt: skip
 """Words behind which another clause has a subject of its own: "a leader who was kind" goes on after the frame."""
 _FEW = 0.02
 """Share of such texts among what goes on after the frame that only is counted: "the best you are" may go on too."""
