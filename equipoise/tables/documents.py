@@ -38,7 +38,10 @@ def documents(path: str, text: str, names: Sequence[str]) -> Content:
         values, lines = _json_lines(path, text, error)
         content = tabulated(path, values, names, lines)
     else:
-        content = _whole(path, document, names)
+        try:
+            content = _whole(path, document, names)
+        except _Repeated as error:
+            raise UserError(f"{path}: {error}") from None
     return content
 
 
@@ -188,7 +191,10 @@ def _by_key(document: Mapping[str, Any], keys: tuple[str, ...], names: Sequence[
         elif isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
             records += [told | dict(item) for item in value]
         elif isinstance(value, Mapping) and len(keys) < 3:
-            flat = any(is_text(path, names) for row in flatten(value, names) for path in row)
+            try:
+                flat = any(is_text(path, names) for row in flatten(value, names) for path in row)
+            except _Repeated:  # several lists, each under a name of its own
+                flat = False
             inner = [told | dict(value)] if flat else _by_key(value, own, names)
             if not inner and value:
                 return []
@@ -231,7 +237,8 @@ def tabulated(path: str, document: Any, names: Sequence[str], lines: Sequence[in
     columns = list(dict.fromkeys(name for row in rows for name in row))
     problems = []
     if several:
-        message = f"{len(several):,} objects hold several texts ({some(several, where)}); each text is a row"
+        hold = "object holds" if len(several) == 1 else "objects hold"
+        message = f"{len(several):,} {hold} several texts ({some(several, where)}); each text is a row"
         problems.append(Problem("several texts", len(several), tuple(several[:5]), message))
     if turns:
         message = (
@@ -270,9 +277,12 @@ def flatten(record: Mapping[str, Any], names: Sequence[str] = ()) -> list[Record
     if not many:
         return [single]
     size = max(len(rows) for _, rows in many)
-    if {len(rows) for _, rows in many} - {1, size}:
+    # Lists of texts may be columns; two lists of objects never are.
+    long = [path for path, rows in many if len(rows) > 1]
+    objects = [path for path, rows in many if len(rows) > 1 and any({*row} != {path} for row in rows)]
+    if {len(rows) for _, rows in many} - {1, size} or (objects and len(long) > 1):
         shown = " and ".join(f"{len(rows)} under {path!r}" for path, rows in many)
-        raise _Repeated(f"an object holds {shown}, and nothing says which belong together; keep one of them")
+        raise _Repeated(f"an object holds {shown}, and nothing says which belong together; keep one of them in a file")
     out = []
     for i in range(size):
         row = dict(single)

@@ -133,6 +133,11 @@ class Frame:
                 return False
         return False
 
+    def is_within(self, text: str, occupation: str) -> bool:
+        """Whether the first sentence of a text holds the whole frame: "Assistant: The nurse was …"."""
+        first = " ".join(re.split(r"[.!?]", text, maxsplit=1)[0].split())
+        return bool(self.before) and f" {self.task.prefix(occupation)} " in re.sub(r"[^\w' ]", " ", f" {first} ")
+
     def join(self, occupation: str, continuation: str) -> str:
         """Frame and continuation; a continuation that begins with the frame's end ("was") gets the rest of it only."""
         if self._goes_on is not None and self._goes_on.match(continuation):
@@ -172,13 +177,13 @@ def forms(occupations: Sequence[str], texts: Sequence[str], frame: Frame) -> For
     for occupation, text in zip(occupations, texts, strict=True):
         start = clean(text)
         whole = frame.is_whole(start, occupation) or (start[:1].isupper() and _first_word(start) in _PRONOUNS)
-        on = frame.continues(start)
+        on = frame.continues(start) and not frame.is_within(start, occupation)
         known.append(None if not start else True if whole else False if on else None)
     filled = [i for i, text in enumerate(texts) if any(map(str.isalnum, text))]
     unsure = [i for i in filled if known[i] is None]
     begun, continued = known.count(True), known.count(False)
     decided = begun >= continued
-    subjects = [i for i in unsure if frame.has_verb(clean(texts[i]))]
+    subjects = [i for i in unsure if frame.has_verb(start := clean(texts[i])) or frame.is_within(start, occupations[i])]
     own = [decided if w is None else w for w in known]
     shown = {own[i] for i in filled} or {True}
     seen: Seen = "mixed" if len(shown) == 2 else "sentence" if True in shown else "continuation"

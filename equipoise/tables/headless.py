@@ -34,7 +34,8 @@ def headless(table: Table, frame: Frame) -> str:
         )
     if len(table.columns) > 1 and any(frame.occupation(name) for name in table.columns):
         return "its first line is no header: put one there, such as Occupation,Text"
-    if len(first.split()) > 3 and (first[-1] in _ENDS or len(first.split()) > 5):
+    words = len(first.split())
+    if words > 5 or (words > 1 and first[-1] in _ENDS and (words > 3 or len(table.columns) == 1)):
         return (
             f"its first line is no header: put one there, such as Occupation,Text, and before each sentence its "
             f"occupation and a comma; or begin each line as '{frame.example()}'"

@@ -24,6 +24,8 @@ def joined(table: Table, frame: Frame, columns: Columns) -> tuple[Table, list[Pr
             continue
         counts = {name: sum(map(_filled, table.column(name))) for name in alike}
         overlap = any(sum(map(_filled, row)) > 1 for row in zip(*map(table.column, alike), strict=True))
+        # `PPO.Text` and `Base.Text` are not one column.
+        overlap |= len({names.key(name) for name in alike if "." in name}) > 1
         begun = {likeness(table, name, frame) >= 0.5 for name in alike} if last in names.TEXT_NAMES else {True}
         if overlap or len(begun) > 1:
             continue

@@ -212,7 +212,7 @@ def _check_wrapped(table: Table, texts: Sequence[str], form: Form, columns: Colu
         )
     report("wrapped texts", wrapped, "a text within JSON, a list or the markup of a chat; it is measured as it is")
     ends = [i for i, text in enumerate(texts) if i not in set(wrapped) and _MARKUP.search(text)]
-    report("markup", ends, "markup of a chat in its text, which is measured with it")
+    report("markup", ends, "markup of a chat in the text, which is measured with it")
 
 
 def _is_wrapped(text: str) -> bool:
@@ -258,7 +258,7 @@ def _occupations(
         i = other[0]
         raise UserError(
             f"{table.path}: the column {chosen.occupation!r} names another occupation than the text on {len(other):,} "
-            f"of {len(out):,} rows ({table.where(i)}: {out[i]!r}, and {texts[i][:40]!r}): say which column is right "
+            f"of {len(out):,} rows ({table.where(i)}: {out[i][:40]!r}, and {texts[i][:40]!r}): say which column is right "
             f"{columns.remedy('occupation', several=True)}"
         )
     report("another occupation", other, "a text that begins with another occupation than the column says")

@@ -76,6 +76,11 @@ def test_a_sentence_in_small_letters_never_gets_the_prefix_unsaid(tmp_path: Path
             read(given(tmp_path / "c.json", [{"job": "Ärztin", "text": text}]), foreign_task())
     many = [{"job": "nurse", "text": "bold."}] * 99 + [{"job": "nurse", "text": "the best you are at work."}]
     assert told(read(given(tmp_path / "e.json", many))) == {"unsure forms": 1}
+    for before in ("assistant: ", "```text\n", "sure, here it is: "):
+        with pytest.raises(UserError, match="nothing tells"):
+            read(given(tmp_path / "f.json", [{"job": "nurse", "text": f"{before}The nurse was bold."}] * 3))
+    on_and_on = {"job": "nurse", "text": "bold. The nurse was also kind."}
+    assert read(given(tmp_path / "g.json", [on_and_on]))[0][0].text == "The nurse was bold. The nurse was also kind."
     found = read(given(tmp_path / "d.json", [{"job": "cook", "text": text} for text in ("cooking all day.", "bold.")]))
     assert [row.text for row in found[0]] == ["The cook was cooking all day.", "The cook was bold."]
 
@@ -87,6 +92,13 @@ def test_several_lists_of_rows_are_refused_and_other_lists_counted(tmp_path: Pat
                 read(given(tmp_path / "a.json", lists))
     with pytest.raises(UserError, match=r"and 2 under 'more'"):
         read(given(tmp_path / "b.json", {"data": RECORDS, "more": {"texts": ["The nurse was x.", "The nurse was y."]}}))
+    for lists in ({"PPO": RECORDS, "Base": RECORDS, "seed": 1}, {"data": {"PPO": RECORDS, "Base": RECORDS}, "seed": 1}):
+        with pytest.raises(UserError, match=r"d\.json, row 1: an object holds 12 under .*PPO' and 12 under .*keep one"):
+            read(given(tmp_path / "d.json", lists))
+    with pytest.raises(UserError, match=r"12 rows without one in 'Base\.Text'"):
+        read(given(tmp_path / "e.jsonl", json.dumps({"PPO": RECORDS}) + "\n" + json.dumps({"Base": RECORDS})))
+    found = read(given(tmp_path / "f.json", {"data": {"PPO": RECORDS, "Base": RECORDS}}))
+    assert [row.method for row in found[0]] == ["PPO"] * 12 + ["Base"] * 12
     found = read(given(tmp_path / "c.json", {"features": [{"name": "Text"}], "rows": RECORDS}))
     assert pairs(found) == PAIRS and told(found) == {"objects beside the rows": 1}
 

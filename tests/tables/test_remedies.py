@@ -34,7 +34,7 @@ def test_lines_before_a_header_are_to_be_deleted(tmp_path: Path) -> None:
     assert len(found[0]) == 13 and told(found) == {"no occupation": 1}
 
 
-@pytest.mark.parametrize("line", ["A {0} is bold and kind.", "{1}. The {0} was bold."])
+@pytest.mark.parametrize("line", ["A {0} is bold and kind.", "Every {0} rests.", "{1}. The {0} was bold."])
 def test_sentences_that_begin_otherwise_need_their_occupations(tmp_path: Path, line: str) -> None:
     lines = [line.format(job, i) for i, (job, _) in enumerate(PAIRS, 1)]
     path = given(tmp_path / "a.txt", "\n".join(lines))
