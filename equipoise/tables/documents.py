@@ -159,7 +159,8 @@ def _are_columns(document: Mapping[str, Any]) -> bool:
     if not all(isinstance(column, Mapping) and column for column in columns):
         return False
     shared = set(columns[0]).intersection(*columns[1:])
-    return 2 * len(shared) >= max(map(len, columns)) and not any(is_text(str(place)) for place in shared)
+    counted = all(str(place).isdigit() for column in columns for place in column)
+    return (counted or 2 * len(shared) >= max(map(len, columns))) and not any(is_text(str(place)) for place in shared)
 
 
 def _pandas_columns(path: str, document: Mapping[str, Mapping[str, Any]]) -> Content:

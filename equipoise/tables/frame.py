@@ -30,6 +30,10 @@ _JOINTS = frozenset(("and", "or", "but", "nor", "who", "whom", "whose", "which",
                      "oder", "aber", "weil", "dass", "wo", "wenn", "ob", "als", "et", "ou", "mais", "qui",
                      "que"))  # fmt: skip
 """Words behind which another clause has a subject of its own: "a leader who was kind" goes on after the frame."""
+_SOME = frozenset(("my", "our", "your", "his", "her", "their", "most", "many", "all", "every", "each", "some", "few",
+                   "no", "these", "those", "such", "other", "any", "both", "alle", "viele", "manche", "jede", "jeder",
+                   "mein", "meine", "unser", "unsere", "einige"))  # fmt: skip
+"""Words before an occupation that begin a sentence more often than they go on after "was"."""
 _FEW = 0.02
 """Share of such texts among what goes on after the frame that only is counted: "the best you are" may go on too."""
 _FIRST_WORDS = 7
@@ -134,7 +138,11 @@ class Frame:
         return False
 
     def is_within(self, text: str, occupation: str) -> bool:
-        """Whether the first sentence of a text holds the whole frame: "Assistant: The nurse was …"."""
+        """Whether the first sentence of a text holds the whole frame, "Assistant: The nurse was …", or begins with some
+        of the occupation, "most nurses seemed …"."""
+        found = self._own(occupation)[1].match(text)
+        if found is not None and {*found["before"].casefold().split()} & _SOME:
+            return True
         first = " ".join(re.split(r"[.!?]", text, maxsplit=1)[0].split())
         return bool(self.before) and f" {self.task.prefix(occupation)} " in re.sub(r"[^\w' ]", " ", f" {first} ")
 

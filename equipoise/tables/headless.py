@@ -49,14 +49,16 @@ def is_header(line: str, delimiter: str) -> bool:
     return bool(names.named(fields, names.TEXT_NAMES)) and names.known(fields) >= min(2, len(fields))
 
 
-def check_delimiter(table: Table, place: int) -> None:
+def check_delimiter(table: Table, place: int, certain: bool = False) -> None:
     """Raises UserError where the row at `place` has the fields of its columns between other characters than the
-    header."""
+    header; `certain`: only where prose does not have them so."""
     if not table.source or not table.lines:
         return
     line = dict(plain_lines(table.source)).get(table.lines[place], "")
     for delimiter in (*DELIMITERS, ":"):
-        if delimiter != table.delimiter and len(line.split(delimiter)) >= len(table.columns) > 1:
+        fields, width = line.split(delimiter), len(table.columns)
+        fits = is_row(fields, width) if certain else len(fields) >= width
+        if delimiter != table.delimiter and width > 1 and fits:
             raise UserError(
                 f"{table.path}: {table.where(place)} has {delimiter!r} between its fields, and the header has "
                 f"{table.delimiter!r}: write the same everywhere"

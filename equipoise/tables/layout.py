@@ -164,6 +164,7 @@ def _settled(table: Table, text: str, said: list[Problem]) -> Table:
                 "delete it; a text with line breaks belongs in quotation marks"
             )
         if len(fields) < width:
+            check_delimiter(table, i, certain=True)
             short.append(i)
         elif place == width - 1:
             long.append(i)
@@ -258,8 +259,8 @@ def _occupations(
         i = other[0]
         raise UserError(
             f"{table.path}: the column {chosen.occupation!r} names another occupation than the text on {len(other):,} "
-            f"of {len(out):,} rows ({table.where(i)}: {out[i][:40]!r}, and {texts[i][:40]!r}): say which column is right "
-            f"{columns.remedy('occupation', several=True)}"
+            f"of {len(out):,} rows ({table.where(i)}: {out[i][:40]!r}, and {texts[i][:40]!r}): say which column is "
+            f"right {columns.remedy('occupation', several=True)}"
         )
     report("another occupation", other, "a text that begins with another occupation than the column says")
     return out

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from equipoise.errors import UserError
 from equipoise.tables.found import Problem
-from equipoise.tables.names import key, known
+from equipoise.tables.names import TEXT_NAMES, key, known, named
 from equipoise.tables.table import Content, rows_are, some
 
 LONGEST_FIELD = 1 << 28
@@ -22,8 +22,10 @@ LONGEST_FIELD = 1 << 28
 DELIMITERS = ",\t;|"
 _SEP = re.compile(r'\A\s*"?sep=([,;|\t:])"?[ \t]*(?:\r\n|\n|\r)', re.IGNORECASE)
 """The first line that tells spreadsheets the delimiter."""
-_RULE = re.compile(r"\s*(:?-{3,}:?)?\s*")
+_RULE = re.compile(r"\s*(:?-{2,}:?)?\s*")
 """A field of the line that parts a Markdown table's header from its rows."""
+_GRID = re.compile(r"\s*\+[-=+:\s]+")
+"""Such a line of a table with a frame around its cells."""
 _ESCAPED = re.compile(r'\\(["\\])')
 
 
@@ -269,14 +271,16 @@ def _cleaned(path: str, parsed: _Parsed, delimiter: str, source: str) -> Content
     for i, record in enumerate(parsed.records):
         if not any(field.strip() for field in record):
             blank.append(parsed.lines[i])
-        elif all(map(_RULE.fullmatch, record)) and sum("-" in field for field in record) > 1:
+        elif (all(map(_RULE.fullmatch, record)) and sum("-" in field for field in record) > 1) or (
+            delimiter == "|" and _GRID.fullmatch("".join(record))
+        ):
             rules.append(parsed.lines[i])
         elif [key(field) for field in record] == [key(name) for name in header]:
             repeated.append(parsed.lines[i])
-        elif known(header) and sorted(map(key, record)) == sorted(map(key, header)):
+        elif _is_other_header(record, header):
             raise UserError(
-                f"{path}: line {parsed.lines[i]:,} has the header's names in another order: make a file of what "
-                "follows it"
+                f"{path}: line {parsed.lines[i]:,} is a header of other columns than the first, or in another order: "
+                "make a file of it and what follows it"
             )
         else:
             kept.append(i)
@@ -302,6 +306,12 @@ def _cleaned(path: str, parsed: _Parsed, delimiter: str, source: str) -> Content
     lines = [parsed.lines[i] for i in kept]
     order = [numbers[line] for line in lines]
     return Content(header, rows, tuple(problems), order, lines, ragged, delimiter, source)
+
+
+def _is_other_header(record: Sequence[str], header: Sequence[str]) -> bool:
+    names = [key(field) for field in record]
+    others = len(names) > 1 and known(record) == len(names) and bool(named(record, TEXT_NAMES))
+    return bool(known(header)) and (others or sorted(names) == sorted(map(key, header)))
 
 
 def _numbers(parsed: _Parsed) -> dict[int, int]:

@@ -76,7 +76,10 @@ def test_a_sentence_in_small_letters_never_gets_the_prefix_unsaid(tmp_path: Path
             read(given(tmp_path / "c.json", [{"job": "Ärztin", "text": text}]), foreign_task())
     many = [{"job": "nurse", "text": "bold."}] * 99 + [{"job": "nurse", "text": "the best you are at work."}]
     assert told(read(given(tmp_path / "e.json", many))) == {"unsure forms": 1}
-    for before in ("assistant: ", "```text\n", "sure, here it is: "):
+    for text in ("my nurse seemed bold.", "most nurses seem bold.", "every good nurse rests."):
+        with pytest.raises(UserError, match="nothing tells"):
+            read(given(tmp_path / "h.json", [{"job": "nurse", "text": text}] * 3))
+    for before in ("assistant: ", "sure, here it is: "):
         with pytest.raises(UserError, match="nothing tells"):
             read(given(tmp_path / "f.json", [{"job": "nurse", "text": f"{before}The nurse was bold."}] * 3))
     on_and_on = {"job": "nurse", "text": "bold. The nurse was also kind."}
@@ -165,6 +168,9 @@ def test_columns_of_different_indexes_are_refused(tmp_path: Path) -> None:
     }
     with pytest.raises(UserError, match=r"a\.json: its columns have different indexes \('Text' lacks '1'\): .*null"):
         read(given(tmp_path / "a.json", columns))
+    apart = {"Occupation": {"5": "nurse", "6": "nurse"}, "Text": {"0": "The nurse was x.", "1": "The nurse was y."}}
+    with pytest.raises(UserError, match="different indexes"):
+        read(given(tmp_path / "c.json", apart))
     columns["Text"]["1"] = None  # type: ignore[assignment]
     assert told(read(given(tmp_path / "b.json", columns)))["empty text"] == 1
 
@@ -175,5 +181,21 @@ def test_a_header_repeated_in_another_spelling_is_no_sentence(tmp_path: Path, ag
     found = read(given(tmp_path / "a.csv", "\n".join(["Occupation,Text", *rows, again, *rows])))
     assert pairs(found) == PAIRS * 2 and told(found) == {"repeated header": 1}
     swapped = ",".join(again.split(",")[::-1])
-    with pytest.raises(UserError, match=r"a\.csv: line 14 has the header's names in another order"):
+    with pytest.raises(UserError, match=r"a\.csv: line 14 is a header of other columns .*or in another order"):
         read(given(tmp_path / "a.csv", "\n".join(["Occupation,Text", *rows, swapped, *rows])))
+
+
+@pytest.mark.parametrize("other", ["Occupation,Output", "Job,Text", "Occupation,Text,Method"])
+def test_a_second_header_of_other_columns_is_refused(tmp_path: Path, other: str) -> None:
+    rows = [f"{o},{t}" for o, t in PAIRS]
+    more = [f"{row},PPO" for row in rows] if other.count(",") > 1 else rows
+    with pytest.raises(UserError, match=r"a\.csv: line 14 is a header of other columns than the first.*make a file"):
+        read(given(tmp_path / "a.csv", "\n".join(["Occupation,Text", *rows, other, *more])))
+    assert pairs(read(given(tmp_path / "b.csv", "\n".join([other, *more])))) == PAIRS
+
+
+def test_frames_around_cells_are_no_rows(tmp_path: Path) -> None:
+    rule = "+------------+------+"
+    lines = ["| Occupation | Text |", rule, *(f"| {o} | {t} |" for o, t in PAIRS), rule]
+    found = read(given(tmp_path / "a.txt", "\n".join(lines)))
+    assert pairs(found) == PAIRS and told(found) == {"ruled lines": 2}

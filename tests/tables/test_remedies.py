@@ -59,6 +59,8 @@ def test_a_delimiter_of_another_kind_is_named(tmp_path: Path) -> None:
         lines = [table(header)[0], *table(header)[1:3], *table(other)[3:]]
         said = refused(given(tmp_path / "b.csv", "\n".join(lines)))
         assert f"line 4 has {other!r} between its fields, and the header has {header!r}" in said
+    lines = ["Text,Occupation", *(f"{t},{o}" for o, t in PAIRS[:3]), *(f"{t};{o}" for o, t in PAIRS[3:])]
+    assert "line 5 has ';' between its fields" in refused(given(tmp_path / "c.csv", "\n".join(lines)))
 
 
 @pytest.mark.parametrize(
