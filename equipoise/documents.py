@@ -6,7 +6,7 @@ twice a library silently takes the last. A file that does any of it is refused b
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,13 +212,16 @@ def _scalar(node: yaml.ScalarNode, where: str) -> Any:
 # JSON
 
 
-def parse_json(data: bytes | str, *, unique: bool = False) -> Any:
-    """The data of a JSON text; `unique`: a key may not stand twice in an object.
+def parse_json(
+    data: bytes | str, *, unique: bool = False, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
+    """The data of a JSON text; `unique`: a key may not stand twice in an object; `pairs`: makes an object of its keys
+    and values.
 
     Raises ValueError, in one line, for what is no JSON, or deeper than `DEEPEST_JSON`.
     """
     try:
-        document = json.loads(data, object_pairs_hook=_once if unique else None)
+        document = json.loads(data, object_pairs_hook=_once if unique else pairs)
     except RecursionError:
         raise ValueError(f"nested more than {DEEPEST_JSON} deep") from None
     # Whatever is made of it will call itself for every level.

@@ -68,7 +68,7 @@ def read_rows(
 
     `columns`, `form` and `encoding` are what options say of it; without `columns` there are no such options."""
     columns = columns or Columns(options=False)
-    table = read_table(str(path), encoding, columns.given)
+    table = read_table(str(path), encoding, columns.given, columns.options)
     rows, layout, problems = arrange(table, 0, task, columns=columns, form=form, method=path.stem, seed="")
     said = [f"{path}: {layout.told(len(rows), methods=False, options=columns.options)}"]
     return Sentences(

@@ -10,6 +10,7 @@ from equipoise.protocol.task import Task
 from equipoise.tables import names
 from equipoise.tables.found import Problem
 from equipoise.tables.frame import Frame
+from equipoise.tables.headless import headless
 from equipoise.tables.table import Table
 
 _OUTCOMES = frozenset(("", "0", "1", "true", "false", "yes", "no", "pass", "fail", "both", "one", "none", "neither",
@@ -38,8 +39,11 @@ class Columns:
         """The names that were given."""
         return tuple(name for name in (self.text, self.occupation, self.method) if name is not None)
 
-    def remedy(self, what: str, example: str = "") -> str:
-        """How a column is said to be the one of texts, occupations or methods: "with --text-column"."""
+    def remedy(self, what: str, example: str = "", several: bool = False) -> str:
+        """How a column is said to be the one of texts, occupations or methods: "with --text-column". `several`: of more
+        than one that could be."""
+        if several and not self.options:
+            return "by leaving the others out"
         if self.options:
             return f"with --{what}-column{f' {example!r}' if example else ''}"
         return f"by calling the column {what.capitalize()}"
@@ -68,7 +72,9 @@ def choose(
     occupation = _occupation(table, columns, frame, text, problems)
     model, seed, run = (_first(table, which) for which in (names.MODEL_NAMES, names.SEED_NAMES, names.RUN_NAMES))
     named, other = _method(table, columns, task, method, problems)
-    return Chosen(text, occupation, named or (model if method is None else None), model, seed, run), problems, other
+    if named is None and method is None:
+        named = _by_key(table, occupation, problems) or _of_model(table, model)
+    return Chosen(text, occupation, named, model, seed, run), problems, other
 
 
 def values(table: Table, name: str | None) -> list[str]:
@@ -90,11 +96,13 @@ def _first(table: Table, which: Sequence[str]) -> str | None:
     return next(iter(names.named(table.columns, which)), None)
 
 
-def _given(table: Table, given: str, what: str) -> str:
+def _given(table: Table, given: str, what: str, more: str = "") -> str:
+    """`more`: what else there is to say where it is not there."""
     found = names.found(table.columns, given)
     if not found:
         raise UserError(
             f"{table.path} has no column {given!r} for --{what}-column: it has {names.listed(table.columns)}"
+            + (f"; {more}" if more else "")
         )
     _check_one(table, found, f"--{what}-column {given!r} means any of them: name it in full", f"named {given!r}")
     return found[0]
@@ -110,14 +118,14 @@ def _check_one(table: Table, found: Sequence[str], remedy: str, what: str) -> No
 
 def _text(table: Table, columns: Columns, frame: Frame, problems: list[Problem]) -> str:
     if columns.text is not None:
-        return _given(table, columns.text, "text")
+        return _given(table, columns.text, "text", headless(table, frame))
     found = [name for name in names.named(table.columns, names.TEXT_NAMES)]
     holding = [name for name in found if any(map(_holds, table.column(name)))]
     found = holding or found[:1]
     if not found:
         raise UserError(
-            f"{table.path} has no column of texts among {names.listed(table.columns)}: name it "
-            f"{columns.remedy('text')}" + _headless(table, frame)
+            f"{table.path} has no column of texts among {names.listed(table.columns)}: "
+            + (headless(table, frame) or f"name it {columns.remedy('text')}")
         )
     _check_twins(table, found[0], columns, "text")
     others = [name for name in found[1:] if table.column(name) != table.column(found[0])]
@@ -127,15 +135,14 @@ def _text(table: Table, columns: Columns, frame: Frame, problems: list[Problem])
         if apart:
             raise UserError(
                 f"{table.path} has texts in {found[0]!r}, and on {len(apart):,} rows without one in {other!r} "
-                f"({table.where(apart[0])}): write them all under one name, or name one column "
-                f"{columns.remedy('text', found[0])}"
+                f"({table.where(apart[0])}): write them all under one name"
             )
     if others:
-        best = max(others, key=lambda name: _likeness(table, name, frame))
-        if _likeness(table, best, frame) > _likeness(table, found[0], frame):
+        best = max(others, key=lambda name: likeness(table, name, frame))
+        if likeness(table, best, frame) > likeness(table, found[0], frame):
             raise UserError(
                 f"{table.path} has texts in {found[0]!r} and in {best!r}, of which the second begin more like "
-                f"'{frame.example()}': say which are meant, {columns.remedy('text', best)}"
+                f"'{frame.example()}': say which are meant, {columns.remedy('text', best, several=True)}"
             )
         problems.append(
             Problem(
@@ -143,7 +150,7 @@ def _text(table: Table, columns: Columns, frame: Frame, problems: list[Problem])
                 len(table.rows),
                 (),
                 f"texts are taken from {found[0]!r}; {names.listed(others)} could hold some too "
-                f"(decide otherwise {columns.remedy('text', others[0])})",
+                f"(decide otherwise {columns.remedy('text', others[0], several=True)})",
             )
         )
     return found[0]
@@ -151,12 +158,6 @@ def _text(table: Table, columns: Columns, frame: Frame, problems: list[Problem])
 
 def _holds(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
-
-
-def _headless(table: Table, frame: Frame) -> str:
-    if any(frame.occupation(name) for name in table.columns):
-        return "; its first line is no header: put one there, such as Occupation,Text"
-    return ""
 
 
 def _check_twins(table: Table, chosen: str, columns: Columns, what: str) -> None:
@@ -168,10 +169,10 @@ def _check_twins(table: Table, chosen: str, columns: Columns, what: str) -> None
         if names.key(name) == names.key(base) or re.fullmatch(rf"{re.escape(base)}\.\d+", name)
     ]
     _check_one(table, [chosen, *(name for name in twins if name != chosen)],
-               f"say which {columns.remedy(what, twins[-1])}", f"called {chosen!r}")  # fmt: skip
+               f"say which {columns.remedy(what, twins[-1], several=True)}", f"called {chosen!r}")  # fmt: skip
 
 
-def _likeness(table: Table, name: str, frame: Frame) -> float:
+def likeness(table: Table, name: str, frame: Frame) -> float:
     """The share of texts that begin with the frame."""
     texts = [value for value in table.column(name) if isinstance(value, str) and value.strip()]
     return sum(frame.occupation(text) is not None for text in texts) / len(texts) if texts else 0.0
@@ -214,12 +215,7 @@ def _method(
     name = _first(table, (names.METHOD,))
     if name is not None and any(given := values(table, name)):
         _check_twins(table, name, columns, "method")
-        different = {*given} - {""}
-        if len(different) == len(table.rows) > 20:
-            raise UserError(
-                f"{table.path}: the column {name!r} holds another value on each of {len(table.rows):,} rows, so none "
-                f"is a method with rows of its own: name the method as NAME={table.path}"
-            )
+        _check_methods(table, name)
         return name, {}
     name = _first(table, (names.LABEL,))
     if name is None or not any(given := values(table, name)):
@@ -228,12 +224,57 @@ def _method(
     if _names_methods([merged.get(value, value) for value in given], task):
         return name, merged
     shown = ", ".join(map(repr, sorted({*given})[:4]))
+    what = "what looks like outcomes" if _are_outcomes(given, task) else f"{len({*given}):,} different values"
     message = (
-        f"the column {name!r} holds what looks like outcomes ({shown}{', …' if len({*given}) > 4 else ''}), not "
+        f"the column {name!r} holds {what} ({shown}{', …' if len({*given}) > 4 else ''}), not "
         f"methods (decide otherwise {columns.remedy('method', name)})"
     )
     problems.append(Problem("labels that are outcomes", len(table.rows), (), message))
     return None, {}
+
+
+def _by_key(table: Table, occupation: str | None, problems: list[Problem]) -> str | None:
+    """The column of the names under which the rows of different methods stand. Raises UserError where there are two."""
+    found = []
+    for name in table.columns:
+        different = set(values(table, name)) - {""}
+        if names.last(name) == names.KEY and name != occupation and len(different) > 1:
+            if len(different) < len(table.rows):
+                found.append(name)
+            elif not all(map(str.isdigit, different)):
+                message = (
+                    "the names under which the rows stand are taken for no methods (decide otherwise with "
+                    f"--method-column {name!r})"
+                )
+                problems.append(Problem("names of rows", len(table.rows), (), message))
+    if len(found) > 1:
+        raise UserError(
+            f"{table.path}: rows stand under names on several levels ({names.listed(found).replace(', ', ' and ')}): "
+            f"say which are the methods with --method-column {found[0]!r}, or name one method for all as "
+            f"NAME={table.path}"
+        )
+    if not found:
+        return None
+    shown = names.listed(list(dict.fromkeys(values(table, found[0]))))
+    message = f"methods are the names under which the rows stand ({shown}); NAME={table.path} takes them for one method"
+    problems.append(Problem("methods by key", len(table.rows), (), message))
+    return found[0]
+
+
+def _of_model(table: Table, model: str | None) -> str | None:
+    """The column of models, which are the methods where nothing else is."""
+    if model is not None:
+        _check_methods(table, model)
+    return model
+
+
+def _check_methods(table: Table, name: str) -> None:
+    """Raises UserError for a column in which no two rows have the same value."""
+    if len({*values(table, name)} - {""}) == len(table.rows) > 20:
+        raise UserError(
+            f"{table.path}: the column {name!r} holds another value on each of {len(table.rows):,} rows, so none is a "
+            f"method with rows of its own: name the method as NAME={table.path}"
+        )
 
 
 def _key(name: str) -> str:
@@ -277,10 +318,13 @@ def _classes(task: Task) -> tuple[str, ...]:
 def _names_methods(given: Sequence[str], task: Task) -> bool:
     """Whether a column named Label does so: not if it holds outcomes, numbers, or something else each row."""
     different = set(given)
+    return not _are_outcomes(given, task) and (len(different) <= 20 or len(different) <= len(given) / 20)
+
+
+def _are_outcomes(given: Sequence[str], task: Task) -> bool:
     classes = {_key(name) for name in _classes(task)}
     known = _OUTCOMES | _MORE_OUTCOMES | classes | {f"{name}only" for name in classes}
-    outcomes = all(
+    return all(
         _key(value) in known or {*map(_key, value.split("+"))} <= classes or re.fullmatch(r"[-+]?\d*\.?\d*", value)
-        for value in different
+        for value in set(given)
     )
-    return not outcomes and (len(different) <= 20 or len(different) <= len(given) / 20)

@@ -4,12 +4,12 @@ Whatever is nested comes out flat, under paths such as `response.body.choices.me
 several texts it becomes as many rows.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from equipoise.documents import parse_json
 from equipoise.errors import UserError
 from equipoise.tables.found import Problem
 from equipoise.tables.names import KEY, is_text, key, last
@@ -38,15 +38,20 @@ def documents(path: str, text: str, names: Sequence[str]) -> Content:
         values, lines = _json_lines(path, text, error)
         content = tabulated(path, values, names, lines)
     else:
-        content = _whole(path, document, names)
+        try:
+            content = _whole(path, document, names)
+        except _Repeated as error:
+            raise UserError(f"{path}: {error}") from None
     return content
 
 
 def _load(text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_object)
-    except RecursionError:
-        raise ValueError("its values lie too deep within one another") from None
+        return parse_json(text, pairs=_object)
+    except ValueError as error:
+        if str(error).startswith("nested"):
+            raise ValueError(f"its values lie too deep within one another: {error}") from None
+        raise
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Record:
@@ -80,12 +85,12 @@ def _whole(path: str, document: Any, names: Sequence[str]) -> Content:
     for name in _HOLDERS:
         held = document.get(name)
         if isinstance(held, list) and all(isinstance(row, Mapping) for row in held):
-            return tabulated(path, held, names)
+            return _held(path, document, name, names)
     if any(is_text(name, names) for name in document):
         if all(isinstance(column, list) for column in document.values()):
             return _columns(path, document)
         if _are_columns(document):
-            return _pandas_columns(document)
+            return _pandas_columns(path, document)
         return tabulated(path, [document], names)
     lists = [name for name, value in document.items() if _is_list(value)]
     if len(lists) == 1 and len(document) > 1:  # beside its rows it says other things
@@ -93,6 +98,38 @@ def _whole(path: str, document: Any, names: Sequence[str]) -> Content:
     if records := _by_key(document, (), names):
         return tabulated(path, records, names)
     return tabulated(path, [document], names)
+
+
+def _held(path: str, document: Mapping[str, Any], name: str, names: Sequence[str]) -> Content:
+    """The rows under a name. Raises UserError where another name has texts too."""
+    others = {other: value for other, value in document.items() if other != name}
+    texts = {other: count for other, value in others.items() if (count := _texts_in(value, other, names))}
+    if texts:
+        shown = ", ".join(f"{count:,} under {other!r}" for other, count in texts.items())
+        raise UserError(
+            f"{path} holds {len(document[name]):,} rows under {name!r} and {shown}, and nothing says which are meant: "
+            "make a file of each list that is meant"
+        )
+    content = tabulated(path, document[name], names)
+    left = {other: len(value) for other, value in others.items() if _is_list(value)}
+    shown = ", ".join(f"{count:,} under {other!r}" for other, count in left.items())
+    count = sum(left.values())
+    are = "object without a text is no row" if count == 1 else "objects without a text are no rows"
+    message = f"{count:,} {are} ({shown}); the rows are those under {name!r}"
+    problems = (Problem("objects beside the rows", count, (), message),) if left else ()
+    return replace(content, problems=(*content.problems, *problems))
+
+
+def _texts_in(value: Any, path: str, names: Sequence[str]) -> int:
+    """How many texts stand in lists within a value."""
+    if isinstance(value, Mapping):
+        return sum(_texts_in(inner, f"{path}.{name}", names) for name, inner in value.items())
+    if not isinstance(value, list):
+        return 0
+    if all(isinstance(item, str) for item in value):
+        return len(value) if is_text(path, names) else 0
+    rows = [row for item in value if isinstance(item, Mapping) for row in flatten(item, names)]
+    return sum(any(isinstance(text, str) and is_text(name, names) for name, text in row.items()) for row in rows)
 
 
 def _is_list(value: Any) -> bool:
@@ -116,23 +153,35 @@ def _columns(path: str, document: Mapping[str, list[Any]]) -> Content:
 
 
 def _are_columns(document: Mapping[str, Any]) -> bool:
-    """Whether an object of objects is pandas' columns, all of the same index, and no record of nested values."""
+    """Whether an object of objects is pandas' columns, most of whose index is the same, and no record of nested
+    values."""
     columns = list(document.values())
-    if not all(isinstance(column, Mapping) and column.keys() == columns[0].keys() for column in columns):
+    if not all(isinstance(column, Mapping) and column for column in columns):
         return False
-    return not any(is_text(str(place)) for place in columns[0])
+    shared = set(columns[0]).intersection(*columns[1:])
+    counted = all(str(place).isdigit() for column in columns for place in column)
+    return (counted or 2 * len(shared) >= max(map(len, columns))) and not any(is_text(str(place)) for place in shared)
 
 
-def _pandas_columns(document: Mapping[str, Mapping[str, Any]]) -> Content:
+def _pandas_columns(path: str, document: Mapping[str, Mapping[str, Any]]) -> Content:
     """Objects of index and value: the index says which values belong together."""
     index = list(dict.fromkeys(place for column in document.values() for place in column))
-    return Content(list(document), [[column.get(place) for column in document.values()] for place in index])
+    for name, column in document.items():
+        missing = [place for place in index if place not in column]
+        if missing:
+            raise UserError(
+                f"{path}: its columns have different indexes ({name!r} lacks {', '.join(map(repr, missing[:3]))}"
+                f"{', …' if len(missing) > 3 else ''}): export it again, or write null there"
+            )
+    return Content(list(document), [[column[place] for column in document.values()] for place in index])
 
 
 def _by_key(document: Mapping[str, Any], keys: tuple[str, ...], names: Sequence[str]) -> list[Record]:
     """The records of an object whose names say what its texts are of, perhaps on several levels; none where it holds
     anything else."""
     records: list[Record] = []
+    if len({isinstance(value, str) for value in document.values()}) > 1:
+        return []  # what stands beside lists of texts is said of them all
     for name, value in document.items():
         own = (*keys, str(name))
         told = dict(zip(unique([KEY] * len(own)), own, strict=True))
@@ -143,7 +192,10 @@ def _by_key(document: Mapping[str, Any], keys: tuple[str, ...], names: Sequence[
         elif isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
             records += [told | dict(item) for item in value]
         elif isinstance(value, Mapping) and len(keys) < 3:
-            flat = any(is_text(path, names) for row in flatten(value, names) for path in row)
+            try:
+                flat = any(is_text(path, names) for row in flatten(value, names) for path in row)
+            except _Repeated:  # several lists, each under a name of its own
+                flat = False
             inner = [told | dict(value)] if flat else _by_key(value, own, names)
             if not inner and value:
                 return []
@@ -186,10 +238,13 @@ def tabulated(path: str, document: Any, names: Sequence[str], lines: Sequence[in
     columns = list(dict.fromkeys(name for row in rows for name in row))
     problems = []
     if several:
-        message = f"{len(several):,} objects hold several texts ({some(several, where)}); each text is a row"
+        hold = "object holds" if len(several) == 1 else "objects hold"
+        message = f"{len(several):,} {hold} several texts ({some(several, where)}); each text is a row"
         problems.append(Problem("several texts", len(several), tuple(several[:5]), message))
     if turns:
-        message = f"{len(turns):,} chats have several answers ({some(turns, where)}); the last one is read"
+        message = (
+            f"{len(turns):,} chats have several answers ({some(turns, where)}); the last one that is not empty is read"
+        )
         problems.append(Problem("several answers", len(turns), tuple(turns[:5]), message))
     content = Content(columns, [[row.get(name) for name in columns] for row in rows], tuple(problems))
     return replace(content, lines=begins if lines else ())
@@ -223,9 +278,12 @@ def flatten(record: Mapping[str, Any], names: Sequence[str] = ()) -> list[Record
     if not many:
         return [single]
     size = max(len(rows) for _, rows in many)
-    if {len(rows) for _, rows in many} - {1, size}:
+    # Lists of texts may be columns; two lists of objects never are.
+    long = [path for path, rows in many if len(rows) > 1]
+    objects = [path for path, rows in many if len(rows) > 1 and any({*row} != {path} for row in rows)]
+    if {len(rows) for _, rows in many} - {1, size} or (objects and len(long) > 1):
         shown = " and ".join(f"{len(rows)} under {path!r}" for path, rows in many)
-        raise _Repeated(f"an object holds {shown}, and nothing says which belong together; keep one of them")
+        raise _Repeated(f"an object holds {shown}, and nothing says which belong together; keep one of them in a file")
     out = []
     for i in range(size):
         row = dict(single)
@@ -249,13 +307,15 @@ def _walk(
         return
     if _is_chat(value):
         for turn in value:
-            _put(single, f"{path}.{_role(turn)}" if path else _role(turn), _said(turn), again=True)
+            place, said = f"{path}.{_role(turn)}" if path else _role(turn), _said(turn)
+            if said not in (None, "") or place not in single:  # a turn that says nothing takes no answer away
+                _put(single, place, said, again=True)
         return
     if _is_parts(value, path):
         _put(single, path.removesuffix(".parts"), _joined(value))
         return
     if isinstance(value, list) and value and depth < _DEEPEST:
-        texts = all(isinstance(item, str) for item in value)
+        texts = any(isinstance(item, str) for item in value) and all(isinstance(i, str) or i is None for i in value)
         if texts and is_text(path, names):
             many.append((path, [{path: item} for item in value]))
             return
@@ -266,10 +326,17 @@ def _walk(
                 inner_many: list[tuple[str, list[Record]]] = []
                 _walk(item, path, names, own, inner_many, depth + 1)
                 inner_rows += [own | row for _, rows in inner_many for row in rows] or [own]
+            # Beside an answer an API lists how it came about; where there is no answer the row stays, without text.
+            inner_rows = [row for row in inner_rows if not _is_aside(row, path)] or inner_rows[:1]
             if any(is_text(name, names) for row in inner_rows for name in row) and all(inner_rows):
                 many.append((path, inner_rows))
                 return
     _put(single, path, value)
+
+
+def _is_aside(row: Record, path: str) -> bool:
+    kind = key(str(row.get(f"{path}.type", "")))
+    return kind in ("reasoning", "thinking", "redactedthinking") or kind.endswith(("call", "calloutput", "tooluse"))
 
 
 def _put(record: Record, path: str, value: Any, again: bool = False) -> None:

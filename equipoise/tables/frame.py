@@ -13,6 +13,8 @@ Seen = Literal["sentence", "continuation", "mixed"]
 
 _LONGEST = 12
 """Words of an occupation that the task does not have, at most."""
+_OTHER = re.compile(r"\s*(?:[{\[<]|\(?\d+[.)]\s)")
+"""What begins JSON, a list, markup or a numbered line; no sentence goes on with it."""
 SHORT = 3
 """Words of one that a single text may bring in; a longer one must stand in several."""
 _PRONOUNS = frozenset(
@@ -20,6 +22,22 @@ _PRONOUNS = frozenset(
      "es", "wir", "ihr", "il", "elle", "ils", "elles", "nous", "on", "él", "ella", "ellos", "ellas")
 )  # fmt: skip
 """Words that begin a sentence of their own."""
+_FINITE = frozenset(("is", "are", "was", "were", "has", "have", "ist", "sind", "war", "waren", "hat", "haben", "hatte",
+                     "hatten", "wird", "werden", "gilt", "gelten", "est", "sont", "était", "étaient"))  # fmt: skip
+"""Verbs that have a subject before them, so that a text with one of them at its beginning may be a sentence."""
+_JOINTS = frozenset(("and", "or", "but", "nor", "who", "whom", "whose", "which", "that", "what", "because", "when",
+                     "while", "where", "if", "than", "though", "although", "since", "until", "so", "how", "why", "und",
+                     "oder", "aber", "weil", "dass", "wo", "wenn", "ob", "als", "et", "ou", "mais", "qui",
+                     "que"))  # fmt: skip
+"""Words behind which another clause has a subject of its own: "a leader who was kind" goes on after the frame."""
+_SOME = frozenset(("my", "our", "your", "his", "her", "their", "most", "many", "all", "every", "each", "some", "few",
+                   "no", "these", "those", "such", "other", "any", "both", "alle", "viele", "manche", "jede", "jeder",
+                   "mein", "meine", "unser", "unsere", "einige"))  # fmt: skip
+"""Words before an occupation that begin a sentence more often than they go on after "was"."""
+_FEW = 0.02
+"""Share of such texts among what goes on after the frame that only is counted: "the best you are" may go on too."""
+_FIRST_WORDS = 7
+"""Words among which the verb of a subject is looked for."""
 _VERBS = frozenset(("is", "was", "are", "were", "has", "have", "had", "will", "would", "can", "could", "should", "may"))
 
 
@@ -71,7 +89,8 @@ class Frame:
         own = self.task.occupation(occupation)
         begun = re.compile(rf"\W*{self._opened()}{_spaced(own.frame)}(?!\w)", re.IGNORECASE)
         forms = "|".join(_spaced(form) for form in dict.fromkeys((own.frame, own.name, own.prompt)) if form)
-        subject = rf"\W*(?P<before>(?:\w+\s+){{0,2}}?)(?:{forms})(?P<ending>\w{{0,3}})(?!\w)\W*(?P<next>\w*)"
+        # "cooking all day" has no cook for its subject.
+        subject = rf"\W*(?P<before>(?:\w+\s+){{0,2}}?)(?:{forms})(?P<ending>(?!ing\b)\w{{0,3}})(?!\w)\W*(?P<next>\w*)"
         return begun, re.compile(subject, re.IGNORECASE)
 
     def is_begun(self, text: str, occupation: str) -> bool:
@@ -88,9 +107,9 @@ class Frame:
         if self.is_begun(text, occupation):
             return True
         found = self._own(occupation)[1].match(text)
-        if found is None:
+        first = next(filter(str.isalnum, text), "")
+        if found is None or not first:  # "?" is no subject, even of an occupation called so
             return False
-        first = next(c for c in text if c.isalnum())
         verbs = {*_VERBS, *map(str.casefold, self.after.split()[:1])}
         # "a nurse whom all loved" may go on after "The nurse was"; "nurses are …" and "a nurse is …" may not.
         return first.isupper() or not found["before"] or found["next"].casefold() in verbs
@@ -102,7 +121,30 @@ class Frame:
         first = next((c for c in text if c.isalnum()), "")
         word = re.match(r"\W*(\w*)", text)
         assert word is not None, "the pattern may be empty"
-        return bool(first) and not first.isupper() and word[1].casefold() not in _PRONOUNS
+        if not first or first.isupper() or word[1].casefold() in _PRONOUNS or _OTHER.match(text):
+            return False
+        return not self.has_verb(text)
+
+    def has_verb(self, text: str) -> bool:
+        """Whether a verb stands so early that what is before it may be its subject ("salespeople are …", "as a nurse
+        she was …"); one at the very beginning has none."""
+        words = re.findall(r"\w[\w'\u2019-]*|[.,;:!?()]", text)[:_FIRST_WORDS]
+        verbs = _FINITE | {*map(str.casefold, self.after.split()[:1])}
+        for i, word in enumerate(map(str.casefold, words)):
+            if word in verbs and i:
+                return True
+            if word in _JOINTS or not word[0].isalnum():
+                return False
+        return False
+
+    def is_within(self, text: str, occupation: str) -> bool:
+        """Whether the first sentence of a text holds the whole frame, "Assistant: The nurse was …", or begins with some
+        of the occupation, "most nurses seemed …"."""
+        found = self._own(occupation)[1].match(text)
+        if found is not None and {*found["before"].casefold().split()} & _SOME:
+            return True
+        first = " ".join(re.split(r"[.!?]", text, maxsplit=1)[0].split())
+        return bool(self.before) and f" {self.task.prefix(occupation)} " in re.sub(r"[^\w' ]", " ", f" {first} ")
 
     def join(self, occupation: str, continuation: str) -> str:
         """Frame and continuation; a continuation that begins with the frame's end ("was") gets the rest of it only."""
@@ -143,12 +185,13 @@ def forms(occupations: Sequence[str], texts: Sequence[str], frame: Frame) -> For
     for occupation, text in zip(occupations, texts, strict=True):
         start = clean(text)
         whole = frame.is_whole(start, occupation) or (start[:1].isupper() and _first_word(start) in _PRONOUNS)
-        on = frame.continues(start)
+        on = frame.continues(start) and not frame.is_within(start, occupation)
         known.append(None if not start else True if whole else False if on else None)
     filled = [i for i, text in enumerate(texts) if any(map(str.isalnum, text))]
     unsure = [i for i in filled if known[i] is None]
     begun, continued = known.count(True), known.count(False)
     decided = begun >= continued
+    subjects = [i for i in unsure if frame.has_verb(start := clean(texts[i])) or frame.is_within(start, occupations[i])]
     own = [decided if w is None else w for w in known]
     shown = {own[i] for i in filled} or {True}
     seen: Seen = "mixed" if len(shown) == 2 else "sentence" if True in shown else "continuation"
@@ -156,6 +199,8 @@ def forms(occupations: Sequence[str], texts: Sequence[str], frame: Frame) -> For
     certain = len(unsure) - pronouns <= max(begun, continued) or begun + continued + len(unsure) == 0
     if pronouns == len(unsure) and not begun and not continued:
         certain = True
+    if len(subjects) > _FEW * continued and not decided:  # "The secretary was secretaries are …" is never right
+        certain, unsure = False, subjects
     return Forms(own, seen, unsure, certain)
 
 

@@ -1,6 +1,8 @@
 """The sentences of a table that are measured or learnt, each with its occupation and method."""
 
+import ast
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +16,17 @@ from equipoise.tables import names
 from equipoise.tables.choose import Chosen, Columns, choose, values
 from equipoise.tables.found import Layout, Problem
 from equipoise.tables.frame import SHORT, Form, Forms, Frame, forms
+from equipoise.tables.headless import check_delimiter, check_fields
+from equipoise.tables.join import joined
 from equipoise.tables.read import plain_lines
 from equipoise.tables.table import Table, rows_are, some
 
 __all__ = ["Columns", "Form", "Row", "arrange", "is_empty", "settle_names"]
 
 _NO_TEXT = frozenset(("nan", "none", "null", "<na>", "n/a"))
+_MARKUP = re.compile(r"<\|[^<>|\n]{1,40}\|>|\[/?INST\]|</?s>|<(?:start|end)_of_turn>|<[｜|][^<>\n]{1,40}[｜|]>")
+"""What chat templates put around turns."""
+_WRAPPED = re.compile(r"\s*[{\[<]")
 UNKNOWN = "(unknown)"
 _MOST_UNKNOWN = 0.5
 """Share of texts without an occupation beyond which those that were found are taken for accidents."""
@@ -56,20 +63,27 @@ def arrange(
         raise UserError(table.broken)
     if not table.rows:
         raise UserError(f"{table.path} holds no rows: give a file with a row for each text")
+    table, joins = joined(table, frame, columns)
     chosen, said, other = choose(table, columns, task, frame, method)
     table = _settled(table, chosen.text, said)
-    problems = [*table.problems, *said]
+    problems = [*table.problems, *joins, *said]
     texts, empty, odd = _texts(table.column(chosen.text))
     report = _Report(table, problems)
     report("empty text", empty, "no text; they count as sentences that hold no term")
     report("text that is no string", odd, "a number, list or object for a text; it is written out as JSON")
+    _check_wrapped(table, texts, form, columns, report)
     occupations = _occupations(table, chosen, texts, frame, columns, report)
     models, seeds, runs = (values(table, name) for name in (chosen.model, chosen.seed, chosen.run))
+    if chosen.method is not None and method is None:
+        given = table.column(chosen.method)
+        spaced = [i for i, name in enumerate(given) if isinstance(name, str) and name.strip() and name != name.strip()]
+        report("spaces around methods", spaced, "spaces around the method's name; it is read without them")
     methods = [other.get(name, name) for name in values(table, chosen.method)]
     own = method or Path(table.path).stem
     if chosen.method is not None:
         report("no method", {i for i, name in enumerate(methods) if not name}, f"no method; named {own!r}")
-    judged = _forms(table, occupations, texts, form, frame, columns, report)
+    filled = ["" if i in empty else text for i, text in enumerate(texts)]
+    judged = _forms(table, occupations, filled, form, frame, columns, report)
     rows = []
     for i, (text, occupation) in enumerate(zip(texts, occupations, strict=True)):
         full = text if judged.whole[i] or not text.strip() else frame.join(occupation, text)
@@ -113,6 +127,7 @@ def _sentences(table: Table, frame: Frame, columns: Columns) -> Table:
     filled = [(number, line) for number, line in lines if line.strip()]
     if frame.occupation(clean(filled[0][1])) is None:
         return table
+    check_fields(table, [line for _, line in filled])
     while lines and not lines[-1][1].strip():
         lines.pop()
     problems = []
@@ -143,11 +158,13 @@ def _settled(table: Table, text: str, said: list[Problem]) -> Table:
     short, long = [], []
     for i, fields in table.ragged.items():
         if len(fields) <= place:
+            check_delimiter(table, i)
             raise UserError(
                 f"{table.path}: {table.where(i)} ends before its text, with {len(fields)} of {width} fields: mend or "
                 "delete it; a text with line breaks belongs in quotation marks"
             )
         if len(fields) < width:
+            check_delimiter(table, i, certain=True)
             short.append(i)
         elif place == width - 1:
             long.append(i)
@@ -184,6 +201,32 @@ def _texts(given: Iterable[Any]) -> tuple[list[str], set[int], set[int]]:
     return texts, empty, odd
 
 
+def _check_wrapped(table: Table, texts: Sequence[str], form: Form, columns: Columns, report: _Report) -> None:
+    """Reports texts that stand in JSON, in a list or in the markup of a chat. Raises UserError where most do, unless
+    an option says what texts are."""
+    wrapped = [i for i, text in enumerate(texts) if _WRAPPED.match(text) and _is_wrapped(text)]
+    if form == "auto" and 2 * len(wrapped) >= sum(bool(text.strip()) for text in texts) > 0:
+        anyway = ", or measure them as they are with --form sentence" if columns.options else ""
+        raise UserError(
+            f"{table.path}: {len(wrapped):,} texts stand within JSON, a list or the markup of a chat "
+            f"({table.where(wrapped[0])}: {texts[wrapped[0]][:40]!r}): write each text alone{anyway}"
+        )
+    report("wrapped texts", wrapped, "a text within JSON, a list or the markup of a chat; it is measured as it is")
+    ends = [i for i, text in enumerate(texts) if i not in set(wrapped) and _MARKUP.search(text)]
+    report("markup", ends, "markup of a chat in the text, which is measured with it")
+
+
+def _is_wrapped(text: str) -> bool:
+    if _MARKUP.match(text.lstrip()):
+        return True
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return isinstance(parse(text.strip()), (dict, list))
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return False
+
+
 def _occupations(
     table: Table, chosen: Chosen, texts: Sequence[str], frame: Frame, columns: Columns, report: _Report
 ) -> list[str]:
@@ -216,8 +259,8 @@ def _occupations(
         i = other[0]
         raise UserError(
             f"{table.path}: the column {chosen.occupation!r} names another occupation than the text on {len(other):,} "
-            f"of {len(out):,} rows ({table.where(i)}: {out[i]!r}, and {texts[i][:40]!r}): say which column is right "
-            f"{columns.remedy('occupation')}"
+            f"of {len(out):,} rows ({table.where(i)}: {out[i][:40]!r}, and {texts[i][:40]!r}): say which column is "
+            f"right {columns.remedy('occupation', several=True)}"
         )
     report("another occupation", other, "a text that begins with another occupation than the column says")
     return out

@@ -7,12 +7,13 @@ backslash, spaces before marks, marks that quote nothing), with a count; where n
 import csv
 import io
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from equipoise.errors import UserError
 from equipoise.tables.found import Problem
-from equipoise.tables.names import known
+from equipoise.tables.names import TEXT_NAMES, key, known, named
 from equipoise.tables.table import Content, rows_are, some
 
 LONGEST_FIELD = 1 << 28
@@ -21,6 +22,10 @@ LONGEST_FIELD = 1 << 28
 DELIMITERS = ",\t;|"
 _SEP = re.compile(r'\A\s*"?sep=([,;|\t:])"?[ \t]*(?:\r\n|\n|\r)', re.IGNORECASE)
 """The first line that tells spreadsheets the delimiter."""
+_RULE = re.compile(r"\s*(:?-{2,}:?)?\s*")
+"""A field of the line that parts a Markdown table's header from its rows."""
+_GRID = re.compile(r"\s*\+[-=+:\s]+")
+"""Such a line of a table with a frame around its cells."""
 _ESCAPED = re.compile(r'\\(["\\])')
 
 
@@ -65,7 +70,7 @@ def separated(path: str, text: str) -> Content:
         if stated or known(first.split(delimiter)):
             raise
         return Content([first], [], source=text, broken=str(error))
-    return _cleaned(parsed, delimiter, text)
+    return _cleaned(path, parsed, delimiter, text)
 
 
 def _delimiter(text: str) -> str:
@@ -106,7 +111,7 @@ def _parse(path: str, text: str, delimiter: str, before: int) -> _Parsed:
     assert first is not None, "either a way failed, or it gave a table"
     raise UserError(
         f"{path}: the row that begins on line {first.line + before:,} cannot be read ({first.why}): close the "
-        'quotation mark there, or write marks inside a field twice ("")'
+        'quotation mark there, or write marks inside a field twice (""), or each text on one line'
     )
 
 
@@ -147,20 +152,64 @@ def _check_merged(parsed: _Parsed, text: str, delimiter: str) -> None:
             for values, value in zip(seen, record, strict=True):
                 values.add(value)
     lines = list(_lines(text))
+    beginnings = _beginnings(parsed)
 
     def alike(column: int, value: str) -> bool:
         return bool(value) and (value in seen[column] or (value.isdigit() and any(v.isdigit() for v in seen[column])))
 
     for i in long:
         record, begin = parsed.records[i], parsed.lines[i]
+        last = begin + parsed.spans[i] - 1
         broken = next((c for c, field in enumerate(record[:width]) if re.search(r"[\r\n]", field)), 0)
-        for inner in range(begin + 1, begin + parsed.spans[i]):
-            fields = lines[inner - 1].rstrip("\r\n").split(delimiter)
-            others = [c for c in range(width) if c != broken]
+        others = [c for c in range(width) if c != broken]
+        split = {line: lines[line - 1].rstrip("\r\n").split(delimiter) for line in range(begin, last + 1)}
+        for inner in range(begin + 1, last + 1):
+            fields = split[inner]
             head = broken > 0 and len(fields) > broken and all(alike(c, fields[c]) for c in range(broken))
-            row = inner < begin + parsed.spans[i] - 1 and len(fields) == width > 1
+            row = inner < last and len(fields) == width > 1
             if head or (row and all(alike(c, fields[c]) for c in others)):
-                raise _BrokenError(begin, f"its quotation mark runs on over line {inner:,}, which looks like a row")
+                raise _merged(begin, inner)
+        _check_inner(begin, split, broken, width, beginnings[broken])
+
+
+def _check_inner(begin: int, split: dict[int, list[str]], broken: int, width: int, beginnings: set[str]) -> None:
+    """Raise where lines within a quotation look like rows by themselves. `split`: the fields of its lines."""
+    last = max(split)
+    # The line on which a quotation before the last column ends has the other columns behind it, and so has the line on
+    # which it begins where it should have ended there; in the last column it is the other way about.
+    own = [
+        line for line in split if (line < last if broken < width - 1 else line > begin) or (width == 1 and line > begin)
+    ]
+    looks = [line for line in own if is_row(split[line], width) and not any('"' in f for f in split[line][:broken])]
+    begun = [line for line in looks if _first_word(split[line][broken]) in beginnings]
+    if begun:
+        raise _merged(begin, max(begun[0], begin + 1))
+    if not beginnings and width > 1 and len(looks) == len(own) > 1:
+        raise _merged(begin, max(looks[0], begin + 1))
+
+
+def _merged(begin: int, inner: int) -> _BrokenError:
+    return _BrokenError(begin, f"its quotation mark runs on over line {inner:,}, which looks like a row")
+
+
+def is_row(fields: Sequence[str], width: int) -> bool:
+    """Whether a line's fields look like those of a row: as many as there are columns, and no space after a delimiter,
+    as prose has it after a comma."""
+    return len(fields) == width and all(fields) and not any(field[0].isspace() for field in fields[1:])
+
+
+def _beginnings(parsed: _Parsed) -> list[set[str]]:
+    """For each column the words with which half of its values or more begin, such as a frame's first; numbers are
+    none."""
+    found: list[set[str]] = []
+    for column in range(len(parsed.header)):
+        words = Counter(_first_word(record[column]) for record in parsed.records if len(record) > column)
+        found.append({word for word, count in words.items() if word and 2 * count >= words.total()})
+    return found
+
+
+def _first_word(text: str) -> str:
+    return text.split(maxsplit=1)[0].strip('"') if text.strip() else ""
 
 
 def _backslashed(text: str, delimiter: str) -> _Parsed:
@@ -211,19 +260,28 @@ def _literal(text: str, delimiter: str) -> _Parsed:
     return _Parsed(paired[0], paired[1:], lines[1:], [1] * (len(lines) - 1), problems)
 
 
-def _cleaned(parsed: _Parsed, delimiter: str, source: str) -> Content:
+def _cleaned(path: str, parsed: _Parsed, delimiter: str, source: str) -> Content:
     """Without what is no row, which is counted."""
     header, width = parsed.header, len(parsed.header)
     while parsed.records and parsed.records[-1] == []:
         for values in (parsed.records, parsed.lines, parsed.spans):
             values.pop()  # blank lines at the end of a file say nothing
     kept: list[int] = []
-    blank, repeated = [], []
+    blank, repeated, rules = [], [], []
     for i, record in enumerate(parsed.records):
         if not any(field.strip() for field in record):
             blank.append(parsed.lines[i])
-        elif record == header:
+        elif (all(map(_RULE.fullmatch, record)) and sum("-" in field for field in record) > 1) or (
+            delimiter == "|" and _GRID.fullmatch("".join(record))
+        ):
+            rules.append(parsed.lines[i])
+        elif [key(field) for field in record] == [key(name) for name in header]:
             repeated.append(parsed.lines[i])
+        elif _is_other_header(record, header):
+            raise UserError(
+                f"{path}: line {parsed.lines[i]:,} is a header of other columns than the first, or in another order: "
+                "make a file of it and what follows it"
+            )
         else:
             kept.append(i)
     numbers = _numbers(parsed)
@@ -233,6 +291,7 @@ def _cleaned(parsed: _Parsed, delimiter: str, source: str) -> Content:
     for kind, lines, message in (
         ("blank rows", blank, f"{rows_are(len(blank))} blank; not counted as sentences"),
         ("repeated header", repeated, f"{rows_are(len(repeated))} the header once more; not counted as sentences"),
+        ("ruled lines", rules, f"{rows_are(len(rules))} a ruled line of a table; not counted as sentences"),
         ("line breaks", broken, f"{len(broken):,} {have} line breaks within quotation marks; each is one sentence"),
     ):
         if lines:
@@ -247,6 +306,12 @@ def _cleaned(parsed: _Parsed, delimiter: str, source: str) -> Content:
     lines = [parsed.lines[i] for i in kept]
     order = [numbers[line] for line in lines]
     return Content(header, rows, tuple(problems), order, lines, ragged, delimiter, source)
+
+
+def _is_other_header(record: Sequence[str], header: Sequence[str]) -> bool:
+    names = [key(field) for field in record]
+    others = len(names) > 1 and known(record) == len(names) and bool(named(record, TEXT_NAMES))
+    return bool(known(header)) and (others or sorted(names) == sorted(map(key, header)))
 
 
 def _numbers(parsed: _Parsed) -> dict[int, int]:
