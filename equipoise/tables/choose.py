@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from equipoise.errors import UserError
-from equipoise.protocol.task import Task
+from equipoise.protocol.task import PROTOCOL, Task
 from equipoise.tables import names
 from equipoise.tables.found import Problem
 from equipoise.tables.frame import Frame
@@ -14,8 +14,9 @@ from equipoise.tables.headless import headless
 from equipoise.tables.table import Table
 
 _OUTCOMES = frozenset(("", "0", "1", "true", "false", "yes", "no", "pass", "fail", "both", "one", "none", "neither",
-                       "agentic", "communal", "balanced", "agenticonly", "communalonly", "nan", "success", "failure",
-                       "compliant", "noncompliant", "accepted", "rejected", "mixed", "neutral"))  # fmt: skip
+                       "balanced", "nan", "success", "failure", "compliant", "noncompliant", "accepted", "rejected",
+                       "mixed", "neutral",
+                       *(names.key(c.name) + more for c in PROTOCOL.classes for more in ("", "only"))))  # fmt: skip
 """What a column named Label holds, in this task's or the public study's files, where it does not name the method; and
 so do the names of a task's classes."""
 _MORE_OUTCOMES = frozenset(("oob", "ok", "lengthoob", "lengthok", "tooshort", "toolong", "short", "long", "valid",
