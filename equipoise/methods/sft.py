@@ -128,7 +128,8 @@ def _settings(config: SftConfig, source: OwnSentences | GivenSentences, prompt: 
 
 def _check_folder(folder: Path) -> None:
     """Raises UserError where anything but such a training's model lies where it would be written. Writes nothing."""
-    from equipoise.policy.export import EXPORTED, RECORD, exported_to, refuse_foreign
+    from equipoise.policy.export import EXPORTED, refuse_foreign
+    from equipoise.runs.exported import RECORD, exported_to
 
     record = read_run_record(folder)
     config = record.document.get("config")
@@ -143,7 +144,7 @@ def _check_folder(folder: Path) -> None:
         except OSError as error:
             raise UserError(f"cannot read {folder} ({error.strerror}): choose another --output-dir") from None
         # A kill may have left an export without its run.json.
-        others = set(names) - exported_to(folder) - {RECORD}
+        others = set(names) - exported_to(folder).keys() - {RECORD}
         if any(name.endswith((".safetensors", ".json", ".bin")) for name in others):
             raise UserError(f"{folder} holds files that equipoise did not write: choose another --output-dir")
     refuse_foreign(folder, (*EXPORTED, "run.json", SENTENCES))

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from equipoise.errors import UserError
-from equipoise.policy.export import EXPORTED, RECORD, WEIGHTS, not_ours, refuse_foreign
+from equipoise.policy.export import EXPORTED, WEIGHTS, not_ours, refuse_foreign
 from equipoise.ppo.config import RunConfig, TrainConfig
 from equipoise.ppo.functions import TRACEBACK
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, task_from_document
 from equipoise.runs.checkpoint import Checkpoint, discard_all, newest
+from equipoise.runs.exported import RECORD
 from equipoise.runs.files import set_aside, unwritable, write_json
 from equipoise.runs.ownership import Found, look, marked, read_run_record
 from equipoise.runs.records import differences

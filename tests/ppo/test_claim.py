@@ -9,6 +9,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,21 @@ def test_users_files_are_not_replaced_with_overwrite_either(tmp_path: Path, name
     for overwrite in (False, True):
         refused(light(tmp_path), tmp_path, r"no run of equipoise wrote|did not write it", overwrite)
     assert os.listdir(tmp_path / "out") == [name]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors", "tokenizer.json"])
+def test_a_models_file_that_its_user_changed_is_not_replaced(tmp_path: Path, name: str, overwrite: bool) -> None:
+    work(light(tmp_path), 3, saved=3)
+    as_exported = [sha256(b"as exported").hexdigest()]
+    files = {each: as_exported for each in ("README.md", "model.safetensors", "tokenizer.json")}
+    (tmp_path / "out" / "export.json").write_text(json.dumps({"written_by": "equipoise", "files": files}))
+    for each in files:
+        (tmp_path / "out" / each).write_bytes(b"mine" if each == name else b"as exported")
+    refused(light(tmp_path, steps=2000), tmp_path, f"{name} was changed since equipoise wrote it", overwrite)
+    (tmp_path / "out" / name).rename(tmp_path / "out" / "mine.txt")
+    work(light(tmp_path, steps=2000), 1, overwrite=overwrite)
+    assert (tmp_path / "out" / "mine.txt").read_bytes() == b"mine"
 
 
 def test_overwrite_deletes_no_checkpoint_that_holds_anything_else(tmp_path: Path) -> None:
