@@ -26,7 +26,7 @@ from equipoise.methods.sft_config import (
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, Task
 from equipoise.runs.locks import locked_folder
-from equipoise.runs.ownership import read_run_record
+from equipoise.runs.ownership import read_run_record, refuse_checkpoints_own
 
 __all__ = ["SftConfig", "sft"]
 
@@ -131,6 +131,7 @@ def _check_folder(folder: Path) -> None:
     from equipoise.policy.export import EXPORTED, refuse_foreign
     from equipoise.runs.exported import RECORD, exported_to
 
+    refuse_checkpoints_own(folder, "--output-dir")
     record = read_run_record(folder)
     config = record.document.get("config")
     if record.state != "absent" and not (isinstance(config, dict) and config.get("method") == "sft"):

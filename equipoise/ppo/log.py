@@ -187,6 +187,11 @@ class RunLog:
             notices.append("TensorBoard is not installed, so no curves are drawn for it (pip install tensorboard)")
         return notices
 
+    @property
+    def last_step(self) -> int:
+        """The last that was logged; 0 before the first."""
+        return self._step
+
     def _open_tensorboard(self, step: int) -> "SummaryWriter | None":
         try:
             from torch.utils.tensorboard import SummaryWriter
