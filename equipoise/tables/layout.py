@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from equipoise.errors import UserError
+from equipoise.protocol.plural import plural
 from equipoise.protocol.prompts import clean
 from equipoise.protocol.task import Task
 from equipoise.tables import names
@@ -61,7 +62,7 @@ def arrange(
     problems = [*table.problems, *said]
     texts, empty, odd = _texts(table.column(chosen.text))
     report = _Report(table, problems)
-    report("empty text", empty, "no text; they count as sentences that hold no term")
+    report("empty text", empty, "no text; such a row counts as a sentence that holds no term")
     report("text that is no string", odd, "a number, list or object for a text; it is written out as JSON")
     occupations = _occupations(table, chosen, texts, frame, columns, report)
     models, seeds, runs = (values(table, name) for name in (chosen.model, chosen.seed, chosen.run))
@@ -144,8 +145,8 @@ def _settled(table: Table, text: str, said: list[Problem]) -> Table:
     for i, fields in table.ragged.items():
         if len(fields) <= place:
             raise UserError(
-                f"{table.path}: {table.where(i)} ends before its text, with {len(fields)} of {width} fields: mend or "
-                "delete it; a text with line breaks belongs in quotation marks"
+                f"{table.path}: {table.where(i)} ends before its text, with {len(fields)} of {plural(width, 'field')}: mend "
+                "or delete it; a text with line breaks belongs in quotation marks"
             )
         if len(fields) < width:
             short.append(i)
@@ -154,15 +155,15 @@ def _settled(table: Table, text: str, said: list[Problem]) -> Table:
             rows[i] = [*fields[:place], table.delimiter.join(fields[place:])]
         else:
             raise UserError(
-                f"{table.path}: {table.where(i)} has {len(fields)} fields for {width} columns, so that nothing tells "
-                f"where its text ends: put texts with {table.delimiter!r} in them in quotation marks"
+                f"{table.path}: {table.where(i)} has {len(fields)} fields for {plural(width, 'column')}, so that nothing "
+                f"tells where its text ends: put texts with {table.delimiter!r} in them in quotation marks"
             )
     table = replace(table, rows=rows, ragged={})
     report = _Report(table, said)
-    report("too few fields", short, f"fewer fields than the {width} columns; the last are taken as empty")
+    report("too few fields", short, f"fewer fields than the {plural(width, 'column')}; the last are taken as empty")
     report(
         "too many fields", long,
-        f"more fields than the {width} columns; the text, which stands last, is taken to hold {table.delimiter!r}",
+        f"more fields than the {plural(width, 'column')}; the text, which stands last, is taken to hold {table.delimiter!r}",
     )  # fmt: skip
     return table
 
