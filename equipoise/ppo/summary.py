@@ -99,13 +99,8 @@ def describe(summary: Mapping[str, Any], task: Task) -> list[str]:
     lines = [f"summary of {plural(summary['steps'], 'step')}"]
     if summary["reward_first"] is not None:
         good, function = summary["good_step"], summary.get("reward_fn")
-        learnt = f"; {GOOD} (mean of {GOOD_STEPS} steps) " + (
-            f"reached at step {good}"
-            if good
-            else "not reached"
-            if summary["steps"] >= GOOD_STEPS
-            else "needs more steps"
-        )
+        missed = "not reached" if summary["steps"] >= GOOD_STEPS else "needs more steps"
+        learnt = f"; {GOOD} (mean of {GOOD_STEPS} steps) " + (f"reached at step {good}" if good else missed)
         lines.append(
             f"  reward      {number(summary['reward_first'])} at first, {number(summary['reward_last'])} over the last "
             + plural(summary["last_steps"], "step", one="")
@@ -137,8 +132,8 @@ def _distances(summary: Mapping[str, Any], task: Task) -> list[str]:
     at, kl = summary["exported_step"], summary.get("kl_ref")
     if kl is not None:
         known = summary.get("kl_bound") is not None
-        where = "the last batches up to" if known else "the batch of"
-        line = f"  distance    KL to the reference {kl:z.2f} nats per sentence, in {where} step {at} as sampled in training"
+        where = f"{'the last batches up to' if known else 'the batch of'} step {at}"
+        line = f"  distance    KL to the reference {kl:z.2f} nats per sentence, in {where} as sampled in training"
         if known:
             line += (
                 f"; their share of {task.all_classes} needs {summary['kl_bound']:z.2f}, excess "

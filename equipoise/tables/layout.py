@@ -140,13 +140,14 @@ def _settled(table: Table, text: str, said: list[Problem]) -> Table:
     if not table.ragged:
         return table
     width, place = len(table.columns), table.columns.index(text)
+    columns = plural(width, "column")
     rows = list(table.rows)
     short, long = [], []
     for i, fields in table.ragged.items():
         if len(fields) <= place:
             raise UserError(
-                f"{table.path}: {table.where(i)} ends before its text, with {len(fields)} of {plural(width, 'field')}: mend "
-                "or delete it; a text with line breaks belongs in quotation marks"
+                f"{table.path}: {table.where(i)} ends before its text, with {len(fields)} of {width} fields: mend or "
+                "delete it; a text with line breaks belongs in quotation marks"
             )
         if len(fields) < width:
             short.append(i)
@@ -155,15 +156,15 @@ def _settled(table: Table, text: str, said: list[Problem]) -> Table:
             rows[i] = [*fields[:place], table.delimiter.join(fields[place:])]
         else:
             raise UserError(
-                f"{table.path}: {table.where(i)} has {len(fields)} fields for {plural(width, 'column')}, so that nothing "
+                f"{table.path}: {table.where(i)} has {len(fields)} fields for {columns}, so that nothing "
                 f"tells where its text ends: put texts with {table.delimiter!r} in them in quotation marks"
             )
     table = replace(table, rows=rows, ragged={})
     report = _Report(table, said)
-    report("too few fields", short, f"fewer fields than the {plural(width, 'column')}; the last are taken as empty")
+    report("too few fields", short, f"fewer fields than the {columns}; the last are taken as empty")
     report(
         "too many fields", long,
-        f"more fields than the {plural(width, 'column')}; the text, which stands last, is taken to hold {table.delimiter!r}",
+        f"more fields than the {columns}; the text, which stands last, is taken to hold {table.delimiter!r}",
     )  # fmt: skip
     return table
 
