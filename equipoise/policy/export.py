@@ -305,9 +305,10 @@ def not_ours(folder: Path, names: Iterable[str] = EXPORTED) -> list[Path]:
 
 
 def changed_since(folder: Path, names: Iterable[str] = EXPORTED) -> list[Path]:
-    """Those of `names` that an export put into the folder and somebody has changed since. Raises UserError."""
+    """Those of `names` that an export put into the folder and somebody has changed since, but for the record run.json,
+    whose mark says whose it is. Raises UserError."""
     listed = exported_to(folder)
-    there = [name for name in names if listed.get(name) and os.path.lexists(folder / name)]
+    there = [name for name in names if name != "run.json" and listed.get(name) and os.path.lexists(folder / name)]
     return [folder / name for name in there if not is_unchanged(folder / name, listed[name])]
 
 
