@@ -8,7 +8,7 @@ import numpy as np
 
 from equipoise.evaluation.counted import Sample
 from equipoise.evaluation.frontier import drawn_medians
-from equipoise.evaluation.intervals import Array, Interval, clustered_wilson, mean_with_t, two_level
+from equipoise.evaluation.intervals import NO_SPREAD, Array, Interval, clustered_wilson, mean_with_t, two_level
 from equipoise.evaluation.results import Comparison, Estimate
 from equipoise.evaluation.significance import cliffs_delta, cohens_h, holm, non_inferiority, sign_flip, signed_rank
 from equipoise.protocol.plural import plural
@@ -54,8 +54,12 @@ def _pair(
     differences = values_a - values_b
     p, note = sign_flip(differences, samples[a].seed)
     interval = _interval(metric, samples[a], samples[b], common, differences)
-    if interval is not None and interval.note:
-        notes.append(interval.note)
+    if interval is not None and interval.is_point:
+        interval, told = None, NO_SPREAD
+    else:
+        told = interval.note if interval is not None else ""
+    if told:
+        notes.append(told)
     if note:
         notes.append(note)
     judged = metric.startswith("nll/")

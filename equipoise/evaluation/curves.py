@@ -22,6 +22,7 @@ from equipoise.evaluation.plots import (
     new_figure,
     shortened,
     slugs,
+    widen,
 )
 from equipoise.evaluation.results import FEWEST, Evaluation, Frontier, FrontierPoint
 from equipoise.evaluation.runs import TrainingRun, smoothed
@@ -54,19 +55,23 @@ def frontier_plot(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> Plot:
     points = [p for p in frontier.points if p.kl is not None and p.kl.value is not None]
     paths = {run.name: run.path(CURVES[frontier.event]) for run in runs}
     bound = _bound_rows(frontier)
-    compliance = event(evaluation.task, frontier.event)
-    excess = ", ".join(f"{p.method} {p.excess:.2f}" for p in points if p.excess is not None)
+    compliance, drawn = event(evaluation.task, frontier.event), bool(points) or any(paths.values())
+    excess = ", ".join(f"{p.method} {p.excess:z.2f}" for p in points if p.excess is not None)
     return Plot(
         name="compliance-kl",
         title="Compliance and distance from the base model",
         caption=f"Share of sentences with {compliance}"
-        " against KL to the base model. No method can be left of the curve kl(c‖p₀), the least KL that compliance c "
-        "needs; its band is the interval of p₀. "
-        + (f"p₀ is from {frontier.p0_source}. " if frontier.p0 else f"No curve: {frontier.p0_source}. ")
+        " against KL to the base model. "
+        + (
+            "No method can be left of the curve kl(c‖p₀), the least KL that compliance c needs; its band is the "
+            f"interval of p₀. p₀ is from {frontier.p0_source}. "
+            if drawn and bound
+            else "" if bound else f"No curve: {frontier.p0_source}. "
+        )
         + (f"With fewer than {FEWEST} sentences a marker is hollow. " if any(p.compliance.n < FEWEST for p in points)
            else "")
         + _of_paths(runs, paths)
-        + "Distances to the left of the curve are sampling error, or rows cut by top-p.",
+        + ("Distances to the left of the curve are sampling error, or rows cut by top-p." if drawn and bound else ""),
         alt=f"Scatter of compliance over KL. Nats above the bound: {excess or 'not known'}.",
         columns=("series", "step", "compliance", "compliance_low", "compliance_high", "kl", "kl_low", "kl_high",
                  "bound", "bound_low", "bound_high", "excess"),
@@ -224,6 +229,7 @@ def _draw_training(run: TrainingRun, panels: Sequence[tuple[str, Sequence[str]]]
             mean, label = smoothed(run.curves[key], window), labels.get(key, key.partition("/")[2].replace("_", " "))
             marker = "." if len(run.steps) == 1 else ""
             axes.plot(run.steps, _gaps(mean), color=colour, linestyle=dashes, marker=marker, label=label)
+        widen([value for key in keys for value in run.curves[key] if value is not None], axes)
         _mark_alerts(axes, run)
         axes.set_title(title, fontsize=8.5, pad=16 if len(keys) > 1 else None)
         axes.tick_params(labelsize=7.5)

@@ -25,6 +25,7 @@ from equipoise.measures.variety import pair_counts
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
 from equipoise.runs.records import software
+from equipoise.tables.frame import Frame
 
 
 def evaluate(
@@ -58,7 +59,7 @@ def summarise(
     sizes = {len(sample.rows) for sample in samples.values()}
     equal_n = min(sizes) if len(sizes) > 1 else None
     self_bleu_texts = min(SELF_BLEU_TEXTS, *sizes)
-    task = inputs.task
+    task, begins = inputs.task, Frame(inputs.task).occupation
     catalogue = titled(task, [j.name for j in judged.judges], next(iter(judged.acceptable or {}), None))
     measured = {}
     for name, sample in samples.items():
@@ -91,6 +92,7 @@ def summarise(
         frontier=frontier(config.event, samples, metrics, sides_of, kl, config.base, judge),
         reference=reference,
         notices=(*judged.notices, *inputs.told(), *_notices(inputs, methods, equal_n)),
+        not_begun=sum(begins(m.row.measured) is None for m in inputs.rows),
     )
 
 
@@ -203,7 +205,8 @@ def _problems(sample: Sample) -> list[str]:
 def _notices(inputs: Inputs, methods: Mapping[str, Method], equal_n: int | None) -> list[str]:
     out = [f"{name}: {line}" for name, method in methods.items() for line in method.problems]
     if equal_n is not None:
-        out.append(f"methods differ in n: what depends on n is also given at n = {equal_n}, the smallest")
+        whose = "the smallest" if all(m.n for m in methods.values()) else "the smallest of those that have sentences"
+        out.append(f"methods differ in n: what depends on n is also given at n = {equal_n}, {whose}")
     shared: dict[str, set[str]] = {}
     for m in inputs.rows:
         if m.row.measured:

@@ -33,6 +33,16 @@ class Interval:
     high: float
     note: str = ""
 
+    @property
+    def is_point(self) -> bool:
+        """Whether it has no width: nothing differed that its width could come from, which says nothing of how sure the
+        value is. Rounding leaves 1e-16 of a width."""
+        return self.high - self.low <= 1e-9 * max(1.0, abs(self.low), abs(self.high))
+
+
+NO_SPREAD = "no interval: occupations do not differ, so nothing tells how sure it is"
+"""The note of a value whose interval would have no width."""
+
 
 def clustered_wilson(successes_O: Array, n_O: Array) -> Interval:
     """Wilson's interval of the pooled share with n divided by the design effect, and Student's t for the normal.
@@ -157,7 +167,7 @@ def two_level(
         errors_B = np.sqrt(count / (count - 1) * (residuals_BK**2).sum(1)) / totals_B
         usable = errors_B > tiny
         if error <= tiny:
-            found = Interval(centre, centre, "no difference between occupations, so no width")
+            found = Interval(centre, centre, NO_SPREAD)
         elif count < LEAST_FOR_BOOTSTRAP or usable.mean() < 0.995:
             few = "few occupations" if count < LEAST_FOR_BOOTSTRAP else "few occupations differ"
             found = Interval(centre - normal * error, centre + normal * error, f"{few}: Student's t")

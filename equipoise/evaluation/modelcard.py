@@ -1,6 +1,7 @@
 """Results in an exported model's card: a section of README.md, and `model-index` in its front matter, as the Hub reads.
 
-Only README.md is written, whole, beside its old version and then over it. Doing it again replaces what was there.
+Only README.md is written, whole, beside its old version and then over it, and its hash in export.json. Doing it again
+replaces what was there.
 """
 
 import json
@@ -16,6 +17,7 @@ from equipoise.evaluation.visible import visible
 from equipoise.evaluation.wording import judge_named, strict
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL
+from equipoise.runs.exported import note_rewritten
 from equipoise.runs.files import write_whole
 
 BEGIN = "<!-- results of equipoise report: begin -->"
@@ -56,6 +58,7 @@ def update(folder: Path, evaluation: Evaluation, name: str) -> Path:
             raise UserError(f"{path} is no model card that equipoise wrote: name a folder that training exported to")
         text = with_results(old, evaluation, name, folder.resolve().name)
         if text != old:
+            note_rewritten(folder, path.name, old.encode(), text.encode())
             write_whole(path, text)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(

@@ -179,8 +179,9 @@ def _inputs(evaluation: Evaluation) -> Table:
             (
                 Cell(visible(file.path)),
                 Cell(f"{file.rows:,}"),
-                Cell(f"{layout.form} ({layout.how})"),
-                Cell(visible(columns)),
+                # Without a row nothing shows how a file is meant.
+                Cell(f"{layout.form} ({layout.how})" if file.rows else "–"),
+                Cell(visible(columns) if file.rows else "–"),
                 Cell(file.sha256),
             )
         )

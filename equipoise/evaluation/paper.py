@@ -57,8 +57,21 @@ def _sentences(evaluation: Evaluation) -> str:
     )
     return (
         f"We measured sentences about {plural(len(occupations), 'occupation')} by {plural(len(methods), 'method')} "
-        f"(sentences: {samples}). They complete “{visible(begun(evaluation.task, '[occupation]'))}”; this beginning "
-        "counts towards their length."
+        f"(sentences: {samples}). {_beginnings(evaluation)}"
+    )
+
+
+def _beginnings(evaluation: Evaluation) -> str:
+    """Whether the sentences complete the task's frame, as far as is known."""
+    total, otherwise = sum(m.n for m in evaluation.methods.values()), evaluation.not_begun or 0
+    frame = f"“{visible(begun(evaluation.task, '[occupation]'))}”"
+    if not otherwise:
+        return f"They complete {frame}; this beginning counts towards their length."
+    if otherwise >= total:
+        return f"None of them completes {frame}; each counts as it is, from its first word."
+    return (
+        f"All but {otherwise:,} of {total:,} complete {frame}; those begin otherwise or are empty. The beginning "
+        "counts towards a sentence's length."
     )
 
 

@@ -214,6 +214,17 @@ def heat(
             axes.text(j, i, text, ha="center", va="center", fontsize=size, color="white" if dark else "black")
 
 
+def widen(values: Sequence[float], axes: Axes) -> None:
+    """Give values that differ by no more than rounding an axis as wide as one of them has, not one of that rounding,
+    whose ticks no one can read."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return
+    low, high, size = min(finite), max(finite), max(map(abs, finite))
+    if 0 < high - low <= 1e-6 * size:
+        axes.set_ylim(low - 0.05 * size, high + 0.05 * size)
+
+
 def slugs(names: Sequence[str]) -> dict[str, str]:
     """A name for files for each method: its letters and digits, with a number where two would be alike."""
     out: dict[str, str] = {}

@@ -275,12 +275,15 @@ class Evaluation:
     """Every key that occurs below, in the order of a table."""
     methods: dict[str, Method]
     equal_n: int | None
-    """Rows in `Method.equal_n`: those of the smallest method. None where all have equally many."""
+    """Rows in `Method.equal_n`: those of the smallest method that has any. None where all have equally many."""
     comparisons: tuple[Comparison, ...]
     frontier: Frontier
     reference: tuple[Reference, ...]
     notices: tuple[str, ...] = field(default=())
     """What the command printed beside the table."""
+    not_begun: int | None = None
+    """Rows that do not begin with the task's frame, those without text among them; None where an earlier version
+    measured, which did not count them."""
 
     @cached_property
     def task(self) -> Task:

@@ -123,6 +123,8 @@ def distance(sides: Sequence[Side]) -> Estimate | None:
     values = [kl.value for kl in found if kl.value is not None]
     interval = mean_with_t(values)
     assert interval is not None
+    if interval.is_point:
+        return Estimate(sum(values) / len(values), n=len(values), note=f"mean of {len(values)} files, which agree")
     return Estimate(
         sum(values) / len(values), max(interval.low, 0.0), interval.high, len(values), "given",
         note=f"mean of {len(values)} files, interval over them",

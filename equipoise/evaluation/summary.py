@@ -9,6 +9,7 @@ from equipoise.evaluation import diversity
 from equipoise.evaluation.counted import Sample
 from equipoise.evaluation.equal_n import dependent_on_n, subsample
 from equipoise.evaluation.intervals import (
+    NO_SPREAD,
     OUTSIDE,
     Array,
     Interval,
@@ -112,6 +113,8 @@ def _means(sample: Sample) -> dict[str, Estimate]:
 def _with(value: float | None, interval: Interval | None, kind: str, n: int) -> Estimate:
     if value is None or interval is None:
         return Estimate(value, n=n, note="" if value is None else "one occupation: no interval")
+    if interval.is_point:
+        return Estimate(value, n=n, note=NO_SPREAD)
     return Estimate(value, interval.low, interval.high, n, kind, note=interval.note)  # type: ignore[arg-type]
 
 
@@ -186,8 +189,10 @@ def _odds(share: float, interval: Interval | None, mentions: int, other: str) ->
     """How often the first of two classes is mentioned for each mention of the other, from its share of both."""
     if share == 1:
         return Estimate(None, n=mentions, note=f"no {other} term to divide by")
-    if interval is None or interval.high >= 1:
+    if interval is not None and interval.high >= 1:
         return Estimate(share / (1 - share), n=mentions, note="the interval has no upper end")
+    if interval is None:
+        return _with(share / (1 - share), None, "two-level", mentions)
     odds = Interval(interval.low / (1 - interval.low), interval.high / (1 - interval.high), interval.note)
     return _with(share / (1 - share), odds, "two-level", mentions)
 

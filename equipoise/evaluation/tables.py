@@ -359,5 +359,6 @@ def equal_n(evaluation: Evaluation) -> Table:
         )
         for key in keys
     )
-    caption = f"At {plural(evaluation.equal_n, 'sentence')} of each method." if evaluation.equal_n else ""
+    whose = "each method" if all(m.n for m in evaluation.methods.values()) else "each method that has any"
+    caption = f"At {plural(evaluation.equal_n, 'sentence')} of {whose}." if evaluation.equal_n else ""
     return Table(caption, ("metric", *map(visible, evaluation.methods)), rows)

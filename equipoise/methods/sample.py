@@ -169,7 +169,7 @@ def _distance(
         say(f"the KL is left out: {error}")
         return {}
     kl = known["kl"]
-    say(f"KL {kl['value']:.2f} nats per sentence ({kl['low']:.2f} to {kl['high']:.2f})")
+    say(f"KL {kl['value']:z.2f} nats per sentence ({kl['low']:z.2f} to {kl['high']:z.2f})")
     return {**known, "kl_sentences": wanted, "kl_seconds": round(time.perf_counter() - began, 3)}
 
 

@@ -26,7 +26,7 @@ from equipoise.methods.sft_config import (
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, Task
 from equipoise.runs.locks import locked_folder
-from equipoise.runs.ownership import read_run_record
+from equipoise.runs.ownership import read_run_record, refuse_checkpoints_own
 
 __all__ = ["SftConfig", "sft"]
 
@@ -128,8 +128,10 @@ def _settings(config: SftConfig, source: OwnSentences | GivenSentences, prompt: 
 
 def _check_folder(folder: Path) -> None:
     """Raises UserError where anything but such a training's model lies where it would be written. Writes nothing."""
-    from equipoise.policy.export import EXPORTED, RECORD, exported_to, refuse_foreign
+    from equipoise.policy.export import EXPORTED, refuse_foreign
+    from equipoise.runs.exported import RECORD, exported_to
 
+    refuse_checkpoints_own(folder, "--output-dir")
     record = read_run_record(folder)
     config = record.document.get("config")
     if record.state != "absent" and not (isinstance(config, dict) and config.get("method") == "sft"):
@@ -143,7 +145,7 @@ def _check_folder(folder: Path) -> None:
         except OSError as error:
             raise UserError(f"cannot read {folder} ({error.strerror}): choose another --output-dir") from None
         # A kill may have left an export without its run.json.
-        others = set(names) - exported_to(folder) - {RECORD}
+        others = set(names) - exported_to(folder).keys() - {RECORD}
         if any(name.endswith((".safetensors", ".json", ".bin")) for name in others):
             raise UserError(f"{folder} holds files that equipoise did not write: choose another --output-dir")
     refuse_foreign(folder, (*EXPORTED, "run.json", SENTENCES))

@@ -371,7 +371,7 @@ def _line(path: Path, rows: int) -> str:
         return f"{plural(rows, 'row')} so far"
     line = f"{plural(rows, 'row')}, {accepted:,} of {generations:,} drawn comply"
     if "kl" in costs:
-        line += f", KL {costs['kl']['value']:.2f} nats"
+        line += f", KL {costs['kl']['value']:z.2f} nats"
     return f"{line}, {costs['seconds'] + costs['load_seconds']:.0f} s"
 
 

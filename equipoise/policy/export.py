@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from copy import copy, deepcopy
@@ -31,13 +30,12 @@ from equipoise.policy.hub import quiet_progress
 from equipoise.policy.source import TASK, Source, load_model
 from equipoise.policy.template import with_fixed_date
 from equipoise.policy.versions import for_both
-from equipoise.runs.ownership import Found, look, marked, read_run_record
+from equipoise.runs.exported import RECORD, exported_to, is_plain, is_unchanged, read_record, with_contents
+from equipoise.runs.ownership import marked, read_run_record
 
 WEIGHTS = "model.safetensors"
 PARTIAL = ".equipoise-export"
 REHEARSAL = ".equipoise-rehearsal"
-RECORD = "export.json"
-"""Which files of its folder an export wrote: those, and no others, a later one may replace."""
 EXPORTED = (
     *(WEIGHTS, "config.json", "generation_config.json", "README.md", TASK, "chat_template.jinja", "tokenizer.json"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json"),
@@ -70,7 +68,7 @@ def export(
     Everything is written aside, read back and compared, then moved, model.safetensors last: a folder with that file
     holds a complete export. Other files in `folder` stay, and none of their names is taken. Raises NonFiniteError if a
     weight is NaN or infinite; UserError for a full disk, a folder that cannot be written, one that holds an adapter,
-    and a file that no export wrote in the place of one.
+    and a file in the place of one that no export wrote, or that was changed since.
     """
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{folder} holds an adapter, which would be loaded on top of the exported model: name another")
@@ -94,9 +92,9 @@ def export(
             assert Path(name).name == name, f"{name!r} is no plain file name"
             (partial / name).write_text(text, encoding="utf-8")
         _verify(partial, weights)
-        names = {str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()}
-        refuse_foreign(folder, names)
-        record = marked({"equipoise": __version__, "files": sorted(names | exported_to(folder))})
+        written = {str(path.relative_to(partial)): path for path in partial.rglob("*") if path.is_file()}
+        refuse_foreign(folder, written)
+        record = marked({"equipoise": __version__, "files": with_contents(folder, written)})
         (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         _move(partial, folder)
     except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
@@ -302,31 +300,32 @@ def not_ours(folder: Path, names: Iterable[str] = EXPORTED) -> list[Path]:
     there = [name for name in names if os.path.lexists(folder / name)]
     if not there:
         return []
-    listed, earlier = exported_to(folder), _earlier(folder)
-    return [
-        folder / name
-        for name in there
-        if not stat.S_ISREG((folder / name).lstat().st_mode) or name not in listed | earlier
-    ]
+    listed = exported_to(folder).keys() | _earlier(folder)
+    return [folder / name for name in there if name not in listed or not is_plain(folder / name)]
+
+
+def changed_since(folder: Path, names: Iterable[str] = EXPORTED) -> list[Path]:
+    """Those of `names` that an export put into the folder and somebody has changed since, but for the record run.json,
+    whose mark says whose it is. Raises UserError."""
+    listed = exported_to(folder)
+    there = [name for name in names if name != "run.json" and listed.get(name) and os.path.lexists(folder / name)]
+    return [folder / name for name in there if not is_unchanged(folder / name, listed[name])]
 
 
 def refuse_foreign(folder: Path, names: Iterable[str] = EXPORTED) -> None:
-    """Raises UserError where a file that no export wrote lies where one would be written."""
-    if foreign := [*not_ours(folder, names), *([folder / RECORD] if _record(folder).state == "foreign" else [])]:
+    """Raises UserError where a file that no export wrote, or not as it is now, lies where one would be written."""
+    names = list(names)
+    record = [folder / RECORD] if read_record(folder).state == "foreign" else []
+    if foreign := [*not_ours(folder, names), *record]:
         raise UserError(
             f"{foreign[0]} is there and equipoise did not write it, so the model cannot take its place: move it away, "
             "or choose another --output-dir"
         )
-
-
-def _record(folder: Path) -> Found:
-    return look(folder / RECORD, lambda _: False)
-
-
-def exported_to(folder: Path) -> set[str]:
-    """The files of the folder that are on record as an export's."""
-    files = _record(folder).document.get("files")
-    return {name for name in files if isinstance(name, str)} if isinstance(files, list) else set()
+    if changed := changed_since(folder, names):
+        raise UserError(
+            f"{changed[0]} was changed since equipoise wrote it, so the model cannot take its place: move it away, or "
+            "choose another --output-dir"
+        )
 
 
 def _earlier(folder: Path) -> set[str]:

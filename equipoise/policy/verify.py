@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from equipoise.errors import UserError
 from equipoise.policy import trie
@@ -115,7 +116,12 @@ def check_prompts(policy: Policy, prompts: Sequence[Sequence[int]], new_tokens: 
     if not stops:
         raise UserError(f"no token that ends a text is among the {rows} of the model's embedding: set its eos_token")
     policy.stop_ids = stops
-    limit, longest = position_limit(policy.model.config), max(map(len, prompts))
+    check_length(policy.model.config, prompts, new_tokens)
+
+
+def check_length(config: PreTrainedConfig, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
+    """Raises UserError unless the model has a position for every place; needs its configuration alone."""
+    limit, longest = position_limit(config), max(map(len, prompts))
     if limit is not None and longest + new_tokens > limit:
         raise UserError(
             f"a prompt of {longest} tokens and {new_tokens} new ones are more than the {limit} positions of the model: "

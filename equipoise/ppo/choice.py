@@ -53,7 +53,7 @@ def words(found: Mapping[str, float], pairs: str) -> str:
     rank = f"rank {found['rank']:.4g}, " if "rank" in found else ""
     return (
         f"{rank}strict success {100 * found['strict']:.1f} % of {plural(found['n'], 'sentence')}, "
-        f"{found['effective_pairs']:.1f} effective {pairs}, KL to the reference {found['kl']:.2f} nats per sentence"
+        f"{found['effective_pairs']:.1f} effective {pairs}, KL to the reference {found['kl']:z.2f} nats per sentence"
     )
 
 
@@ -69,7 +69,7 @@ def because(best: Mapping[str, float], top: Mapping[str, float], pairs: str) -> 
         f"{100 * least_admissible(top['strict'], best['n']):.1f} % up (its 95 % Wilson interval) another is within its "
         f"sampling error, and within it more effective {pairs} decide ({best['effective_pairs']:.1f} here, "
         f"{top['effective_pairs']:.1f} there), or where they are within {100 * (PAIRS_APART - 1):.0f} % the lower KL "
-        f"({best['kl']:.2f} here, {top['kl']:.2f} there)"
+        f"({best['kl']:z.2f} here, {top['kl']:z.2f} there)"
     )
 
 

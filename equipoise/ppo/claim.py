@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from equipoise.errors import UserError
-from equipoise.policy.export import EXPORTED, RECORD, WEIGHTS, not_ours, refuse_foreign
+from equipoise.policy.export import EXPORTED, WEIGHTS, not_ours, refuse_foreign
 from equipoise.ppo.config import RunConfig, TrainConfig
 from equipoise.ppo.functions import TRACEBACK
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, task_from_document
 from equipoise.runs.checkpoint import Checkpoint, discard_all, newest
+from equipoise.runs.exported import RECORD
 from equipoise.runs.files import set_aside, unwritable, write_json
-from equipoise.runs.ownership import Found, look, marked, read_run_record
+from equipoise.runs.ownership import OWNER, Found, look, marked, read_run_record, refuse_checkpoints_own
 from equipoise.runs.records import differences
 
 ROWS = ("training_metrics.csv", "metrics.jsonl", "samples.jsonl", "eval.jsonl")
 """What a start without a checkpoint would cut."""
 OUTPUT_FILES = (*ROWS, "events.jsonl", "summary.json", "final_sentences.jsonl", TRACEBACK)
 """All that a run writes into its output folder, besides its record and the model."""
-OWNER = "records.json"
 
 # What may differ when a run is continued: how long it goes on, and what has no influence on the numbers.
 # Smaller passes and recomputing change rounding alone, and depend on how much memory was free.
@@ -71,6 +71,9 @@ class Claimed(NamedTuple):
 def check_folders(config: TrainConfig) -> None:
     """Raises UserError where somebody else's files lie where a run's would be written. Writes nothing."""
     output, checkpoints = Path(config.run.output_dir), Path(config.run.checkpoint_dir)
+    for folder, option in ((output, "--output-dir"), (Path(config.run.tensorboard_dir), "--tensorboard-dir")):
+        refuse_checkpoints_own(folder, option, checkpoints)
+    refuse_checkpoints_own(checkpoints, "--checkpoint-dir")
     try:
         names = os.listdir(output) if output.is_dir() else []
     except OSError as error:

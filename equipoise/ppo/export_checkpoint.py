@@ -19,7 +19,7 @@ from equipoise.ppo.summary import left_out_warm_start
 from equipoise.ppo.tool_config import ExportConfig
 from equipoise.runs.checkpoint import open_checkpoint
 from equipoise.runs.locks import locked_folder
-from equipoise.runs.ownership import marked, read_run_record
+from equipoise.runs.ownership import marked, read_run_record, refuse_checkpoints_own
 from equipoise.runs.records import provenance
 
 
@@ -41,6 +41,7 @@ def export_checkpoint(config: ExportConfig, say: Callable[[str], None] = print) 
 
 def _check(folder: Path, overwrite: bool) -> None:
     """Raises UserError where anything but an earlier export lies where this one would be written."""
+    refuse_checkpoints_own(folder, "--output-dir")
     record = read_run_record(folder)
     ours = record.state == "ours" and "exported_from" in record.document
     if record.state != "absent" and not ours:

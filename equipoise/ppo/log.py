@@ -187,6 +187,11 @@ class RunLog:
             notices.append("TensorBoard is not installed, so no curves are drawn for it (pip install tensorboard)")
         return notices
 
+    @property
+    def last_step(self) -> int:
+        """The last that was logged; 0 before the first."""
+        return self._step
+
     def _open_tensorboard(self, step: int) -> "SummaryWriter | None":
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -260,7 +265,7 @@ class RunLog:
         for reward, value in shown(rewards, occupations, own):
             text = in_marks(pieces(reward.text, self._task.lexicon))
             # Indented, Markdown takes the lines for code and interprets nothing in them.
-            lines += [f"    {value:+.2f}  {text}", f"           {parts(reward, own is not None)}"]
+            lines += [f"    {value:+z.2f}  {text}", f"           {parts(reward, own is not None)}"]
         self._draw(lambda board: board.add_text("samples", "\n".join(lines), step))
         self._console.samples(step, rewards, occupations, own)
 
@@ -272,7 +277,7 @@ class RunLog:
         self.say(
             f"step {step}: evaluation of {plural(measured['n'], 'sentence')}: {self._task.all_classes} "
             f"{measured['both']:.1%}, strict {measured['strict']:.1%}, {measured['effective_pairs']:.1f} effective "
-            f"{self._task.pair_noun}, KL to the reference {measured['kl']:.2f} nats per sentence"
+            f"{self._task.pair_noun}, KL to the reference {measured['kl']:z.2f} nats per sentence"
         )
 
     def alert(self, step: int, name: str, evidence: Mapping[str, Any], remedy: str, line: str) -> None:

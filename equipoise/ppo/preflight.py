@@ -27,10 +27,12 @@ class Choice(NamedTuple):
 
 
 def choose(machine: machines.Machine) -> Choice:
-    """The best preset that can run here without asking for anything."""
+    """The best preset that can run here without asking for anything.
+
+    The reasons are of the machine and of the preset: which model is trained, and on what, options may still decide."""
     if machine.gpu is None:
         return Choice(
-            PRESETS["bundled-cpu"], ("no CUDA GPU: training the bundled SmolLM2-135M on the CPU (preset bundled-cpu)",)
+            PRESETS["bundled-cpu"], ("no CUDA GPU: preset bundled-cpu, made for the bundled SmolLM2-135M on a CPU",)
         )
     if machine.gpu_free_gb < EIGHT_BIT_GB:
         needs = f"Llama-3.1-8B needs {EIGHT_BIT_GB} (8-bit) or {BFLOAT16_GB}"
@@ -41,12 +43,10 @@ def choose(machine: machines.Machine) -> Choice:
             eight = machine.gpu_free_gb < BFLOAT16_GB
             config = PRESETS["guide"]
             config = replace(config, policy=replace(config.policy, use_8bit=eight))
-            note = f"8-bit base weights, since less than {BFLOAT16_GB} GB are free" if eight else "bfloat16"
-            return Choice(config, (f"a CUDA GPU and access to {LLAMA_8B}: preset guide, {note}",))
+            note = f", with 8-bit base weights, since less than {BFLOAT16_GB} GB are free" if eight else ""
+            return Choice(config, (f"a CUDA GPU and access to {LLAMA_8B}: preset guide, made for it{note}",))
         why = access.reason
-    return Choice(
-        PRESETS["bundled-gpu"], (f"training the bundled SmolLM2-135M on the GPU (preset bundled-gpu): {why}",)
-    )
+    return Choice(PRESETS["bundled-gpu"], (f"{why}: preset bundled-gpu, made for the bundled SmolLM2-135M on a GPU",))
 
 
 def preflight(config: TrainConfig) -> tuple[TrainConfig, list[str]]:

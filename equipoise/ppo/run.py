@@ -19,25 +19,27 @@ from equipoise.policy.export import WEIGHTS, export, rehearse
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.source import TASK
-from equipoise.ppo.claim import Claimed, check_folders, claim
+from equipoise.ppo.claim import OUTPUT_FILES, Claimed, check_folders, claim
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.functions import DOCUMENT as FUNCTIONS
 from equipoise.ppo.functions import check_same
 from equipoise.ppo.log import RunLog
 from equipoise.ppo.state import State
+from equipoise.ppo.undo import Made
 from equipoise.runs.checkpoint import Checkpoint, at_step, discard_after, newest, prune, save_checkpoint
 from equipoise.runs.files import make_folder, write_file, write_json
 from equipoise.runs.locks import LOCK, FolderLock
-from equipoise.runs.ownership import marked
+from equipoise.runs.ownership import OWNER, marked
 from equipoise.runs.records import provenance
 
 
 class Run:
     """Use as a context manager: `with Run.open(config) as run`. Holds a lock, so that no two processes share a run."""
 
-    def __init__(self, config: TrainConfig, log: RunLog, found: Claimed, locks: ExitStack) -> None:
+    def __init__(self, config: TrainConfig, log: RunLog, found: Claimed, locks: ExitStack, made: Made) -> None:
         self.config = config
         self.log = log
+        self._made = made
         resumed = self.resumed = found.resumed
         self.complete = found.complete
         self.prompts: Mapping[str, str] = {}
@@ -59,13 +61,18 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        refused = isinstance(error, UserError) and self.saved_step < 0 and not self.log.last_step
         try:
             self.wait()
         finally:
             self._writer.shutdown()
             self.log.close()
+            if refused:
+                self._made.remove_files()
             self._locks.close()
+            if refused:
+                self._made.remove_folders()
 
     def wait(self) -> None:
         """Until the checkpoint is on the disk that is being written. Raises what went wrong with it."""
@@ -90,21 +97,32 @@ class Run:
         `changed_functions`, one function may have become another, which is recorded too.
         """
         check_folders(config)  # before a lock or anything else is put there
-        for folder in (config.run.output_dir, config.run.checkpoint_dir, config.run.tensorboard_dir):
-            make_folder(Path(folder))
-        with ExitStack() as locks:
-            locks.enter_context(_lock(config.run.checkpoint_dir, "checkpoint-dir", ".training"))
-            locks.enter_context(_lock(config.run.output_dir, "output-dir"))
-            if overwrite:
-                prompts()  # which may refuse: before anything is removed
-            found = claim(config, overwrite, prompts)
-            record = Path(config.run.output_dir) / "run.json"
-            changed = check_same(found.resumed, record, functions or {}, changed_functions)
-            facts = {**(functions or {}), "prompts": found.prompts}
-            run = cls(config, _begin(config, facts, found), found, locks.pop_all())
-            run.prompts, run.functions = found.prompts, functions or {}
-            if changed:
-                run.log.event(run.saved_step, "functions_changed", what=changed)
+        output, board = Path(config.run.output_dir), _board(config)
+        made = Made((output, Path(config.run.checkpoint_dir), board))
+        try:
+            for folder in (output, config.run.checkpoint_dir, config.run.tensorboard_dir):
+                make_folder(Path(folder))
+            with ExitStack() as locks:
+                locks.enter_context(_lock(config.run.checkpoint_dir, "checkpoint-dir", ".training"))
+                locks.enter_context(_lock(config.run.output_dir, "output-dir"))
+                if overwrite:
+                    prompts()  # which may refuse: before anything is removed
+                found = claim(config, overwrite, prompts)
+                changed = check_same(found.resumed, output / "run.json", functions or {}, changed_functions)
+                facts = {**(functions or {}), "prompts": found.prompts}
+                names = (output / name for name in (*OUTPUT_FILES, "run.json"))
+                made.about_to_write((*names, found.own.folder / OWNER), board)
+                try:
+                    run = cls(config, _begin(config, facts, found), found, locks.pop_all(), made)
+                except UserError:
+                    made.remove_files()
+                    raise
+        except UserError:
+            made.remove_folders()
+            raise
+        run.prompts, run.functions = found.prompts, functions or {}
+        if changed:
+            run.log.event(run.saved_step, "functions_changed", what=changed)
         return run
 
     def newest(self) -> Checkpoint | None:
@@ -246,7 +264,7 @@ def _begin(config: TrainConfig, facts: Mapping[str, Any], found: Claimed) -> Run
         write_json(output / "run.json", marked(record))
     log = RunLog(
         output_dir=output,
-        tensorboard_dir=Path(config.run.tensorboard_dir) / _board_name(output),
+        tensorboard_dir=_board(config),
         total_steps=config.steps,
         resume_step=step,
         task=config.task,
@@ -263,11 +281,13 @@ def _begin(config: TrainConfig, facts: Mapping[str, Any], found: Claimed) -> Run
     return log
 
 
-def _board_name(output: Path) -> Path:
-    """A run's name in TensorBoard: its whole path from here, so that `a/out` and `b/out` are two. A path that leads
-    elsewhere begins with `root`, for a name must stay below the folder of the curves."""
-    place, here = output.resolve(), Path.cwd().resolve()
-    return place.relative_to(here) if place.is_relative_to(here) and place != here else Path("root", *place.parts[1:])
+def _board(config: TrainConfig) -> Path:
+    """The folder of the curves, whose name in TensorBoard is the output folder's whole path from here, so that `a/out`
+    and `b/out` are two. A path that leads elsewhere begins with `root`, for a name must stay below that of all curves.
+    """
+    place, here = Path(config.run.output_dir).resolve(), Path.cwd().resolve()
+    inside = place.is_relative_to(here) and place != here
+    return Path(config.run.tensorboard_dir, place.relative_to(here) if inside else Path("root", *place.parts[1:]))
 
 
 def _lock(folder: str, option: str, name: str = LOCK) -> FolderLock:

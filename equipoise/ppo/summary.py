@@ -93,13 +93,14 @@ def _distance(row: Mapping[str, Any]) -> float | None:
 def describe(summary: Mapping[str, Any], task: Task) -> list[str]:
     """The summary in lines for a person. `task` is what was trained on."""
 
-    def number(value: Any, form: str = "{:.2f}") -> str:
+    def number(value: Any, form: str = "{:z.2f}") -> str:
         return "?" if value is None else form.format(value)
 
     lines = [f"summary of {plural(summary['steps'], 'step')}"]
     if summary["reward_first"] is not None:
         good, function = summary["good_step"], summary.get("reward_fn")
-        learnt = f"; {GOOD} (mean of {GOOD_STEPS} steps) " + (f"reached at step {good}" if good else "not reached")
+        missed = "not reached" if summary["steps"] >= GOOD_STEPS else "needs more steps"
+        learnt = f"; {GOOD} (mean of {GOOD_STEPS} steps) " + (f"reached at step {good}" if good else missed)
         lines.append(
             f"  reward      {number(summary['reward_first'])} at first, {number(summary['reward_last'])} over the last "
             + plural(summary["last_steps"], "step", one="")
@@ -131,20 +132,18 @@ def _distances(summary: Mapping[str, Any], task: Task) -> list[str]:
     at, kl = summary["exported_step"], summary.get("kl_ref")
     if kl is not None:
         known = summary.get("kl_bound") is not None
-        where = "the last batches up to" if known else "the batch of"
-        line = (
-            f"  distance    KL to the reference {kl:.2f} nats per sentence, in {where} step {at} as sampled in training"
-        )
+        where = f"{'the last batches up to' if known else 'the batch of'} step {at}"
+        line = f"  distance    KL to the reference {kl:z.2f} nats per sentence, in {where} as sampled in training"
         if known:
             line += (
-                f"; their share of {task.all_classes} needs {summary['kl_bound']:.2f}, excess "
-                f"{summary['kl_excess']:.2f}"
+                f"; their share of {task.all_classes} needs {summary['kl_bound']:z.2f}, excess "
+                f"{summary['kl_excess']:z.2f}"
             )
         lines.append(line)
     final = summary.get("final") or {}
     if final.get("kl") is not None:
         lines.append(
-            f"              KL to the reference {final['kl']:.2f} nats per sentence, in the "
+            f"              KL to the reference {final['kl']:z.2f} nats per sentence, in the "
             f"{plural(final['n'], 'sentence')} above as exported ({summary['generation']})"
         )
     return lines

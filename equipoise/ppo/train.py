@@ -13,8 +13,8 @@ from equipoise.learning.search import BATCH
 from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import Prompts, leaked_terms, render_prompts
-from equipoise.policy.source import load_tokenizer, resolve
-from equipoise.policy.verify import settle
+from equipoise.policy.source import load_config, load_tokenizer, resolve
+from equipoise.policy.verify import check_length, settle
 from equipoise.ppo.base import BaseRates, base_rates
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.finish import finish, mark_checkpoint
@@ -110,10 +110,13 @@ class Trainer:
 
     @cached_property
     def prompts(self) -> Prompts:
-        """As the model reads them; needs its tokenizer alone."""
+        """As the model reads them; needs its tokenizer and configuration alone. Raises UserError also where they do
+        not fit into it: before anything of an earlier run is removed."""
         config, task = self.config, self.config.task
-        tokenizer = load_tokenizer(resolve(config.policy.model))
-        return render_prompts(tokenizer, task.prompt(config.prompt), task, config.system)
+        source = resolve(config.policy.model)
+        prompts = render_prompts(load_tokenizer(source), task.prompt(config.prompt), task, config.system)
+        check_length(load_config(source), list(prompts.ids.values()), config.sampling.max_new_tokens)
+        return prompts
 
     def load(self) -> Policy:
         """The policy, untrained, and compared with itself: see `settle`."""

@@ -79,8 +79,8 @@ def parts(reward: Reward, beside: bool = False) -> str:
         ("length", reward.length_penalty),
         ("repetition", reward.repetition_penalty),
     )
-    told = "  ".join(f"{name} {value + 0.0:+.2f}" for name, value in named) + f"  words {reward.words}"
-    return f"the task's reward {reward.reward:+.2f}  {told}" if beside else told
+    told = "  ".join(f"{name} {value:+z.2f}" for name, value in named) + f"  words {reward.words}"
+    return f"the task's reward {reward.reward:+z.2f}  {told}" if beside else told
 
 
 def shown(
@@ -128,10 +128,10 @@ class Pace:
 def numbers(metrics: Mapping[str, float], timings: Mapping[str, float]) -> str:
     """The step's few numbers worth watching, in one line."""
     watched = (
-        ("reward", metrics.get("reward/function", metrics.get("reward/mean")), "{:.3f}"),
+        ("reward", metrics.get("reward/function", metrics.get("reward/mean")), "{:z.3f}"),
         ("both", metrics.get("compliance/both"), "{:.1%}"),
-        ("KL ref", metrics.get("kl/ref"), "{:.2f}"),
-        ("update KL", metrics.get("ppo/update_kl"), "{:.4f}"),
+        ("KL ref", metrics.get("kl/ref"), "{:z.2f}"),
+        ("update KL", metrics.get("ppo/update_kl"), "{:z.4f}"),
         ("peak", timings.get("memory/peak_gb"), "{:.1f} GB"),
     )
     return "  ".join(f"{name} {form.format(value)}" for name, value, form in watched if value is not None)

@@ -5,6 +5,7 @@ bytes. Those of earlier versions, which do not say it, are known by their exact 
 """
 
 import os
+import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from equipoise.documents import parse_json
 from equipoise.errors import UserError
 
 WRITTEN_BY = {"written_by": "equipoise"}
+OWNER = "records.json"
+"""Where a folder of checkpoints says whose it is."""
 _BEGINS = b'{"written_by":"equipoise"'
 
 
@@ -69,3 +72,19 @@ def is_run(document: Mapping[str, Any]) -> bool:
 def read_run_record(folder: Path) -> Found:
     """`run.json` in the folder of a training."""
     return look(folder / "run.json", is_run, b'{"config":{')
+
+
+_CHECKPOINTS_OWN = re.compile(r"checkpoint-[0-9]+|nonfinite")
+
+
+def refuse_checkpoints_own(folder: Path, option: str, checkpoints: Path | None = None) -> None:
+    """Raises UserError where `folder` is, or lies in, a folder that a run makes for a checkpoint: in `checkpoints`, or
+    beside a run's record of its checkpoints."""
+    place = folder.resolve()
+    for path in (place, *place.parents):
+        beside = checkpoints is not None and path.parent == checkpoints.resolve()
+        if _CHECKPOINTS_OWN.fullmatch(path.name) and (beside or os.path.lexists(path.parent / OWNER)):
+            raise UserError(
+                f"{folder} is where training keeps its {path.name}, and nothing else may lie there: choose another "
+                f"{option}"
+            )

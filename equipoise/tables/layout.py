@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from equipoise.errors import UserError
+from equipoise.protocol.plural import plural
 from equipoise.protocol.prompts import clean
 from equipoise.protocol.task import Task
 from equipoise.tables import names
@@ -69,7 +70,7 @@ def arrange(
     problems = [*table.problems, *joins, *said]
     texts, empty, odd = _texts(table.column(chosen.text))
     report = _Report(table, problems)
-    report("empty text", empty, "no text; they count as sentences that hold no term")
+    report("empty text", empty, "no text; such a row counts as a sentence that holds no term")
     report("text that is no string", odd, "a number, list or object for a text; it is written out as JSON")
     _check_wrapped(table, texts, form, columns, report)
     occupations = _occupations(table, chosen, texts, frame, columns, report)
@@ -154,6 +155,7 @@ def _settled(table: Table, text: str, said: list[Problem]) -> Table:
     if not table.ragged:
         return table
     width, place = len(table.columns), table.columns.index(text)
+    columns = plural(width, "column")
     rows = list(table.rows)
     short, long = [], []
     for i, fields in table.ragged.items():
@@ -171,15 +173,15 @@ def _settled(table: Table, text: str, said: list[Problem]) -> Table:
             rows[i] = [*fields[:place], table.delimiter.join(fields[place:])]
         else:
             raise UserError(
-                f"{table.path}: {table.where(i)} has {len(fields)} fields for {width} columns, so that nothing tells "
-                f"where its text ends: put texts with {table.delimiter!r} in them in quotation marks"
+                f"{table.path}: {table.where(i)} has {len(fields)} fields for {columns}, so that nothing "
+                f"tells where its text ends: put texts with {table.delimiter!r} in them in quotation marks"
             )
     table = replace(table, rows=rows, ragged={})
     report = _Report(table, said)
-    report("too few fields", short, f"fewer fields than the {width} columns; the last are taken as empty")
+    report("too few fields", short, f"fewer fields than the {columns}; the last are taken as empty")
     report(
         "too many fields", long,
-        f"more fields than the {width} columns; the text, which stands last, is taken to hold {table.delimiter!r}",
+        f"more fields than the {columns}; the text, which stands last, is taken to hold {table.delimiter!r}",
     )  # fmt: skip
     return table
 

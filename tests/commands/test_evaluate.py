@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from equipoise.cli import main
-from equipoise.evaluation import results, stored
+from equipoise.evaluation import results, stored, tables
 from equipoise.evaluation.files import FILES
+from equipoise.evaluation.page import _inputs
+from equipoise.evaluation.paper import methods_text
 from tests.default import AGENTIC, COMMUNAL, OCCUPATIONS
 from tests.evaluation.files import write_csv
 from tests.evaluation.test_results import HOSTILE
@@ -160,6 +162,35 @@ def test_degenerate_files_give_finite_numbers_or_say_why_not(tmp_path: Path, a: 
             assert estimate.value is not None or estimate.note, key
     for c in evaluation.comparisons:
         assert c.p_sign_flip is not None or "cannot be tested: " in c.note
+
+
+@pytest.mark.parametrize(
+    ("others", "told"),
+    [
+        (0, "They complete “The [occupation] was”; this beginning counts"),
+        (2, "All but 2 of 6 complete “The [occupation] was”; those begin otherwise or are empty."),
+        (6, "None of them completes “The [occupation] was”; each counts as it is"),
+    ],
+)
+def test_the_method_text_says_how_many_sentences_begin_with_the_frame(tmp_path: Path, others: int, told: str) -> None:
+    texts = ["Nurses are bold.", *(["A nurse was kind."] * 4), "As a nurse, she was kind."][:others]
+    texts += ["The nurse was bold and kind."] * (6 - others)
+    path = write_csv(tmp_path / "a.csv", ["occupation", "text"], [["nurse", text] for text in texts])
+    assert run(path, "--form", "sentence", "--no-fluency", "--output", tmp_path / "out") == 0
+    assert told in methods_text(stored.read(tmp_path / "out"), [])[0]
+
+
+def test_a_method_without_rows_is_not_told_to_be_the_smallest_nor_its_file_to_be_of_sentences(tmp_path: Path) -> None:
+    rows = [["nurse", f"The nurse was bold {i}."] for i in range(9)]
+    header = ["occupation", "text"]
+    files = [write_csv(tmp_path / f"{i}.csv", header, rows[:n]) for i, n in enumerate((0, 4, 9))]
+    assert run(*files, "--no-fluency", "--output", tmp_path / "out") == 0
+    evaluation = stored.read(tmp_path / "out")
+    assert "n = 4, the smallest of those that have sentences" in " ".join(evaluation.notices)
+    assert tables.equal_n(evaluation).caption == "At 4 sentences of each method that has any."
+    empty, full, _ = _inputs(evaluation).rows
+    assert [cell.text for cell in empty[1:4]] == ["0", "–", "–"]
+    assert [cell.text for cell in full[1:4]] == ["4", "sentence (detected)", "text text, occupation occupation"]
 
 
 def test_degenerate_texts_survive_a_judge(tmp_path: Path) -> None:

@@ -129,11 +129,13 @@ def test_the_estimates_of_any_task_are_its_catalogues(task: Task) -> None:
 
 
 def test_the_jackknife_over_millions_of_combinations_has_a_column_for_those_that_occur() -> None:
-    texts = [(o, f"The {o} was aa{i} bb{i % 3} cc1 dd{i % 2} .") for o in ("nurse", "pilot") for i in range(9)]
+    texts = [(o, f"The {o} was aa{i} bb{i % 3} cc1 dd{i % 2} .") for o in ("nurse", "pilot") for i in range(9)][:-1]
     own = sample(texts, FOUR)
     assert FOUR.pair_count == 30**4 and own.pair_numbers == 9
     found = estimates(own, 4)["pairs/effective"]
-    assert found.value == pytest.approx(9) and found.interval == "jackknife" and (found.high or 0) >= 9
+    bits = -8 * 2 / 17 * math.log2(2 / 17) - 1 / 17 * math.log2(1 / 17)  # eight combinations twice, one once
+    assert found.value == pytest.approx(2**bits)
+    assert found.interval == "jackknife" and (found.low or 9) <= 2**bits <= (found.high or 0)
 
 
 @pytest.mark.parametrize("task", [PROTOCOL, FOREIGN, ONE])

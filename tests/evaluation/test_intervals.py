@@ -78,7 +78,7 @@ def test_two_level_degenerates_to_finite_answers() -> None:
 
     assert interval(np.arange(10.0), 1) is None
     ties = interval(np.ones(60), 20)
-    assert ties is not None and (ties.low, ties.high) == (1, 1) and "no difference" in ties.note
+    assert ties is not None and (ties.low, ties.high) == (1, 1) and "do not differ" in ties.note
     odd_one = interval(np.r_[np.ones(57), np.zeros(3)], 20)
     assert odd_one is not None and odd_one.low < 0.95 < odd_one.high and "Student" in odd_one.note
     few = interval(np.arange(12.0), 3)

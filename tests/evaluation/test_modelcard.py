@@ -1,6 +1,8 @@
 """Results in a model card: read by the Hub's own parser, in one place however often, nothing else touched."""
 
 import dataclasses
+import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,19 @@ def test_no_other_file_in_the_folder_is_written(tmp_path: Path) -> None:
     after = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.iterdir()}
     assert before.keys() == after.keys()
     assert {name for name in before if before[name] != after[name]} == {"README.md"}
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_an_exports_card_stays_an_exports_and_a_persons_a_persons(tmp_path: Path, changed: bool) -> None:
+    """What `export.json` has on record of a card is what `report --card` made of it, but of no other text."""
+    card = tmp_path / "README.md"
+    files = {"README.md": [sha256(CARD.encode()).hexdigest()], "config.json": ["0"]}
+    (tmp_path / "export.json").write_text(json.dumps({"written_by": "equipoise", "files": files}))
+    card.write_text(CARD + "Mine.\n" * changed)
+    update(tmp_path, example(), "PPO")
+    known = json.loads((tmp_path / "export.json").read_text())["files"]
+    assert (sha256(card.read_bytes()).hexdigest() in known["README.md"]) is not changed
+    assert known["config.json"] == ["0"] and files["README.md"][0] in known["README.md"]
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -85,6 +85,27 @@ def test_least_kl_at_the_ends() -> None:
     assert kl_bound(0.0, 0.0) == 0
 
 
+def test_a_caption_tells_of_no_curve_and_no_distance_that_is_not_drawn() -> None:
+    evaluation = example()
+    whole = frontier_plot(evaluation, []).caption
+    assert "left of the curve kl(c‖p₀)" in whole and whole.endswith("sampling error, or rows cut by top-p.")
+    for change in ({"p0": None, "p0_source": "no base"}, {"points": ()}):
+        frontier = dataclasses.replace(evaluation.frontier, **change)
+        caption = frontier_plot(dataclasses.replace(evaluation, frontier=frontier), []).caption
+        assert "left of the curve" not in caption and ("No curve: no base." in caption) == ("p0" in change)
+
+
+@pytest.mark.parametrize("value", [0.3, -2.0, 1e-6, 0.0])
+def test_the_axis_of_a_constant_is_not_one_of_its_rounding(tmp_path: Path, value: float) -> None:
+    (tmp_path / "r").mkdir()
+    rows = [f"{step},{value * (1 + 1e-9 * (step % 3))!r}" for step in range(1, 30)]
+    (tmp_path / "r" / "training_metrics.csv").write_text("\n".join(["step,reward/mean", *rows, ""]))
+    (plot,) = training_plots(read_runs([tmp_path / "r"]))
+    axes = plot.draw().axes[0]
+    low, high = axes.get_ylim()
+    assert low < value < high and high - low >= 0.05 * abs(value)
+
+
 def test_the_figures_file_holds_bound_methods_and_every_step_of_the_path(tmp_path: Path) -> None:
     plot = frontier_plot(example(), [read_run(training_run(tmp_path / "run"))])
     series = [row[0] for row in plot.rows]

@@ -249,3 +249,20 @@ def test_effective_pairs_that_lie_outside_their_own_interval_have_none() -> None
     found = estimates(sample(texts), 10)["pairs/effective"]
     assert found.value == pytest.approx(60) and (found.low, found.high, found.interval) == (None, None, "none")
     assert found.note == "no interval: of so few sentences the number counted is surely too small"
+
+
+@pytest.mark.parametrize("count", [2, 3, 6, 20])
+def test_values_that_do_not_differ_have_no_interval_rather_than_one_without_width(count: int) -> None:
+    """Of two sentences alike in what is counted nothing is certain: "1 [1, 1]" would say that all is."""
+    judges = {"j": Fluency(np.full(count, 1.5), np.full(count, 7))}
+    own = sample([(OCCUPATIONS[i], f"The x was {AGENTIC[0]} and {COMMUNAL[0]}.") for i in range(count)], judges=judges)
+    found = estimates(own, 2)
+    for key, value in (
+        ("pairs/effective", 1), ("agentic_share", 0.5), ("agentic_per_communal", 1), ("words", 6), ("terms", 2),
+        ("nll/median@j", 1.5), ("nll/token_weighted@j", 1.5),
+    ):  # fmt: skip
+        assert found[key].value == pytest.approx(value), key
+        assert (found[key].low, found[key].high, found[key].interval) == (None, None, "none"), key
+        assert found[key].note.startswith("no interval: occupations do not differ"), key
+    for key, estimate in found.items():
+        assert estimate.low is None or estimate.high is None or estimate.high - estimate.low > 1e-6, key

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import logging
 import os
@@ -378,6 +379,30 @@ def test_no_file_that_an_export_did_not_write_is_replaced(tmp_path: Path) -> Non
     assert (tmp_path / "x" / "vocab.txt").read_text() == "mine"
     (tmp_path / "x" / "export.json").unlink()  # as an earlier version left it: known by its card
     export(tiny_model(), tiny_tokenizer(), tmp_path / "x", card=CARD)
+
+
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors", "tokenizer.json", "task.yaml"])
+def test_a_file_that_was_changed_since_is_not_replaced(tmp_path: Path, name: str) -> None:
+    export(tiny_model(), tiny_tokenizer(), tmp_path, card=CARD, extra_files={"task.yaml": "a: 1\n"})
+    mine = (tmp_path / name).read_bytes() + b"\n"
+    (tmp_path / name).write_bytes(mine)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=f"{name} was changed since equipoise wrote it"):
+        export(tiny_model(), tiny_tokenizer(), tmp_path, card=CARD, extra_files={"task.yaml": "a: 2\n"})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / name).rename(tmp_path / "mine")
+    export(tiny_model(), tiny_tokenizer(), tmp_path, card=CARD, extra_files={"task.yaml": "a: 2\n"})
+    assert (tmp_path / "mine").read_bytes() == mine
+
+
+def test_the_record_tells_every_file_by_its_content_and_one_of_names_alone_still_counts(tmp_path: Path) -> None:
+    export(tiny_model(), tiny_tokenizer(), tmp_path, card=CARD)
+    record = json.loads((tmp_path / "export.json").read_text())
+    hashes = {path.name: [hashlib.sha256(path.read_bytes()).hexdigest()] for path in tmp_path.iterdir()}
+    del hashes["export.json"]
+    assert record["files"] == hashes
+    (tmp_path / "export.json").write_text(json.dumps({**record, "files": sorted(hashes)}))
+    export(tiny_model(), tiny_tokenizer(), tmp_path, card=CARD)
 
 
 def test_an_export_follows_no_link(tmp_path: Path) -> None:

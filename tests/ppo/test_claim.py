@@ -9,6 +9,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from equipoise import cli
 from equipoise.errors import UserError
-from equipoise.ppo.claim import OWNER
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.run import Run
 from equipoise.runs import locks
 from equipoise.runs.checkpoint import newest
 from equipoise.runs.files import write_whole
+from equipoise.runs.ownership import OWNER
 from tests.killing import exit_code, in_child
 
 from .small import small_config
@@ -140,6 +141,69 @@ def test_users_files_are_not_replaced_with_overwrite_either(tmp_path: Path, name
     for overwrite in (False, True):
         refused(light(tmp_path), tmp_path, r"no run of equipoise wrote|did not write it", overwrite)
     assert os.listdir(tmp_path / "out") == [name]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors", "tokenizer.json"])
+def test_a_models_file_that_its_user_changed_is_not_replaced(tmp_path: Path, name: str, overwrite: bool) -> None:
+    work(light(tmp_path), 3, saved=3)
+    as_exported = [sha256(b"as exported").hexdigest()]
+    files = {each: as_exported for each in ("README.md", "model.safetensors", "tokenizer.json")}
+    (tmp_path / "out" / "export.json").write_text(json.dumps({"written_by": "equipoise", "files": files}))
+    for each in files:
+        (tmp_path / "out" / each).write_bytes(b"mine" if each == name else b"as exported")
+    refused(light(tmp_path, steps=2000), tmp_path, f"{name} was changed since equipoise wrote it", overwrite)
+    (tmp_path / "out" / name).rename(tmp_path / "out" / "mine.txt")
+    work(light(tmp_path, steps=2000), 1, overwrite=overwrite)
+    assert (tmp_path / "out" / "mine.txt").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("place", ["checkpoint-2", "checkpoint-2/below", "nonfinite", "./x/../checkpoint-10"])
+@pytest.mark.parametrize("option", ["output_dir", "tensorboard_dir"])
+def test_no_folder_lies_where_a_checkpoint_will(tmp_path: Path, place: str, option: str) -> None:
+    config = light(tmp_path, **{option: f"{tmp_path}/checkpoints/{place}"})
+    refused(config, tmp_path, "where training keeps its (checkpoint-|nonfinite).*choose another --" + option[:6])
+    assert not any(tmp_path.iterdir())
+    work(light(tmp_path), 1, saved=1)  # and not among another run's, which are known by their record
+    refused(light(tmp_path, out=f"checkpoints/{place}", checkpoints="others"), tmp_path, "where training keeps its")
+    refused(light(tmp_path, out="new", checkpoints=f"checkpoints/{place}"), tmp_path, "choose another --checkpoint-dir")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_refused_start_leaves_nothing_behind(tmp_path: Path, overwrite: bool) -> None:
+    """Neither folders, where the start is refused before it begins, nor records, where it is refused later."""
+    work(light(tmp_path), 3, saved=3)
+    before = sorted(tmp_path.rglob("*"))
+
+    def no_prompts() -> dict[str, str]:
+        raise UserError("no prompts")
+
+    for made in (light(tmp_path, out="a/b", checkpoints="c/d"), light(tmp_path, out="out", checkpoints="c/d")):
+        with pytest.raises(UserError):
+            Run.open(made, overwrite=overwrite, prompts=no_prompts)
+        assert sorted(tmp_path.rglob("*")) == before
+    with (
+        pytest.raises(UserError, match="later"),
+        Run.open(light(tmp_path, out="a/b", checkpoints="c/d"), overwrite=overwrite),
+    ):
+        raise UserError("later")
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "mine").write_text("mine")
+    with pytest.raises(UserError, match="later"), Run.open(light(tmp_path, out="a", checkpoints="c"), overwrite=False):
+        raise UserError("later")
+    assert os.listdir(tmp_path / "a") == ["mine"]
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_refusal_removes_nothing_that_an_earlier_start_or_a_step_left(tmp_path: Path, rows: int) -> None:
+    if not rows:
+        work(light(tmp_path), 0)
+    with pytest.raises(UserError, match="later"), Run.open(light(tmp_path), overwrite=False) as run:
+        if rows:
+            run.log.step(1, {"reward/mean": 0.0, "compliance/both": 0.0, "kl/ref": 0.0}, {})
+        raise UserError("later")
+    assert {"run.json", "events.jsonl", "training_metrics.csv"} <= set(os.listdir(tmp_path / "out"))
 
 
 def test_overwrite_deletes_no_checkpoint_that_holds_anything_else(tmp_path: Path) -> None:

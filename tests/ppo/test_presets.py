@@ -104,6 +104,16 @@ def test_a_small_gpu_or_no_access_gets_the_bundled_model_and_the_reason(monkeypa
         assert choice.config == preset("bundled-gpu") and why in choice.reasons[0]
 
 
+@pytest.mark.parametrize("free_gb", [None, 11, 20, 140])
+def test_the_reason_for_a_preset_claims_no_model_no_device_and_no_dtype(
+    free_gb: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--model`, `--device` and `--dtype` may be given beside it."""
+    monkeypatch.setattr(preflight, "hub_access", lambda model: Access())
+    (reason,) = choose(CPU if free_gb is None else gpu(free_gb)).reasons
+    assert "training" not in reason and "bfloat16" not in reason and re.search(r"preset \S+, made for ", reason)
+
+
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "inspect_machine", lambda: CPU)

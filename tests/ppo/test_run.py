@@ -1,5 +1,6 @@
 """A run on disk: killed, stopped, resumed, refused. Real processes, a tiny model, every byte compared."""
 
+import dataclasses
 import json
 import os
 import random
@@ -253,8 +254,7 @@ def test_a_finished_model_whose_checkpoints_are_elsewhere_is_not_overwritten(
     before = snapshot(tmp_path)
     with pytest.raises(UserError, match=r"finished model.*no checkpoint.*--overwrite"):
         train(small_config(model, tmp_path, steps=2, checkpoint_dir=str(tmp_path / "other")))
-    (tmp_path / "other").rename(tmp_path / "gone")
-    assert {p: b for p, b in snapshot(tmp_path).items() if "gone" not in p} == before
+    assert snapshot(tmp_path) == before and not (tmp_path / "other").exists()
 
 
 def test_the_records_of_another_run_are_not_cut_because_only_the_checkpoints_are_new(
@@ -340,6 +340,21 @@ def test_one_process_may_train_twice_in_a_row_in_one_folder(finished: TrainConfi
     with pytest.raises(UserError):
         train(small_config(model, tmp_path, seed=4))
     assert train(finished) == Outcome("done", 2, 0)
+
+
+def test_sentences_that_the_model_has_no_place_for_are_refused_before_anything_is_made_or_removed(
+    finished: TrainConfig, model: Path, tmp_path: Path
+) -> None:
+    def everything() -> list[tuple[str, bytes]]:
+        return sorted((str(p), p.read_bytes() if p.is_file() else b"") for p in tmp_path.rglob("*"))
+
+    before = everything()
+    for config in (finished, small_config(model, tmp_path / "new")):
+        long = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, max_new_tokens=100_000))
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match=r"positions of the model|other settings"):
+                train(long, overwrite=overwrite)
+            assert everything() == before
 
 
 @pytest.mark.parametrize("folder", ["output_dir", "checkpoint_dir", "tensorboard_dir"])

@@ -45,6 +45,15 @@ def test_the_last_steps_are_as_many_as_there_were(steps: int, words: str) -> Non
     assert said(run_of(steps)).startswith(words)
 
 
+def test_no_mean_of_ten_steps_is_missed_where_there_were_fewer_and_nothing_is_minus_zero() -> None:
+    final = {"final": MEASURED | {"nll": 2.5, "kl": -0.001}, "generation": "temperature 1"}
+    for steps in (1, 9):
+        assert "0.9 (mean of 10 steps) needs more steps\n" in said(run_of(steps, **final))
+    short = [{"step": i, "reward/mean": -0.004, "compliance/both": 0.5, "kl/ref": -1e-9} for i in range(1, 13)]
+    text = said(run_of(12) | training_summary(short, 12) | final)
+    assert "not reached" in text and "-0.00" not in text and text.count("0.00") == 4
+
+
 def test_what_is_not_known_is_not_a_question_mark() -> None:
     final = {"final": MEASURED | {"nll": 2.5}, "generation": "temperature 1, top-p 0.95"}
     assert "?" not in said(run_of(3, **final)) and "its own sentences" not in said(run_of(3, **final))
