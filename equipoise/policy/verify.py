@@ -127,11 +127,11 @@ def check_length(config: PreTrainedConfig, prompts: Sequence[Sequence[int]], new
             f"a prompt of {longest} tokens and {new_tokens} new ones are more than the {limit} positions of the model: "
             "shorten the prompt, or lower --max-new-tokens"
         )
-    turn = rotary_limit(policy.model.config)
+    turn = rotary_limit(config)
     if longest + new_tokens > turn:
         raise UserError(
             f"a prompt of {longest} tokens and {new_tokens} new ones are more than the {turn} up to which this "
-            f"{policy.model.config.model_type} model's rotary embedding stays the same; beyond them every token before "
+            f"{config.model_type} model's rotary embedding stays the same; beyond them every token before "
             "would change its meaning: shorten the prompt, or lower --max-new-tokens"
         )
 
