@@ -8,7 +8,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from equipoise.errors import UserError
@@ -169,11 +169,40 @@ def _check_merged(parsed: _Parsed, text: str, delimiter: str) -> None:
             row = inner < last and len(fields) == width > 1
             if head or (row and all(alike(c, fields[c]) for c in others)):
                 raise _merged(begin, inner)
-        _check_inner(begin, split, broken, width, beginnings[broken])
+        own = {line: fields for line, fields in split.items() if _is_like(fields, parsed, broken)}
+        _check_inner(begin, split, own, broken, width, beginnings[broken])
 
 
-def _check_inner(begin: int, split: dict[int, list[str]], broken: int, width: int, beginnings: set[str]) -> None:
-    """Raise where lines within a quotation look like rows by themselves. `split`: the fields of its lines."""
+def _is_like(fields: Sequence[str], parsed: _Parsed, column: int) -> bool:
+    """Whether fields go together as those of the other rows do: a text of some words in `column`, a word or number in
+    each other, and where the texts of most rows name what stands in another column, this one too."""
+
+    def named(record: Sequence[str]) -> bool:
+        others = [v.casefold() for c, v in enumerate(record) if c != column and any(map(str.isalpha, v))]
+        return any(value in record[column].casefold() for value in others)
+
+    if len(fields) <= column or len(fields[column].split()) < 3:
+        return False
+    if not all(any(map(str.isalnum, v)) for c, v in enumerate(fields) if c != column):
+        return False
+    whole = [
+        record
+        for record, span in zip(parsed.records, parsed.spans, strict=True)
+        if span == 1 and len(record) == len(parsed.header)
+    ]
+    return 2 * sum(map(named, whole)) < len(whole) or not whole or named(fields)
+
+
+def _check_inner(
+    begin: int,
+    split: dict[int, list[str]],
+    like: Mapping[int, Sequence[str]],
+    broken: int,
+    width: int,
+    beginnings: set[str],
+) -> None:
+    """Raise where lines within a quotation look like rows by themselves. `split`: the fields of its lines; `like`:
+    those that go together as a row's do."""
     last = max(split)
     # The line on which a quotation before the last column ends has the other columns behind it, and so has the line on
     # which it begins where it should have ended there; in the last column it is the other way about.
@@ -181,7 +210,7 @@ def _check_inner(begin: int, split: dict[int, list[str]], broken: int, width: in
         line for line in split if (line < last if broken < width - 1 else line > begin) or (width == 1 and line > begin)
     ]
     looks = [line for line in own if is_row(split[line], width) and not any('"' in f for f in split[line][:broken])]
-    begun = [line for line in looks if _first_word(split[line][broken]) in beginnings]
+    begun = [line for line in looks if line in like and _first_word(split[line][broken]) in beginnings]
     if begun:
         raise _merged(begin, max(begun[0], begin + 1))
     if not beginnings and width > 1 and len(looks) == len(own) > 1:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from equipoise.protocol.prompts import clean
@@ -95,6 +95,7 @@ def read(path: Path, task: Task) -> tuple[Rows, Rows]:
 def test_any_table_reads_back_as_it_was(name: str, task: Task, tmp_path: Path) -> None:
     @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
     @given(rows_of(task), st.booleans())
+    @example([(task.names[0], f"{task.prefix(task.names[0])} \n',The .")], False)  # has a line with two fields
     def check(rows: Rows, packed: bool) -> None:
         if name == "csv, escaped":  # without a single quotation mark nothing tells that backslashes are written twice
             rows = [(o, f'{t} "So."') for o, t in rows]
