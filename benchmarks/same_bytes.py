@@ -23,6 +23,8 @@ TINY = (
 TINY += " --micro-batch-size 4 --warm-start off --learning-rate 3e-3 --max-new-tokens 10 --base-samples 40"
 TINY += " --eval-sentences 40 --final-sentences 60 --save-every 2 --sample-every 2"
 BUNDLED = "--preset bundled-cpu --steps 2 --batch-size 16 --mini-batch-size 8 --warm-start-sentences 16"
+# What the preset held then, so that it may change.
+BUNDLED += " --warm-start-learning-rate 5e-4 --learning-rate 5e-5"
 BUNDLED += " --warm-start-epochs 1 --warm-start-budget 512 --eval-sentences 20 --final-sentences 20 --max-new-tokens 20"
 SAMPLE = "sample --model out-lora --n 4 --prompt raw --dtype float32 --device cpu --kl-sentences 20"
 
