@@ -192,7 +192,7 @@ def test_python_examples_import_what_there_is(page: str) -> None:
 
 def test_no_page_names_a_machine() -> None:
     for page, text in PRESENT.items():
-        assert not re.search(r"/home/|/root/|/work/|/tmp/|index-url|file://", text), page
+        assert not re.search(r"/(home|root|work|tmp)/|index-url|file://", text), page
 
 
 # Tables and examples.

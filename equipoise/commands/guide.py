@@ -6,11 +6,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from equipoise.commands.train import configure
+from equipoise.commands.train import announced, configure
 from equipoise.ppo.presets import preset
 
 if TYPE_CHECKING:
     from equipoise.policy.load import Policy
+    from equipoise.ppo.config import TrainConfig
     from equipoise.ppo.train import Trainer
 
 NUMBERS: Mapping[str, Any] = {
@@ -29,7 +30,7 @@ class GuideRun:
 
     def __init__(self, constants: Mapping[str, Any]) -> None:
         self.edited = {name: value for name, value in constants.items() if value != NUMBERS[name]}
-        self.argv: list[str] | None = None
+        self._config: TrainConfig | None = None
         self._trainer: Trainer | None = None
         self._open = ExitStack()
 
@@ -43,12 +44,11 @@ class GuideRun:
         """
         from equipoise.policy.reference import reference_of
 
-        policy = self._loaded_alone(use_8bit) if self.argv is None else self._opened(self.argv, use_8bit)
+        policy = self._loaded_alone(use_8bit) if self._config is None else self._opened(self._config, use_8bit)
         return policy.model, reference_of(policy), policy.tokenizer
 
     def read(self, argv: list[str]) -> None:
         """Take the command line. Raises UserError for options that there are not, before torch is loaded."""
-        self.argv = argv
         self._config, self._lines, self._overwrite = configure(argv, self.edited, "train_rlhf.py")
 
     def train(self, model: Any, ref_model: Any, tokenizer: Any) -> int:
@@ -59,19 +59,14 @@ class GuideRun:
         with self._open:
             return trainer.train().exit_code
 
-    def _opened(self, argv: list[str], use_8bit: bool) -> "Policy":
-        from equipoise.ppo.preflight import preflight
-        from equipoise.ppo.train import Trainer
-        from equipoise.runs.console import quiet
-
-        quiet()
-        config, lines = self._config, list(self._lines)
+    def _opened(self, config: "TrainConfig", use_8bit: bool) -> "Policy":
+        lines = list(self._lines)
         if use_8bit and not config.policy.use_8bit:
             config = replace(config, policy=replace(config.policy, use_8bit=True))
             lines.append("option    --use-8bit, from setup_model_and_tokenizer(use_8bit=True) in train_rlhf.py")
-        print("\n".join(lines), flush=True)  # before anything of a machine or a network is asked
-        config, found = preflight(config)
-        print("\n".join(found), flush=True)
+        config = announced(config, lines)
+        from equipoise.ppo.train import Trainer
+
         with ExitStack() as opened:
             self._trainer = opened.enter_context(Trainer(config, overwrite=self._overwrite))
             if self._trainer.run.complete:

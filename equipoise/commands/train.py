@@ -18,15 +18,25 @@ from equipoise.short_help import ALL
 def main(argv: list[str]) -> int:
     """Train. Returns the exit code (see `Outcome`); raises UserError."""
     config, reasons, overwrite = configure(argv)
-    from equipoise.ppo.preflight import preflight
+    config = announced(config, reasons)
     from equipoise.ppo.train import train
+
+    return train(config, overwrite=overwrite).exit_code
+
+
+def announced(config: TrainConfig, reasons: Sequence[str]) -> TrainConfig:
+    """The configuration cut to this machine, after the first lines of a run: `reasons`, then what was found and chosen.
+
+    Raises UserError where the run cannot fit.
+    """
+    from equipoise.ppo.preflight import preflight
     from equipoise.runs.console import quiet
 
     quiet()
     print("\n".join(reasons), flush=True)  # before anything of a machine or a network is asked
-    config, lines = preflight(config)
-    print("\n".join(lines), flush=True)
-    return train(config, overwrite=overwrite).exit_code
+    config, found = preflight(config)
+    print("\n".join(found), flush=True)
+    return config
 
 
 DESCRIPTION = (
