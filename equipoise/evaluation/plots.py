@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -204,7 +205,11 @@ def heat(
     """A heat map in cividis from 0 to `top`, every cell with its number in it, missing ones with a dash."""
     values = [[float("nan") if v is None else v for v in row] for row in table]
     colours = matplotlib.colormaps["cividis"].with_extremes(bad="#ffffff")
-    axes.imshow(values, cmap=colours, vmin=0, vmax=top or 1, aspect="auto")
+    # Cells are drawn, not put in as a picture, so that they have sharp edges at any size; their own edges hide the seams.
+    edges = [[i - 0.5 for i in range(len(names) + 1)] for names in (x, y)]
+    masked = np.ma.masked_invalid(values)
+    axes.pcolormesh(*edges, masked, cmap=colours, vmin=0, vmax=top or 1, edgecolors="face", linewidth=0.3)
+    axes.invert_yaxis()
     axes.grid(False)
     axes.set_xticks(range(len(x)), x, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(y)), y)
