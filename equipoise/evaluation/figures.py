@@ -20,10 +20,10 @@ from equipoise.evaluation.plots import (
     legend_below,
     looks,
     new_figure,
-    shortened,
     slugs,
 )
 from equipoise.evaluation.results import FEWEST, Comparison, Estimate, Evaluation, ParetoPoint
+from equipoise.evaluation.visible import shortened
 from equipoise.evaluation.wording import event, listed
 from equipoise.protocol.plural import plural
 

@@ -205,7 +205,7 @@ def heat(
     """A heat map in cividis from 0 to `top`, every cell with its number in it, missing ones with a dash."""
     values = [[float("nan") if v is None else v for v in row] for row in table]
     colours = matplotlib.colormaps["cividis"].with_extremes(bad="#ffffff")
-    # Cells are drawn, not put in as a picture, so that they have sharp edges at any size; their own edges hide the seams.
+    # Drawn, not put in as a picture, so that cells have sharp edges at any size; lines of their colour hide the seams.
     edges = [[i - 0.5 for i in range(len(names) + 1)] for names in (x, y)]
     masked = np.ma.masked_invalid(values)
     axes.pcolormesh(*edges, masked, cmap=colours, vmin=0, vmax=top or 1, edgecolors="face", linewidth=0.3)
@@ -245,12 +245,6 @@ def slugs(names: Sequence[str]) -> dict[str, str]:
             slug = f"{stem}-{i}"
         out[name] = slug
     return out
-
-
-def shortened(name: str, most: int = 40) -> str:
-    """`name` in `most` characters, what is too much cut out of its middle: names that differ often do so at the end."""
-    tail = most // 2
-    return name if len(name) <= most else f"{name[: most - tail - 1]}…{name[-tail:]}"
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 2) -> None:

@@ -79,6 +79,25 @@ def headline(evaluation: Evaluation) -> Table:
     )
 
 
+def in_short(evaluation: Evaluation) -> Table:
+    """The headline metrics alone, for one column of a page: strict success, effective combinations, fluency."""
+    fluency = [key for key in evaluation.metrics if key.startswith("nll/median@")]
+    keys = [key for key in ("strict", "pairs/effective", *fluency[:1]) if key in evaluation.metrics]
+    metrics = [evaluation.metrics[key] for key in keys]
+    rows = tuple(
+        (_name(name), *(estimate_cell(method.metrics.get(key), evaluation.metrics[key].unit) for key in keys))
+        for name, method in evaluation.methods.items()
+    )
+    sizes = sorted({method.n for method in evaluation.methods.values()}) or [0]
+    of = plural(sizes[0], "sentence") if len(sizes) == 1 else f"{sizes[0]:,} to {plural(sizes[-1], 'sentence')}"
+    return Table(
+        caption=f"Headline results of {of} a method, with 95 % intervals over occupations.",
+        heads=("method", *map(head, metrics)),
+        rows=rows,
+        notes=(*_notes(metrics), *_without_interval(evaluation)),
+    )
+
+
 def _without_interval(evaluation: Evaluation) -> list[str]:
     """Why a number of effective pairs has no interval, of each method where it has none."""
     key = "pairs/effective"

@@ -94,8 +94,9 @@ class Run:
         """Find out what is there. Raises UserError rather than touch anything that is not this run's.
 
         Into the record go `functions`, what stands in place of the protocol's reward and rank, with its source; what
-        `prompts` gives, which is what `render_prompts` says of them; and `edited`, what was changed in the script. A run goes on with those it began with or not at all; with
-        `changed_functions`, one function may have become another, which is recorded too.
+        `prompts` gives, which is what `render_prompts` says of them; and `edited`, what was changed in the script. A
+        run goes on with the functions and prompts that it began with or not at all; with `changed_functions`, one
+        function may have become another, which is recorded too.
         """
         check_folders(config)  # before a lock or anything else is put there
         output, board = Path(config.run.output_dir), _board(config)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
@@ -54,8 +55,8 @@ SOURCE = ("equipoise/**/*.py", "equipoise/evaluation/templates/*", "equipoise/pr
 
 
 def checkout(root: Path) -> dict[str, Any]:
-    """The commit of the git checkout at `root`, and whether tracked files were changed or the package has source that is
-    in no commit. What else lies there, such as outputs, says nothing about the program. Empty where git cannot tell."""
+    """The commit of the git checkout at `root`, and whether tracked files were changed or the package has source that
+    is in no commit. What else lies there, outputs for one, is not of the program. Empty where git cannot tell."""
     if not (root / ".git").exists() or not shutil.which("git"):
         return {}
     commit = _git(root, "rev-parse", "HEAD")
@@ -64,6 +65,15 @@ def checkout(root: Path) -> dict[str, Any]:
     if commit is None or changed is None or added is None:
         return {}
     return {"commit": commit, "uncommitted_changes": bool(changed or added)}
+
+
+def origin(root: Path) -> str | None:
+    """The public address that the checkout at `root` came from, without credentials; None where it has none."""
+    address = _git(root, "remote", "get-url", "origin") if (root / ".git").exists() and shutil.which("git") else None
+    found = re.fullmatch(
+        r"(?:https?://(?:[^@/]*@)?|(?:ssh://)?git@)([\w-]+(?:\.[\w-]+)+)[:/]([\w./~-]+?)(?:\.git)?/?", address or ""
+    )
+    return f"https://{found[1]}/{found[2]}" if found else None
 
 
 def _git(root: Path, *words: str) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from equipoise.evaluation import tables
-from equipoise.evaluation.formats import latex, latex_text, markdown, markdown_text
+from equipoise.evaluation.formats import markdown, markdown_text
 from equipoise.evaluation.results import Estimate, Reference
 from equipoise.evaluation.tables import Cell, Table, fixed, formatted, published
 from tests.evaluation.hostile import TEXTS, example
@@ -81,7 +81,6 @@ def test_published_rows_with_the_same_reason_share_a_note_and_fill_the_width_of_
         "",
         "- † A; B (paper): not comparable: why",
     ]
-    assert latex(table).count("&") == 3 * 2
 
 
 def test_a_number_that_is_missing_is_a_dash_with_its_reason() -> None:
@@ -96,32 +95,7 @@ def test_markdown_of_a_small_table() -> None:
     )
 
 
-def test_latex_of_a_small_table() -> None:
-    table = Table("100 %", ("method", "x"), ((Cell("a_b"), Cell("1.0", "[0.5, 1.5]")),))
-    body = latex(table).split("\\toprule\n")[1]
-    assert body == (
-        "method & x \\\\\n\\midrule\na\\_b & \\shortstack{1.0\\\\{\\scriptsize {[}0.5, 1.5{]}}} \\\\\n\\bottomrule\n"
-        "\\end{tabular}}\n\\end{table}\n"
-    )
-    assert "\\caption{100 \\%}" in latex(table)
-
-
-def test_long_heads_of_latex_are_broken_between_words() -> None:
-    text = latex(Table("", ("method", "generations per accepted sentence"), ()))
-    assert "method & \\shortstack{generations\\\\per accepted\\\\sentence} \\\\\n" in text
-
-
 @pytest.mark.parametrize("text", TEXTS)
 def test_hostile_texts_stay_one_cell_of_markdown(text: str) -> None:
     shown = markdown_text(text)
     assert "\n" not in shown and not re.search(r"(?<!\\)[|`*_\[$]|[<>\x00\ud800-\udfff]", shown)
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_hostile_texts_hold_no_command_of_latex(text: str) -> None:
-    # What remains once the escapes are taken out has none of the characters that LaTeX gives a meaning.
-    shown = latex_text(text)
-    known = r"\\textbackslash\{\}|\\textless\{\}|\\textgreater\{\}|\\textbar\{\}|\\textasciicircum\{\}"
-    known += r"|\\textasciitilde\{\}|\\ldots\{\}|\{\[\}|\{\]\}|\\[{}$&#%_]|\$[\\A-Za-z-]+\$"
-    rest = re.sub(known, "", shown)
-    assert "\n" not in shown and not set("\\{}$&#%_^~") & set(rest)

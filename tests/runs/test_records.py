@@ -21,7 +21,7 @@ MAKE, GIT = shutil.which("make"), shutil.which("git")
 @pytest.mark.parametrize(
     ("argv", "original", "command"),
     [
-        (["train_rlhf.py", "--steps", "2"], ["python", "train_rlhf.py", "--steps", "2"], "python train_rlhf.py --steps 2"),
+        (["train_rlhf.py", "--n", "2"], ["python", "train_rlhf.py", "--n", "2"], "python train_rlhf.py --n 2"),
         (["../x y/train_rlhf.py"], ["/opt/bin/python3.13", "-u", "../x y/train_rlhf.py"],
          "python3.13 -u '../x y/train_rlhf.py'"),
         (["/v/bin/equipoise", "score", "It's $5 & more"], ["/v/bin/python", "/v/bin/equipoise", "score", "…"],
