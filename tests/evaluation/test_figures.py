@@ -77,6 +77,24 @@ def test_no_legend_lies_over_a_plot_or_is_cut_off(run: TrainingRun) -> None:
             assert box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1 and box.y0 >= -1, plot.name
 
 
+def test_on_the_front_no_number_lies_over_another_however_alike_the_methods_are() -> None:
+    evaluation = crowded()
+    alike = [dataclasses.replace(p, support=i / 20) for i, p in enumerate(evaluation.frontier.pareto)]
+    frontier = dataclasses.replace(evaluation.frontier, pareto=tuple(alike))
+    plot = next(
+        p for p in figures(dataclasses.replace(evaluation, frontier=frontier)) if p.name.startswith("adherence")
+    )
+    figure = drawn(plot)
+    (axes,), (legend,) = figure.axes, figure.legends
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert len(shown) == 12 and all(text.endswith(f", {5 * i} %") for i, text in enumerate(shown))
+    ticks = [*axes.get_xticklabels(), *axes.get_yticklabels()]
+    texts = [text for text in figure.findobj(Text) if text.get_text() and text not in ticks and text.get_visible()]
+    boxes = [text.get_window_extent() for text in texts]
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+
+
 def test_every_pdf_is_of_lines_and_letters_with_its_font_inside_and_the_same_bytes_at_any_time(
     run: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
