@@ -72,6 +72,21 @@ def test_the_headline_table_has_a_row_a_method_and_says_why_published_rows_canno
     assert table.reasons == ("not comparable: its matcher is a substring search",)
 
 
+def test_methods_without_an_interval_for_the_same_reason_share_a_note() -> None:
+    evaluation, key = example(), "pairs/effective"
+    reasons = {"Prompt-Only": "too few", "Generate-and-Filter": "too few", "PPO": "one pair"}
+    methods = {
+        name: replace(m, metrics=m.metrics | {key: Estimate(2.0, note=reasons[name])})
+        for name, m in evaluation.methods.items()
+    }
+    for table in (tables.headline, tables.in_short):
+        notes = table(replace(evaluation, methods=methods)).notes
+        assert notes[-2:] == (
+            "effective pairs of Prompt-Only and Generate-and-Filter: too few",
+            "effective pairs of PPO: one pair",
+        )
+
+
 def test_published_rows_with_the_same_reason_share_a_note_and_fill_the_width_of_the_table() -> None:
     rows = ((Cell("A"), Cell("1")), (Cell("B"), Cell("2")))
     table = Table("", ("method", "x", "y"), (), rows, ("paper", "paper"), ("not comparable: why",) * 2)
