@@ -26,6 +26,9 @@ help:
 	@echo 'A certain interpreter:   make train PYTHON=python3.12'
 	@echo 'See what pip is doing:   make train QUIET='
 
+# For the records: what was asked of make.
+train generate: export EQUIPOISE_MAKE = $@ $(MAKEOVERRIDES)
+
 train: $(VENV)/.installed
 	@$(PY) train_rlhf.py $(ARGS)
 

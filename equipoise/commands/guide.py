@@ -60,7 +60,7 @@ class GuideRun:
             return trainer.train().exit_code
 
     def _opened(self, config: "TrainConfig", use_8bit: bool) -> "Policy":
-        lines = list(self._lines)
+        lines, edited = list(self._lines), self.edited | ({"use_8bit": True} if use_8bit else {})
         if use_8bit and not config.policy.use_8bit:
             config = replace(config, policy=replace(config.policy, use_8bit=True))
             lines.append("option    --use-8bit, from setup_model_and_tokenizer(use_8bit=True) in train_rlhf.py")
@@ -68,7 +68,7 @@ class GuideRun:
         from equipoise.ppo.train import Trainer
 
         with ExitStack() as opened:
-            self._trainer = opened.enter_context(Trainer(config, overwrite=self._overwrite))
+            self._trainer = opened.enter_context(Trainer(config, overwrite=self._overwrite, edited=edited))
             if self._trainer.run.complete:
                 raise SystemExit(self._trainer.train().exit_code)
             policy = self._trainer.load()

@@ -2,21 +2,21 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from equipoise import __version__
 from equipoise.documents import read_json
 from equipoise.errors import UserError
-from equipoise.evaluation import formats, modelcard, results, stored, tables
+from equipoise.evaluation import formats, modelcard, paper, results, stored, tables
 from equipoise.evaluation.config import EvaluateConfig, ReportConfig
 from equipoise.evaluation.curves import frontier_plot, training_plots
 from equipoise.evaluation.figures import ends, figures
 from equipoise.evaluation.files import check
 from equipoise.evaluation.page import Content, render
 from equipoise.evaluation.plots import as_csv, draw
-from equipoise.evaluation.runs import read_runs
+from equipoise.evaluation.runs import TrainingRun, read_runs
 from equipoise.evaluation.samples import Sample, sample
 from equipoise.evaluation.sources import measured, recognise
 from equipoise.protocol.plural import plural
@@ -48,7 +48,7 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
     contents: dict[str, str | bytes] = {}
     for each in drawn.values():
         contents |= each.files
-    contents |= _tables(evaluation)
+    contents |= _texts(evaluation, runs)
     page = render(Content(evaluation, samples, runs, drawn, folder.name, study, file_records(evaluation)))
     make_folder(folder, "--output")
     if foreign := sorted(name for name in contents if os.path.lexists(folder / name) and name not in _ours(folder)):
@@ -67,7 +67,8 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
     cards = [modelcard.update(folder, evaluation, name) for folder, name in carded]
     return [
         f"{config.output}: {plural(len(evaluation.methods), 'method')}, {plural(len(samples), 'sentence')}",
-        f"{folder}: {len(drawn)} figures as PNG, SVG and CSV, the headline table as Markdown, LaTeX and CSV",
+        f"{folder}: {len(drawn)} figures as PNG, SVG, PDF and CSV, the headline table as Markdown, LaTeX (one column, "
+        "two columns) and CSV, the method text as LaTeX, its references as BibTeX",
         *(f"{path}: results of {name}" for path, (_, name) in zip(cards, carded, strict=True)),
     ]
 
@@ -98,7 +99,7 @@ def _check_folder(folder: Path, page: Path) -> None:
     """Raises UserError where anything but a report's figures and tables lies where they would be written."""
     if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
         raise UserError(f"{folder} is there and no folder of a report: move it away, or choose another --output")
-    names = ("headline.md", "headline.tex", "headline.csv", "evaluation")
+    names = (*TEXTS, "evaluation")
     there = [folder / name for name in names if os.path.lexists(folder / name)]
     record = look(folder / RECORD, lambda _: False)
     if record.state == "foreign" or (there and not page.exists() and record.state == "absent"):
@@ -145,8 +146,12 @@ def file_records(evaluation: results.Evaluation) -> dict[str, Any]:
     return out
 
 
-def _tables(evaluation: results.Evaluation) -> dict[str, str]:
-    """The headline table in three formats, by file name."""
+TEXTS = ("headline.md", "headline.tex", "headline-wide.tex", "headline.csv", "methods.tex", "references.bib")
+
+
+def _texts(evaluation: results.Evaluation, runs: Sequence[TrainingRun]) -> dict[str, str]:
+    """`TEXTS`: the headline table as Markdown, for one column of a page, for both, and as CSV; the method text and what
+    it cites."""
     table = tables.headline(evaluation)
     rows = [
         (name, method.n, key, *estimate)
@@ -156,8 +161,12 @@ def _tables(evaluation: results.Evaluation) -> dict[str, str]:
             ("kl", ends(method.kl)),
         ]
     ]
-    return {
-        "headline.md": formats.markdown(table),
-        "headline.tex": formats.latex(table),
-        "headline.csv": as_csv(HEADLINE, rows),
-    }
+    texts = (
+        formats.markdown(table),
+        formats.latex(tables.in_short(evaluation), "tab:headline", wide=False),
+        formats.latex(table, "tab:headline-wide", wide=True),
+        as_csv(HEADLINE, rows),
+        paper.methods_latex(evaluation, runs),
+        paper.bibtex(evaluation),
+    )
+    return dict(zip(TEXTS, texts, strict=True))

@@ -20,12 +20,12 @@ from equipoise.evaluation.plots import (
     legend_below,
     looks,
     new_figure,
-    shortened,
     slugs,
     widen,
 )
 from equipoise.evaluation.results import FEWEST, Evaluation, Frontier, FrontierPoint
 from equipoise.evaluation.runs import TrainingRun, smoothed
+from equipoise.evaluation.visible import shortened
 from equipoise.evaluation.wording import event, term_pairs
 from equipoise.measures.shares import kl_bound
 from equipoise.protocol.plural import plural

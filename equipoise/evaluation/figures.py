@@ -20,10 +20,10 @@ from equipoise.evaluation.plots import (
     legend_below,
     looks,
     new_figure,
-    shortened,
     slugs,
 )
 from equipoise.evaluation.results import FEWEST, Comparison, Estimate, Evaluation, ParetoPoint
+from equipoise.evaluation.visible import shortened
 from equipoise.evaluation.wording import event, listed
 from equipoise.protocol.plural import plural
 
@@ -70,8 +70,8 @@ def _adherence_fluency(evaluation: Evaluation, look: Mapping[str, Look]) -> Iter
             title=f"Adherence and fluency under the judge {judge}",
             caption=f"Share of sentences with {compliance} against the median negative log-likelihood of the sentences "
             "(lower is more fluent), with 95 % intervals. Filled markers are on the Pareto front: no other method is "
-            f"at least as good in both and better in one.{left_out} The number beside a marker is the share of "
-            "bootstrap draws in which its method is on the front. The best corner is the upper left one.",
+            f"at least as good in both and better in one.{left_out} The percentage behind a method's name is the "
+            "share of bootstrap draws in which it is on the front. The best corner is the upper left one.",
             alt=f"Scatter of {compliance} over negative log-likelihood under {judge}. On the front: "
             + (", ".join(members) or "none"),
             columns=("method", "adherence", "adherence_low", "adherence_high", "nll", "nll_low", "nll_high", "member",
@@ -94,14 +94,14 @@ def _draw_adherence_fluency(points: Sequence[ParetoPoint], look: Mapping[str, Lo
     for p in points:
         own = look[p.method]
         dot(axes, p.fluency, p.adherence, own, filled=p.member, scale=(1, 100))
-        if p.support is not None:
-            x, y = p.fluency.value or 0.0, 100 * (p.adherence.value or 0.0)
-            axes.annotate(f"{100 * p.support:.0f} %", (x, y), xytext=(7, 5), textcoords="offset points", size=7.5)
     axes.set_ylim(-4, 106)
     axes.margins(x=0.12)
     axes.set_xlabel("median negative log-likelihood, nats per token  (← more fluent)")
     axes.set_ylabel(f"{compliance}, %")
-    legend_below(figure, [handle(p.method, look[p.method], p.fluency.n) for p in points])
+    # In the legend and not beside the markers, where the numbers of methods that are alike would lie over each other.
+    support = ["" if p.support is None else f", {100 * p.support:.0f} %" for p in points]
+    handles = [handle(p.method, look[p.method], p.fluency.n, more) for p, more in zip(points, support, strict=True)]
+    legend_below(figure, handles)
     return figure
 
 
@@ -333,9 +333,9 @@ def dot(
     )  # fmt: skip
 
 
-def handle(name: str, own: Look, n: int) -> Line2D:
-    """A method's entry in a legend, with its number of sentences."""
-    return Line2D([], [], color=own.colour, marker=own.marker, linestyle="none", label=with_n(name, n))
+def handle(name: str, own: Look, n: int, more: str = "") -> Line2D:
+    """A method's entry in a legend, with its number of sentences and `more`."""
+    return Line2D([], [], color=own.colour, marker=own.marker, linestyle="none", label=with_n(name, n) + more)
 
 
 def _value(estimate: Estimate | None) -> float | None:

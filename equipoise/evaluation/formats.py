@@ -5,7 +5,8 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from equipoise.evaluation.tables import Cell, Table, whole
-from equipoise.evaluation.visible import visible
+from equipoise.evaluation.tex import latex_text
+from equipoise.evaluation.visible import shortened, visible
 
 
 def markdown(table: Table) -> str:
@@ -40,30 +41,34 @@ def markdown_text(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", text)
 
 
-def latex(table: Table) -> str:
-    """A booktabs table, ready for `\\input`; needs the packages booktabs and graphicx, and UTF-8 input.
+def latex(table: Table, label: str, *, wide: bool) -> str:
+    """A booktabs table, ready for `\\input`: over both columns of a page where it is `wide`, else within one. Needs the
+    packages booktabs and graphicx.
 
-    Heads are broken over lines and intervals stand below their values; what is still too wide is made smaller.
+    Names and heads are broken over lines; intervals stand below their values; what is too wide still is made smaller.
     """
-    columns = "l" + "c" * (len(table.heads) - 1)
+    environment, most, gap = ("table*", 16, 2) if wide else ("table", 11, 3)
+    size = "\\footnotesize" if wide else "\\small"
     lines = [
         "% \\usepackage{booktabs,graphicx} in the preamble",
-        "\\begin{table}",
-        "\\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}",
+        f"\\begin{{{environment}}}",
+        f"\\centering{size}\\setlength{{\\tabcolsep}}{{{gap}pt}}",
         f"\\caption{{{latex_text(table.caption)}}}",
+        f"\\label{{{label}}}",
         "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
-        f"\\begin{{tabular}}{{{columns}}}",
+        f"\\begin{{tabular}}{{@{{}}l{'c' * (len(table.heads) - 1)}@{{}}}}",
         "\\toprule",
-        " & ".join(map(_latex_head, table.heads)) + " \\\\",
+        _row([_wrapped(head, 13, "c") for head in table.heads]),
         "\\midrule",
     ]
-    lines += [" & ".join(map(_latex_cell, row)) + " \\\\" for row in table.rows]
+    rows = [_row([_latex_name(row[0], most), *map(_latex_cell, row[1:])]) for row in table.rows]
+    lines += ["\n\\addlinespace[2pt]\n".join(rows)] if rows else []
     if table.published:
-        lines.append("\\midrule")
+        published = []
         for row in table.published:
-            cells = [f"{latex_text(row[0].text)}\\textsuperscript{{\\dag}}", *map(_latex_cell, row[1:])]
-            cells += [""] * (len(table.heads) - len(row))
-            lines.append(" & ".join(cells) + " \\\\")
+            cells = [f"{_latex_name(row[0], most)}\\textsuperscript{{\\dag}}", *map(_latex_cell, row[1:])]
+            published.append(_row([*cells, *[""] * (len(table.heads) - len(row))]))
+        lines += ["\\midrule", "\n\\addlinespace[2pt]\n".join(published)]
     lines += ["\\bottomrule", "\\end{tabular}}"]
     notes = [latex_text(note) for note in table.notes]
     notes += [f"\\textsuperscript{{\\dag}}{latex_text(text)}" for text in _remarks(table)]
@@ -74,32 +79,31 @@ def latex(table: Table) -> str:
             *(f"{n}\\par" for n in notes),
         ]
         lines.append("\\end{minipage}")
-    return "\n".join([*lines, "\\end{table}"]) + "\n"
+    return "\n".join([*lines, f"\\end{{{environment}}}"]) + "\n"
 
 
-def _latex_head(text: str) -> str:
-    lines = textwrap.wrap(" ".join(visible(text).split()), 13, break_long_words=False, break_on_hyphens=False)
-    return _stacked([latex_text(line) for line in lines])
+def _row(cells: Iterable[str]) -> str:
+    return " & ".join(cells) + " \\\\"
+
+
+def _latex_name(cell: Cell, most: int) -> str:
+    """A method's name, at most three lines of it."""
+    return _wrapped(shortened(" ".join(visible(cell.text).split()), 3 * most - 4), most, "l")
+
+
+def _wrapped(text: str, most: int, place: str) -> str:
+    """Broken between words, and within one only where it is longer than a line."""
+    text = re.sub(r" ([%↑↓])", "\u00a0\\1", " ".join(visible(text).split()))  # a sign stays with its word
+    lines = textwrap.wrap(text, most, break_on_hyphens=place == "l")
+    return _stacked([latex_text(line) for line in lines], place)
 
 
 def _latex_cell(cell: Cell) -> str:
     interval = [f"{{\\scriptsize {latex_text(cell.interval)}}}"] if cell.interval else []
-    return _stacked([latex_text(cell.text), *interval])
+    return _stacked([latex_text(cell.text), *interval], "c")
 
 
-def _stacked(lines: Sequence[str]) -> str:
-    return "\\shortstack{" + "\\\\".join(lines) + "}" if len(lines) > 1 else "".join(lines)
-
-
-_LATEX = {
-    "\\": "\\textbackslash{}", "{": "\\{", "}": "\\}", "$": "\\$", "&": "\\&", "#": "\\#", "%": "\\%", "_": "\\_",
-    "^": "\\textasciicircum{}", "~": "\\textasciitilde{}", "<": "\\textless{}", ">": "\\textgreater{}",
-    "|": "\\textbar{}", "[": "{[}", "]": "{]}", '"': "''", "–": "--", "−": "$-$", "↑": "$\\uparrow$",
-    "↓": "$\\downarrow$", "‖": "$\\Vert$", "δ": "$\\delta$", "’": "'", "…": "\\ldots{}",
-}  # fmt: skip
-
-
-def latex_text(text: str) -> str:
-    """`text` so that LaTeX prints it as it is, on one line; emoji and the like, which its fonts lack, as "?"."""
-    text = " ".join(visible(text).split())
-    return "".join(_LATEX.get(c) or (c if c < "\u0250" else "?") for c in text)
+def _stacked(lines: Sequence[str], place: str) -> str:
+    """Lines one below the other: centred (`c`) or from the left (`l`)."""
+    at = "" if place == "c" else "[l]"
+    return f"\\shortstack{at}{{" + "\\\\".join(lines) + "}" if len(lines) > 1 else "".join(lines)

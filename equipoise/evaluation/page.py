@@ -106,7 +106,7 @@ def render(content: Content) -> str:
         outcomes=kinds(task),
         samples_json=json_block(embedded(content.samples, task, judge)),
         methods_text=paper.methods_text(evaluation, content.runs),
-        bibtex=paper.bibtex(task),
+        bibtex=paper.bibtex(evaluation),
         inputs=_inputs(evaluation),
         file_problems=[(f.path, problem.message) for f in evaluation.files for problem in f.problems],
         records=_records(content),

@@ -7,8 +7,9 @@ from itertools import product
 from matplotlib.figure import Figure
 
 from equipoise.evaluation.pairs import Table, counted
-from equipoise.evaluation.plots import OKABE_ITO, Plot, empty, heat, new_figure, shortened, slugs
+from equipoise.evaluation.plots import OKABE_ITO, Plot, empty, heat, new_figure, slugs
 from equipoise.evaluation.results import Evaluation
+from equipoise.evaluation.visible import shortened
 from equipoise.evaluation.wording import constraint, listed, pair, term_pairs
 from equipoise.protocol.plural import plural
 

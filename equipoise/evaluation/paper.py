@@ -1,26 +1,19 @@
 """Text for a paper's method section, from what was done, and the entries that it cites."""
 
-import importlib.metadata
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from equipoise import __version__
-from equipoise.documents import read_yaml
-from equipoise.errors import UserError
-from equipoise.evaluation.formats import latex_text
+from equipoise.evaluation.citations import in_latex, in_words, software, sources, study
 from equipoise.evaluation.intervals import draws_made
+from equipoise.evaluation.reference import STUDY
 from equipoise.evaluation.results import Evaluation
 from equipoise.evaluation.runs import TrainingRun
 from equipoise.evaluation.training_text import training_text
 from equipoise.evaluation.visible import visible
 from equipoise.evaluation.wording import begun, judge_named, listed
 from equipoise.protocol.plural import plural
-from equipoise.protocol.task import PROTOCOL, Task
-
-CITATION = Path(__file__).parents[2] / "CITATION.cff"
-"""In a checkout. Where only the package is installed, its metadata has the title and version."""
-
+from equipoise.protocol.task import Task
 
 _INTERVALS = {
     "clustered-wilson": "for shares Wilson’s, with n divided by the design effect of occupations and Student’s t",
@@ -32,8 +25,8 @@ _INTERVALS = {
 """Each kind of interval in words; docs/EVALUATION.md has the formulas."""
 
 
-def methods_text(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> list[str]:
-    """Paragraphs that say what was measured and how, each claim from the evaluation's own settings and the task."""
+def _paragraphs(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> list[str]:
+    """The method text with a mark for each citation."""
     out = [
         _sentences(evaluation),
         _terms(evaluation.task),
@@ -41,7 +34,8 @@ def methods_text(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> list[st
         _statistics(evaluation),
         _bound(evaluation),
         *(training_text(run, evaluation.task) for run in runs),
-        f"Measured with equipoise {evaluation.provenance.get('equipoise', __version__)}.",
+        _study(evaluation),
+        f"Measured with equipoise {evaluation.provenance.get('equipoise', __version__)} {software().mark()}.",
     ]
     return [" ".join(paragraph.split()) for paragraph in out if paragraph]
 
@@ -81,7 +75,7 @@ def _terms(task: Task) -> str:
     for label, (_, terms) in zip(task.labels, task.classes, strict=True):
         noun = ("one" if classes else "term") + "s" * (len(terms) != 1)
         classes.append(f"{len(terms)} {label} {noun} ({', '.join(terms)})")
-    after = f", after {listed(map(cited, task.sources))}" if task.sources else ""
+    after = f", after {listed(entry.mark() for entry in sources(task.sources))}" if task.sources else ""
     outside = f" ({listed(task.not_in_source)} not listed there)" if task.sources and task.not_in_source else ""
     stems = " A term that ends in * counts in every word that begins so." if _has_stems(task) else ""
     labels = ", ".join(map(visible, task.labels))
@@ -102,18 +96,6 @@ def _terms(task: Task) -> str:
 
 def _has_stems(task: Task) -> bool:
     return any(term.endswith("*") for term in task.lexicon.terms)
-
-
-def cited(source: str) -> str:
-    """A citation as it stands in a text, "Gaucher et al. (2011)", where the source begins with its authors' surnames
-    and initials and has a year in brackets; else the source as it is."""
-    source = visible(source)
-    year = re.search(r"\(([12]\d{3})[a-z]?\)", source)
-    names = re.findall(r"([^\W\d_][\w'’ -]*), [^\W\d_]\.", source[: year.start()]) if year else []
-    if year is None or not names or not source.startswith(names[0]):
-        return source.rstrip(". ")
-    who = names[0] if len(names) == 1 else f"{names[0]} and {names[1]}" if len(names) == 2 else f"{names[0]} et al."
-    return f"{who} ({year[1]})"
 
 
 def _judges(evaluation: Evaluation) -> str:
@@ -184,42 +166,28 @@ def _distances(evaluation: Evaluation) -> str:
     return f"These KLs are, {each}." if each else ""
 
 
-def bibtex(task: Task) -> str:
-    """Entries for this software and for the task's sources: of the default task as its CITATION.cff has them."""
-    try:
-        document = read_yaml(CITATION, "the citation")
-    except UserError:
-        document = {"title": importlib.metadata.metadata("equipoise")["Summary"], "version": __version__}
-    software = {
-        "author": _people(document.get("authors", [{"name": "The equipoise contributors"}])),
-        "title": f"{{{document['title']}}}",
-        "version": document.get("version", __version__),
-        "doi": document.get("doi"),
-        "url": document.get("repository-code") or document.get("url"),
-        "year": str(document["date-released"])[:4] if document.get("date-released") else None,
-        "note": "Software",
-    }
-    entries = [_entry("misc", "equipoise", software)]
-    if task.sources != PROTOCOL.sources:
-        notes = [{"note": f"{{{latex_text(source)}}}"} for source in task.sources]
-        return "\n".join([*entries, *(_entry("misc", f"source{i}", note) for i, note in enumerate(notes, 1))])
-    for reference in document.get("references", []):
-        key = f"{reference['authors'][0].get('family-names', 'anonymous')}{reference.get('year', '')}".lower()
-        fields = {"author": _people(reference["authors"]), "title": f"{{{reference['title']}}}"}
-        fields |= {name: reference.get(name) for name in ("journal", "volume", "year")}
-        fields |= {"number": reference.get("issue")}
-        entries.append(_entry("article" if reference.get("type") == "article" else "misc", key, fields))
-    return "\n".join(entries)
+def _study(evaluation: Evaluation) -> str:
+    """What the study-compatible metrics are, where there are any."""
+    if not any(metric.tier == "study" for metric in evaluation.metrics.values()):
+        return ""
+    beside = any(row.source == STUDY for row in evaluation.reference)
+    numbers = ", whose published numbers stand beside ours" if beside else ""
+    return f"The metrics called study-compatible follow the formulas of the public study {study().mark()}{numbers}."
 
 
-def _people(people: Sequence[Mapping[str, str]]) -> str:
-    names = [
-        f"{{{p['name']}}}" if "name" in p else f"{p.get('family-names', '')}, {p.get('given-names', '')}"
-        for p in people
-    ]
-    return " and ".join(names)
+def methods_text(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> list[str]:
+    """Paragraphs that say what was measured and how, each claim from the evaluation's own settings and the task."""
+    return [in_words(paragraph) for paragraph in _paragraphs(evaluation, runs)]
 
 
-def _entry(kind: str, key: str, fields: Mapping[str, object]) -> str:
-    lines = [f"  {name:<7} = {{{value}}}," for name, value in fields.items() if value is not None]
-    return "\n".join([f"@{kind}{{{key},", *lines, "}", ""])
+def methods_latex(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> str:
+    """The same for LaTeX, with a \\cite for each entry of `bibtex`."""
+    paragraphs = [in_latex(paragraph) for paragraph in _paragraphs(evaluation, runs)]
+    return "\n\n".join(["% What is cited is in references.bib, beside this file.", *paragraphs]) + "\n"
+
+
+def bibtex(evaluation: Evaluation) -> str:
+    """An entry for each work that the method text cites: the task's sources, the public study, this software."""
+    entries = {entry.key: entry for entry in [*sources(evaluation.task.sources), study(), software()]}
+    text = methods_latex(evaluation, ())
+    return "\n".join(entries[key].bibtex() for key in dict.fromkeys(re.findall(r"\\cite\{(\w+)\}", text)))

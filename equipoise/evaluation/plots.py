@@ -1,4 +1,4 @@
-"""How every figure is drawn and written: one look, PNG and SVG and the CSV of its numbers, the same bytes every time.
+"""How every figure is drawn and written: one look; PNG, SVG, PDF and the CSV of its numbers, the same bytes each time.
 
 Colours are Okabe and Ito's (M. Okabe and K. Ito, *Color Universal Design*, 2008) and cividis for heat maps; whatever a
 colour says, a marker, a dash pattern or a printed number says too, so that a figure can be read in grey.
@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -33,6 +35,7 @@ STYLE: dict[Any, Any] = {  # matplotlib's own type for it spells out every key
     # Text stays text: it can be read aloud, searched and copied, and needs no font file.
     "svg.fonttype": "none",
     "svg.hashsalt": "equipoise",
+    "pdf.fonttype": 42,  # TrueType within the file: what publishers ask for, where Type 3 is turned down
     "font.family": "DejaVu Sans",  # matplotlib's own, so that every machine lays out alike
     "font.size": 9.0,
     "text.hinting": "none",  # else a text's width, and with it the layout, depends on the resolution
@@ -92,7 +95,7 @@ class Drawn(NamedTuple):
     plot: Plot
     svg: str
     files: Mapping[str, str | bytes]
-    """NAME.svg, NAME.png and NAME.csv."""
+    """NAME.svg, NAME.png, NAME.pdf and NAME.csv."""
 
 
 def draw(plot: Plot) -> Drawn:
@@ -100,15 +103,17 @@ def draw(plot: Plot) -> Drawn:
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a name may hold any character
         figure = plot.draw()
-        svg, png = io.StringIO(), io.BytesIO()
+        svg, png, pdf = io.StringIO(), io.BytesIO(), io.BytesIO()
         FigureCanvasAgg(figure)
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once, for both formats
+        figure.set_layout_engine("none")  # laid out once, for all formats
         figure.savefig(png, format="png", dpi=DPI)
         FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+        FigureCanvasPdf(figure).print_pdf(pdf, metadata={"Title": visible(plot.title), "CreationDate": None})
     files: dict[str, str | bytes] = {
         f"{plot.name}.svg": svg.getvalue(),
         f"{plot.name}.png": png.getvalue(),
+        f"{plot.name}.pdf": pdf.getvalue(),
         f"{plot.name}.csv": as_csv(plot.columns, plot.rows),
     }
     return Drawn(plot, inline(svg.getvalue(), plot.name, plot.alt), files)
@@ -200,7 +205,11 @@ def heat(
     """A heat map in cividis from 0 to `top`, every cell with its number in it, missing ones with a dash."""
     values = [[float("nan") if v is None else v for v in row] for row in table]
     colours = matplotlib.colormaps["cividis"].with_extremes(bad="#ffffff")
-    axes.imshow(values, cmap=colours, vmin=0, vmax=top or 1, aspect="auto")
+    # Drawn, not put in as a picture, so that cells have sharp edges at any size; lines of their colour hide the seams.
+    edges = [[i - 0.5 for i in range(len(names) + 1)] for names in (x, y)]
+    masked = np.ma.masked_invalid(values)
+    axes.pcolormesh(*edges, masked, cmap=colours, vmin=0, vmax=top or 1, edgecolors="face", linewidth=0.3)
+    axes.invert_yaxis()
     axes.grid(False)
     axes.set_xticks(range(len(x)), x, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(y)), y)
@@ -236,12 +245,6 @@ def slugs(names: Sequence[str]) -> dict[str, str]:
             slug = f"{stem}-{i}"
         out[name] = slug
     return out
-
-
-def shortened(name: str, most: int = 40) -> str:
-    """`name` in `most` characters, what is too much cut out of its middle: names that differ often do so at the end."""
-    tail = most // 2
-    return name if len(name) <= most else f"{name[: most - tail - 1]}…{name[-tail:]}"
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 2) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from equipoise.evaluation.results import Estimate, Evaluation, Metric, Reference
 from equipoise.evaluation.visible import visible
+from equipoise.evaluation.wording import listed
 from equipoise.protocol.plural import plural
 
 
@@ -79,15 +80,35 @@ def headline(evaluation: Evaluation) -> Table:
     )
 
 
+def in_short(evaluation: Evaluation) -> Table:
+    """The headline metrics alone, for one column of a page: strict success, effective combinations, fluency."""
+    fluency = [key for key in evaluation.metrics if key.startswith("nll/median@")]
+    keys = [key for key in ("strict", "pairs/effective", *fluency[:1]) if key in evaluation.metrics]
+    metrics = [evaluation.metrics[key] for key in keys]
+    rows = tuple(
+        (_name(name), *(estimate_cell(method.metrics.get(key), evaluation.metrics[key].unit) for key in keys))
+        for name, method in evaluation.methods.items()
+    )
+    sizes = sorted({method.n for method in evaluation.methods.values()}) or [0]
+    of = plural(sizes[0], "sentence") if len(sizes) == 1 else f"{sizes[0]:,} to {plural(sizes[-1], 'sentence')}"
+    return Table(
+        caption=f"Headline results of {of} a method, with 95 % intervals over occupations.",
+        heads=("method", *map(head, metrics)),
+        rows=rows,
+        notes=(*_notes(metrics), *_without_interval(evaluation)),
+    )
+
+
 def _without_interval(evaluation: Evaluation) -> list[str]:
-    """Why a number of effective pairs has no interval, of each method where it has none."""
+    """Why a number of effective pairs has no interval, where it has none: methods with the same reason together."""
     key = "pairs/effective"
-    found = {name: e for name, m in evaluation.methods.items() if (e := m.metrics.get(key)) is not None}
-    return [
-        f"{visible(evaluation.metrics[key].title)} of {visible(name)}: {visible(e.note)}"
-        for name, e in found.items()
-        if e.value is not None and e.low is None and e.note
-    ]
+    why: dict[str, list[str]] = {}
+    for name, method in evaluation.methods.items():
+        found = method.metrics.get(key)
+        if found is not None and found.value is not None and found.low is None and found.note:
+            why.setdefault(found.note, []).append(name)
+    title = visible(evaluation.metrics[key].title) if why else ""
+    return [f"{title} of {listed(names)}: {visible(note)}" for note, names in why.items()]
 
 
 def _notes(metrics: Sequence[Metric]) -> tuple[str, ...]:

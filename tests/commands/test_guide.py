@@ -13,6 +13,7 @@ from equipoise import cli
 from equipoise.commands.guide import NUMBERS, GuideRun
 from equipoise.policy import load, reference
 from equipoise.policy.config import LLAMA_8B, PolicyConfig
+from equipoise.runs.command import typed
 from tests.ppo.test_run import ROOT, options
 from tests.tiny import tiny_folder
 
@@ -58,6 +59,7 @@ def test_unedited_it_trains_what_the_command_trains_to_the_byte(model: Path, tmp
     assert cli.main(["train", *options(model, command, "--steps", "2")]) == 0
     for name in ("training_metrics.csv", "model.safetensors"):
         assert (script / "out" / name).read_bytes() == (command / "out" / name).read_bytes()
+    assert "edited" not in json.loads((script / "out" / "run.json").read_text())
 
 
 def test_an_edited_constant_is_what_the_run_uses_and_it_goes_on_or_is_complete(
@@ -68,8 +70,9 @@ def test_an_edited_constant_is_what_the_run_uses_and_it_goes_on_or_is_complete(
     assert run_edited(tmp_path, argv, *edits) == 0
     out = capsys.readouterr().out
     assert "--batch-size 12, from BATCH_SIZE in train_rlhf.py" in out
-    config = json.loads((tmp_path / "out" / "run.json").read_text())["config"]
-    assert config["ppo"]["batch_size"] == 12 and config["steps"] == 2
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["config"]["ppo"]["batch_size"] == 12 and record["config"]["steps"] == 2
+    assert record["edited"] == {"BATCH_SIZE": 12, "TRAINING_STEPS": 2} and record["command"] == typed()
     assert run_edited(tmp_path, argv, *edits) == 0
     assert "this run is complete (2 steps)" in capsys.readouterr().out
     assert run_edited(tmp_path, [*argv, "--steps", "3"], *edits) == 0

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from matplotlib.text import Text
 
 from equipoise.evaluation.curves import frontier_plot, training_plots
 from equipoise.evaluation.figures import MOST_OCCUPATIONS, figures
-from equipoise.evaluation.plots import STYLE, Plot, shortened
+from equipoise.evaluation.plots import STYLE, Plot, draw
 from equipoise.evaluation.results import Estimate, Evaluation, Method
 from equipoise.evaluation.runs import TrainingRun, read_run
+from equipoise.evaluation.visible import shortened
 from tests.evaluation.hostile import example, renamed, training_run
 
 
@@ -73,6 +75,43 @@ def test_no_legend_lies_over_a_plot_or_is_cut_off(run: TrainingRun) -> None:
                 apart = box.x1 <= inside.x0 + 1 or box.x0 >= inside.x1 - 1 or box.y1 <= inside.y0 + 1
                 assert apart or box.y0 >= inside.y1 - 1, plot.name
             assert box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1 and box.y0 >= -1, plot.name
+
+
+def test_on_the_front_no_number_lies_over_another_however_alike_the_methods_are() -> None:
+    evaluation = crowded()
+    alike = [dataclasses.replace(p, support=i / 20) for i, p in enumerate(evaluation.frontier.pareto)]
+    frontier = dataclasses.replace(evaluation.frontier, pareto=tuple(alike))
+    plot = next(
+        p for p in figures(dataclasses.replace(evaluation, frontier=frontier)) if p.name.startswith("adherence")
+    )
+    figure = drawn(plot)
+    (axes,), (legend,) = figure.axes, figure.legends
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert len(shown) == 12 and all(text.endswith(f", {5 * i} %") for i, text in enumerate(shown))
+    ticks = [*axes.get_xticklabels(), *axes.get_yticklabels()]
+    texts = [text for text in figure.findobj(Text) if text.get_text() and text not in ticks and text.get_visible()]
+    boxes = [text.get_window_extent() for text in texts]
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+
+
+def test_every_pdf_is_of_lines_and_letters_with_its_font_inside_and_the_same_bytes_at_any_time(
+    run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strange = renamed(example(), lambda old: f"Müller 🙂 \U00020000 שלום $x$ {old}")
+    plots = {plot.name: plot for plot in [*figures(strange), *training_plots([run])]}
+    kinds = [plots[name] for name in ("occupations", "reward-parts", "training-run")]
+    moment = time.time()
+    for i, plot in enumerate(kinds):
+        pdf = draw(plot).files[f"{plot.name}.pdf"]
+        assert isinstance(pdf, bytes)
+        assert b"/CreationDate" not in pdf and b"/ModDate" not in pdf
+        assert b"/Subtype /Image" not in pdf, plot.name
+        assert b"/FontFile2" in pdf and b"/Type3" not in pdf  # TrueType, which is type 42
+        if i == 0:  # more than a year on: neither the file's date nor the font's may show it
+            with monkeypatch.context() as later:
+                later.setattr(time, "time", lambda: moment + 40_000_000)
+                assert draw(plot).files[f"{plot.name}.pdf"] == pdf
 
 
 def test_every_figure_says_its_n(run: TrainingRun) -> None:

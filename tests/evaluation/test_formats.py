@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from equipoise.evaluation import tables
-from equipoise.evaluation.formats import latex, latex_text, markdown, markdown_text
+from equipoise.evaluation.formats import markdown, markdown_text
 from equipoise.evaluation.results import Estimate, Reference
 from equipoise.evaluation.tables import Cell, Table, fixed, formatted, published
 from tests.evaluation.hostile import TEXTS, example
@@ -72,6 +72,21 @@ def test_the_headline_table_has_a_row_a_method_and_says_why_published_rows_canno
     assert table.reasons == ("not comparable: its matcher is a substring search",)
 
 
+def test_methods_without_an_interval_for_the_same_reason_share_a_note() -> None:
+    evaluation, key = example(), "pairs/effective"
+    reasons = {"Prompt-Only": "too few", "Generate-and-Filter": "too few", "PPO": "one pair"}
+    methods = {
+        name: replace(m, metrics=m.metrics | {key: Estimate(2.0, note=reasons[name])})
+        for name, m in evaluation.methods.items()
+    }
+    for table in (tables.headline, tables.in_short):
+        notes = table(replace(evaluation, methods=methods)).notes
+        assert notes[-2:] == (
+            "effective pairs of Prompt-Only and Generate-and-Filter: too few",
+            "effective pairs of PPO: one pair",
+        )
+
+
 def test_published_rows_with_the_same_reason_share_a_note_and_fill_the_width_of_the_table() -> None:
     rows = ((Cell("A"), Cell("1")), (Cell("B"), Cell("2")))
     table = Table("", ("method", "x", "y"), (), rows, ("paper", "paper"), ("not comparable: why",) * 2)
@@ -81,7 +96,6 @@ def test_published_rows_with_the_same_reason_share_a_note_and_fill_the_width_of_
         "",
         "- † A; B (paper): not comparable: why",
     ]
-    assert latex(table).count("&") == 3 * 2
 
 
 def test_a_number_that_is_missing_is_a_dash_with_its_reason() -> None:
@@ -96,32 +110,7 @@ def test_markdown_of_a_small_table() -> None:
     )
 
 
-def test_latex_of_a_small_table() -> None:
-    table = Table("100 %", ("method", "x"), ((Cell("a_b"), Cell("1.0", "[0.5, 1.5]")),))
-    body = latex(table).split("\\toprule\n")[1]
-    assert body == (
-        "method & x \\\\\n\\midrule\na\\_b & \\shortstack{1.0\\\\{\\scriptsize {[}0.5, 1.5{]}}} \\\\\n\\bottomrule\n"
-        "\\end{tabular}}\n\\end{table}\n"
-    )
-    assert "\\caption{100 \\%}" in latex(table)
-
-
-def test_long_heads_of_latex_are_broken_between_words() -> None:
-    text = latex(Table("", ("method", "generations per accepted sentence"), ()))
-    assert "method & \\shortstack{generations\\\\per accepted\\\\sentence} \\\\\n" in text
-
-
 @pytest.mark.parametrize("text", TEXTS)
 def test_hostile_texts_stay_one_cell_of_markdown(text: str) -> None:
     shown = markdown_text(text)
     assert "\n" not in shown and not re.search(r"(?<!\\)[|`*_\[$]|[<>\x00\ud800-\udfff]", shown)
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_hostile_texts_hold_no_command_of_latex(text: str) -> None:
-    # What remains once the escapes are taken out has none of the characters that LaTeX gives a meaning.
-    shown = latex_text(text)
-    known = r"\\textbackslash\{\}|\\textless\{\}|\\textgreater\{\}|\\textbar\{\}|\\textasciicircum\{\}"
-    known += r"|\\textasciitilde\{\}|\\ldots\{\}|\{\[\}|\{\]\}|\\[{}$&#%_]|\$[\\A-Za-z-]+\$"
-    rest = re.sub(known, "", shown)
-    assert "\n" not in shown and not set("\\{}$&#%_^~") & set(rest)

