@@ -5,7 +5,6 @@ The bar, colours and cursor movement appear only on a terminal that can show the
 no more, and text from a model is shown with its control characters spelled out.
 """
 
-import io
 import logging
 import os
 import sys
@@ -15,11 +14,13 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from equipoise.protocol.lexicon import Lexicon
+from equipoise.protocol.lexicon import NO_CLASS, Piece
+from equipoise.protocol.marking import LOOKS, in_marks, legend, pieces, printable
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import PROTOCOL, Task
+from equipoise.runs.outlet import Outlet, can_show_bar
 from equipoise.runs.stage import Heartbeat, Stage, duration
 
 if TYPE_CHECKING:
@@ -33,41 +34,6 @@ FIRST_STEPS = 5
 SECONDS_PER_LINE = 10.0
 # Steps whose mean duration gives rate and time left: enough to even out lengths, few enough to follow a changed load.
 RECENT_STEPS = 30
-
-# One for each class of terms. Blue, orange, green and purple stay apart for colour-blind readers; weight, underline and
-# slant do where the palette is poor.
-STYLES = ("bold color(33)", "bold underline color(208)", "bold italic color(35)", "bold italic underline color(133)")
-MARKS = (("[", "]"), ("{", "}"), ("<", ">"), ("(", ")"))
-NO_CLASS = -1
-
-
-class Piece(NamedTuple):
-    """A stretch of a sample's text; `kind` is the number of its term's class, or NO_CLASS."""
-
-    text: str
-    kind: int = NO_CLASS
-
-
-def printable(text: str) -> str:
-    """`text` with every control, formatting and line-breaking character written as its escape (`\\x1b`, `\\n`)."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def pieces(text: str, lexicon: Lexicon) -> list[Piece]:
-    """`text` cut at its terms, made printable."""
-    found, end = [], 0
-    for span in lexicon.spans(text):
-        if span.start < end:
-            continue  # inside the term before
-        found.append(Piece(printable(text[end : span.start])))
-        found.append(Piece(printable(text[span.start : span.end]), lexicon.class_of(span.term)))
-        end = span.end
-    return [piece for piece in [*found, Piece(printable(text[end:]))] if piece.text]
-
-
-def in_marks(line: Iterable[Piece]) -> str:
-    """The pieces as plain text: terms of the first class in [brackets], of the second in {braces}, then <> and ()."""
-    return "".join(text if kind == NO_CLASS else text.join(MARKS[kind]) for text, kind in line)
 
 
 def parts(reward: Reward, beside: bool = False) -> str:
@@ -137,66 +103,6 @@ def numbers(metrics: Mapping[str, float], timings: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {form.format(value)}" for name, value, form in watched if value is not None)
 
 
-class Outlet:
-    """The stream, made safe: what its encoding lacks is escaped, and after the first write it refuses none is tried."""
-
-    def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream
-        self.encoding = getattr(stream, "encoding", None) or "utf-8"
-
-    def write(self, text: str) -> int:
-        safe = text.encode(self.encoding, "backslashreplace").decode(self.encoding)
-        self._attempt(lambda stream: stream.write(safe))
-        return len(text)
-
-    def flush(self) -> None:
-        self._attempt(lambda stream: stream.flush())
-
-    def isatty(self) -> bool:
-        try:
-            return self._stream is not None and self._stream.isatty()
-        except ValueError:  # a closed stream
-            return False
-
-    def fileno(self) -> int:
-        if self._stream is None:
-            raise io.UnsupportedOperation("fileno")
-        return self._stream.fileno()
-
-    def _attempt(self, action: Callable[[TextIO], object]) -> None:
-        stream = self._stream
-        if stream is None:
-            return
-        try:
-            action(stream)
-        except BlockingIOError:
-            pass  # the reader is slow and the pipe does not block: this text is lost, the next may pass
-        except OSError:
-            self._stream = None
-            _discard_rest(stream)
-        except ValueError:  # closed by someone else
-            self._stream = None
-
-
-def _discard_rest(stream: TextIO) -> None:
-    """Send what a dead stream still buffers to the null device; else the interpreter cannot flush it and exits 120."""
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
-    except OSError:
-        pass
-
-
-def _can_show_bar(outlet: Outlet) -> bool:
-    term = os.environ.get("TERM", "unknown" if os.name == "posix" else "windows").lower()
-    return (
-        outlet.isatty()
-        and term not in ("", "dumb", "unknown")
-        and os.environ.get("CI", "").lower() in ("", "0", "false")
-    )
-
-
 class Console:
     """Notices, progress and samples for a person."""
 
@@ -221,7 +127,7 @@ class Console:
         self._lock = threading.Lock()
         self._beat: Heartbeat | None = None
         self._is_stdout = stream is sys.stdout
-        self._bar_is_due = _can_show_bar(self._outlet)
+        self._bar_is_due = can_show_bar(self._outlet)
         self._live: Live | None = None
 
     def _open_bar(self) -> "Live":
@@ -314,9 +220,7 @@ class Console:
     ) -> None:
         """A few of the batch's texts, each with its reward (`own`, or the task's), its terms marked, and the parts of
         the task's reward below."""
-        names = [Piece(printable(label), kind) for kind, label in enumerate(self._task.labels)]
-        legend = [piece for name in names for piece in (Piece(" "), name)][1:]
-        self._print([Piece(f"samples of step {step}, terms marked: "), *legend])
+        self._print([Piece(f"samples of step {step}, terms marked: "), *legend(self._task.labels)])
         for reward, value in shown(rewards, occupations, own):
             self._print([Piece(f"  {value:+.2f}  "), *pieces(reward.text, self._task.lexicon)])
             self._print([Piece(f"         {parts(reward, own is not None)}")], style="dim")
@@ -337,7 +241,9 @@ class Console:
     def _styled(line: Sequence[Piece], style: str) -> "Text":
         from rich.text import Text
 
-        return Text.assemble(*((text, "" if kind == NO_CLASS else STYLES[kind]) for text, kind in line), style=style)
+        return Text.assemble(
+            *((text, "" if kind == NO_CLASS else LOOKS[kind].style) for text, kind in line), style=style
+        )
 
     def close(self) -> None:
         """Stop drawing. The bar's last state stays on the screen."""

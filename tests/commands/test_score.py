@@ -124,10 +124,10 @@ def test_a_person_sees_marked_terms_every_part_and_the_total():
     done = run("The nurse was bold, bold, bold, confident and loyal.")
     assert done.returncode == 0
     assert done.stdout.decode().splitlines() == [
-        "The nurse was [bold], [bold], [bold], [confident] and <loyal>.",
+        "The nurse was [bold], [bold], [bold], [confident] and {loyal}.",
         "",
         "agentic             [bold], [confident]",
-        "communal            <loyal>",
+        "communal            {loyal}",
         "",
         "base                +1.0    both classes",
         "bonus               +0.05   1 extra term",

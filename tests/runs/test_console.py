@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.protocol.lexicon import Lexicon, TermClass
+from equipoise.protocol.marking import in_marks, pieces, printable
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import PROTOCOL
-from equipoise.runs.console import Console, in_marks, pieces, printable, shown
+from equipoise.runs.console import Console, shown
 from equipoise.runs.stage import duration
 
 SENTENCE = "The nurse was confident and caring in the emergency room."
