@@ -112,7 +112,18 @@ def base_rates(
             return None
     if rates is not None:
         say(rates.describe(config.task))
+        say(two_distances(rates, config.task, config.ppo.target_kl))
     return rates
+
+
+def two_distances(rates: BaseRates, task: Task, target_kl: float) -> str:
+    """What the two numbers are that go by the name of KL, and where each of them should be."""
+    least = kl_bound(1.0, rates.rate("both"))
+    return (
+        f"two KLs: a step's update stays about {target_kl:g} nats per token (--target-kl); the distance to the "
+        f"reference grows with what is learnt, and is at least {least:.1f} nats per sentence once all have "
+        f"{task.all_classes}"
+    )
 
 
 def distance(recent: Window, base: BaseRates | None) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """The end of a run: which weights, what they write, the exported model, the closing summary."""
 
-import json
 import math
 import time
 from pathlib import Path
@@ -8,16 +7,15 @@ from typing import Any, NamedTuple
 
 from equipoise.policy.sample import NonFiniteLogits
 from equipoise.ppo.choice import Evaluation, because, better, words
+from equipoise.ppo.closing import show
 from equipoise.ppo.evaluate import evaluate, fluency, groups
 from equipoise.ppo.facts import facts
 from equipoise.ppo.run import Run
-from equipoise.ppo.summary import SUMMARY, alerts, describe, left_out_warm_start, read_rows, training_summary
+from equipoise.ppo.summary import FINAL, SUMMARY, alerts, left_out_warm_start, read_rows, training_summary
 from equipoise.ppo.training import Training
+from equipoise.ppo.untrained import sentence_lines
 from equipoise.protocol.plural import plural
 from equipoise.runs.files import write_file, write_json
-
-FINAL = "final_sentences.jsonl"
-"""The sentences that the closing summary measures."""
 
 
 def finish(training: Training, run: Run) -> None:
@@ -46,11 +44,7 @@ def finish(training: Training, run: Run) -> None:
         how = facts(config, state.step, state.kl_coef, warmed=not left_out_warm_start(output))
         with run.log.stage("writing the model"):
             run.export(training.policy, f"{how}; exported: {averaged}step {step}, {why}")
-    for line in describe(summary, config.task):
-        run.log.say(line)
-    run.log.say(
-        f"done: python generate_rlhf.py writes sentences with it; tensorboard --logdir {config.run.tensorboard_dir}"
-    )
+    show(run.log.screen(), config.task, summary, config.run)
 
 
 def _final(training: Training, run: Run, output: Path) -> dict[str, Any]:
@@ -70,10 +64,7 @@ def _final(training: Training, run: Run, output: Path) -> dict[str, Any]:
     except NonFiniteLogits as error:
         run.log.say(f"no sentences for the summary: {error}")
         return {}
-    lines = []
-    for i, (occupation, text) in enumerate(zip(drawn.occupations, drawn.texts, strict=True)):
-        lines.append(json.dumps({"occupation": occupation, "run_id": i // len(prompts) + 1, "text": text}) + "\n")
-    write_file(output / FINAL, "".join(lines))
+    write_file(output / FINAL, sentence_lines(zip(drawn.occupations, drawn.texts, strict=True)))
     return {
         "final": {**measured, "nll": nll},
         "groups": groups(drawn.texts, drawn.occupations, config.occupations, config.task) if config.holdout else {},

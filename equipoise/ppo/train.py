@@ -25,6 +25,7 @@ from equipoise.ppo.run import Run
 from equipoise.ppo.state import State
 from equipoise.ppo.step import ppo_step
 from equipoise.ppo.training import Training, new_optimizer
+from equipoise.ppo.untrained import keep_untrained
 from equipoise.ppo.warm_start import warm_start
 from equipoise.protocol.plural import plural
 from equipoise.runs.signals import Stopped, StopSignals
@@ -177,6 +178,8 @@ class Trainer:
             with run.log.stage("measuring the untrained model"):
                 prompts = training.trained_prompts
                 state.base = self.base or base_rates(config, policy, prompts, run.log.say, self.stop.check)
+                if config.evaluation.final_sentences:
+                    keep_untrained(training, Path(config.run.output_dir))
         return training
 
 

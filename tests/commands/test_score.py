@@ -174,7 +174,7 @@ def test_colours_only_on_a_terminal_that_wants_them(env, coloured):
     os.close(inner)
     first = os.read(outer, 4096).splitlines()[0]
     os.close(outer)
-    assert first == (b"\x1b[1;33mbold\x1b[0m" if coloured else b"[bold]")
+    assert first == (b"\x1b[1;38;5;33mbold\x1b[0m" if coloured else b"[bold]")
 
 
 def test_every_weight_is_an_option_with_help():
