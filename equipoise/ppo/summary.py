@@ -24,28 +24,28 @@ GOOD, GOOD_STEPS = 0.9, 10  # the reward that counts as learnt, as a mean of so 
 
 def read_rows(output: Path) -> list[dict[str, Any]]:
     """The rows of `metrics.jsonl` that have the numbers of a step; none where there is no such file."""
-    return [row for row in _objects(output / "metrics.jsonl") if all(_finite(row.get(key)) for key in NEEDED)]
+    return [row for row in objects(output / "metrics.jsonl") if all(_finite(row.get(key)) for key in NEEDED)]
 
 
 def alerts(output: Path) -> dict[str, int]:
     """How often each alert was raised, by name."""
-    events = _objects(output / "events.jsonl")
+    events = objects(output / "events.jsonl")
     return dict(Counter(str(event.get("name")) for event in events if event.get("kind") == "alert"))
 
 
 def left_out_warm_start(output: Path) -> bool:
     """Whether a warm start that was wanted found too few sentences to be made."""
-    return any(event.get("kind") == "no_warm_start" for event in _objects(output / "events.jsonl"))
+    return any(event.get("kind") == "no_warm_start" for event in objects(output / "events.jsonl"))
 
 
 def sentences(path: Path) -> list[tuple[str, str]]:
     """(occupation, text) of each line of such a file; none where there is no file."""
-    found = ((row.get("occupation"), row.get("text")) for row in _objects(path))
+    found = ((row.get("occupation"), row.get("text")) for row in objects(path))
     return [(o, text) for o, text in found if isinstance(o, str) and isinstance(text, str)]
 
 
-def _objects(path: Path) -> list[dict[str, Any]]:
-    """The objects among the lines; a damaged line must not keep a run that is finished from its model."""
+def objects(path: Path) -> list[dict[str, Any]]:
+    """The objects among the lines of a file; a damaged line must not keep a run that is finished from its model."""
     found = []
     for line in complete_lines(content(path)):
         try:
