@@ -2,15 +2,13 @@
 
 import importlib
 import os
-import shlex
 import sys
 import threading
 import webbrowser
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from equipoise import __version__
 from equipoise.errors import UserError
@@ -19,15 +17,15 @@ from equipoise.ppo.replay import RECORDED, Recorded, read_recorded, replay
 from equipoise.protocol.lexicon import Piece
 from equipoise.protocol.marking import legend, pieces
 from equipoise.protocol.plural import plural
-from equipoise.protocol.task import Task
 from equipoise.runs.calling import program
-from equipoise.runs.console import Console, Row, quiet
+from equipoise.runs.console import LABEL, Console, Row, quiet
 from equipoise.runs.files import write_json
 from equipoise.runs.locks import LOCK, locked_folder
 from equipoise.runs.ownership import look, marked
 
 if TYPE_CHECKING:
     from equipoise.methods.prompted import Prompted
+    from equipoise.methods.sample import Method
 
 EACH = 3
 """Sentences of each occupation."""
@@ -35,6 +33,10 @@ RECORD = "demo.json"
 """What tells the folder of an earlier demo from somebody else's."""
 HIDDEN_STATES, DISTILLED = 64, 5000
 """Of the packaged hidden Markov model."""
+CANDIDATES = 2
+"""Of each sentence of Ctrl-G: the likelier one reads better, and twice the time is seconds."""
+NAMES = {"Prompt-Only": "untrained", "RLHF": "PPO", "Ctrl-G": "Ctrl-G"}
+"""What a person reads in place of a method's label."""
 
 
 @dataclass(frozen=True)
@@ -75,26 +77,21 @@ def main(argv: list[str]) -> int:
 
 def demo(config: DemoConfig, run: Recorded) -> int:
     """The stages, one after the other. Returns the exit code; raises UserError."""
-    console = Console(sys.stdout, len(run.steps), task=run.task, target_kl=run.record["config"]["ppo"]["target_kl"])
-    console.say(f"equipoise {__version__}: a training run, replayed; then the model itself, here and now")
-    console.say(f"replay: {run.describe()}")
+    print(f"equipoise {__version__}: a training run, replayed; then the model itself, here and now", flush=True)
+    print(f"replay: {run.describe()}; its times are shown", flush=True)
     threading.Thread(target=_load_ahead, daemon=True).start()
-    replay(run, console, config.replay_seconds if sys.stdout.isatty() else 0.0)
-
+    replay(run, sys.stdout, config.replay_seconds if sys.stdout.isatty() else 0.0)
     console = Console(sys.stdout, 0, task=run.task, transient=True)
     console.say("from here on all is computed on this machine")
-    files = {"RLHF": _write_recorded(config.output_dir / "rlhf.csv", run)}
+    live = Live(config, run, console)
     try:
-        texts = {"RLHF": _first(run)}
-        code = _sample(config, run.task, console, files, texts)
-        if code:
+        live.write_recorded()
+        if code := live.sample():
             return code
-        page = config.output_dir / "report.html"
-        with console.stage("measuring the sentences and drawing the report"):
-            _report(page, [*files.values()], run)
+        page = live.report()
     finally:
         console.close()
-    _close(console, config, run.task, texts, page)
+    live.close(page)
     return 0
 
 
@@ -118,116 +115,115 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _first(run: Recorded) -> dict[tuple[str, int], str]:
-    """The recorded sentences of the trained model that are shown: of each occupation the first ones."""
-    counts: dict[str, int] = {}
-    found = {}
-    for occupation, text in run.final:
-        counts[occupation] = number = counts.get(occupation, 0) + 1
-        if number <= EACH:
-            found[occupation, number] = text
-    return found
+class Live:
+    """What is computed here: sentences, files, report."""
+
+    def __init__(self, config: DemoConfig, run: Recorded, console: Console) -> None:
+        self.config, self.run, self.task, self.console = config, run, run.task, console
+        self.files: dict[str, Path] = {}
+        """Of each method by its label."""
+        self.texts: dict[str, dict[tuple[str, int], str]] = {}
+        """Its sentences, by occupation and number."""
+
+    def write_recorded(self) -> None:
+        """Of the trained model's recorded sentences the first of each occupation, as a file like any method's."""
+        from equipoise.methods.completions import COMPARED, Completions, Key
+
+        counts: dict[str, int] = {}
+        texts: dict[tuple[str, int], str] = {}
+        for occupation, text in self.run.final:
+            counts[occupation] = number = counts.get(occupation, 0) + 1
+            if number <= EACH:
+                texts[occupation, number] = text
+        path, seed = self.config.output_dir / "rlhf.csv", self.run.summary["seed"]
+        settings = {"Model": "recorded", "Label": "RLHF", "Method": "ppo", "Seed": seed, "recorded": True}
+        with Completions(path, settings, self.task, EACH, True, COMPARED) as file:
+            file.start({"command": self.run.record["command"]})
+            file.append({Key(*key): text for key, text in texts.items()})
+            file.finish()
+        self.files["RLHF"], self.texts["RLHF"] = path, texts
+
+    def sample(self) -> int:
+        """Sentences of the untrained model, and of the same model with Ctrl-G. Returns the exit code."""
+        task, console = self.task, self.console
+        with console.stage("loading PyTorch"):
+            from equipoise.methods.ctrlg.config import CtrlGConfig
+            from equipoise.methods.guided import Guided
+            from equipoise.methods.prompted import Prompted
+            from equipoise.policy.config import PolicyConfig, SamplingConfig
+
+            policy, batch = PolicyConfig(self.config.model), len(task.names)
+            nucleus, all_of_it = SamplingConfig(1.0, 0.95, 32), SamplingConfig(1.0, 1.0, 32)
+            plain = Prompted(policy, prompt=None, sampling=nucleus, seed=0, batch_size=batch, task=task)
+        with console.stage(f"{plain.name}, untrained"):
+            plain.load(console.say)
+        if code := self._write(plain, "prompt-only"):
+            return code
+        guidance = CtrlGConfig(hidden_states=HIDDEN_STATES, distil_sentences=DISTILLED, candidates=CANDIDATES)
+        try:
+            with console.stage("Ctrl-G: building automaton and look-ahead"):
+                guided = Guided(policy, guidance, prompt=None, sampling=all_of_it, seed=0, batch_size=batch, task=task)
+                guided.policy, guided.may_distil = plain.policy, False
+                guided.load(console.say)
+        except UserError as error:  # another model than the one that the packaged HMM is of
+            console.say(f"Ctrl-G is left out: {error}")
+            return 0
+        return self._write(guided, "ctrlg")
+
+    def _write(self, writer: "Prompted", method: "Method") -> int:
+        from equipoise.methods.completions import COMPARED, Completions, all_keys
+        from equipoise.methods.generate import Caller, tell_of_batch, write_all
+        from equipoise.methods.sample import LABELS
+        from equipoise.runs.signals import StopSignals
+
+        label, keys = LABELS[method], all_keys(EACH, self.task.names)
+        path = self.config.output_dir / f"{method}.csv"
+        settings = {"Model": writer.name, "Label": label, "Method": method, "Seed": 0, **writer.settings}
+        with (
+            self.console.stage(f"{label}: {plural(len(keys), 'sentence')}") as stage,
+            StopSignals(tell_of_batch) as stop,
+            Completions(path, settings, self.task, EACH, True, COMPARED) as file,
+        ):
+            outcome = write_all(writer, file, keys, Caller(stop, _unseen, stage))
+        if outcome.status != "done":
+            self.console.say(f"stopped in {label}'s sentences; the same command begins again")
+        self.files[label] = path
+        self.texts[label] = {(key.occupation, key.run_id): text for key, text in outcome.texts.items()}
+        return outcome.exit_code
+
+    def report(self) -> Path:
+        """Write the report and say where it is."""
+        with self.console.stage("measuring the sentences and drawing the report"):
+            from equipoise.evaluation.assemble import report
+            from equipoise.evaluation.config import ReportConfig
+
+            page, files = self.config.output_dir / "report.html", tuple(map(str, self.files.values()))
+            report(ReportConfig(files, page, run=(self.run.folder,), judge=(self.config.model,)), _unseen)
+        return page
+
+    def close(self, page: Path) -> None:
+        """The sentences side by side, where everything is, and what to do next."""
+        task, occupation = self.task, self.task.names[0]
+        rows: list[Row] = [("terms", [*legend(task.labels), Piece(f" in the first sentences about: {occupation}")])]
+        shown = {label: name for label, name in NAMES.items() if label in self.texts}
+        for label, name in shown.items():
+            own = [text for (about, _), text in self.texts[label].items() if about == occupation]
+            rows += [(name if i == 0 else "", pieces(text, task.lexicon)) for i, text in enumerate(own)]
+        for label, name in shown.items():
+            found = [*self.texts[label].values()]
+            both, strict = sum(task.match(t).complete for t in found), sum(map(task.strict, found))
+            origin = "recorded" if label == "RLHF" else "sampled now"
+            told = f"{name}: {task.all_classes} in {both} of {len(found)}, strict success in {strict}; {origin}"
+            rows.append(("shares" if name == "untrained" else "", [Piece(told)]))
+        self.console.table(rows)
+        opened = self.config.browser and _has_display() and webbrowser.open(page.resolve().as_uri())
+        self.console.say(f"  {'report':<{LABEL + 2}}{page}{' (opened in a browser)' if opened else ''}")
+        for i, command in enumerate(("train", "sample --method ctrlg --n 25", "study")):
+            self.console.say(f"  {'next' if i == 0 else '':<{LABEL + 2}}{program()} {command}")
 
 
-def _write_recorded(path: Path, run: Recorded) -> Path:
-    """Those sentences as a file like any method's."""
-    from equipoise.methods.completions import COMPARED, Completions, Key
-
-    settings = {"Model": "recorded", "Label": "RLHF", "Method": "ppo", "Seed": run.summary["seed"], "recorded": True}
-    with Completions(path, settings, run.task, EACH, True, COMPARED) as file:
-        file.start({"command": run.record["command"]})
-        file.append({Key(*key): text for key, text in _first(run).items()})
-        file.finish()
-    return path
-
-
-def _sample(
-    config: DemoConfig,
-    task: Task,
-    console: Console,
-    files: dict[str, Path],
-    texts: dict[str, Mapping[tuple[str, int], str]],
-) -> int:
-    """Sentences of the untrained model, and of the same model with Ctrl-G. Returns the exit code."""
-    with console.stage("loading PyTorch"):
-        from equipoise.methods.ctrlg.config import CtrlGConfig
-        from equipoise.methods.guided import Guided
-        from equipoise.methods.prompted import Prompted
-        from equipoise.policy.config import PolicyConfig, SamplingConfig
-
-        policy, common = PolicyConfig(config.model), {"prompt": None, "seed": 0, "batch_size": len(task.names)}
-        plain = Prompted(policy, sampling=SamplingConfig(1.0, 0.95, 32), task=task, **common)
-    with console.stage(f"{plain.name}, untrained"):
-        plain.load(console.say)
-    files["Prompt-Only"] = config.output_dir / "prompt-only.csv"
-    code = _write(plain, files["Prompt-Only"], "prompt-only", console, texts)
-    if code:
-        return code
-    guidance = CtrlGConfig(hidden_states=HIDDEN_STATES, distil_sentences=DISTILLED)
-    guided = Guided(policy, guidance, sampling=SamplingConfig(1.0, 1.0, 32), task=task, **common)
-    guided.policy, guided.may_distil = plain.policy, False
-    with console.stage("Ctrl-G: building automaton and look-ahead"):
-        guided.load(console.say)
-    files["Ctrl-G"] = config.output_dir / "ctrl-g.csv"
-    return _write(guided, files["Ctrl-G"], "ctrlg", console, texts)
-
-
-def _write(
-    writer: "Prompted",
-    path: Path,
-    method: str,
-    console: Console,
-    texts: dict[str, Mapping[tuple[str, int], str]],
-) -> int:
-    from equipoise.methods.completions import COMPARED, Completions, all_keys
-    from equipoise.methods.generate import Caller, tell_of_batch, write_all
-    from equipoise.methods.sample import LABELS
-    from equipoise.runs.signals import StopSignals
-
-    label = LABELS[method]
-    settings: dict[str, Any] = {"Model": writer.name, "Label": label, "Method": method, "Seed": 0, **writer.settings}
-    keys = all_keys(EACH, writer.task.names)
-    with (
-        console.stage(f"{label}: {plural(len(keys), 'sentence')}") as stage,
-        StopSignals(tell_of_batch) as stop,
-        Completions(path, settings, writer.task, EACH, True, COMPARED) as file,
-    ):
-        outcome = write_all(writer, file, keys, Caller(stop, lambda line: None, stage))
-    texts[label] = {(key.occupation, key.run_id): text for key, text in outcome.texts.items()}
-    return outcome.exit_code
-
-
-def _report(page: Path, files: list[Path], run: Recorded) -> None:
-    from equipoise.evaluation.assemble import report
-    from equipoise.evaluation.config import ReportConfig
-
-    report(ReportConfig(tuple(map(str, files)), page, run=(run.folder,)), lambda line: None)
-
-
-NAMES = {"Prompt-Only": "untrained", "RLHF": "PPO", "Ctrl-G": "Ctrl-G"}
-
-
-def _close(
-    console: Console, config: DemoConfig, task: Task, texts: Mapping[str, Mapping[tuple[str, int], str]], page: Path
-) -> None:
-    """The sentences side by side, where everything is, and what to do next."""
-    occupation = task.names[0]
-    rows: list[Row] = [("terms", [*legend(task.labels), Piece(f" in the first sentences about: {occupation}")])]
-    for label, name in NAMES.items():
-        own = [text for (about, _), text in texts[label].items() if about == occupation]
-        rows += [(name if i == 0 else "", pieces(text, task.lexicon)) for i, text in enumerate(own)]
-    for label, name in NAMES.items():
-        found = [*texts[label].values()]
-        both, strict = sum(task.match(t).complete for t in found), sum(map(task.strict, found))
-        origin = "recorded" if label == "RLHF" else "sampled now"
-        told = f"{name}: {task.all_classes} in {both} of {len(found)} sentences, strict success in {strict}; {origin}"
-        rows.append(("shares" if name == "untrained" else "", [Piece(told)]))
-    console.table([*rows, ("report", [Piece(str(page))])])
-    opened = config.browser and _has_display() and webbrowser.open(page.resolve().as_uri())
-    if opened:
-        console.say("  (opened in a browser)")
-    for command in ("train", shlex.join(["sample", "--method", "ctrlg", "--n", "25"]), "study"):
-        console.say(f"  {'next' if command == 'train' else '':<11}{program()} {command}")
+def _unseen(line: str) -> None:
+    """A notice that the stage's own line says enough of."""
 
 
 def _has_display() -> bool:

@@ -72,14 +72,14 @@ def measure_base(
     sampling: SamplingConfig,
     generation: SamplingConfig,
     sizes: tuple[int, int],
-    check: Callable[[], None] = lambda: None,
+    tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> BaseRates:
     """Sample the policy as it is loaded, before it learns anything. `sizes`: how many sentences, and how many at a
-    time. `check` is called before each batch, and may raise to end it. Raises NonFiniteLogits."""
+    time. `tick` is called before each batch (see `draw_sentences`), and may raise to end it. Raises NonFiniteLogits."""
     count, rows = sizes
-    texts = draw_sentences(policy, task, prompts, sampling, count, "base", rows, check).texts
+    texts = draw_sentences(policy, task, prompts, sampling, count, "base", rows, tick).texts
     name = "base at generation settings"
-    natural = draw_sentences(policy, task, prompts, generation, min(count, 1000), name, rows, check)
+    natural = draw_sentences(policy, task, prompts, generation, min(count, 1000), name, rows, tick)
     return BaseRates(
         n=count,
         both=sum(task.match(text).complete for text in texts),
@@ -94,10 +94,10 @@ def base_rates(
     policy: Policy,
     prompts: Mapping[str, Sequence[int]],
     say: Callable[[str], None],
-    check: Callable[[], None] = lambda: None,
+    tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> BaseRates | None:
     """How often the model complies before it learns anything, measured or known from before; None where neither.
-    `check` is called between batches, and may raise to end it."""
+    `tick` is called between batches (see `draw_sentences`), and may raise to end it."""
     count, sampling = config.evaluation.base_samples, config.sampling
     if not count:
         rates = known_rates(config)
@@ -106,7 +106,7 @@ def base_rates(
         generation = config.evaluation.sampling(sampling)
         try:
             rows = config.ppo.batch_size if count <= 1000 else 512
-            rates = measure_base(policy, config.task, prompts, sampling, generation, (count, rows), check)
+            rates = measure_base(policy, config.task, prompts, sampling, generation, (count, rows), tick)
         except NonFiniteLogits as error:  # the first step will meet them too, and be kept for inspection
             say(f"the untrained model's rates are unknown: {error}")
             return None

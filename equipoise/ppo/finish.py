@@ -58,8 +58,8 @@ def _final(training: Training, run: Run, output: Path) -> dict[str, Any]:
     sampling = config.evaluation.sampling(config.sampling)
     rows = config.ppo.batch_size if count <= 1000 else 512
     try:
-        with run.log.stage("the closing summary's sentences"):
-            measured, drawn = evaluate(policy, config.task, prompts, sampling, count, "final", rows)
+        with run.log.stage("the closing summary's sentences") as stage:
+            measured, drawn = evaluate(policy, config.task, prompts, sampling, count, "final", rows, stage)
             nll = fluency(policy, drawn, config.task)
     except NonFiniteLogits as error:
         run.log.say(f"no sentences for the summary: {error}")
@@ -79,9 +79,9 @@ def evaluate_checkpoint(training: Training, run: Run) -> Evaluation | None:
     count, rows = config.evaluation.eval_sentences, config.ppo.batch_size
     sampling = config.evaluation.sampling(config.sampling)
     try:
-        with training.optimizer.averaged(), run.log.stage(f"evaluating step {state.step}"):
-            prompts = training.trained_prompts
-            measured, drawn = evaluate(training.policy, config.task, prompts, sampling, count, "evaluation", rows)
+        with training.optimizer.averaged(), run.log.stage(f"evaluating step {state.step}") as stage:
+            prompts, name = training.trained_prompts, "evaluation"
+            measured, drawn = evaluate(training.policy, config.task, prompts, sampling, count, name, rows, stage)
     except NonFiniteLogits as error:
         run.log.event(state.step, "nonfinite", what=f"{error}, in an evaluation")
         return None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from equipoise.documents import read_json
 from equipoise.ppo.closing import what_came
@@ -65,13 +65,16 @@ def read_recorded(folder: Path = RECORDED) -> Recorded:
     )
 
 
-def replay(run: Recorded, console: Console, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Show the steps in `seconds`, each as it was shown in training, and what the run came to."""
-    weights = RewardWeights(**run.record["config"]["reward"])
+def replay(run: Recorded, stream: TextIO | None, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Show the steps in `seconds`, each as it was shown in training, by the clock of then, and what the run came to."""
+    config, now = run.record["config"], [run.steps[0]["time/clock"] - run.steps[0].get("time/step", 0.0)]
+    console = Console(stream, len(run.steps), task=run.task, clock=lambda: now[0], target_kl=config["ppo"]["target_kl"])
+    weights = RewardWeights(**config["reward"])
     for row in run.steps:
         sleep(seconds / len(run.steps))
+        now[0] = row["time/clock"]
         numbers = {key: value for key, value in row.items() if isinstance(value, float) and not key.startswith("time/")}
-        console.step(int(row["step"]), numbers, {})
+        console.step(int(row["step"]), numbers, {"time/step": row["time/step"]})
         if texts := run.samples.get(int(row["step"])):
             each = [str(i) for i in range(len(texts))]  # one of an occupation: that is how they were chosen
             console.samples(int(row["step"]), [run.task.score(text, weights) for text in texts], each)

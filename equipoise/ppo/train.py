@@ -175,9 +175,14 @@ class Trainer:
         else:
             with run.log.stage("rehearsing the export"):
                 run.rehearse_export(policy)
-            with run.log.stage("measuring the untrained model"):
+            with run.log.stage("measuring the untrained model") as stage:
+
+                def tick(done: int, total: int) -> None:
+                    self.stop.check()
+                    stage(done, total)
+
                 prompts = training.trained_prompts
-                state.base = self.base or base_rates(config, policy, prompts, run.log.say, self.stop.check)
+                state.base = self.base or base_rates(config, policy, prompts, run.log.say, tick)
                 if config.evaluation.final_sentences:
                     keep_untrained(training, Path(config.run.output_dir))
         return training

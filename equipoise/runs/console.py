@@ -304,7 +304,8 @@ class Console:
         """`text` in lines that fit on the terminal, `beside` columns being taken."""
         if self.width is None:
             return [list(text)]
-        room, lines, filled = max(20, self.width - beside), [[]], 0
+        room, filled = max(20, self.width - beside), 0
+        lines: list[list[Piece]] = [[]]
         for word in _words(text, marked=self._screen is None or self._screen.no_color):
             if lines[-1] and filled + 1 + word.width > room:
                 lines.append([])
