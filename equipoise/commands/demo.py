@@ -106,7 +106,7 @@ def _check_folder(folder: Path) -> None:
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir():
-        raise UserError(f"--output-dir {folder} is no folder: choose another")
+        raise UserError(f"{folder} is a file or a link, and no folder: choose another --output-dir")
     there = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
     if there and look(folder / RECORD, lambda _: False).state not in ("ours", "damaged"):
         raise UserError(
