@@ -200,9 +200,11 @@ class Console:
         row.add_column(no_wrap=True)
         if stage := self._stage:
             row.add_row(ProgressBar(total=stage.total or None, completed=stage.done), Text(str(stage)))
-        else:
-            steps = ProgressBar(total=max(1, self._pace.total), completed=self._pace.done)
+        elif self._pace.total:
+            steps = ProgressBar(total=self._pace.total, completed=self._pace.done)
             row.add_row(steps, Text(f"step {self._pace}"))
+        else:
+            return Group()  # between the stages of a job without steps
         assert self._screen is not None
         lines = in_rows(self._numbers, self._screen.width)
         return Group(row, *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))

@@ -18,11 +18,15 @@ import pytest
 from equipoise.ppo.closing import before_and_after, curve, next_steps, show
 from equipoise.ppo.config import RunConfig
 from equipoise.ppo.replay import RECORDED, read_recorded
-from equipoise.protocol.marking import in_marks
+from equipoise.ppo.summary import FINAL, UNTRAINED, sentences
+from equipoise.ppo.train import train
+from equipoise.protocol.marking import in_marks, printable
 from equipoise.protocol.task import PROTOCOL
 from equipoise.runs.calling import program
 from equipoise.runs.console import Console
+from tests.ppo.small import results, small_config
 from tests.runs.test_console import environment, read_terminal, without_escapes
+from tests.tiny import tiny_folder
 
 BEFORE = [
     "The architect was a man of vision, who had been working on plans for the new museum downtown since early spring",
@@ -146,3 +150,21 @@ def test_the_program_is_called_as_a_shell_here_finds_it(monkeypatch: pytest.Monk
         (tmp_path / name).write_text("")
         (tmp_path / name).chmod(0o755)
     assert program() == f"{python.parent.name}/{python.name} -m equipoise", "another installation's"
+
+
+def test_a_run_keeps_sentences_of_the_untrained_model_and_is_otherwise_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_folder(tmp_path / "model")
+    for name, count in (("with", 40), ("without", 0)):
+        train(small_config(model, tmp_path / name, final_sentences=count, steps=2))
+    shown = capsys.readouterr().out
+    kept, final = (sentences(tmp_path / "with" / "out" / name) for name in (UNTRAINED, FINAL))
+    assert [occupation for occupation, _ in kept] == [PROTOCOL.names[0]] * 3 and len(final) == 40
+    about = [text for occupation, text in final if occupation == PROTOCOL.names[0]]
+    assert about and not {text for _, text in kept} & set(about)
+    for text in (*(text for _, text in kept), *about):
+        assert printable(text) in shown
+    assert not (tmp_path / "without" / "out" / UNTRAINED).exists()
+    with_them, without = (results(tmp_path / name, 2) for name in ("with", "without"))
+    assert with_them == without
