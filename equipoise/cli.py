@@ -17,6 +17,7 @@ from equipoise import __version__
 from equipoise.errors import UserError
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("equipoise.commands.demo", "see it all in a minute, without training"),
     "train": ("equipoise.commands.train", "fine-tune a model with PPO; rerun to resume"),
     "generate": ("equipoise.commands.generate", "write a trained model's completions to a CSV"),
     "export": ("equipoise.commands.export", "write a checkpoint's model as a finished folder"),

@@ -118,6 +118,7 @@ def test_commands_in_running_text_exist() -> None:
 
 def flags() -> Iterator[str]:
     """Every option of every command."""
+    from equipoise.commands.demo import DemoConfig
     from equipoise.evaluation.config import EvaluateConfig, ReportConfig
     from equipoise.methods.sample import SampleConfig
     from equipoise.methods.sft import SftConfig
@@ -125,7 +126,16 @@ def flags() -> Iterator[str]:
     from equipoise.ppo.config import TrainConfig
     from equipoise.ppo.tool_config import BenchConfig, SweepConfig
 
-    kinds: list[Any] = [SampleConfig, SftConfig, StudyConfig, EvaluateConfig, ReportConfig, SweepConfig, BenchConfig]
+    kinds: list[Any] = [
+        SampleConfig,
+        SftConfig,
+        StudyConfig,
+        EvaluateConfig,
+        ReportConfig,
+        SweepConfig,
+        BenchConfig,
+        DemoConfig,
+    ]
     waiting = [*kinds, TrainConfig, RewardWeights]
     while waiting:
         for field in dataclasses.fields(waiting.pop()):

@@ -6,9 +6,9 @@ from equipoise.commands.train import configure
 def main(argv: list[str]) -> int:
     """Print what `train` with the same options would find and choose, and do nothing."""
     config, reasons, _ = configure(argv, prog="equipoise doctor")
-    from equipoise.ppo.preflight import preflight
+    from equipoise.ppo.preflight import notices, preflight
     from equipoise.runs.console import quiet
 
     quiet()
-    print("\n".join((*reasons, *preflight(config)[1])))
+    print("\n".join((*reasons, *notices(config), *preflight(config)[1])))
     return 0

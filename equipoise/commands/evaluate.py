@@ -8,7 +8,7 @@ from equipoise.evaluation.evaluate import evaluate
 from equipoise.evaluation.files import FILES, prepare, write
 from equipoise.evaluation.results import Estimate, Evaluation
 from equipoise.options import parse
-from equipoise.runs.console import printable
+from equipoise.protocol.marking import printable
 from equipoise.runs.progress import Progress
 
 

@@ -2,7 +2,7 @@
 
 from equipoise.evaluation.config import ReportConfig
 from equipoise.options import parse
-from equipoise.runs.console import printable
+from equipoise.protocol.marking import printable
 
 
 def main(argv: list[str]) -> int:

@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 
 from equipoise.documents import parse_json
 from equipoise.errors import UserError
-from equipoise.protocol.lexicon import MARKS
+from equipoise.protocol.lexicon import Piece
+from equipoise.protocol.marking import in_colour, in_marks
 from equipoise.protocol.reward import Reward, RewardWeights
 from equipoise.protocol.task import PROTOCOL, Task, read_task
 from equipoise.tables.documents import flatten
@@ -34,9 +35,6 @@ OPTION_HELP = {
     "max_repeats": "how often a term may occur without the repetition penalty",
 }
 """What `--help` says of each field of RewardWeights."""
-
-# One for each class. Yellow, cyan, magenta and white: told apart with any colour vision.
-_COLOURS = tuple((f"\x1b[1;{code}m", "\x1b[0m") for code in (33, 36, 35, 37))
 
 
 def main(argv: list[str]) -> int:
@@ -124,12 +122,12 @@ def as_json(given: Reward, task: Task) -> str:
 def describe(given: Reward, task: Task, weights: RewardWeights, colour: bool) -> str:
     """The sentence with its terms marked, the terms, every part of the reward with its reason, and the total.
 
-    Each class has a colour; without colour the marks are "[]", "<>", "{}" and "()".
+    Each class has a look of its own, without colour a kind of brackets (see `marking`).
     """
-    marks = _COLOURS if colour else MARKS
+    marked = in_colour if colour else in_marks
 
-    def listed(terms: tuple[str, ...], mark: tuple[str, str]) -> str:
-        return ", ".join(term.join(mark) for term in terms) or "none"
+    def listed(terms: tuple[str, ...], kind: int) -> str:
+        return ", ".join(marked([Piece(term, kind)]) for term in terms) or "none"
 
     present = sum(map(bool, given.terms))
     some = "one class" if present == 1 else f"{present} of {len(given.terms)} classes"
@@ -144,11 +142,11 @@ def describe(given: Reward, task: Task, weights: RewardWeights, colour: bool) ->
     ]
     return "\n".join(
         [
-            task.lexicon.mark(given.text, marks),
+            marked(task.lexicon.pieces(given.text)),
             "",
             *(
-                f"{label:<20}{listed(terms, mark)}"
-                for label, terms, mark in zip(task.labels, given.terms, marks, strict=False)
+                f"{label:<20}{listed(terms, kind)}"
+                for kind, (label, terms) in enumerate(zip(task.labels, given.terms, strict=True))
             ),
             "",
             *(f"{name:<20}{_signed(value):<7} {reason}" for name, value, reason in parts),

@@ -7,8 +7,9 @@ import tyro
 
 from equipoise.errors import UserError
 from equipoise.options import parse
+from equipoise.protocol.marking import printable
 from equipoise.protocol.task import packaged_tasks, read_task
-from equipoise.runs.console import printable, quiet
+from equipoise.runs.console import quiet
 from equipoise.runs.files import write_whole
 
 NEW = "task.yaml"

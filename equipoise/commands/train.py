@@ -1,6 +1,7 @@
 """`equipoise train`; `train_rlhf.py` at the root comes here too."""
 
 import argparse
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from equipoise.errors import UserError
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.presets import PRESETS, for_task, preset
 from equipoise.protocol.task import PROTOCOL, Task, read_task
+from equipoise.runs.console import loading, quiet
 from equipoise.short_help import ALL
 
 # torch and transformers, which take seconds to load, are imported only once the command line has been read.
@@ -25,16 +27,20 @@ def main(argv: list[str]) -> int:
 
 
 def announced(config: TrainConfig, reasons: Sequence[str]) -> TrainConfig:
-    """The configuration cut to this machine, after the first lines of a run: `reasons`, then what was found and chosen.
+    """The configuration cut to this machine, after the first lines of a run: `reasons`, then what was found and chosen,
+    something being on the screen all the while.
 
     Raises UserError where the run cannot fit.
     """
-    from equipoise.ppo.preflight import preflight
-    from equipoise.runs.console import quiet
-
     quiet()
     print("\n".join(reasons), flush=True)  # before anything of a machine or a network is asked
-    config, found = preflight(config)
+    with loading("looking at model and machine"):
+        from equipoise.ppo.preflight import notices, preflight
+
+        for line in notices(config):
+            print(line, flush=True)
+        config, found = preflight(config)
+        importlib.import_module("equipoise.ppo.train")  # as long as something moves
     print("\n".join(found), flush=True)
     return config
 
@@ -90,10 +96,11 @@ def configure(
         config, reasons = preset("bundled-cpu"), []
     else:
         _any_preset(line)
-        from equipoise.ppo.machine import inspect_machine
-        from equipoise.ppo.preflight import choose
+        with loading("looking at this machine"):
+            from equipoise.ppo.machine import inspect_machine
+            from equipoise.ppo.preflight import choose
 
-        choice = choose(inspect_machine())
+            choice = choose(inspect_machine())
         config = choice.config
         reasons = [f"preset    {'; '.join(choice.reasons)}. Another: --preset {' | '.join(PRESETS)}, --model NAME"]
     config, changes = _complete(config, line)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
 
-from equipoise.protocol.lexicon import normalise
+from equipoise.protocol.lexicon import NO_CLASS, normalise
 from equipoise.protocol.task import Task
 
 Counts = NDArray[np.float64]
@@ -98,13 +98,8 @@ class Mask:
 
     def __call__(self, text: str, occupation: str) -> str:
         """`text` in lower case with a mark of its class for each term and `<x>` for the occupation."""
-        lexicon = self.task.lexicon
-        parts, end = [], 0
-        for span in lexicon.spans(text):
-            if span.start >= end:
-                parts += [text[end : span.start], _MARKS[lexicon.class_of(span.term)]]
-                end = span.end
-        masked = normalise("".join([*parts, text[end:]])).lower()
+        pieces = self.task.lexicon.pieces(text)
+        masked = normalise("".join(text if kind == NO_CLASS else _MARKS[kind] for text, kind in pieces)).lower()
         form = re.escape(normalise(self.task.occupation(occupation).frame).lower())
         return re.sub(rf"(?<!\w){form}(?!\w)", "<x>", masked) if occupation else masked
 

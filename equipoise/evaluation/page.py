@@ -38,7 +38,7 @@ CONTENTS = (
     ("made", "How it was made"),
 )
 """Anchors and headings; the one of pairs is the task's word for them."""
-LOOKS = ("bold on blue", "underlined on orange", "italic on green", "dotted on purple")
+LOOKS = ("bold on blue", "underlined on orange", "italic on green", "italic and dotted on purple")
 """How the terms of each class look, as the style sheet has it."""
 FIRST = 3
 """Sentences of each method that the page shows without its script."""

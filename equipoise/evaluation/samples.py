@@ -6,6 +6,7 @@ from typing import Any
 
 from equipoise.evaluation.visible import visible
 from equipoise.evaluation.wording import outcomes
+from equipoise.protocol.lexicon import NO_CLASS
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
 
@@ -60,10 +61,10 @@ def sample(row: Mapping[str, str], task: Task, nll_column: str | None, seeds: bo
     if row["Duplicate"] == "1":
         why.append("duplicate")
     spans, end = [], 0
-    for span in task.lexicon.spans(row["Text"]):
-        if span.start >= end:  # a term inside the one marked before is not marked again
-            spans.append((span.start, span.end, task.lexicon.class_of(span.term)))
-            end = span.end
+    for piece in task.lexicon.pieces(row["Text"]):
+        start, end = end, end + len(piece.text)
+        if piece.kind != NO_CLASS:
+            spans.append((start, end, piece.kind))
     nll = row.get(nll_column or "")
     return Sample(
         method=row["Method"],

@@ -44,6 +44,8 @@ class Guided(Prompted):
         self.facts: dict[str, Any] = {}
         """Of the hidden Markov model, once it is there."""
         self._ctrlg: CtrlG | None = None
+        self.may_distil = True
+        """Whether a hidden Markov model that is not kept is made, which takes minutes."""
         self._cut = True
         """Whether the token limit may end a sentence."""
 
@@ -62,7 +64,7 @@ class Guided(Prompted):
         cache = bundled.cache_folder()
         weights = str(self.settings["weights"])
         made = CtrlG(self.policy, self.prompts, sampling, self.guidance, cache, weights=weights, task=self.task)
-        facts = made.prepare(say)
+        facts = made.prepare(say, may_distil=self.may_distil)
         self._cut = bool(made.automaton.accepts_R.any())
         # What depends on whether the model was kept from before is no part of a file's account.
         self.facts = {k: v for k, v in facts.items() if k not in ("generated_tokens", "cached", "distil_s", "tables_s")}

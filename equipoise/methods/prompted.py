@@ -114,7 +114,10 @@ class Prompted:
         )
 
     def load(self, say: Callable[[str], None] = print) -> None:
-        """Bring the weights into memory, and find out how they are computed. Raises UserError."""
+        """Bring the weights into memory, and find out how they are computed; nothing where a `policy` has been given
+        already, another writer's. Raises UserError."""
+        if self.policy is not None:
+            return
         self.policy = load_for_generation(self._config, self.prompt)
         settle(self.policy, list(self.prompts.values()), self.sampling.max_new_tokens, say)
 

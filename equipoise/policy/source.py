@@ -162,13 +162,8 @@ def load_model(
     if source.kind == "shape":
         return shapes.random_model(source.path_or_id, dtype, torch.device(device), attn_implementation)
     where = _place(source)
-    if where == source.path_or_id and source.kind == "hub":
-        # What the Hub will refuse, it refuses here at once; the loader below would retry for minutes.
-        access = hub_access(where, timeout=20.0)
-        if not access.available:
-            raise UserError(access.reason)
-        if holds(where, ADAPTER):
-            raise UserError(f"{where} is an adapter, or holds one: download it, and give the folder")
+    if where == source.path_or_id and source.kind == "hub" and holds(where, ADAPTER):
+        raise UserError(f"{where} is an adapter, or holds one: download it, and give the folder")
     _check_code(load_config(source), source)
     options: dict[str, Any] = {}
     if attn_implementation is not None:
@@ -284,13 +279,16 @@ def _place(source: Source) -> str:
     """The folder that a model's files lie in, where they are on this machine; else its id on the Hub.
 
     A cached model is loaded as the folder that it is: asking the Hub whether it has changed takes minutes without a
-    network, and would have a run go on with other weights.
+    network, and would have a run go on with other weights. Raises UserError where the Hub does not give it.
     """
     if source.kind in ("bundled", "shape"):
         return str(bundled.folder(BUNDLED_REQUIREMENT))
     if source.kind == "hub" and (folder := cached_folder(source.path_or_id)) is not None:
         _check_folder(folder)
         return str(folder)
+    # What the Hub will refuse, it refuses here at once; the loaders would retry for minutes.
+    if source.kind == "hub" and not (access := hub_access(source.path_or_id, timeout=20.0)).available:
+        raise UserError(access.reason)
     return source.path_or_id
 
 

@@ -72,14 +72,14 @@ def measure_base(
     sampling: SamplingConfig,
     generation: SamplingConfig,
     sizes: tuple[int, int],
-    check: Callable[[], None] = lambda: None,
+    tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> BaseRates:
     """Sample the policy as it is loaded, before it learns anything. `sizes`: how many sentences, and how many at a
-    time. `check` is called before each batch, and may raise to end it. Raises NonFiniteLogits."""
+    time. `tick` is called before each batch (see `draw_sentences`), and may raise to end it. Raises NonFiniteLogits."""
     count, rows = sizes
-    texts = draw_sentences(policy, task, prompts, sampling, count, "base", rows, check).texts
+    texts = draw_sentences(policy, task, prompts, sampling, count, "base", rows, tick).texts
     name = "base at generation settings"
-    natural = draw_sentences(policy, task, prompts, generation, min(count, 1000), name, rows, check)
+    natural = draw_sentences(policy, task, prompts, generation, min(count, 1000), name, rows, tick)
     return BaseRates(
         n=count,
         both=sum(task.match(text).complete for text in texts),
@@ -94,10 +94,10 @@ def base_rates(
     policy: Policy,
     prompts: Mapping[str, Sequence[int]],
     say: Callable[[str], None],
-    check: Callable[[], None] = lambda: None,
+    tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> BaseRates | None:
     """How often the model complies before it learns anything, measured or known from before; None where neither.
-    `check` is called between batches, and may raise to end it."""
+    `tick` is called between batches (see `draw_sentences`), and may raise to end it."""
     count, sampling = config.evaluation.base_samples, config.sampling
     if not count:
         rates = known_rates(config)
@@ -106,13 +106,24 @@ def base_rates(
         generation = config.evaluation.sampling(sampling)
         try:
             rows = config.ppo.batch_size if count <= 1000 else 512
-            rates = measure_base(policy, config.task, prompts, sampling, generation, (count, rows), check)
+            rates = measure_base(policy, config.task, prompts, sampling, generation, (count, rows), tick)
         except NonFiniteLogits as error:  # the first step will meet them too, and be kept for inspection
             say(f"the untrained model's rates are unknown: {error}")
             return None
     if rates is not None:
         say(rates.describe(config.task))
+        say(two_distances(rates, config.task, config.ppo.target_kl))
     return rates
+
+
+def two_distances(rates: BaseRates, task: Task, target_kl: float) -> str:
+    """What the two numbers are that go by the name of KL, and where each of them should be."""
+    least = kl_bound(1.0, rates.rate("both"))
+    return (
+        f"two KLs: a step's update stays about {target_kl:g} nats per token (--target-kl); the distance to the "
+        f"reference grows with what is learnt, and is at least {least:.1f} nats per sentence once all have "
+        f"{task.all_classes}"
+    )
 
 
 def distance(recent: Window, base: BaseRates | None) -> dict[str, float]:

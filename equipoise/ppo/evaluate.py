@@ -39,10 +39,10 @@ def draw_sentences(
     count: int,
     name: str,
     rows: int,
-    check: Callable[[], None] = lambda: None,
+    tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Drawn:
-    """`count` sentences over the occupations in turn, `rows` at a time. `name` decides the random numbers. `check` is
-    called before each batch, and may raise to end it.
+    """`count` sentences over the occupations in turn, `rows` at a time. `name` decides the random numbers. `tick` is
+    called before each batch with what is done and what there is to do, and may raise to end it.
 
     Raises NonFiniteLogits.
     """
@@ -53,7 +53,7 @@ def draw_sentences(
     occupations = list(itertools.islice(itertools.cycle(prompts), count))
     drawn = Drawn(occupations, [], [])
     for first in range(0, count, rows):
-        check()
+        tick(first, count)
         part, numbers_BT = occupations[first : first + rows], uniform_BT[first : first + rows]
         # The last part is filled up: on a GPU every size has a decoder, with recordings and a cache, of its own.
         spare = rows - len(part)
@@ -107,9 +107,11 @@ def evaluate(
     count: int,
     name: str,
     rows: int,
+    tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, float], Drawn]:
-    """`measure` of fresh sentences, their KL to the reference and how many ended by themselves; and the sentences."""
-    drawn = draw_sentences(policy, task, prompts, sampling, count, name, rows)
+    """`measure` of fresh sentences, their KL to the reference and how many ended by themselves; and the sentences.
+    `tick`: as of `draw_sentences`."""
+    drawn = draw_sentences(policy, task, prompts, sampling, count, name, rows, tick)
     kl_B = RowLimit(EVALUATION_ROWS, lambda _: None).run(
         policy, lambda r: kl_to_reference(policy, drawn.rollouts, sampling.temperature or 1.0, r)
     )

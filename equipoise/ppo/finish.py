@@ -1,6 +1,5 @@
 """The end of a run: which weights, what they write, the exported model, the closing summary."""
 
-import json
 import math
 import time
 from pathlib import Path
@@ -8,16 +7,15 @@ from typing import Any, NamedTuple
 
 from equipoise.policy.sample import NonFiniteLogits
 from equipoise.ppo.choice import Evaluation, because, better, words
+from equipoise.ppo.closing import show
 from equipoise.ppo.evaluate import evaluate, fluency, groups
 from equipoise.ppo.facts import facts
 from equipoise.ppo.run import Run
-from equipoise.ppo.summary import SUMMARY, alerts, describe, left_out_warm_start, read_rows, training_summary
+from equipoise.ppo.summary import FINAL, SUMMARY, alerts, left_out_warm_start, read_rows, training_summary
 from equipoise.ppo.training import Training
+from equipoise.ppo.untrained import sentence_lines
 from equipoise.protocol.plural import plural
 from equipoise.runs.files import write_file, write_json
-
-FINAL = "final_sentences.jsonl"
-"""The sentences that the closing summary measures."""
 
 
 def finish(training: Training, run: Run) -> None:
@@ -46,11 +44,7 @@ def finish(training: Training, run: Run) -> None:
         how = facts(config, state.step, state.kl_coef, warmed=not left_out_warm_start(output))
         with run.log.stage("writing the model"):
             run.export(training.policy, f"{how}; exported: {averaged}step {step}, {why}")
-    for line in describe(summary, config.task):
-        run.log.say(line)
-    run.log.say(
-        f"done: python generate_rlhf.py writes sentences with it; tensorboard --logdir {config.run.tensorboard_dir}"
-    )
+    show(run.log.screen(), config.task, summary, config.run)
 
 
 def _final(training: Training, run: Run, output: Path) -> dict[str, Any]:
@@ -64,16 +58,13 @@ def _final(training: Training, run: Run, output: Path) -> dict[str, Any]:
     sampling = config.evaluation.sampling(config.sampling)
     rows = config.ppo.batch_size if count <= 1000 else 512
     try:
-        with run.log.stage("the closing summary's sentences"):
-            measured, drawn = evaluate(policy, config.task, prompts, sampling, count, "final", rows)
+        with run.log.stage("the closing summary's sentences") as stage:
+            measured, drawn = evaluate(policy, config.task, prompts, sampling, count, "final", rows, stage)
             nll = fluency(policy, drawn, config.task)
     except NonFiniteLogits as error:
         run.log.say(f"no sentences for the summary: {error}")
         return {}
-    lines = []
-    for i, (occupation, text) in enumerate(zip(drawn.occupations, drawn.texts, strict=True)):
-        lines.append(json.dumps({"occupation": occupation, "run_id": i // len(prompts) + 1, "text": text}) + "\n")
-    write_file(output / FINAL, "".join(lines))
+    write_file(output / FINAL, sentence_lines(zip(drawn.occupations, drawn.texts, strict=True)))
     return {
         "final": {**measured, "nll": nll},
         "groups": groups(drawn.texts, drawn.occupations, config.occupations, config.task) if config.holdout else {},
@@ -88,9 +79,9 @@ def evaluate_checkpoint(training: Training, run: Run) -> Evaluation | None:
     count, rows = config.evaluation.eval_sentences, config.ppo.batch_size
     sampling = config.evaluation.sampling(config.sampling)
     try:
-        with training.optimizer.averaged(), run.log.stage(f"evaluating step {state.step}"):
-            prompts = training.trained_prompts
-            measured, drawn = evaluate(training.policy, config.task, prompts, sampling, count, "evaluation", rows)
+        with training.optimizer.averaged(), run.log.stage(f"evaluating step {state.step}") as stage:
+            prompts, name = training.trained_prompts, "evaluation"
+            measured, drawn = evaluate(training.policy, config.task, prompts, sampling, count, name, rows, stage)
     except NonFiniteLogits as error:
         run.log.event(state.step, "nonfinite", what=f"{error}, in an evaluation")
         return None

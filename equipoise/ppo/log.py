@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from equipoise.documents import parse_json
 from equipoise.errors import UserError
+from equipoise.protocol.marking import in_marks, pieces
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import PROTOCOL, Task
-from equipoise.runs.console import Console, in_marks, parts, pieces, shown
+from equipoise.runs.console import Console, parts, shown
 from equipoise.runs.files import RowFile, complete_lines, content, set_aside, unwritable, write_whole
 from equipoise.runs.stage import Stage
 
@@ -138,7 +139,8 @@ class RunLog:
 
     output_dir receives `training_metrics.csv`, `metrics.jsonl`, `samples.jsonl`, `eval.jsonl` and `events.jsonl`. Rows
     after `resume_step`, left by an attempt that got further, are cut off (all rows for 0); events stay, they are the
-    history. `task` says which terms to mark. `stream` is standard output unless given.
+    history. `task` says which terms to mark, `target_kl` what the update's KL is held to. `stream` is standard output
+    unless given.
     Raises UserError when a folder or file cannot be written, or `training_metrics.csv` is not a log.
     """
 
@@ -151,6 +153,7 @@ class RunLog:
         stream: TextIO | None = None,
         task: Task = PROTOCOL,
         clock: Callable[[], float] = time.monotonic,
+        target_kl: float | None = None,
     ) -> None:
         self._folder = output_dir
         self._tensorboard_dir = tensorboard_dir
@@ -160,7 +163,9 @@ class RunLog:
         except OSError as error:
             raise unwritable(output_dir, error) from error
         notices = self._open(resume_step)
-        self._console = Console(sys.stdout if stream is None else stream, total_steps, resume_step, task, clock)
+        self._console = Console(
+            sys.stdout if stream is None else stream, total_steps, resume_step, task, clock, target_kl
+        )
         for notice in notices:
             self.say(notice)
 
@@ -219,6 +224,11 @@ class RunLog:
         """A part of the run besides its steps, such as the warm start: what it yields is called with what is done and
         what there is to do."""
         return self._console.stage(label)
+
+    def screen(self) -> Console:
+        """What a person sees, its bar being closed: for what is shown at the end."""
+        self._console.close()
+        return self._console
 
     def say(self, text: str) -> None:
         """A notice for a person."""

@@ -49,6 +49,11 @@ def choose(machine: machines.Machine) -> Choice:
     return Choice(PRESETS["bundled-gpu"], (f"{why}: preset bundled-gpu, made for the bundled SmolLM2-135M on a GPU",))
 
 
+def notices(config: TrainConfig) -> list[str]:
+    """What the user should know of the model's name, a line each; the network is not asked. Raises UserError."""
+    return [f"note      {notice}" for notice in resolve(config.policy.model).notices]
+
+
 def preflight(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """The configuration cut to this machine's memory, and what was found and chosen, a line each.
 
@@ -78,7 +83,6 @@ def preflight(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     )
     lines = [
         *here.lines(),
-        *(f"note      {notice}" for notice in source.notices),
         f"model     {source.path_or_id} ({needed.parameters / 1e6:.0f} M parameters; "
         f"{needed.trained / 1e6:.1f} M trained: {how})",
         f"compute   {device}, {str(dtype).removeprefix('torch.')}{', 8-bit base' if config.policy.use_8bit else ''}",

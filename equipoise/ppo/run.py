@@ -25,6 +25,7 @@ from equipoise.ppo.functions import DOCUMENT as FUNCTIONS
 from equipoise.ppo.functions import check_same
 from equipoise.ppo.log import RunLog
 from equipoise.ppo.state import State
+from equipoise.ppo.summary import FINAL, SUMMARY
 from equipoise.ppo.undo import Made
 from equipoise.runs.checkpoint import Checkpoint, at_step, discard_after, newest, prune, save_checkpoint
 from equipoise.runs.files import make_folder, write_file, write_json
@@ -270,12 +271,13 @@ def _begin(config: TrainConfig, facts: Mapping[str, Any], found: Claimed) -> Run
         total_steps=config.steps,
         resume_step=step,
         task=config.task,
+        target_kl=config.ppo.target_kl,
     )
     for notice in found.notices:
         log.say(notice)
     if not found.complete:
         # A run that goes on has no final model; an old one must not be taken for it.
-        for name in (WEIGHTS, "summary.json", "final_sentences.jsonl"):
+        for name in (WEIGHTS, SUMMARY, FINAL):
             (output / name).unlink(missing_ok=True)
     if found.resumed is not None and not found.complete:
         log.event(step, "resume", checkpoint=found.resumed.path.name)

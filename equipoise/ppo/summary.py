@@ -12,6 +12,10 @@ from equipoise.protocol.task import Task
 from equipoise.runs.files import complete_lines, content
 
 SUMMARY = "summary.json"
+FINAL = "final_sentences.jsonl"
+"""The sentences that the closing summary measures."""
+UNTRAINED = "untrained_sentences.jsonl"
+"""A few of the untrained model, to be shown beside them."""
 NEEDED = ("step", "reward/mean", "compliance/both")
 """What a row of metrics.jsonl is not read without."""
 LAST = 20  # steps, at most, over which the final reward is averaged
@@ -20,22 +24,28 @@ GOOD, GOOD_STEPS = 0.9, 10  # the reward that counts as learnt, as a mean of so 
 
 def read_rows(output: Path) -> list[dict[str, Any]]:
     """The rows of `metrics.jsonl` that have the numbers of a step; none where there is no such file."""
-    return [row for row in _objects(output / "metrics.jsonl") if all(_finite(row.get(key)) for key in NEEDED)]
+    return [row for row in objects(output / "metrics.jsonl") if all(_finite(row.get(key)) for key in NEEDED)]
 
 
 def alerts(output: Path) -> dict[str, int]:
     """How often each alert was raised, by name."""
-    events = _objects(output / "events.jsonl")
+    events = objects(output / "events.jsonl")
     return dict(Counter(str(event.get("name")) for event in events if event.get("kind") == "alert"))
 
 
 def left_out_warm_start(output: Path) -> bool:
     """Whether a warm start that was wanted found too few sentences to be made."""
-    return any(event.get("kind") == "no_warm_start" for event in _objects(output / "events.jsonl"))
+    return any(event.get("kind") == "no_warm_start" for event in objects(output / "events.jsonl"))
 
 
-def _objects(path: Path) -> list[dict[str, Any]]:
-    """The objects among the lines; a damaged line must not keep a run that is finished from its model."""
+def sentences(path: Path) -> list[tuple[str, str]]:
+    """(occupation, text) of each line of such a file; none where there is no file."""
+    found = ((row.get("occupation"), row.get("text")) for row in objects(path))
+    return [(o, text) for o, text in found if isinstance(o, str) and isinstance(text, str)]
+
+
+def objects(path: Path) -> list[dict[str, Any]]:
+    """The objects among the lines of a file; a damaged line must not keep a run that is finished from its model."""
     found = []
     for line in complete_lines(content(path)):
         try:
@@ -90,70 +100,63 @@ def _distance(row: Mapping[str, Any]) -> float | None:
     return sum(parts) if all(map(_finite, parts)) else None  # type: ignore[arg-type]
 
 
-def describe(summary: Mapping[str, Any], task: Task) -> list[str]:
-    """The summary in lines for a person. `task` is what was trained on."""
+def describe(summary: Mapping[str, Any], task: Task) -> list[tuple[str, str]]:
+    """The summary for a person: what a line is about, and the line. `task` is what was trained on."""
 
     def number(value: Any, form: str = "{:z.2f}") -> str:
         return "?" if value is None else form.format(value)
 
-    lines = [f"summary of {plural(summary['steps'], 'step')}"]
+    lines = []
     if summary["reward_first"] is not None:
         good, function = summary["good_step"], summary.get("reward_fn")
         missed = "not reached" if summary["steps"] >= GOOD_STEPS else "needs more steps"
-        learnt = f"; {GOOD} (mean of {GOOD_STEPS} steps) " + (f"reached at step {good}" if good else missed)
-        lines.append(
-            f"  reward      {number(summary['reward_first'])} at first, {number(summary['reward_last'])} over the last "
-            + plural(summary["last_steps"], "step", one="")
-            + (f", by {function}" if function else learnt)
-        )
+        learnt = f"{GOOD} as a mean of {GOOD_STEPS} steps " + (f"was reached at step {good}" if good else missed)
+        text = f"{number(summary['reward_first'])} at first, {number(summary['reward_last'])} over the last "
+        text += plural(summary["last_steps"], "step", one="")
+        lines.append(("reward", f"{text}, by {function}" if function else f"{text}; {learnt}"))
     final = summary.get("final")
     if final:
-        lines.append(_line("sentences", final, task, summary["generation"]))
-        lines += [_line(name.replace("_", " "), part, task) for name, part in summary.get("groups", {}).items()]
+        lines.append(("sentences", _measured(final, task)))
+        lines += [(name.replace("_", " "), _measured(part, task)) for name, part in summary.get("groups", {}).items()]
         own = (summary.get("base") or {}).get("nll")
         lines.append(
-            "  fluency     not known: no sentence has a finite likelihood under the untrained model"
+            ("fluency", "not known: no sentence has a finite likelihood under the untrained model")
             if final["nll"] is None
-            else f"  fluency     {number(final['nll'])} nats per token under the untrained model, of plain text"
-            + (f" (its own sentences: {number(own)})" if own is not None else "")
+            else (
+                "fluency",
+                f"{number(final['nll'])} nats per token under the untrained model"
+                + (f" (its own sentences: {number(own)})" if own is not None else ""),
+            )
         )
     elif summary.get("evaluation"):
-        lines.append(_line("sentences", summary["evaluation"], task))
+        lines.append(("sentences", _measured(summary["evaluation"], task)))
     lines += _distances(summary, task)
     raised = ", ".join(f"{name} ×{n}" for name, n in summary["alerts"].items())
-    lines.append(f"  alerts      {raised or 'none'}")
-    lines.append(f"  exported    step {summary['exported_step']}: {summary['exported_because']}")
+    lines.append(("alerts", raised or "none"))
+    lines.append(("exported", f"step {summary['exported_step']}: {summary['exported_because']}"))
     return lines
 
 
-def _distances(summary: Mapping[str, Any], task: Task) -> list[str]:
-    """The KL to the reference of the batches trained on, and that of the closing sentences, each by its name."""
-    lines = []
-    at, kl = summary["exported_step"], summary.get("kl_ref")
-    if kl is not None:
-        known = summary.get("kl_bound") is not None
-        where = f"{'the last batches up to' if known else 'the batch of'} step {at}"
-        line = f"  distance    KL to the reference {kl:z.2f} nats per sentence, in {where} as sampled in training"
-        if known:
-            line += (
-                f"; their share of {task.all_classes} needs {summary['kl_bound']:z.2f}, excess "
-                f"{summary['kl_excess']:z.2f}"
-            )
-        lines.append(line)
-    final = summary.get("final") or {}
-    if final.get("kl") is not None:
-        lines.append(
-            f"              KL to the reference {final['kl']:z.2f} nats per sentence, in the "
-            f"{plural(final['n'], 'sentence')} above as exported ({summary['generation']})"
-        )
-    return lines
+def _distances(summary: Mapping[str, Any], task: Task) -> list[tuple[str, str]]:
+    """The KL to the reference: that of the batches trained on, where the least that their compliance needs is known
+    (both as sampled in training), else that of the closing sentences, where there are any."""
+    at, kl, bound = summary["exported_step"], summary.get("kl_ref"), summary.get("kl_bound")
+    final = (summary.get("final") or {}).get("kl")
+    if kl is not None and bound is not None:
+        where = f"in the last batches up to step {at} (bound {bound:z.2f} for their share of {task.all_classes})"
+    elif final is not None:
+        kl, where = final, f"in these sentences ({summary['generation']})"
+    elif kl is not None:
+        where = f"in the batch of step {at}"
+    else:
+        return []
+    return [("distance", f"{kl:z.2f} nats per sentence from the reference model, {where}")]
 
 
-def _line(name: str, measured: Mapping[str, float], task: Task, settings: str = "") -> str:
+def _measured(measured: Mapping[str, float], task: Task) -> str:
     noun = task.pair_noun
     return (
-        f"  {name:<11} {measured['n']:.0f}: {task.all_classes} {100 * measured['both']:.1f} %, strict "
-        f"{100 * measured['strict']:.1f} %, {plural(measured['pairs'], noun.removesuffix('s'))} "
-        f"({measured['effective_pairs']:.1f} effective), {100 * measured['unique']:.1f} % different"
-        + (f"; {settings}" if settings else "")
+        f"{task.all_classes} in {100 * measured['both']:.1f} % of {measured['n']:.0f}, strict success in "
+        f"{100 * measured['strict']:.1f} %; {plural(measured['pairs'], noun.removesuffix('s'))} "
+        f"({measured['effective_pairs']:.1f} effective); {100 * measured['unique']:.1f} % different"
     )

@@ -26,6 +26,7 @@ from equipoise.ppo.run import Run
 from equipoise.ppo.state import State
 from equipoise.ppo.step import ppo_step
 from equipoise.ppo.training import Training, new_optimizer
+from equipoise.ppo.untrained import keep_untrained
 from equipoise.ppo.warm_start import warm_start
 from equipoise.protocol.plural import plural
 from equipoise.runs.signals import Stopped, StopSignals
@@ -178,9 +179,16 @@ class Trainer:
         else:
             with run.log.stage("rehearsing the export"):
                 run.rehearse_export(policy)
-            with run.log.stage("measuring the untrained model"):
+            with run.log.stage("measuring the untrained model") as stage:
+
+                def tick(done: int, total: int) -> None:
+                    self.stop.check()
+                    stage(done, total)
+
                 prompts = training.trained_prompts
-                state.base = self.base or base_rates(config, policy, prompts, run.log.say, self.stop.check)
+                state.base = self.base or base_rates(config, policy, prompts, run.log.say, tick)
+                if config.evaluation.final_sentences:
+                    keep_untrained(training, Path(config.run.output_dir))
         return training
 
 

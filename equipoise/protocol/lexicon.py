@@ -15,13 +15,17 @@ from typing import NamedTuple
 from equipoise.errors import UserError
 from equipoise.protocol.folding import end_of_stem, fold, fold_term, is_mark, normalise, words_of
 
-__all__ = ["Found", "Lexicon", "Match", "Span", "TermClass", "TermError", "normalise"]
+__all__ = ["NO_CLASS", "Found", "Lexicon", "Match", "Piece", "Span", "TermClass", "TermError", "normalise"]
 
 MOST_CLASSES = 4
-Marks = tuple[str, str]
-"""What stands before and after a marked term."""
-MARKS: tuple[Marks, ...] = (("[", "]"), ("<", ">"), ("{", "}"), ("(", ")"))
-"""The marks of each class where no others are asked for: "[confident]" and "<caring>"."""
+NO_CLASS = -1
+
+
+class Piece(NamedTuple):
+    """A stretch of a text; `kind` is the number of its term's class, or NO_CLASS."""
+
+    text: str
+    kind: int = NO_CLASS
 
 
 class TermClass(NamedTuple):
@@ -170,17 +174,15 @@ class Lexicon:
             terms[self._class_of[term]].append(term)
         return Match(tuple(map(tuple, terms)), counts)
 
-    def mark(self, text: str, marks: Sequence[Marks] = MARKS) -> str:
-        """`text` with each term between the two strings of its class. A term inside another gets none of its own."""
-        parts: list[str] = []
-        end = 0
+    def pieces(self, text: str) -> list[Piece]:
+        """`text` cut at its terms, from left to right; none is empty. A term inside another is no piece of its own."""
+        parts, end = [], 0
         for span in self.spans(text):
             if span.start < end:
-                continue  # inside the term marked before
-            before, after = marks[self._class_of[span.term]]
-            parts += [text[end : span.start], before, text[span.start : span.end], after]
+                continue  # inside the term before
+            parts += [Piece(text[end : span.start]), Piece(text[span.start : span.end], self._class_of[span.term])]
             end = span.end
-        return "".join([*parts, text[end:]])
+        return [piece for piece in [*parts, Piece(text[end:])] if piece.text]
 
 
 def checked(classes: Iterable[TermClass]) -> tuple[TermClass, ...]:

@@ -5,9 +5,9 @@ The bar, colours and cursor movement appear only on a terminal that can show the
 no more, and text from a model is shown with its control characters spelled out.
 """
 
-import io
 import logging
 import os
+import shutil
 import sys
 import threading
 import time
@@ -17,12 +17,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from equipoise.protocol.lexicon import Lexicon
+from equipoise import __version__
+from equipoise.protocol.lexicon import NO_CLASS, Piece
+from equipoise.protocol.marking import LOOKS, in_marks, legend, pieces, printable
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import PROTOCOL, Task
+from equipoise.runs.outlet import Outlet, can_show_bar
 from equipoise.runs.stage import Heartbeat, Stage, duration
 
 if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text
@@ -31,43 +35,10 @@ MAX_SAMPLES = 6
 # Without a terminal: every step at first, so that one sees the run start, then one line in so many seconds.
 FIRST_STEPS = 5
 SECONDS_PER_LINE = 10.0
+# Of a silence, without a terminal: below ten, with a second that a beat may be late.
+SILENCE = 8.0
 # Steps whose mean duration gives rate and time left: enough to even out lengths, few enough to follow a changed load.
 RECENT_STEPS = 30
-
-# One for each class of terms. Blue, orange, green and purple stay apart for colour-blind readers; weight, underline and
-# slant do where the palette is poor.
-STYLES = ("bold color(33)", "bold underline color(208)", "bold italic color(35)", "bold italic underline color(133)")
-MARKS = (("[", "]"), ("{", "}"), ("<", ">"), ("(", ")"))
-NO_CLASS = -1
-
-
-class Piece(NamedTuple):
-    """A stretch of a sample's text; `kind` is the number of its term's class, or NO_CLASS."""
-
-    text: str
-    kind: int = NO_CLASS
-
-
-def printable(text: str) -> str:
-    """`text` with every control, formatting and line-breaking character written as its escape (`\\x1b`, `\\n`)."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def pieces(text: str, lexicon: Lexicon) -> list[Piece]:
-    """`text` cut at its terms, made printable."""
-    found, end = [], 0
-    for span in lexicon.spans(text):
-        if span.start < end:
-            continue  # inside the term before
-        found.append(Piece(printable(text[end : span.start])))
-        found.append(Piece(printable(text[span.start : span.end]), lexicon.class_of(span.term)))
-        end = span.end
-    return [piece for piece in [*found, Piece(printable(text[end:]))] if piece.text]
-
-
-def in_marks(line: Iterable[Piece]) -> str:
-    """The pieces as plain text: terms of the first class in [brackets], of the second in {braces}, then <> and ()."""
-    return "".join(text if kind == NO_CLASS else text.join(MARKS[kind]) for text, kind in line)
 
 
 def parts(reward: Reward, beside: bool = False) -> str:
@@ -125,76 +96,37 @@ class Pace:
         return f"{count}  {rate}  ETA {duration(left)}"
 
 
-def numbers(metrics: Mapping[str, float], timings: Mapping[str, float]) -> str:
-    """The step's few numbers worth watching, in one line."""
+def numbers(metrics: Mapping[str, float], timings: Mapping[str, float], target_kl: float | None = None) -> list[str]:
+    """The step's few numbers worth watching. The two KLs go by names that cannot be mistaken for each other: the
+    update's stands beside its target, the distance to the reference model beside the least that compliance needs."""
+    target = "" if target_kl is None else f" (target {target_kl:g})"
+    bound = metrics.get("kl/bound")
+    distance = metrics.get("kl/ref") if bound is None else bound + metrics["kl/excess"]
+    needed = "" if bound is None else f" (bound {bound:z.2f})"
     watched = (
-        ("reward", metrics.get("reward/function", metrics.get("reward/mean")), "{:z.3f}"),
-        ("both", metrics.get("compliance/both"), "{:.1%}"),
-        ("KL ref", metrics.get("kl/ref"), "{:z.2f}"),
-        ("update KL", metrics.get("ppo/update_kl"), "{:z.4f}"),
-        ("peak", timings.get("memory/peak_gb"), "{:.1f} GB"),
+        ("reward {:z.3f}", metrics.get("reward/function", metrics.get("reward/mean"))),
+        ("both {:.1%}", metrics.get("compliance/both")),
+        ("peak {:.1f} GB", timings.get("memory/peak_gb")),
+        ("update KL {:z.4f}" + target, metrics.get("ppo/update_kl")),
+        ("distance to reference {:z.2f} nats" + needed, distance),
     )
-    return "  ".join(f"{name} {form.format(value)}" for name, value, form in watched if value is not None)
+    return [form.format(value) for form, value in watched if value is not None]
 
 
-class Outlet:
-    """The stream, made safe: what its encoding lacks is escaped, and after the first write it refuses none is tried."""
-
-    def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream
-        self.encoding = getattr(stream, "encoding", None) or "utf-8"
-
-    def write(self, text: str) -> int:
-        safe = text.encode(self.encoding, "backslashreplace").decode(self.encoding)
-        self._attempt(lambda stream: stream.write(safe))
-        return len(text)
-
-    def flush(self) -> None:
-        self._attempt(lambda stream: stream.flush())
-
-    def isatty(self) -> bool:
-        try:
-            return self._stream is not None and self._stream.isatty()
-        except ValueError:  # a closed stream
-            return False
-
-    def fileno(self) -> int:
-        if self._stream is None:
-            raise io.UnsupportedOperation("fileno")
-        return self._stream.fileno()
-
-    def _attempt(self, action: Callable[[TextIO], object]) -> None:
-        stream = self._stream
-        if stream is None:
-            return
-        try:
-            action(stream)
-        except BlockingIOError:
-            pass  # the reader is slow and the pipe does not block: this text is lost, the next may pass
-        except OSError:
-            self._stream = None
-            _discard_rest(stream)
-        except ValueError:  # closed by someone else
-            self._stream = None
+def in_rows(parts: Iterable[str], width: int) -> list[str]:
+    """The parts, two spaces apart, in as few rows of `width` columns as hold them whole."""
+    rows: list[str] = []
+    for part in parts:
+        if rows and len(rows[-1]) + 2 + len(part) <= width:
+            rows[-1] += "  " + part
+        else:
+            rows.append(part)
+    return rows
 
 
-def _discard_rest(stream: TextIO) -> None:
-    """Send what a dead stream still buffers to the null device; else the interpreter cannot flush it and exits 120."""
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
-    except OSError:
-        pass
-
-
-def _can_show_bar(outlet: Outlet) -> bool:
-    term = os.environ.get("TERM", "unknown" if os.name == "posix" else "windows").lower()
-    return (
-        outlet.isatty()
-        and term not in ("", "dumb", "unknown")
-        and os.environ.get("CI", "").lower() in ("", "0", "false")
-    )
+LABEL = 9  # columns that labels have at least, so that tables below each other are aligned
+Row = tuple[str, Sequence[Piece]]
+"""A label, and the text beside it."""
 
 
 class Console:
@@ -207,12 +139,17 @@ class Console:
         done: int = 0,
         task: Task = PROTOCOL,
         clock: Callable[[], float] = time.monotonic,
+        target_kl: float | None = None,
+        transient: bool = False,
     ) -> None:
+        """`transient`: the bar goes when the console is closed."""
         self._outlet = Outlet(stream)
+        self._target_kl = target_kl
+        self._transient = transient
         self._task = task
         self._clock = clock
         self._pace = Pace(total_steps, done, clock)
-        self._numbers = ""
+        self._numbers: list[str] = []
         self._lines = 0
         self._last_line = clock()
         self._stage: Stage | None = None
@@ -221,10 +158,17 @@ class Console:
         self._lock = threading.Lock()
         self._beat: Heartbeat | None = None
         self._is_stdout = stream is sys.stdout
-        self._bar_is_due = _can_show_bar(self._outlet)
+        self._bar_is_due = can_show_bar(self._outlet)
+        self._screen: RichConsole | None = None
+        """The terminal, once it has shown the bar."""
         self._live: Live | None = None
 
-    def _open_bar(self) -> "Live":
+    @property
+    def encoding(self) -> str:
+        """What the stream can show."""
+        return self._outlet.encoding
+
+    def _open_bar(self) -> None:
         from rich.console import Console as RichConsole
         from rich.live import Live
 
@@ -233,17 +177,17 @@ class Console:
                 return False  # never hidden, so that a killed run leaves a usable terminal
 
         # Rich's type wants a whole TextIO; it calls the methods that Outlet has.
-        screen = Screen(file=self._outlet, force_terminal=True, force_jupyter=False)  # type: ignore[arg-type]
-        live = Live(
-            console=screen,
+        self._screen = Screen(file=self._outlet, force_terminal=True, force_jupyter=False)  # type: ignore[arg-type]
+        self._live = Live(
+            console=self._screen,
             get_renderable=self._bar,
             refresh_per_second=2,
+            transient=self._transient,
             # Other libraries' prints go above the bar, but a redirected error stream stays where the user sent it.
             redirect_stdout=self._is_stdout,
             redirect_stderr=sys.stderr is not None and sys.stderr.isatty(),
         )
-        live.start()
-        return live
+        self._live.start()
 
     def _bar(self) -> "Group":
         from rich.console import Group
@@ -256,15 +200,19 @@ class Console:
         row.add_column(no_wrap=True)
         if stage := self._stage:
             row.add_row(ProgressBar(total=stage.total or None, completed=stage.done), Text(str(stage)))
-        else:
-            steps = ProgressBar(total=max(1, self._pace.total), completed=self._pace.done)
+        elif self._pace.total:
+            steps = ProgressBar(total=self._pace.total, completed=self._pace.done)
             row.add_row(steps, Text(f"step {self._pace}"))
-        return Group(row, Text(self._numbers, no_wrap=True, overflow="ellipsis"))
+        else:
+            return Group()  # between the stages of a job without steps
+        assert self._screen is not None
+        lines = in_rows(self._numbers, self._screen.width)
+        return Group(row, *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
 
     @contextmanager
     def stage(self, label: str) -> Iterator[Stage]:
         """While it lasts the bar is the stage's. Without a terminal, from the first stage on, a line says what goes on
-        whenever none came for `SECONDS_PER_LINE`."""
+        whenever none came for `SILENCE`."""
         self._open_bar_once()
         outer, self._stage = self._stage, Stage(label, self._clock)
         if self._live is None and self._beat is None:
@@ -276,15 +224,15 @@ class Console:
 
     def _break_silence(self) -> None:
         silent = self._clock() - self._shown_at
-        if self._stage is not None and silent >= SECONDS_PER_LINE:
+        if self._stage is not None and silent >= SILENCE:
             self._print([Piece(str(self._stage))])
-        elif silent >= SECONDS_PER_LINE and self._pace.done < self._pace.total:
+        elif silent >= SILENCE and self._pace.done < self._pace.total:
             self._print([Piece(f"working on step {self._pace.done + 1:,} of {self._pace.total:,}")])
 
     def _open_bar_once(self) -> None:
         if self._bar_is_due:
             self._bar_is_due = False
-            self._live = self._open_bar()
+            self._open_bar()
 
     def say(self, text: str) -> None:
         """A notice: above the bar, or as plain lines."""
@@ -294,14 +242,15 @@ class Console:
     def step(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
         """Progress after a completed step."""
         self._pace.tick(step, timings.get("time/step"))
-        self._numbers = numbers(metrics, timings)
+        self._numbers = numbers(metrics, timings, self._target_kl)
         self._open_bar_once()
         if self._live is not None:
             self._live.refresh()
             return
         due = self._clock() - self._last_line >= SECONDS_PER_LINE
         if due or self._lines < FIRST_STEPS or step == self._pace.total:
-            self._print([Piece(f"step {self._pace}  {self._numbers}".rstrip())])
+            for i, row in enumerate(in_rows([f"step {self._pace}", *self._numbers], self.width or sys.maxsize)):
+                self._print([Piece(row if i == 0 else f"  {row}")])
             self._lines += 1
             self._last_line = self._clock()
 
@@ -314,21 +263,19 @@ class Console:
     ) -> None:
         """A few of the batch's texts, each with its reward (`own`, or the task's), its terms marked, and the parts of
         the task's reward below."""
-        names = [Piece(printable(label), kind) for kind, label in enumerate(self._task.labels)]
-        legend = [piece for name in names for piece in (Piece(" "), name)][1:]
-        self._print([Piece(f"samples of step {step}, terms marked: "), *legend])
+        self._print([Piece(f"samples of step {step}, terms marked: "), *legend(self._task.labels)])
         for reward, value in shown(rewards, occupations, own):
             self._print([Piece(f"  {value:+.2f}  "), *pieces(reward.text, self._task.lexicon)])
             self._print([Piece(f"         {parts(reward, own is not None)}")], style="dim")
 
     def _print(self, line: Sequence[Piece], style: str = "") -> None:
         self._shown_at = self._clock()
-        if self._live is None:
+        screen = self._screen
+        if screen is None:
             with self._lock:
                 self._outlet.write(in_marks(line) + "\n")
                 self._outlet.flush()
             return
-        screen = self._live.console
         # Without colours (NO_COLOR) the classes are told apart as in plain text.
         text = in_marks(line) if screen.no_color else self._styled(line, style)
         screen.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
@@ -337,10 +284,40 @@ class Console:
     def _styled(line: Sequence[Piece], style: str) -> "Text":
         from rich.text import Text
 
-        return Text.assemble(*((text, "" if kind == NO_CLASS else STYLES[kind]) for text, kind in line), style=style)
+        return Text.assemble(
+            *((text, "" if kind == NO_CLASS else LOOKS[kind].style) for text, kind in line), style=style
+        )
+
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal; None where the stream is none, and lines may be of any length."""
+        return shutil.get_terminal_size().columns if self._outlet.isatty() else None
+
+    def table(self, rows: Iterable[Row]) -> None:
+        """Rows of a label and a text. On a terminal a text that is too long goes on below its own beginning."""
+        rows = list(rows)
+        beside = 4 + max(LABEL, *(len(label) for label, _ in rows))
+        for label, text in rows:
+            head = f"  {printable(label)}".ljust(beside)
+            for i, line in enumerate(self._folded(text, beside)):
+                self._print([Piece(head if i == 0 else " " * beside), *line])
+
+    def _folded(self, text: Sequence[Piece], beside: int) -> list[list[Piece]]:
+        """`text` in lines that fit on the terminal, `beside` columns being taken."""
+        if self.width is None:
+            return [list(text)]
+        room, filled = max(20, self.width - beside), 0
+        lines: list[list[Piece]] = [[]]
+        for word in _words(text, marked=self._screen is None or self._screen.no_color):
+            if lines[-1] and filled + 1 + word.width > room:
+                lines.append([])
+            spaced = [Piece(" "), *word.pieces] if lines[-1] else word.pieces
+            filled = word.width + (filled + 1 if lines[-1] else 0)
+            lines[-1] += spaced
+        return lines
 
     def close(self) -> None:
-        """Stop drawing. The bar's last state stays on the screen."""
+        """Stop drawing. The bar's last state stays on the screen, unless the console is transient."""
         self._bar_is_due = False
         if self._beat is not None:
             self._beat.stop()
@@ -350,10 +327,48 @@ class Console:
             self._live = None
 
 
+class _Word(NamedTuple):
+    pieces: list[Piece]
+    width: int
+
+
+def _words(text: Iterable[Piece], marked: bool) -> list[_Word]:
+    """The words of `text`, a term of several words being one, with the columns they take; `marked`: with marks."""
+    from rich.cells import cell_len
+
+    words: list[list[Piece]] = [[]]
+    for piece in text:
+        parts = [piece.text] if piece.kind != NO_CLASS else piece.text.split(" ")
+        for i, part in enumerate(parts):
+            if i:
+                words.append([])
+            if part:
+                words[-1].append(Piece(part, piece.kind))
+    return [
+        _Word(word, sum(cell_len(text) + 2 * (marked and kind != NO_CLASS) for text, kind in word))
+        for word in words
+        if word
+    ]
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Something on the screen at once, and no silence, while modules are imported and a machine is looked at: a line
+    where PyTorch is not loaded yet, which takes seconds, and then a bar on a terminal, lines elsewhere."""
+    console = Console(sys.stdout, 0, transient=True)
+    if "torch" not in sys.modules:
+        console.say(f"equipoise {__version__}: {what}, loading PyTorch")
+    try:
+        with console.stage(what):
+            yield
+    finally:
+        console.close()
+
+
 def quiet() -> None:
     """Libraries' progress bars and advice would bury the lines that matter here."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", module=r"(transformers|peft|torch)\b.*")
-    for library in ("transformers", "peft"):
+    for library in ("transformers", "peft", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.ERROR)

@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
-from equipoise.runs.console import Outlet, printable
+from equipoise.protocol.marking import printable
+from equipoise.runs.outlet import Outlet
 from equipoise.runs.stage import duration
 
 if TYPE_CHECKING:

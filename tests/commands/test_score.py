@@ -124,10 +124,10 @@ def test_a_person_sees_marked_terms_every_part_and_the_total():
     done = run("The nurse was bold, bold, bold, confident and loyal.")
     assert done.returncode == 0
     assert done.stdout.decode().splitlines() == [
-        "The nurse was [bold], [bold], [bold], [confident] and <loyal>.",
+        "The nurse was [bold], [bold], [bold], [confident] and {loyal}.",
         "",
         "agentic             [bold], [confident]",
-        "communal            <loyal>",
+        "communal            {loyal}",
         "",
         "base                +1.0    both classes",
         "bonus               +0.05   1 extra term",
@@ -174,7 +174,7 @@ def test_colours_only_on_a_terminal_that_wants_them(env, coloured):
     os.close(inner)
     first = os.read(outer, 4096).splitlines()[0]
     os.close(outer)
-    assert first == (b"\x1b[1;33mbold\x1b[0m" if coloured else b"[bold]")
+    assert first == (b"\x1b[1;38;5;33mbold\x1b[0m" if coloured else b"[bold]")
 
 
 def test_every_weight_is_an_option_with_help():

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -411,9 +412,8 @@ def test_each_refusal_of_the_hub_becomes_one_line_with_its_remedy(hub, name: str
 
 
 def test_a_repository_without_a_model_is_refused(hub) -> None:
-    for what in ("model", "check"):
+    for what in ("model", "check", "tokenizer"):
         assert "lacks config.json or safetensors weights" in hub["no-config"][what]
-    assert "no tokenizer.json" in hub["no-config"]["tokenizer"]
 
 
 def test_a_full_disk_is_found_behind_the_errors_wrapped_around_it() -> None:
@@ -660,3 +660,17 @@ def test_a_file_of_a_model_that_is_nested_without_end_is_one_line(folder: Path) 
             load_tokenizer(resolve(str(folder))) if "token" in name else load_model(resolve(str(folder)), **CPU)
         assert "\n" not in str(caught.value)
         (folder / name).write_text(kept)
+
+
+@pytest.mark.parametrize(
+    "load", [load_config, load_tokenizer, lambda source: load_model(source, dtype=torch.float32, device="cpu")]
+)
+def test_a_hub_that_gives_no_answer_is_one_line_before_a_loader_tries_again_and_again(
+    load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("equipoise.policy.source.cached_folder", lambda _: None)
+    monkeypatch.setattr("equipoise.policy.source.hub_access", lambda *_, **__: HubAccess(False, False, "no answer"))
+    for loader in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"):
+        monkeypatch.setattr(f"equipoise.policy.source.{loader}.from_pretrained", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(UserError, match="no answer"):
+        load(resolve("meta-llama/Llama-3.1-7B-Instruct"))

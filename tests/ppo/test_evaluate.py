@@ -21,7 +21,7 @@ from equipoise.policy.load import load_policy
 from equipoise.policy.prompt import prompt_ids
 from equipoise.policy.sample import sample
 from equipoise.ppo import evaluate as evaluating
-from equipoise.ppo.base import BaseRates, known_rates
+from equipoise.ppo.base import BaseRates, known_rates, two_distances
 from equipoise.ppo.evaluate import draw_sentences, fluency, groups, measure
 from equipoise.ppo.train import Outcome, train
 from equipoise.ppo.window import Sentence, Window
@@ -81,6 +81,12 @@ def test_a_rate_that_was_never_seen_counts_as_the_upper_end_of_its_interval() ->
     assert rates.rate("both") == 0.004
     assert rates.rate("strict") == wilson(0, 2000).high > 0
     assert "0.40 %" in rates.describe(PROTOCOL) and "0.00–0.19" in rates.describe(PROTOCOL)
+
+
+def test_the_two_kls_are_told_apart_before_the_first_step() -> None:
+    told = two_distances(BaseRates(2000, 8, 0, "here"), PROTOCOL, 0.03)
+    assert "update stays about 0.03 nats per token (--target-kl)" in told
+    assert "at least 5.5 nats per sentence once all have both classes" in told  # ln(1 / 0.004) = 5.52
 
 
 def test_effective_number_of_equally_frequent_values_is_their_number() -> None:

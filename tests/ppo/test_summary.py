@@ -29,16 +29,16 @@ def run_of(steps: int, **changes: Any) -> dict[str, Any]:
 
 
 def said(summary: dict[str, Any], task: Task = PROTOCOL) -> str:
-    return "\n".join(describe(summary, task))
+    return "\n".join(f"{label}: {text}" for label, text in describe(summary, task)) + "\n"
 
 
 @pytest.mark.parametrize(
     ("steps", "words"),
     [
-        (1, "summary of 1 step\n  reward      0.10 at first, 0.10 over the last step;"),
-        (8, "summary of 8 steps\n  reward      0.10 at first, 0.45 over the last 8 steps;"),
+        (1, "reward: 0.10 at first, 0.10 over the last step;"),
+        (8, "reward: 0.10 at first, 0.45 over the last 8 steps;"),
         # Steps 6 to 25: the mean of 0.6 to 2.5.
-        (25, "summary of 25 steps\n  reward      0.10 at first, 1.55 over the last 20 steps;"),
+        (25, "reward: 0.10 at first, 1.55 over the last 20 steps;"),
     ],
 )
 def test_the_last_steps_are_as_many_as_there_were(steps: int, words: str) -> None:
@@ -48,10 +48,10 @@ def test_the_last_steps_are_as_many_as_there_were(steps: int, words: str) -> Non
 def test_no_mean_of_ten_steps_is_missed_where_there_were_fewer_and_nothing_is_minus_zero() -> None:
     final = {"final": MEASURED | {"nll": 2.5, "kl": -0.001}, "generation": "temperature 1"}
     for steps in (1, 9):
-        assert "0.9 (mean of 10 steps) needs more steps\n" in said(run_of(steps, **final))
+        assert "0.9 as a mean of 10 steps needs more steps\n" in said(run_of(steps, **final))
     short = [{"step": i, "reward/mean": -0.004, "compliance/both": 0.5, "kl/ref": -1e-9} for i in range(1, 13)]
     text = said(run_of(12) | training_summary(short, 12) | final)
-    assert "not reached" in text and "-0.00" not in text and text.count("0.00") == 4
+    assert "not reached" in text and "-0.00" not in text and text.count("0.00") == 3
 
 
 def test_what_is_not_known_is_not_a_question_mark() -> None:
@@ -59,25 +59,26 @@ def test_what_is_not_known_is_not_a_question_mark() -> None:
     assert "?" not in said(run_of(3, **final)) and "its own sentences" not in said(run_of(3, **final))
     assert "(its own sentences: 3.50)" in said(run_of(3, base={"nll": 3.5}, **final))
     final["final"] = MEASURED | {"nll": None}
-    assert "fluency     not known" in said(run_of(3, **final)) and "?" not in said(run_of(3, **final))
+    assert "fluency: not known" in said(run_of(3, **final)) and "?" not in said(run_of(3, **final))
 
 
-def test_the_two_distances_to_the_reference_say_of_what_they_are() -> None:
+def test_the_distance_to_the_reference_says_of_what_it_is() -> None:
     final = {"final": MEASURED | {"nll": 2.5}, "generation": "temperature 1, top-p 0.95"}
-    text = said(run_of(3, **final))
-    assert "KL to the reference 3.00 nats per sentence, in the batch of step 3 as sampled in training" in text
-    assert "6.25 nats per sentence, in the 100 sentences above as exported (temperature 1, top-p 0.95)" in text
-    known = run_of(3, kl_bound=1.5, kl_excess=1.5)
-    assert "in the last batches up to step 3" in said(known)
-    assert "their share of both classes needs 1.50, excess 1.50" in said(known)
+    assert "distance: 3.00 nats per sentence from the reference model, in the batch of step 3" in said(run_of(3))
+    assert "6.25 nats per sentence from the reference model, in these sentences (temperature 1, top-p 0.95)" in said(
+        run_of(3, **final)
+    )
+    known = said(run_of(3, kl_bound=1.5, kl_excess=1.5, **final))
+    assert "distance: 3.00 nats" in known and "6.25" not in known
+    assert "in the last batches up to step 3 (bound 1.50 for their share of both classes)" in known
 
 
 @pytest.mark.parametrize(
     ("task", "words"),
     [
-        (PROTOCOL, "both classes 50.0 %, strict 40.0 %, 1 pair (1.0 effective)"),
-        (foreign_task(), "all 3 classes 50.0 %, strict 40.0 %, 1 combination (1.0 effective)"),
-        (one_class_task(), "the class 50.0 %, strict 40.0 %, 1 term (1.0 effective)"),
+        (PROTOCOL, "both classes in 50.0 % of 100, strict success in 40.0 %; 1 pair (1.0 effective)"),
+        (foreign_task(), "all 3 classes in 50.0 % of 100, strict success in 40.0 %; 1 combination (1.0 effective)"),
+        (one_class_task(), "the class in 50.0 % of 100, strict success in 40.0 %; 1 term (1.0 effective)"),
     ],
 )
 def test_the_sentences_are_told_in_the_words_of_the_task(task: Task, words: str) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from equipoise.errors import UserError
 from equipoise.protocol.lexicon import Lexicon, Match, TermClass, normalise
+from equipoise.protocol.marking import in_marks
 from tests.default import AGENTIC, COMMUNAL, HOLDOUT, LEXICON, OCCUPATIONS
 
 HYPHENS = ["-", "\u2010", "\u2011", "\ufe63", "\uff0d"]
@@ -195,19 +196,19 @@ def test_letters_that_only_fold_to_ascii_name_their_term():
 @pytest.mark.parametrize(
     ("text", "marked"),
     [
-        ("The nurse was Confident, caring.", "The nurse was [Confident], <caring>."),
+        ("The nurse was Confident, caring.", "The nurse was [Confident], {caring}."),
         ("kind", "kind"),
-        ("loyal", "<loyal>"),
+        ("loyal", "{loyal}"),
         ("so con\u00adfident\u00ad!", "so [con\u00adfident]\u00ad!"),
         ("self\u2011reliant", "[self\u2011reliant]"),
     ],
 )
 def test_marks_stand_around_terms_of_the_text_as_given(text, marked):
-    assert LEXICON.mark(text) == marked
+    assert in_marks(LEXICON.pieces(text)) == marked
 
 
 def test_a_term_inside_another_gets_no_marks_of_its_own():
-    assert OVERLAPPING.mark("self-made") == "[self-made]"
+    assert in_marks(OVERLAPPING.pieces("self-made")) == "[self-made]"
 
 
 def test_a_lexicon_of_ones_own_replaces_the_protocols():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from equipoise.errors import UserError
 from equipoise.protocol.folding import fold, normalise
 from equipoise.protocol.lexicon import Lexicon, Match, Span, TermClass, TermError, swallows, without_swallowed
+from equipoise.protocol.marking import in_marks
 
 
 def lexicon(*classes: tuple[str, ...]) -> Lexicon:
@@ -246,7 +247,7 @@ def test_nested_terms_count_with_stems_too_and_the_longest_comes_first():
         ("worker", "worker"),
     ]
     assert both.match(text).first == ("semi-skilled", "skilled worker")
-    assert both.mark(text) == "a [semi-skilled] <worker>"
+    assert in_marks(both.pieces(text)) == "a [semi-skilled] {worker}"
 
 
 def test_white_space_inside_a_term_is_one_space():
@@ -276,7 +277,7 @@ def test_a_match_of_three_classes(text, complete, some, first):
 def test_sizes_and_cells():
     three = lexicon(("a", "b"), ("c", "d", "e"), ("f",))
     assert (three.names, three.sizes, three.cells) == (("class0", "class1", "class2"), (2, 3, 1), 6)
-    assert three.mark("a c f", [("1", "!"), ("2", "!"), ("3", "!")]) == "1a! 2c! 3f!"
+    assert in_marks(three.pieces("a c f")) == "[a] {c} <f>"
 
 
 @pytest.mark.parametrize(

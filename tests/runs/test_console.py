@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import json
 import os
 import pty
@@ -16,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.protocol.lexicon import Lexicon, TermClass
+from equipoise.protocol.marking import in_marks, pieces, printable
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import PROTOCOL
-from equipoise.runs.console import Console, in_marks, pieces, printable, shown
+from equipoise.runs.console import Console, in_rows, numbers, shown
 from equipoise.runs.stage import duration
 
 SENTENCE = "The nurse was confident and caring in the emergency room."
@@ -61,13 +63,13 @@ def on_terminal(command: list[str], env: dict[str, str]) -> tuple[str, int]:
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env, start_new_session=True)
     os.close(theirs)
     seen = b""
-    while chunk := _read(ours):
+    while chunk := read_terminal(ours):
         seen += chunk
     os.close(ours)
     return seen.decode(), process.wait(timeout=60)
 
 
-def _read(descriptor: int) -> bytes:
+def read_terminal(descriptor: int) -> bytes:
     ready, _, _ = select.select([descriptor], [], [], 60)
     assert ready, "nothing for a minute"
     try:
@@ -157,7 +159,7 @@ def test_a_closed_terminal_does_not_end_the_run(tmp_path: Path, term: str) -> No
     os.close(theirs)
     seen = b""
     while b"step 2/40" not in seen:
-        more = _read(ours)
+        more = read_terminal(ours)
         assert more, "the run ended before its second step"
         seen += more
     os.close(ours)
@@ -245,3 +247,70 @@ def test_a_full_pipe_loses_a_line_and_no_more() -> None:
         console.say("after")
         assert select.select([reader], [], [], 5)[0] and b"after\n" in os.read(reader, 65536)
     os.close(reader)
+
+
+def test_the_two_kls_have_names_that_cannot_be_mistaken() -> None:
+    metrics = {"reward/mean": 0.9, "compliance/both": 0.97, "ppo/update_kl": 0.0213, "kl/ref": 18.4}
+    assert numbers(metrics, {}, 0.03) == [
+        "reward 0.900",
+        "both 97.0%",
+        "update KL 0.0213 (target 0.03)",
+        "distance to reference 18.40 nats",
+    ]
+    # The last sentences' distance is what they need and what is beyond it: 5.25 + 12.5.
+    known = numbers(metrics | {"kl/bound": 5.25, "kl/excess": 12.5}, {"memory/peak_gb": 3.2}, 0.03)
+    assert known[2] == "peak 3.2 GB" and known[4] == "distance to reference 17.75 nats (bound 5.25)"
+    assert all(len(row) <= 80 for row in in_rows(known, 80)) and len(in_rows(known, 80)) == 2
+
+
+@given(st.lists(st.text("abc ", min_size=1, max_size=30)), st.integers(1, 90))
+def test_rows_hold_every_part_whole_and_in_order(parts: list[str], width: int) -> None:
+    rows = in_rows(parts, width)
+    assert "  ".join(rows) == "  ".join(parts)
+    assert all(len(row) <= width or row in parts for row in rows)
+
+
+def test_a_silence_of_a_stage_and_of_a_step_ends_within_ten_seconds() -> None:
+    now, stream = [0.0], io.StringIO()
+    console = Console(stream, total_steps=20, clock=lambda: now[0])
+
+    def lines(seconds: int) -> list[float]:
+        """When there was a line, a beat coming every second."""
+        told = []
+        for _ in range(seconds):
+            now[0] += 1
+            before = len(stream.getvalue())
+            console._break_silence()
+            told += [now[0]] if len(stream.getvalue()) > before else []
+        return told
+
+    with console.stage("loading"):
+        told = [0.0, *lines(60)]
+    told += lines(60)
+    assert max(b - a for a, b in itertools.pairwise(told)) < 10 and "working on step 1 of 20" in stream.getvalue()
+    console.close()
+
+
+FIRST = """
+import sys
+class Slow:
+    def find_spec(self, name, *rest):
+        if name == "torch":
+            print("TORCH", flush=True)
+            sys.exit(0)
+sys.meta_path.insert(0, Slow())
+from equipoise.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("argv", [["train"], ["train", "--preset", "bundled-cpu"]])
+def test_there_is_a_line_before_torch_is_imported(argv: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST, *argv], capture_output=True, text=True, cwd=tmp_path, env=environment()
+    )
+    before = done.stdout.split("TORCH")[0].splitlines()
+    assert any(re.fullmatch(r"equipoise \S+: .*loading PyTorch", line) for line in before), done
+    assert "TORCH" in done.stdout and not any(tmp_path.iterdir())
+    typo = subprocess.run([sys.executable, "-c", FIRST, *argv, "--stepz", "3"], capture_output=True, text=True)
+    assert "TORCH" not in typo.stdout and typo.stdout == "" and "--steps" in typo.stderr

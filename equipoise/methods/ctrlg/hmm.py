@@ -35,12 +35,24 @@ class HMM:
 
     @staticmethod
     def load(path: Path) -> tuple["HMM", dict[str, str], dict[str, Tensor]]:
-        """The model, the metadata, and the other tensors of a file. Raises SafetensorError and OSError."""
+        """The model, the metadata, and the other tensors of a file; one that was kept in fewer bits has its columns
+        brought back to a sum of 1. Raises SafetensorError and OSError."""
         with safe_open(path, "pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        own = (tensors.pop("initial"), tensors.pop("transition"), tensors.pop("emission"))
-        return HMM(*own), metadata, tensors
+        own = HMM(tensors.pop("initial"), tensors.pop("transition"), tensors.pop("emission"))
+        return own if own.emission_SH.dtype == torch.float32 else own.normalised(), metadata, tensors
+
+    def normalised(self) -> "HMM":
+        """In float32, every distribution with a sum of 1."""
+        initial_PH, transition_HH, emission_SH = (
+            x.float() for x in (self.initial_PH, self.transition_HH, self.emission_SH)
+        )
+        return HMM(
+            initial_PH / initial_PH.sum(1, keepdim=True),
+            transition_HH / transition_HH.sum(1, keepdim=True),
+            emission_SH / emission_SH.sum(0, keepdim=True),
+        )
 
 
 @dataclass(frozen=True)

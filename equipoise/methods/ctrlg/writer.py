@@ -29,6 +29,8 @@ from equipoise.protocol.task import Task
 
 VERSION = 3
 """Raised when other sentences come of the same settings, so that a file is not continued with them."""
+PACKAGED = Path(__file__).parent / "packaged" / "hmm.safetensors"
+"""A small HMM of the bundled model, for `equipoise demo`; used wherever its settings are asked for."""
 HMM_VERSION = 2
 """Raised when the distillation changes, so that an HMM made before is not used."""
 
@@ -121,8 +123,9 @@ class CtrlG:
         text = json.dumps(self._distillation, sort_keys=True)
         return self.cache / f"ctrlg-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
 
-    def prepare(self, say: Callable[[str], None] = print) -> dict[str, Any]:
-        """Load the HMM from the cache or distil it, and compute the look-ahead tables. Raises NonFiniteLogits.
+    def prepare(self, say: Callable[[str], None] = print, *, may_distil: bool = True) -> dict[str, Any]:
+        """Load the HMM from the cache or distil it, and compute the look-ahead tables. Raises NonFiniteLogits, and
+        UserError where there is none and `may_distil` is false.
 
         Returns facts for a record (JSON values): hidden_states, symbols, automaton_states, held_out_nats_per_token,
         model_nats_per_token (the language model's own), sentences, generated_tokens (0 if the HMM came from the cache),
@@ -133,6 +136,8 @@ class CtrlG:
         self.policy.graphs.clear()
         started = time.perf_counter()
         loaded = self._load()
+        if loaded is None and not may_distil:
+            raise UserError(f"there is no hidden Markov model of this very model, prompt and task in {self.cache}")
         model, symbol_V, facts = loaded or self._distil(say)
         distilled = time.perf_counter()
         self.guide = CtrlGuide(
@@ -157,12 +162,15 @@ class CtrlG:
         }
 
     def _load(self) -> tuple[HMM, Tensor, dict[str, Any]] | None:
-        try:
-            model, metadata, more = HMM.load(self.path)
-            if json.loads(metadata["distillation"]) == self._distillation:
-                return model, more["symbols"], json.loads(metadata["facts"])
-        except (OSError, SafetensorError, KeyError, ValueError):
-            pass  # absent, or cut short: made anew
+        # An HMM that was made in another dtype guides as well: weights are exact whatever guides.
+        for path, unlike in ((self.path, ()), (PACKAGED, ("dtype",))):
+            try:
+                model, metadata, more = HMM.load(path)
+                made = json.loads(metadata["distillation"])
+                if made | {key: self._distillation[key] for key in unlike} == self._distillation:
+                    return model, more["symbols"].long(), json.loads(metadata["facts"])
+            except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+                continue  # absent, or cut short: made anew
         return None
 
     def _distil(self, say: Callable[[str], None]) -> tuple[HMM, Tensor, dict[str, Any]]:
