@@ -59,23 +59,51 @@ LOWER = [
     ("attorney", "lawyers are bold and kind."),
     ("nurse", "as a nurse she was bold."),
     ("nurse", "the best of them were bold."),
+    ("secretary", "in the office, secretaries are bold and kind."),
+    ("secretary", "when asked, secretaries are bold and kind."),
+    ("lawyer", "people who work as lawyers are bold and kind."),
+    ("lawyer", "women whose work is law are bold and kind."),
+    ("lawyer", "attorneys can be bold and kind."),
 ]
+ON = (
+    "bold and is kind.",
+    "a leader who was kind.",
+    "loved.",
+    "kind, and everyone was happy.",
+    "a woman whose work was good.",
+    "a friend you can trust.",
+    "known to have been kind.",
+    ", you know, kind, she was.",
+    "told that the work was good.",
+    "on her feet.",
+    "there for us.",
+    "in the war, wearing a hat.",
+)
+"""What goes on after the frame, though it has verbs of its own."""
 
 
 def test_a_sentence_in_small_letters_never_gets_the_prefix_unsaid(tmp_path: Path) -> None:
-    on = [{"job": "nurse", "text": text} for text in ("bold and is kind.", "a leader who was kind.", "loved.")]
+    on = [{"job": "nurse", "text": text} for text in ON]
+    assert not told(read(given(tmp_path / "on.json", on)))
     for job, text in LOWER:
         path = given(tmp_path / "a.json", [*on, {"job": job, "text": text}])
-        with pytest.raises(UserError, match=r"a\.json: nothing tells .*\(row 4\).*--form sentence"):
+        with pytest.raises(UserError, match=r"a\.json: nothing tells .*\(row 13\).*--form sentence"):
             read(path)
-        assert read(path, form="sentence")[0][3].text == text
+        assert read(path, form="sentence")[0][12].text == text
         found = read(given(tmp_path / "b.json", [*RECORDS, {"Occupation": job, "Text": text}]))
         assert found[0][-1].text == text and told(found)["unsure forms"] == 1
     for text in ("die Frauen waren klug.", "unsere Frauen sind klug."):
         with pytest.raises(UserError, match="nothing tells"):
             read(given(tmp_path / "c.json", [{"job": "Ärztin", "text": text}]), foreign_task())
     many = [{"job": "nurse", "text": "bold."}] * 99 + [{"job": "nurse", "text": "the best you are at work."}]
-    assert told(read(given(tmp_path / "e.json", many))) == {"unsure forms": 1}
+    found = read(given(tmp_path / "e.json", many))
+    assert told(found) == {"unsure forms": 1} and found[0][-1].text == "The nurse was the best you are at work."
+    for text in ("secretaries are bold.", "she was bold.", "In the office, secretaries are bold."):
+        found = read(given(tmp_path / "i.json", [*many[:99], {"job": "secretary", "text": text}]))
+        assert found[0][-1].text == text and told(found) == {"unsure forms": 1}
+        assert "taken for whole sentences" in found[2][0].message and found[1].form == "mixed"
+    found = read(given(tmp_path / "j.json", [*many[:9], {"job": "nurse", "text": "The nurse was bold."}]))
+    assert told(found) == {"mixed forms": 1} and "whole sentence among continuations" in found[2][0].message
     for text in ("my nurse seemed bold.", "most nurses seem bold.", "every good nurse rests."):
         with pytest.raises(UserError, match="nothing tells"):
             read(given(tmp_path / "h.json", [{"job": "nurse", "text": text}] * 3))
