@@ -57,9 +57,7 @@ def subject_verb(text: str, after: Collection[str] = ()) -> Verb:
     return "possible" if behind else "none"
 
 
-def _verb(
-    words: list[str], begin: int, end: int, verbs: Collection[str], close: Collection[str] = ()
-) -> int | None:
+def _verb(words: list[str], begin: int, end: int, verbs: Collection[str], close: Collection[str] = ()) -> int | None:
     """Where the first verb is that has a subject since `begin`, before the clause ends; those in `close` count among
     the first words alone, and behind no pronoun."""
     for i, word in enumerate(words[begin:end], begin):

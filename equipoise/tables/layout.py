@@ -314,7 +314,9 @@ def _forms(
         if 2 * len(bare) <= len(filled):
             report("mixed forms", bare, f"a bare continuation among sentences; the prefix was put before it, {decides}")
         else:
-            report("mixed forms", whole, f"a whole sentence among continuations; no prefix was put before it, {decides}")
+            report(
+                "mixed forms", whole, f"a whole sentence among continuations; no prefix was put before it, {decides}"
+            )
     for whole_ones, taken in ((True, "whole sentences"), (False, "continuations, with the prefix before them")):
         places = [i for i in judged.unsure if judged.whole[i] is whole_ones]
         report("unsure forms", places,

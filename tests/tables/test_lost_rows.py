@@ -2,6 +2,7 @@
 do."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -227,3 +228,44 @@ def test_frames_around_cells_are_no_rows(tmp_path: Path) -> None:
     lines = ["| Occupation | Text |", rule, *(f"| {o} | {t} |" for o, t in PAIRS), rule]
     found = read(given(tmp_path / "a.txt", "\n".join(lines)))
     assert pairs(found) == PAIRS and told(found) == {"ruled lines": 2}
+
+
+def _columns_of(rows: list[tuple[str, str]]) -> dict[str, object]:
+    return {"Text": [t for _, t in rows], "Occupation": [o for o, _ in rows]}
+
+
+def _indexed(rows: list[tuple[str, str]]) -> dict[str, object]:
+    return {name: {str(i): v for i, v in enumerate(values)} for name, values in _columns_of(rows).items()}  # type: ignore[arg-type,var-annotated]
+
+
+def _split(rows: list[tuple[str, str]]) -> dict[str, object]:
+    return {"columns": ["Occupation", "Text"], "index": list(range(len(rows))), "data": [list(row) for row in rows]}
+
+
+@pytest.mark.parametrize("orient", [_columns_of, _indexed, _split])
+def test_columns_below_a_name_are_as_many_rows(
+    tmp_path: Path, orient: Callable[[list[tuple[str, str]]], dict[str, object]]
+) -> None:
+    bare = [(job, text.removeprefix(f"The {job} was ")) for job, text in PAIRS]
+    for rows, form in ((PAIRS, "sentence"), (bare, "continuation")):
+        for document in (
+            {"PPO": orient(rows)},
+            {"seed": 1, "data": orient(rows)},
+            [{"meta": {"n": 1}, **orient(rows)}],
+        ):
+            found = read(given(tmp_path / "a.json", document))
+            assert pairs(found) == PAIRS and found[1].form == form and told(found)["several texts"] == 1
+    found = read(given(tmp_path / "b.json", {"PPO": orient(PAIRS), "Base": orient(PAIRS[:3])}))
+    assert [row.method for row in found[0]] == ["PPO"] * 12 + ["Base"] * 3 and pairs(found) == PAIRS + PAIRS[:3]
+
+
+def test_columns_below_a_name_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    columns = {"Text": [t for _, t in PAIRS], "Occupation": [o for o, _ in PAIRS][:5]}
+    with pytest.raises(UserError, match=r"12 under 'Text' and 5 under 'Occupation'"):
+        read(given(tmp_path / "a.json", {"PPO": columns}))
+    indexed = {"Text": {"0": "The nurse was x.", "1": "The chef was y."}, "Occupation": {"0": "nurse", "2": "chef"}}
+    with pytest.raises(UserError, match=r"different indexes \('Occupation' has another\)"):
+        read(given(tmp_path / "b.json", {"PPO": indexed}))
+    # What is said of all texts of an object stays with each.
+    record = {"occupation": "nurse", "samples": ["The nurse was x.", "The nurse was y."], "tags": ["a", "b", "c"]}
+    assert pairs(read(given(tmp_path / "c.json", [record]))) == [("nurse", t) for t in record["samples"]]
