@@ -59,13 +59,19 @@ class Frame:
 
     def canonical(self, name: str) -> str:
         """The task's own name of an occupation, whatever its case, its article or the form that the frame takes. What
-        the frame says before the place is no part of another one: no sentence begins "The The"."""
+        the frame says around the place is no part of another one: no sentence begins "The The" or "The nurse was was".
+        """
         name = " ".join(name.split())
         known = self._names.get(name.casefold()) or self._names.get(re.sub(r"^(the|an?) ", "", name.casefold()))
         if known or not self.before:
             return known or name
-        before = " ".join(self.before.split()).casefold() + " "
-        return name[len(before) :] if name.casefold().startswith(before) else name
+        before, after = (" ".join(part.split()).casefold() for part in (self.before, self.after))
+        if not name.casefold().startswith(f"{before} "):
+            return name
+        inner = name[len(before) + 1 :]
+        if after and inner.casefold().endswith(f" {after}"):  # the whole frame, as prompts to be completed have it
+            inner = inner[: -len(after) - 1]
+        return self._names.get(inner.casefold(), inner)
 
     def occupation(self, text: str) -> str | None:
         """The occupation that a text begins with, as the frame has it; None where it does not begin so."""
