@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from equipoise.evaluation.figures import ends, figures
 from equipoise.evaluation.files import check
 from equipoise.evaluation.page import Content, render
 from equipoise.evaluation.plots import as_csv, draw
-from equipoise.evaluation.runs import read_runs
+from equipoise.evaluation.runs import TrainingRun, read_runs
 from equipoise.evaluation.samples import Sample, sample
-from equipoise.evaluation.sources import measured, recognise
+from equipoise.evaluation.sources import Given, measured, recognise
 from equipoise.protocol.plural import plural
-from equipoise.runs.files import make_folder, write_together, write_whole
+from equipoise.runs.files import write_together, write_whole
+from equipoise.runs.locks import locked_folder
 from equipoise.runs.ownership import look, marked
 
 
@@ -36,6 +37,14 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
     _check_folder(folder, config.output)
     if given.folder is None:
         check(folder / "evaluation")
+    with locked_folder(folder, f"writing a report to {folder}: wait for it, or choose another --output", "--output"):
+        return _report(config, given, runs, folder, say)
+
+
+def _report(
+    config: ReportConfig, given: Given, runs: Sequence[TrainingRun], folder: Path, say: Callable[[str], None]
+) -> list[str]:
+    """`report` while nothing else writes to its folder."""
     choices = EvaluateConfig(
         given.files, folder / "evaluation", judge=config.judge, fluency=config.fluency, base=config.base,
         event=config.event, device=config.device, task=config.task,
@@ -50,7 +59,6 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
         contents |= each.files
     contents |= _tables(evaluation)
     page = render(Content(evaluation, samples, runs, drawn, folder.name, study, file_records(evaluation)))
-    make_folder(folder, "--output")
     if foreign := sorted(name for name in contents if os.path.lexists(folder / name) and name not in _ours(folder)):
         raise UserError(
             f"{folder / foreign[0]} is there and no report wrote it: move it away, or choose another --output"

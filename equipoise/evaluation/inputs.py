@@ -1,6 +1,6 @@
 """From completion files to measured rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,37 @@ def read_inputs(config: EvaluateConfig) -> Inputs:
         sides.append(read_side(path))
     if not any(rows):
         raise UserError(f"{files[0].path} holds no rows: give a file with a row for each text")
+    notices = (*notices, *_pooled([path for _, path in given], rows))
     spelling = settle_names(rows)
     flat = [replace(row, occupation=spelling[row.occupation]) for own in rows for row in own]
     return Inputs(task, tuple(files), measure(flat, task), sides, notices, empty)
+
+
+def _pooled(paths: Sequence[str], rows: Sequence[Sequence[Row]]) -> list[str]:
+    """What to say of methods whose rows stand in several files. Raises UserError where those are of one seed, so that
+    the same sentences are in both: a filter's file beside that of all its draws."""
+    places: dict[str, dict[int, set[tuple[str, str]]]] = {}
+    for place, own in enumerate(rows):
+        for row in own:
+            places.setdefault(row.method, {}).setdefault(place, set()).add((row.model, row.seed))
+    notices = []
+    for method, files in places.items():
+        seen: dict[tuple[str, str], int] = {}
+        for place, drawn in files.items():
+            for model, seed in sorted(drawn):
+                first = seen.setdefault((model, seed), place)
+                if first != place and seed:
+                    raise UserError(
+                        f"{paths[first]} and {paths[place]} both hold the method {method!r} with seed {seed}: leave "
+                        f"one out, or take them for two methods, such as {Path(paths[place]).stem}={paths[place]}"
+                    )
+        if len(files) > 1:
+            shown = ", ".join(paths[place] for place in files)
+            notices.append(
+                f"the rows of {len(files)} files ({shown}) are of the method {method!r} and are pooled; NAME=FILE "
+                "parts them"
+            )
+    return notices
 
 
 _NO_LAYOUT = Layout("", None, None, None, None, None, "sentence", "detected")

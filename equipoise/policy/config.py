@@ -13,8 +13,8 @@ class PolicyConfig:
     model: str = "bundled"
     """`bundled` (SmolLM2-135M-Instruct), a Hub id, or a local folder."""
     tuning: Literal["lora", "full"] = "lora"
-    """`lora` trains adapters on every linear layer, the reference being the same model with them off; `full` trains all
-    weights beside a frozen copy."""
+    """`lora` trains adapters on linear layers (a mixture's experts have none), the reference being the same model
+    with them off; `full` trains all weights beside a frozen copy."""
     lora_rank: int = 16
     """Rank of the LoRA adapters: more is more that can be learnt, and more memory."""
     lora_alpha: int = 32
