@@ -15,6 +15,7 @@ from equipoise.evaluation.results import File, Judge
 from equipoise.evaluation.side import Side, read_side
 from equipoise.protocol.task import PROTOCOL, Task
 from equipoise.runs.records import task_on_record
+from equipoise.tables import names
 from equipoise.tables.found import Layout
 from equipoise.tables.layout import Columns, Row, arrange, is_empty, settle_names
 from equipoise.tables.read import read_table
@@ -59,14 +60,17 @@ def read_inputs(config: EvaluateConfig) -> Inputs:
     rows: list[list[Row]] = []
     sides: list[Side | None] = []
     empty: dict[str, tuple[int, ...]] = {}
+    headers: list[str] = []
     for method, path in given:
         table = read_table(path, config.encoding, columns.given)
         settings = _settings(path) or {}
         if is_empty(table):
             name = method or str(settings.get("Method") or settings.get("Label") or Path(path).stem)
             empty[name] = (*empty.get(name, ()), len(files))
-            files.append(File(path, table.sha256, 0, _NO_LAYOUT, table.problems))
+            files.append(File(path, table.sha256, 0, _layout_of_header(table.columns), table.problems))
             rows.append([])
+            filled = [name for name in table.columns if name.strip()]
+            headers.append(f", only the columns {names.listed(filled)}" if filled else "")
             sides.append(read_side(path))
             continue
         seed = str(settings.get("seed", ""))
@@ -77,7 +81,7 @@ def read_inputs(config: EvaluateConfig) -> Inputs:
         rows.append(own)
         sides.append(read_side(path))
     if not any(rows):
-        raise UserError(f"{files[0].path} holds no rows: give a file with a row for each text")
+        raise UserError(f"{files[0].path} holds no rows{headers[0]}: give a file with a row for each text")
     notices = (*notices, *_pooled([path for _, path in given], rows))
     spelling = settle_names(rows)
     flat = [replace(row, occupation=spelling[row.occupation]) for own in rows for row in own]
@@ -111,8 +115,16 @@ def _pooled(paths: Sequence[str], rows: Sequence[Sequence[Row]]) -> list[str]:
     return notices
 
 
-_NO_LAYOUT = Layout("", None, None, None, None, None, "sentence", "detected")
-"""Of a file whose header says nothing, as no row shows how it is meant."""
+def _layout_of_header(columns: Sequence[str]) -> Layout:
+    """Of a file without rows, none of which shows how its texts are meant: the columns of the usual names."""
+
+    def first(which: Sequence[str]) -> str | None:
+        return next(iter(names.named(columns, which)), None)
+
+    return Layout(
+        first(names.TEXT_NAMES) or "", first(names.OCCUPATION_NAMES), first((names.METHOD,)), first(names.MODEL_NAMES),
+        first(names.SEED_NAMES), first(names.RUN_NAMES), "sentence", "detected",
+    )  # fmt: skip
 
 
 def _named(given: str) -> tuple[str | None, str]:

@@ -14,6 +14,8 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from equipoise.documents import parse_json
+
 VERSIONS = ("4.57", "5")
 """The versions of transformers that an export is tested with."""
 TESTED = ("apertus", "gemma3_text", "gpt2", "gpt_neox", "llama", "mixtral", "olmoe", "phi3", "qwen3_moe", "stablelm")
@@ -38,7 +40,7 @@ def for_both(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 def _rewrite(path: Path, change: Any, read: Any) -> None:
     """Change a JSON file, unless what is then read from its folder differs."""
     before, text = read(), path.read_text(encoding="utf-8")
-    document = json.loads(text)
+    document = parse_json(text)
     if (changed := change(document)) == document:
         return
     path.write_text(json.dumps(changed, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from equipoise.documents import parse_json
 from equipoise.errors import UserError
 from equipoise.protocol.plural import plural
 from equipoise.protocol.prompts import clean
@@ -221,7 +222,7 @@ def _check_wrapped(table: Table, texts: Sequence[str], form: Form, columns: Colu
 def _is_wrapped(text: str) -> bool:
     if _MARKUP.match(text.lstrip()):
         return True
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (parse_json, ast.literal_eval):
         try:
             return isinstance(parse(text.strip()), (dict, list))
         except (ValueError, SyntaxError, RecursionError, MemoryError):

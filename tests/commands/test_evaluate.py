@@ -190,7 +190,7 @@ def test_a_method_without_rows_is_not_told_to_be_the_smallest_nor_its_file_to_be
     assert "n = 4, the smallest of those that have sentences" in " ".join(evaluation.notices)
     assert tables.equal_n(evaluation).caption == "At 4 sentences of each method that has any."
     empty, full, _ = _inputs(evaluation).rows
-    assert [cell.text for cell in empty[1:4]] == ["0", "–", "–"]
+    assert [cell.text for cell in empty[1:4]] == ["0", "–", "text text, occupation occupation"]
     assert [cell.text for cell in full[1:4]] == ["4", "sentence (detected)", "text text, occupation occupation"]
 
 
@@ -395,3 +395,13 @@ def test_an_evaluation_and_a_report_keep_other_processes_out_of_their_folders(
     assert not page.exists() and not list(folder.iterdir())
     new = tmp_path / "new"
     assert run(tmp_path / "none.csv", "--output", new) == 2 and not new.exists()
+
+
+def test_the_columns_of_a_file_without_rows_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = write_csv(tmp_path / "empty.csv", ["Occupation", "Text", "mood"], [])
+    assert run(empty, "--no-fluency", "--output", tmp_path / "out") == 2
+    assert "holds no rows, only the columns 'Occupation', 'Text', 'mood': give" in capsys.readouterr().err
+    full = seeded(tmp_path / "full.csv", "ppo", 0)
+    assert run(full, empty, "--no-fluency", "--output", tmp_path / "out") == 0
+    line = _inputs(stored.read(tmp_path / "out")).rows[1]
+    assert [cell.text for cell in line[1:4]] == ["0", "–", "text Text, occupation Occupation"]

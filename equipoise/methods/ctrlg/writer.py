@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from equipoise.documents import parse_json
 from equipoise.errors import UserError
 from equipoise.methods.completions import Key
 from equipoise.methods.ctrlg.config import CtrlGConfig
@@ -159,8 +160,8 @@ class CtrlG:
     def _load(self) -> tuple[HMM, Tensor, dict[str, Any]] | None:
         try:
             model, metadata, more = HMM.load(self.path)
-            if json.loads(metadata["distillation"]) == self._distillation:
-                return model, more["symbols"], json.loads(metadata["facts"])
+            if parse_json(metadata["distillation"]) == self._distillation:
+                return model, more["symbols"], parse_json(metadata["facts"])
         except (OSError, SafetensorError, KeyError, ValueError):
             pass  # absent, or cut short: made anew
         return None
