@@ -106,6 +106,8 @@ def _check_folder(folder: Path, page: Path) -> None:
     """Raises UserError where anything but a report's figures and tables lies where they would be written."""
     if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
         raise UserError(f"{folder} is there and no folder of a report: move it away, or choose another --output")
+    if (inner := folder / "evaluation").is_symlink():
+        raise UserError(f"{inner} is a link, and nothing is written through one: choose another --output")
     names = ("headline.md", "headline.tex", "headline.csv", "evaluation")
     there = [folder / name for name in names if os.path.lexists(folder / name)]
     record = look(folder / RECORD, lambda _: False)

@@ -98,11 +98,22 @@ def _whole(path: str, document: Any, names: Sequence[str]) -> Content:
             return pandas_columns(path, document)
         return tabulated(path, [document], names)
     lists = [name for name, value in document.items() if _is_list(value)]
-    if len(lists) == 1 and len(document) > 1:  # beside its rows it says other things
+    said = [value for name, value in document.items() if name not in lists and value not in ([], {})]
+    if len(lists) == 1 and said:  # beside its rows it says other things
         return tabulated(path, [document], names)
     if records := _by_key(document, (), names):
-        return tabulated(path, records, names)
+        return _with_names_of_nothing(document, tabulated(path, records, names))
     return tabulated(path, [document], names)
+
+
+def _with_names_of_nothing(document: Mapping[str, Any], content: Content) -> Content:
+    """The rows by name, with a word on the names that have none."""
+    nothing = [str(name) for name, value in document.items() if value in ([], {})]
+    if not nothing:
+        return content
+    message = f"no rows stand under {', '.join(map(repr, nothing[:5]))}{', …' if len(nothing) > 5 else ''}"
+    problem = Problem("names without rows", len(nothing), (), message)
+    return replace(content, problems=(*content.problems, problem))
 
 
 def _held(path: str, document: Mapping[str, Any], name: str, names: Sequence[str]) -> Content:

@@ -269,3 +269,10 @@ def test_columns_below_a_name_that_do_not_fit_together_are_refused(tmp_path: Pat
     # What is said of all texts of an object stays with each.
     record = {"occupation": "nurse", "samples": ["The nurse was x.", "The nurse was y."], "tags": ["a", "b", "c"]}
     assert pairs(read(given(tmp_path / "c.json", [record]))) == [("nurse", t) for t in record["samples"]]
+
+
+def test_a_name_without_rows_is_told(tmp_path: Path) -> None:
+    for nothing in ([], {}):
+        found = read(given(tmp_path / "a.json", {"PPO": RECORDS, "Base": nothing}))
+        assert pairs(found) == PAIRS and told(found) == {"names without rows": 1}
+        assert found[2][0].message == "no rows stand under 'Base'"
