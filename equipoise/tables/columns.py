@@ -75,7 +75,7 @@ def columns_within(value: Mapping[str, Any], path: str, names: Sequence[str]) ->
     if not any(is_text(name, names) for name in named):
         return []
     inner = list(value.values())
-    indexed = {n: c for n, c in zip(named, inner, strict=True) if _is_indexed(c)}
+    indexed = _indexed(dict(zip(named, inner, strict=True)), names)
     if any(is_text(name, names) for name in indexed):
         index = list(next(iter(indexed.values())))
         if apart := [n for n, c in indexed.items() if set(c) != set(index)]:
@@ -91,7 +91,7 @@ def columns_within(value: Mapping[str, Any], path: str, names: Sequence[str]) ->
         return []
     size = len(lists[texts[0]])
     for name, column in lists.items():
-        if len(column) != size and (name in texts or last(name) in (*OCCUPATION_NAMES, *MODEL_NAMES, METHOD)):
+        if len(column) != size and (name in texts or last(name) in _SAID):
             raise Unequal(
                 f"an object holds {size:,} under {texts[0]!r} and {len(column):,} under {name!r}, and nothing says "
                 "which belong together; export it again"
@@ -102,5 +102,17 @@ def columns_within(value: Mapping[str, Any], path: str, names: Sequence[str]) ->
     return [{name: lists[name][i] for name in same} for i in range(size)]
 
 
-def _is_indexed(column: Any) -> bool:
-    return isinstance(column, Mapping) and bool(column) and all(str(place).isdigit() for place in column)
+def _indexed(columns: Mapping[str, Any], names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """The columns by index: whose places are numbers, else those that have the places of the text in a column that is
+    known besides."""
+    filled = {name: column for name, column in columns.items() if isinstance(column, Mapping) and column}
+    counted = {name: column for name, column in filled.items() if all(str(place).isdigit() for place in column)}
+    text = next((column for name, column in filled.items() if is_text(name, names)), None)
+    if counted or text is None:
+        return counted
+    alike = {name: column for name, column in filled.items() if set(column) == set(text)}
+    return alike if any(last(name) in _SAID for name in alike) else {}
+
+
+_SAID = (*OCCUPATION_NAMES, *MODEL_NAMES, METHOD)
+"""Columns of what is said of a text."""

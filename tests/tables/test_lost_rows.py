@@ -238,11 +238,15 @@ def _indexed(rows: list[tuple[str, str]]) -> dict[str, object]:
     return {name: {str(i): v for i, v in enumerate(values)} for name, values in _columns_of(rows).items()}  # type: ignore[arg-type,var-annotated]
 
 
+def _labelled(rows: list[tuple[str, str]]) -> dict[str, object]:
+    return {name: {f"r{i}": v for i, v in enumerate(values)} for name, values in _columns_of(rows).items()}  # type: ignore[arg-type,var-annotated]
+
+
 def _split(rows: list[tuple[str, str]]) -> dict[str, object]:
     return {"columns": ["Occupation", "Text"], "index": list(range(len(rows))), "data": [list(row) for row in rows]}
 
 
-@pytest.mark.parametrize("orient", [_columns_of, _indexed, _split])
+@pytest.mark.parametrize("orient", [_columns_of, _indexed, _labelled, _split])
 def test_columns_below_a_name_are_as_many_rows(
     tmp_path: Path, orient: Callable[[list[tuple[str, str]]], dict[str, object]]
 ) -> None:
