@@ -1,6 +1,7 @@
 """YAML and JSON from anyone: what would exhaust memory, a parser or a reader's attention is one line."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,11 @@ def test_numbers_are_those_that_the_library_reads(text: str) -> None:
 def test_a_packaged_file_is_read_as_the_library_reads_it() -> None:
     frontier = Path(documents.__file__).parents[1] / "benchmarks" / "frontier.yaml"
     assert read_yaml(frontier, "the sweep") == yaml.safe_load(frontier.read_text())
+
+
+def test_json_is_read_in_one_place_alone() -> None:
+    """A copy of the program's own values by way of JSON reads nothing that anybody wrote."""
+    package = Path(documents.__file__).parent
+    reads = re.compile(r"\bjson\.loads?\((?!json\.dumps)")
+    found = {str(p.relative_to(package)) for p in package.rglob("*.py") if reads.search(p.read_text(encoding="utf-8"))}
+    assert found <= {"documents.py", "ppo/config.py", "ppo/run.py"}, found

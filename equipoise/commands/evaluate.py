@@ -5,7 +5,7 @@ import sys
 from equipoise.errors import UserError
 from equipoise.evaluation.config import EvaluateConfig
 from equipoise.evaluation.evaluate import evaluate
-from equipoise.evaluation.files import FILES, prepare, write
+from equipoise.evaluation.files import FILES, prepared, write
 from equipoise.evaluation.results import Estimate, Evaluation
 from equipoise.options import parse
 from equipoise.protocol.marking import printable
@@ -27,16 +27,16 @@ def main(argv: list[str]) -> int:
         description="Measure completion files of any method: compliance, diversity, fluency, with 95 % intervals, "
         "comparisons and the trade-off.",
     )
-    prepare(config.output)
     told: set[str] = set()
 
     def tell(line: str) -> None:
         told.add(line)
         say(line)
 
-    with Progress(sys.stderr, unit="texts") as progress:
-        evaluation, rows, judged = evaluate(config, tell, progress)
-    write(config.output, evaluation, rows, judged)
+    with prepared(config.output):
+        with Progress(sys.stderr, unit="texts") as progress:
+            evaluation, rows, judged = evaluate(config, tell, progress)
+        write(config.output, evaluation, rows, judged)
     print("\n".join(table(evaluation)))
     for notice in evaluation.notices:
         if (line := f"note: {notice}") not in told:

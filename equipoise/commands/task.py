@@ -7,6 +7,7 @@ import tyro
 
 from equipoise.errors import UserError
 from equipoise.options import parse
+from equipoise.policy.config import check_device
 from equipoise.protocol.marking import printable
 from equipoise.protocol.task import packaged_tasks, read_task
 from equipoise.runs.console import quiet
@@ -36,6 +37,7 @@ class TaskConfig:
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         for name in ("samples", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")

@@ -18,9 +18,10 @@ from equipoise.evaluation.page import Content, render
 from equipoise.evaluation.plots import as_csv, draw
 from equipoise.evaluation.runs import TrainingRun, read_runs
 from equipoise.evaluation.samples import Sample, sample
-from equipoise.evaluation.sources import measured, recognise
+from equipoise.evaluation.sources import Given, measured, recognise
 from equipoise.protocol.plural import plural
-from equipoise.runs.files import make_folder, write_together, write_whole
+from equipoise.runs.files import write_together, write_whole
+from equipoise.runs.locks import locked_folder
 from equipoise.runs.ownership import look, marked
 
 
@@ -36,6 +37,14 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
     _check_folder(folder, config.output)
     if given.folder is None:
         check(folder / "evaluation")
+    with locked_folder(folder, f"writing a report to {folder}: wait for it, or choose another --output", "--output"):
+        return _report(config, given, runs, folder, say)
+
+
+def _report(
+    config: ReportConfig, given: Given, runs: Sequence[TrainingRun], folder: Path, say: Callable[[str], None]
+) -> list[str]:
+    """`report` while nothing else writes to its folder."""
     choices = EvaluateConfig(
         given.files, folder / "evaluation", judge=config.judge, fluency=config.fluency, base=config.base,
         event=config.event, device=config.device, task=config.task,
@@ -50,7 +59,6 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
         contents |= each.files
     contents |= _texts(evaluation, runs)
     page = render(Content(evaluation, samples, runs, drawn, folder.name, study, file_records(evaluation)))
-    make_folder(folder, "--output")
     if foreign := sorted(name for name in contents if os.path.lexists(folder / name) and name not in _ours(folder)):
         raise UserError(
             f"{folder / foreign[0]} is there and no report wrote it: move it away, or choose another --output"
@@ -99,6 +107,8 @@ def _check_folder(folder: Path, page: Path) -> None:
     """Raises UserError where anything but a report's figures and tables lies where they would be written."""
     if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
         raise UserError(f"{folder} is there and no folder of a report: move it away, or choose another --output")
+    if (inner := folder / "evaluation").is_symlink():
+        raise UserError(f"{inner} is a link, and nothing is written through one: choose another --output")
     names = (*TEXTS, "evaluation")
     there = [folder / name for name in names if os.path.lexists(folder / name)]
     record = look(folder / RECORD, lambda _: False)

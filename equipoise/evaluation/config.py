@@ -8,6 +8,7 @@ import tyro
 
 from equipoise.errors import UserError
 from equipoise.options import OptionalTask
+from equipoise.policy.config import check_device
 from equipoise.tables.layout import Form
 
 
@@ -98,6 +99,7 @@ class EvaluateConfig:
     """Of every draw: the same seed gives the same numbers."""
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         if not 100 <= self.bootstrap_draws <= 100_000:
             raise UserError(f"--bootstrap-draws {self.bootstrap_draws} must lie between 100 and 100000; 2000 is usual")
         if not self.margin > 0:

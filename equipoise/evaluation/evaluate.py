@@ -102,7 +102,8 @@ def _samples(config: EvaluateConfig, inputs: Inputs, judged: Judged) -> dict[str
     for i, m in enumerate(inputs.rows):
         places.setdefault(m.row.method, []).append(i)
     if config.base is not None and config.base not in places:
-        raise UserError(f"--base {config.base!r} is no method: there are {', '.join(map(repr, places))}")
+        what = "has no sentences to compare with" if config.base in inputs.empty else "is no method"
+        raise UserError(f"--base {config.base!r} {what}: there are {', '.join(map(repr, places))}")
     return {
         name: Sample(
             [inputs.rows[i] for i in own],

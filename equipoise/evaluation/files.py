@@ -1,5 +1,6 @@
 """The five files of an evaluation."""
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from equipoise.evaluation.inputs import Judged
 from equipoise.evaluation.measure import Measured
 from equipoise.evaluation.results import Estimate, Evaluation, row_columns
 from equipoise.evaluation.stored import is_evaluation, to_csv, to_json
-from equipoise.runs.files import make_folder, write_together
+from equipoise.runs.files import write_together
+from equipoise.runs.locks import locked_folder
 from equipoise.runs.ownership import look
 
 FILES = ("evaluation.json", "rows.csv", "methods.csv", "occupations.csv", "comparisons.csv")
@@ -31,10 +33,14 @@ def check(folder: Path) -> None:
         )
 
 
-def prepare(folder: Path) -> None:
-    """`check`, and make sure that the folder can be written. Raises UserError."""
+@contextlib.contextmanager
+def prepared(folder: Path) -> Iterator[None]:
+    """`check`, make sure that the folder can be written, and keep other processes out of it meanwhile. Raises
+    UserError."""
     check(folder)
-    make_folder(folder, "--output")
+    with locked_folder(folder, f"writing to {folder}: wait for it, or choose another --output", "--output"):
+        check(folder)
+        yield
 
 
 def _begins(path: Path, columns: str) -> bool:

@@ -206,11 +206,13 @@ def _optimum(evaluation: Evaluation) -> str:
 
 
 def _excess(point: FrontierPoint) -> str:
-    """Such as "7.0 (11.8 where its compliance needs 4.8; n = 40)"."""
-    kl, bound, n = _value(point.kl) or 0.0, _value(point.bound) or 0.0, f"n = {point.compliance.n:,}"
+    """Such as "7.0 (11.8 where its compliance, of 40 sentences, needs 4.8)": the KL may be of fewer, or of others."""
+    kl, bound = _value(point.kl) or 0.0, _value(point.bound) or 0.0
+    sentences = plural(point.compliance.n, "sentence")
     if max(abs(kl), bound) < 0.05:
-        return f"0.0 (it is no farther from the base model than can be told; {n})"
-    return f"{fixed(point.excess or 0.0, 1)} ({fixed(kl, 1)} where its compliance needs {fixed(bound, 1)}; {n})"
+        return f"0.0 (it is no farther from the base model than can be told; its compliance is of {sentences})"
+    needs = f"its compliance, of {sentences}, needs {fixed(bound, 1)}"
+    return f"{fixed(point.excess or 0.0, 1)} ({fixed(kl, 1)} where {needs})"
 
 
 def _cost(known: dict[str, Method]) -> str:

@@ -1,6 +1,6 @@
 """From completion files to measured rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from equipoise.evaluation.results import File, Judge
 from equipoise.evaluation.side import Side, read_side
 from equipoise.protocol.task import PROTOCOL, Task
 from equipoise.runs.records import task_on_record
+from equipoise.tables import names
 from equipoise.tables.found import Layout
 from equipoise.tables.layout import Columns, Row, arrange, is_empty, settle_names
 from equipoise.tables.read import read_table
@@ -59,14 +60,17 @@ def read_inputs(config: EvaluateConfig) -> Inputs:
     rows: list[list[Row]] = []
     sides: list[Side | None] = []
     empty: dict[str, tuple[int, ...]] = {}
+    headers: list[str] = []
     for method, path in given:
         table = read_table(path, config.encoding, columns.given)
         settings = _settings(path) or {}
         if is_empty(table):
             name = method or str(settings.get("Method") or settings.get("Label") or Path(path).stem)
             empty[name] = (*empty.get(name, ()), len(files))
-            files.append(File(path, table.sha256, 0, _NO_LAYOUT, table.problems))
+            files.append(File(path, table.sha256, 0, _layout_of_header(table.columns), table.problems))
             rows.append([])
+            filled = [name for name in table.columns if name.strip()]
+            headers.append(f", only the columns {names.listed(filled)}" if filled else "")
             sides.append(read_side(path))
             continue
         seed = str(settings.get("seed", ""))
@@ -77,14 +81,50 @@ def read_inputs(config: EvaluateConfig) -> Inputs:
         rows.append(own)
         sides.append(read_side(path))
     if not any(rows):
-        raise UserError(f"{files[0].path} holds no rows: give a file with a row for each text")
+        raise UserError(f"{files[0].path} holds no rows{headers[0]}: give a file with a row for each text")
+    notices = (*notices, *_pooled([path for _, path in given], rows))
     spelling = settle_names(rows)
     flat = [replace(row, occupation=spelling[row.occupation]) for own in rows for row in own]
     return Inputs(task, tuple(files), measure(flat, task), sides, notices, empty)
 
 
-_NO_LAYOUT = Layout("", None, None, None, None, None, "sentence", "detected")
-"""Of a file whose header says nothing, as no row shows how it is meant."""
+def _pooled(paths: Sequence[str], rows: Sequence[Sequence[Row]]) -> list[str]:
+    """What to say of methods whose rows stand in several files. Raises UserError where those are of one seed, so that
+    the same sentences are in both: a filter's file beside that of all its draws."""
+    places: dict[str, dict[int, set[tuple[str, str]]]] = {}
+    for place, own in enumerate(rows):
+        for row in own:
+            places.setdefault(row.method, {}).setdefault(place, set()).add((row.model, row.seed))
+    notices = []
+    for method, files in places.items():
+        seen: dict[tuple[str, str], int] = {}
+        for place, drawn in files.items():
+            for model, seed in sorted(drawn):
+                first = seen.setdefault((model, seed), place)
+                if first != place and seed:
+                    raise UserError(
+                        f"{paths[first]} and {paths[place]} both hold the method {method!r} with seed {seed}: leave "
+                        f"one out, or take them for two methods, such as {Path(paths[place]).stem}={paths[place]}"
+                    )
+        if len(files) > 1:
+            shown = ", ".join(paths[place] for place in files)
+            notices.append(
+                f"the rows of {len(files)} files ({shown}) are of the method {method!r} and are pooled; NAME=FILE "
+                "parts them"
+            )
+    return notices
+
+
+def _layout_of_header(columns: Sequence[str]) -> Layout:
+    """Of a file without rows, none of which shows how its texts are meant: the columns of the usual names."""
+
+    def first(which: Sequence[str]) -> str | None:
+        return next(iter(names.named(columns, which)), None)
+
+    return Layout(
+        first(names.TEXT_NAMES) or "", first(names.OCCUPATION_NAMES), first((names.METHOD,)), first(names.MODEL_NAMES),
+        first(names.SEED_NAMES), first(names.RUN_NAMES), "sentence", "detected",
+    )  # fmt: skip
 
 
 def _named(given: str) -> tuple[str | None, str]:

@@ -181,7 +181,7 @@ def _inputs(evaluation: Evaluation) -> Table:
                 Cell(f"{file.rows:,}"),
                 # Without a row nothing shows how a file is meant.
                 Cell(f"{layout.form} ({layout.how})" if file.rows else "–"),
-                Cell(visible(columns) if file.rows else "–"),
+                Cell(visible(columns) if layout.text else "–"),
                 Cell(file.sha256),
             )
         )

@@ -11,7 +11,7 @@ from equipoise.errors import UserError
 from equipoise.evaluation import stored
 from equipoise.evaluation.config import EvaluateConfig
 from equipoise.evaluation.evaluate import evaluate
-from equipoise.evaluation.files import prepare, write
+from equipoise.evaluation.files import prepared, write
 from equipoise.evaluation.inputs import told
 from equipoise.evaluation.results import Evaluation
 from equipoise.evaluation.runs import CURVES
@@ -82,8 +82,8 @@ def measured(given: Given, config: EvaluateConfig, say: Callable[[str], None]) -
         return Source(evaluation, given.folder / "rows.csv", given.study)
     with Progress(sys.stderr, unit="texts") as progress:
         evaluation, rows, judged = evaluate(config, say, progress)
-    prepare(config.output)
-    write(config.output, evaluation, rows, judged)
+    with prepared(config.output):
+        write(config.output, evaluation, rows, judged)
     return Source(evaluation, config.output / "rows.csv", given.study)
 
 

@@ -136,7 +136,7 @@ def _weights(policy: Mapping[str, Any]) -> str:
     if policy.get("tuning") == "lora":
         base = ", the frozen base weights in 8 bits" if policy.get("use_8bit") else ""
         return (
-            f"LoRA adapters on every linear layer were trained (rank {policy.get('lora_rank')}, alpha "
+            f"LoRA adapters on linear layers were trained (rank {policy.get('lora_rank')}, alpha "
             f"{policy.get('lora_alpha')}{base})."
         )
     return ""

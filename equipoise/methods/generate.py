@@ -19,7 +19,7 @@ from equipoise.errors import UserError
 from equipoise.methods.completions import Completions, Key, all_keys
 from equipoise.methods.costs import Costs
 from equipoise.options import OptionalTask
-from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.policy.config import PolicyConfig, SamplingConfig, check_device
 from equipoise.protocol.task import Task
 from equipoise.runs.signals import StopSignals
 
@@ -73,6 +73,7 @@ class GenerateConfig:
     """Start the file anew, giving up the rows in it."""
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         for name in ("n", "max_new_tokens", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

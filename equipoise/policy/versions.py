@@ -14,15 +14,20 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from equipoise.documents import parse_json
+
 VERSIONS = ("4.57", "5")
 """The versions of transformers that an export is tested with."""
-TESTED = ("apertus", "gemma3_text", "gpt2", "gpt_neox", "llama", "mixtral", "olmoe", "phi3", "qwen3_moe", "stablelm")
+TESTED = ("gemma3_text", "gpt2", "gpt_neox", "granitemoehybrid", "llama", "mixtral", "olmoe", "phi3",
+          "qwen3_moe", "stablelm")  # fmt: skip
 """The types of models of which an export gave the same logits and tokens in all of them."""
 
 # Per layer type (Gemma 3): version 4 scales the first kind and has a base of its own for the second.
 _NESTED = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
 # As models with names of their own call theta and the rotated share.
 _OWN_NAMES = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
+# As version 4 alone calls the kinds of layers of models of one type; version 5 reads both names.
+_LAYERS = {"granitemoehybrid": {"linear_attention": "mamba", "full_attention": "attention"}}
 # Version 4 takes these three keys of Phi-3 and no other, and all else from their places beside it.
 _PHI3 = ("type", "short_factor", "long_factor")
 
@@ -38,7 +43,7 @@ def for_both(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 def _rewrite(path: Path, change: Any, read: Any) -> None:
     """Change a JSON file, unless what is then read from its folder differs."""
     before, text = read(), path.read_text(encoding="utf-8")
-    document = json.loads(text)
+    document = parse_json(text)
     if (changed := change(document)) == document:
         return
     path.write_text(json.dumps(changed, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
@@ -66,6 +71,9 @@ def _older(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration, and those within it, with theta, scaling and the number of experts in their older places."""
     out = {key: _older(value) if isinstance(value, dict) else value for key, value in config.items()}
     out = _experts(config) | out
+    if isinstance(layers := config.get("layer_types"), list):
+        older_names = _LAYERS.get(str(config.get("model_type")), {})
+        out["layer_types"] = [older_names.get(layer, layer) for layer in layers]
     rope = config.get("rope_parameters")
     if isinstance(rope, dict) and rope:
         nested = {kind: rope[kind] for kind in _NESTED if isinstance(rope.get(kind), dict)}

@@ -11,7 +11,6 @@ evaluate: {n: 250, temperature: 1.0, top_p: 0.95}
 import gc
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -34,18 +33,26 @@ from equipoise.ppo.machine import inspect_machine
 from equipoise.ppo.preflight import choose
 from equipoise.ppo.presets import preset
 from equipoise.ppo.summary import SUMMARY
-from equipoise.ppo.sweep_table import table, values_of, write_tables
+from equipoise.ppo.sweep_files import (
+    Given,
+    check_run,
+    check_tables,
+    delete_checkpoints,
+    open_log,
+    read_result,
+    write_given,
+    write_result,
+    write_tables,
+)
+from equipoise.ppo.sweep_table import as_files, table, values_of
 from equipoise.ppo.tool_config import SweepConfig
 from equipoise.ppo.train import train
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, Task, read_task
 from equipoise.runs.command import TOLD, typed
-from equipoise.runs.files import write_json
+from equipoise.runs.locks import locked_folder
 from equipoise.runs.records import differences
 from equipoise.runs.signals import StopSignals
-
-RESULT = "result.json"
-"""In the folder of a run that is finished: what was measured of it."""
 
 
 class Plan(NamedTuple):
@@ -66,14 +73,23 @@ class Plan(NamedTuple):
 
 def sweep(config: SweepConfig) -> int:
     """Run what is missing, print and write the table. Returns the exit code of `equipoise sweep`."""
-    plans = read_plans(config)
+    plans, where = read_plans(config), Path(config.output_dir)
+    check_tables(where)
+    for plan in plans:
+        check_run(plan.folder, given(plan) if config.jobs > 1 else None)
+        is_finished(plan)
+    with locked_folder(where, f"running the sweep in {where}: wait for it, or choose another --output-dir"):
+        return _run(plans, config)
+
+
+def _run(plans: Sequence[Plan], config: SweepConfig) -> int:
     waiting = [p for p in plans if not is_finished(p)]
     print(
         f"{plural(len(plans), 'run')} in {config.output_dir}, {len(plans) - len(waiting)} of them finished", flush=True
     )
     code = _run_here(waiting, config) if config.jobs == 1 else _run_beside(waiting, config)
-    results = [r for p in plans if (r := read_result(p))]
-    write_tables(Path(config.output_dir), results)
+    results = [r for p in plans if (r := read_result(p.folder))]
+    write_tables(Path(config.output_dir), *as_files(results))
     print(table(results, [plan.config.task for plan in plans]))
     return code
 
@@ -164,14 +180,9 @@ def _mapping(value: Any, name: str, file: Path) -> dict[str, Any]:
     return options.underscored(value, f"{file}, {name}")
 
 
-def read_result(plan: Plan) -> dict[str, Any] | None:
-    path = plan.folder / RESULT
-    return dict(read_json(path)) if path.exists() else None
-
-
 def is_finished(plan: Plan) -> bool:
     """Whether the run's result is there. Raises UserError where it is that of other options."""
-    result = read_result(plan)
+    result = read_result(plan.folder)
     if result is None:
         return False
     wanted = plan.config.document()
@@ -273,16 +284,17 @@ sys.exit(main(sys.argv[1:]))"""
 """A run as a process of its own. Its standard input is a pipe to which nothing is written, and which ends with us."""
 
 
+def given(plan: Plan) -> Given:
+    """What the run reads where it is a process of its own."""
+    return Given(yaml.safe_dump(plan.options), plan.config.task.to_yaml())
+
+
 def _start(plan: Plan, gpu: str | None) -> "subprocess.Popen[bytes]":
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    settings = plan.folder / "options.yaml"
-    settings.write_text(yaml.safe_dump(plan.options))
-    task = plan.folder / "sweep-task.yaml"
-    task.write_text(plan.config.task.to_yaml(), encoding="utf-8")
+    settings, task = write_given(plan.folder, given(plan))
     environment = {**os.environ, TOLD: typed()} | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
     command = [sys.executable, "-c", _CHILD, "train", "--preset", plan.preset]
     command += ["--config", str(settings), "--task", str(task)]
-    with (plan.folder / "log.txt").open("ab") as log:
+    with open(open_log(plan.folder), "ab") as log:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
@@ -297,9 +309,9 @@ def close(plan: Plan, keep: str, seconds: float) -> dict[str, Any]:
         "summary": summary,
         "config": plan.config.document(),
     }
-    write_json(plan.folder / RESULT, result)
+    write_result(plan.folder, result)
     if keep != "all":
-        shutil.rmtree(plan.folder / "checkpoints", ignore_errors=True)
+        delete_checkpoints(plan.folder / "checkpoints")
     if keep == "nothing":
         (plan.folder / WEIGHTS).unlink(missing_ok=True)
     return result

@@ -2,10 +2,8 @@
 
 import csv
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from equipoise.protocol.task import Task
@@ -35,6 +33,10 @@ MEASURES: dict[str, tuple[str, str, float]] = {
     "wall_seconds": ("all of it, s", "{:z.0f}", 1),
 }
 """Where in a summary each measure is, its name in the table, how it is written, and its factor there."""
+
+
+TABLES = {"runs.csv": "setting,seed,", "table.csv": "setting,measure,mean,"}
+"""The tables of a sweep as files, and what each begins with."""
 
 
 def values_of(summary: Mapping[str, Any]) -> dict[str, float | None]:
@@ -84,17 +86,18 @@ def _cell(found: Mapping[str, float] | None, form: str, factor: float, runs: int
     return (mean if runs == 1 else f"{mean} [{low}–{high}]") + missing
 
 
-def write_tables(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """`runs.csv` (a row a run), `table.csv` (a row a setting and measure) and `sweep.json` (both)."""
-    folder.mkdir(parents=True, exist_ok=True)
+def as_files(results: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, Any]]:
+    """`runs.csv` (a row a run) and `table.csv` (a row a setting and measure) by their names, and what `sweep.json`
+    holds of both."""
     settings = statistics_of(results)
     columns = ("setting", "seed")
     runs = [[*columns, *MEASURES]]
     runs += [[*(r[c] for c in columns), *(r["values"].get(k) for k in MEASURES)] for r in results]
     rows: list[list[Any]] = [["setting", "measure", "mean", "low", "high", "runs"]]
     rows += [[s, key, *v.values()] for s, measures in settings.items() for key, v in measures.items()]
-    for name, content in (("runs.csv", runs), ("table.csv", rows)):
+    files = {}
+    for name, content in zip(TABLES, (runs, rows), strict=True):
         text = io.StringIO(newline="")
         csv.writer(text).writerows(content)
-        (folder / name).write_text(text.getvalue(), newline="")
-    (folder / "sweep.json").write_text(json.dumps({"settings": settings, "runs": list(results)}, indent=1) + "\n")
+        files[name] = text.getvalue()
+    return files, {"settings": settings, "runs": list(results)}

@@ -85,10 +85,11 @@ class FolderLock:
 
 
 @contextlib.contextmanager
-def locked_folder(folder: Path, busy: str) -> Iterator[None]:
-    """Make the folder and hold its lock; a folder that was made here and stays empty is removed. Raises UserError."""
+def locked_folder(folder: Path, busy: str, option: str = "--output-dir") -> Iterator[None]:
+    """Make the folder, which `option` names, and hold its lock; a folder that was made here and stays empty is removed.
+    Raises UserError."""
     new = not folder.exists()
-    make_folder(folder, "--output-dir")
+    make_folder(folder, option)
     try:
         with FolderLock(folder, busy):
             yield

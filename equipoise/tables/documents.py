@@ -11,6 +11,17 @@ from typing import Any
 
 from equipoise.documents import parse_json
 from equipoise.errors import UserError
+from equipoise.tables.columns import (
+    Record,
+    Repeated,
+    Unequal,
+    are_columns,
+    below,
+    columns_within,
+    pandas_columns,
+    side_by_side,
+    split,
+)
 from equipoise.tables.found import Problem
 from equipoise.tables.names import KEY, is_text, key, last
 from equipoise.tables.table import Content, some, unique
@@ -21,18 +32,12 @@ _ASSISTANT = ("assistant", "gpt", "model", "ai", "bot", "chatbot")
 _DEEPEST = 60
 """Levels of objects within objects that are followed."""
 
-Record = dict[str, Any]
-
-
-class _Repeated(ValueError):
-    """An object that has a name twice."""
-
 
 def documents(path: str, text: str, names: Sequence[str]) -> Content:
     """The table in the JSON or JSON lines. `names`: of columns, as options give them. Raises UserError."""
     try:
         document = _load(text)
-    except _Repeated as error:
+    except Repeated as error:
         raise UserError(f"{path}: {error}: rename one of them") from None
     except ValueError as error:
         values, lines = _json_lines(path, text, error)
@@ -40,7 +45,7 @@ def documents(path: str, text: str, names: Sequence[str]) -> Content:
     else:
         try:
             content = _whole(path, document, names)
-        except _Repeated as error:
+        except Repeated as error:
             raise UserError(f"{path}: {error}") from None
     return content
 
@@ -58,7 +63,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Record:
     out = dict(pairs)
     if len(out) < len(pairs):
         name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise _Repeated(f"an object has {name!r} twice")
+        raise Repeated(f"an object has {name!r} twice")
     return out
 
 
@@ -81,23 +86,34 @@ def _whole(path: str, document: Any, names: Sequence[str]) -> Content:
     if not isinstance(document, Mapping):
         return tabulated(path, document, names)
     if isinstance(document.get("columns"), list) and isinstance(document.get("data"), list):  # pandas' "split"
-        return _split(path, document)
+        return split(path, document)
     for name in _HOLDERS:
         held = document.get(name)
         if isinstance(held, list) and all(isinstance(row, Mapping) for row in held):
             return _held(path, document, name, names)
     if any(is_text(name, names) for name in document):
         if all(isinstance(column, list) for column in document.values()):
-            return _columns(path, document)
-        if _are_columns(document):
-            return _pandas_columns(path, document)
+            return side_by_side(path, document)
+        if are_columns(document):
+            return pandas_columns(path, document)
         return tabulated(path, [document], names)
     lists = [name for name, value in document.items() if _is_list(value)]
-    if len(lists) == 1 and len(document) > 1:  # beside its rows it says other things
+    said = [value for name, value in document.items() if name not in lists and value not in ([], {})]
+    if len(lists) == 1 and said:  # beside its rows it says other things
         return tabulated(path, [document], names)
     if records := _by_key(document, (), names):
-        return tabulated(path, records, names)
+        return _with_names_of_nothing(document, tabulated(path, records, names))
     return tabulated(path, [document], names)
+
+
+def _with_names_of_nothing(document: Mapping[str, Any], content: Content) -> Content:
+    """The rows by name, with a word on the names that have none."""
+    nothing = [str(name) for name, value in document.items() if value in ([], {})]
+    if not nothing:
+        return content
+    message = f"no rows stand under {', '.join(map(repr, nothing[:5]))}{', …' if len(nothing) > 5 else ''}"
+    problem = Problem("names without rows", len(nothing), (), message)
+    return replace(content, problems=(*content.problems, problem))
 
 
 def _held(path: str, document: Mapping[str, Any], name: str, names: Sequence[str]) -> Content:
@@ -136,46 +152,6 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
-def _split(path: str, document: Mapping[str, Any]) -> Content:
-    columns = [str(name) for name in document["columns"]]
-    wrong = [i for i, row in enumerate(document["data"], 1) if not isinstance(row, list) or len(row) != len(columns)]
-    if wrong:
-        raise UserError(f"{path}: {some(wrong, 'row')} under 'data' have not the length of 'columns': export it again")
-    return Content(columns, document["data"])
-
-
-def _columns(path: str, document: Mapping[str, list[Any]]) -> Content:
-    lengths = {len(column) for column in document.values()}
-    if len(lengths) > 1:
-        shown = ", ".join(map(str, sorted(lengths)[:5]))
-        raise UserError(f"{path}: its columns have different lengths ({shown}): export it again")
-    return Content(list(document), [list(row) for row in zip(*document.values(), strict=True)])
-
-
-def _are_columns(document: Mapping[str, Any]) -> bool:
-    """Whether an object of objects is pandas' columns, most of whose index is the same, and no record of nested
-    values."""
-    columns = list(document.values())
-    if not all(isinstance(column, Mapping) and column for column in columns):
-        return False
-    shared = set(columns[0]).intersection(*columns[1:])
-    counted = all(str(place).isdigit() for column in columns for place in column)
-    return (counted or 2 * len(shared) >= max(map(len, columns))) and not any(is_text(str(place)) for place in shared)
-
-
-def _pandas_columns(path: str, document: Mapping[str, Mapping[str, Any]]) -> Content:
-    """Objects of index and value: the index says which values belong together."""
-    index = list(dict.fromkeys(place for column in document.values() for place in column))
-    for name, column in document.items():
-        missing = [place for place in index if place not in column]
-        if missing:
-            raise UserError(
-                f"{path}: its columns have different indexes ({name!r} lacks {', '.join(map(repr, missing[:3]))}"
-                f"{', …' if len(missing) > 3 else ''}): export it again, or write null there"
-            )
-    return Content(list(document), [[column[place] for column in document.values()] for place in index])
-
-
 def _by_key(document: Mapping[str, Any], keys: tuple[str, ...], names: Sequence[str]) -> list[Record]:
     """The records of an object whose names say what its texts are of, perhaps on several levels; none where it holds
     anything else."""
@@ -194,7 +170,9 @@ def _by_key(document: Mapping[str, Any], keys: tuple[str, ...], names: Sequence[
         elif isinstance(value, Mapping) and len(keys) < 3:
             try:
                 flat = any(is_text(path, names) for row in flatten(value, names) for path in row)
-            except _Repeated:  # several lists, each under a name of its own
+            except Unequal:
+                raise
+            except Repeated:  # several lists, each under a name of its own
                 flat = False
             inner = [told | dict(value)] if flat else _by_key(value, own, names)
             if not inner and value:
@@ -229,7 +207,7 @@ def tabulated(path: str, document: Any, names: Sequence[str], lines: Sequence[in
     for place, record in zip(places, document, strict=True):
         try:
             found = flatten(record, names)
-        except _Repeated as error:
+        except Repeated as error:
             raise UserError(f"{path}, {where} {place}: {error}") from None
         rows += found
         begins += [place] * len(found)
@@ -271,7 +249,7 @@ def _lists(path: str, document: Sequence[Sequence[Any]], lines: Sequence[int]) -
 
 
 def flatten(record: Mapping[str, Any], names: Sequence[str] = ()) -> list[Record]:
-    """The record by paths; several where it holds a list of texts, or of objects with texts. Raises _Repeated."""
+    """The record by paths; several where it holds a list of texts, or of objects with texts. Raises Repeated."""
     single: Record = {}
     many: list[tuple[str, list[Record]]] = []
     _walk(record, "", names, single, many, 0)
@@ -283,7 +261,7 @@ def flatten(record: Mapping[str, Any], names: Sequence[str] = ()) -> list[Record
     objects = [path for path, rows in many if len(rows) > 1 and any({*row} != {path} for row in rows)]
     if {len(rows) for _, rows in many} - {1, size} or (objects and len(long) > 1):
         shown = " and ".join(f"{len(rows)} under {path!r}" for path, rows in many)
-        raise _Repeated(f"an object holds {shown}, and nothing says which belong together; keep one of them in a file")
+        raise Repeated(f"an object holds {shown}, and nothing says which belong together; keep one of them in a file")
     out = []
     for i in range(size):
         row = dict(single)
@@ -302,8 +280,12 @@ def _walk(
     depth: int,
 ) -> None:
     if isinstance(value, Mapping) and value and depth < _DEEPEST:
+        columns = columns_within(value, path, names)
+        if columns:
+            many.append((next(name for name in columns[0] if is_text(name, names)), columns))
+            value = {name: inner for name, inner in value.items() if below(path, name) not in columns[0]}
         for name, inner in value.items():
-            _walk(inner, f"{path}.{name}" if path else str(name), names, single, many, depth + 1)
+            _walk(inner, below(path, name), names, single, many, depth + 1)
         return
     if _is_chat(value):
         for turn in value:
@@ -341,7 +323,7 @@ def _is_aside(row: Record, path: str) -> bool:
 
 def _put(record: Record, path: str, value: Any, again: bool = False) -> None:
     if path in record and not again:
-        raise _Repeated(f"an object has {path!r} twice")
+        raise Repeated(f"an object has {path!r} twice")
     record[path] = value
 
 

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from equipoise.protocol.prompts import PLACE, clean
 from equipoise.protocol.task import Task
+from equipoise.tables.clauses import PRONOUNS, Verb, subject_verb
 
 Form = Literal["auto", "sentence", "continuation"]
 Seen = Literal["sentence", "continuation", "mixed"]
@@ -17,27 +18,13 @@ _OTHER = re.compile(r"\s*(?:[{\[<]|\(?\d+[.)]\s)")
 """What begins JSON, a list, markup or a numbered line; no sentence goes on with it."""
 SHORT = 3
 """Words of one that a single text may bring in; a longer one must stand in several."""
-_PRONOUNS = frozenset(
-    ("i", "you", "he", "she", "it", "we", "they", "this", "that", "these", "those", "there", "ich", "du", "er", "sie",
-     "es", "wir", "ihr", "il", "elle", "ils", "elles", "nous", "on", "él", "ella", "ellos", "ellas")
-)  # fmt: skip
-"""Words that begin a sentence of their own."""
-_FINITE = frozenset(("is", "are", "was", "were", "has", "have", "ist", "sind", "war", "waren", "hat", "haben", "hatte",
-                     "hatten", "wird", "werden", "gilt", "gelten", "est", "sont", "était", "étaient"))  # fmt: skip
-"""Verbs that have a subject before them, so that a text with one of them at its beginning may be a sentence."""
-_JOINTS = frozenset(("and", "or", "but", "nor", "who", "whom", "whose", "which", "that", "what", "because", "when",
-                     "while", "where", "if", "than", "though", "although", "since", "until", "so", "how", "why", "und",
-                     "oder", "aber", "weil", "dass", "wo", "wenn", "ob", "als", "et", "ou", "mais", "qui",
-                     "que"))  # fmt: skip
-"""Words behind which another clause has a subject of its own: "a leader who was kind" goes on after the frame."""
 _SOME = frozenset(("my", "our", "your", "his", "her", "their", "most", "many", "all", "every", "each", "some", "few",
                    "no", "these", "those", "such", "other", "any", "both", "alle", "viele", "manche", "jede", "jeder",
                    "mein", "meine", "unser", "unsere", "einige"))  # fmt: skip
 """Words before an occupation that begin a sentence more often than they go on after "was"."""
 _FEW = 0.02
-"""Share of such texts among what goes on after the frame that only is counted: "the best you are" may go on too."""
-_FIRST_WORDS = 7
-"""Words among which the verb of a subject is looked for."""
+"""Share of texts with a subject of their own among what goes on after the frame that is not refused: those that cannot
+go on after it are left as they are, of the others ("the best you are") each may."""
 _VERBS = frozenset(("is", "was", "are", "were", "has", "have", "had", "will", "would", "can", "could", "should", "may"))
 
 
@@ -72,13 +59,19 @@ class Frame:
 
     def canonical(self, name: str) -> str:
         """The task's own name of an occupation, whatever its case, its article or the form that the frame takes. What
-        the frame says before the place is no part of another one: no sentence begins "The The"."""
+        the frame says around the place is no part of another one: no sentence begins "The The" or "The nurse was was".
+        """
         name = " ".join(name.split())
         known = self._names.get(name.casefold()) or self._names.get(re.sub(r"^(the|an?) ", "", name.casefold()))
         if known or not self.before:
             return known or name
-        before = " ".join(self.before.split()).casefold() + " "
-        return name[len(before) :] if name.casefold().startswith(before) else name
+        before, after = (" ".join(part.split()).casefold() for part in (self.before, self.after))
+        if not name.casefold().startswith(f"{before} "):
+            return name
+        inner = name[len(before) + 1 :]
+        if after and inner.casefold().endswith(f" {after}"):  # the whole frame, as prompts to be completed have it
+            inner = inner[: -len(after) - 1]
+        return self._names.get(inner.casefold(), inner)
 
     def occupation(self, text: str) -> str | None:
         """The occupation that a text begins with, as the frame has it; None where it does not begin so."""
@@ -116,26 +109,18 @@ class Frame:
 
     def continues(self, text: str) -> bool:
         """Whether a text goes on after the frame for certain: with its end ("was …"), a small letter or a mark."""
-        if self._goes_on is not None and self._goes_on.match(text):
+        if (self._goes_on is not None and self._goes_on.match(text)) or text.lstrip().startswith(","):
             return True
         first = next((c for c in text if c.isalnum()), "")
         word = re.match(r"\W*(\w*)", text)
         assert word is not None, "the pattern may be empty"
-        if not first or first.isupper() or word[1].casefold() in _PRONOUNS or _OTHER.match(text):
+        if not first or first.isupper() or word[1].casefold() in PRONOUNS or _OTHER.match(text):
             return False
-        return not self.has_verb(text)
+        return self.subject_verb(text) == "none"
 
-    def has_verb(self, text: str) -> bool:
-        """Whether a verb stands so early that what is before it may be its subject ("salespeople are …", "as a nurse
-        she was …"); one at the very beginning has none."""
-        words = re.findall(r"\w[\w'\u2019-]*|[.,;:!?()]", text)[:_FIRST_WORDS]
-        verbs = _FINITE | {*map(str.casefold, self.after.split()[:1])}
-        for i, word in enumerate(map(str.casefold, words)):
-            if word in verbs and i:
-                return True
-            if word in _JOINTS or not word[0].isalnum():
-                return False
-        return False
+    def subject_verb(self, text: str) -> Verb:
+        """Whether the text may have a subject of its own, or must ("salespeople are …")."""
+        return subject_verb(text, self.after.casefold().split()[:1])
 
     def is_within(self, text: str, occupation: str) -> bool:
         """Whether the first sentence of a text holds the whole frame, "Assistant: The nurse was …", or begins with some
@@ -184,22 +169,26 @@ def forms(occupations: Sequence[str], texts: Sequence[str], frame: Frame) -> For
     known: list[bool | None] = []
     for occupation, text in zip(occupations, texts, strict=True):
         start = clean(text)
-        whole = frame.is_whole(start, occupation) or (start[:1].isupper() and _first_word(start) in _PRONOUNS)
+        whole = frame.is_whole(start, occupation) or (start[:1].isupper() and _first_word(start) in PRONOUNS)
         on = frame.continues(start) and not frame.is_within(start, occupation)
         known.append(None if not start else True if whole else False if on else None)
     filled = [i for i, text in enumerate(texts) if any(map(str.isalnum, text))]
     unsure = [i for i in filled if known[i] is None]
     begun, continued = known.count(True), known.count(False)
     decided = begun >= continued
-    subjects = [i for i in unsure if frame.has_verb(start := clean(texts[i])) or frame.is_within(start, occupations[i])]
+    verbs = {i: frame.subject_verb(clean(texts[i])) for i in unsure}
+    subjects = [i for i in unsure if verbs[i] != "none" or frame.is_within(clean(texts[i]), occupations[i])]
+    alone = set() if decided else {i for i in unsure if verbs[i] == "own" or texts[i].lstrip()[:1].isupper()}
     own = [decided if w is None else w for w in known]
+    for i in alone.intersection(subjects):  # "The secretary was secretaries are …" is never right
+        own[i] = True
     shown = {own[i] for i in filled} or {True}
     seen: Seen = "mixed" if len(shown) == 2 else "sentence" if True in shown else "continuation"
-    pronouns = sum(_first_word(texts[i]) in _PRONOUNS for i in unsure)
+    pronouns = sum(_first_word(texts[i]) in PRONOUNS for i in unsure)
     certain = len(unsure) - pronouns <= max(begun, continued) or begun + continued + len(unsure) == 0
     if pronouns == len(unsure) and not begun and not continued:
         certain = True
-    if len(subjects) > _FEW * continued and not decided:  # "The secretary was secretaries are …" is never right
+    if len(subjects) > _FEW * continued and not decided:
         certain, unsure = False, subjects
     return Forms(own, seen, unsure, certain)
 

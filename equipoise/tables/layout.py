@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from equipoise.documents import parse_json
 from equipoise.errors import UserError
 from equipoise.protocol.plural import plural
 from equipoise.protocol.prompts import clean
@@ -221,7 +222,7 @@ def _check_wrapped(table: Table, texts: Sequence[str], form: Form, columns: Colu
 def _is_wrapped(text: str) -> bool:
     if _MARKUP.match(text.lstrip()):
         return True
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (parse_json, ast.literal_eval):
         try:
             return isinstance(parse(text.strip()), (dict, list))
         except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -306,12 +307,20 @@ def _forms(
             f"{table.path}: nothing tells whether texts such as {texts[i][:40]!r} ({table.where(i)}) are whole "
             f"sentences or go on after '{frame.example(occupations[i])}': {remedy}"
         )
+    unsure = set(judged.unsure)
     if judged.seen == "mixed":
-        joined = [i for i, whole in enumerate(judged.whole) if not whole and texts[i].strip()]
-        report("mixed forms", joined, f"a bare continuation among sentences; the prefix was put before it, {decides}")
-    if judged.unsure:
-        taken = "whole sentences" if judged.whole[judged.unsure[0]] else "continuations, with the prefix before them"
-        report("unsure forms", judged.unsure,
+        filled = [i for i, text in enumerate(texts) if text.strip()]
+        bare = [i for i in filled if not judged.whole[i]]
+        whole = [i for i in filled if judged.whole[i] and i not in unsure]
+        if 2 * len(bare) <= len(filled):
+            report("mixed forms", bare, f"a bare continuation among sentences; the prefix was put before it, {decides}")
+        else:
+            report(
+                "mixed forms", whole, f"a whole sentence among continuations; no prefix was put before it, {decides}"
+            )
+    for whole_ones, taken in ((True, "whole sentences"), (False, "continuations, with the prefix before them")):
+        places = [i for i in judged.unsure if judged.whole[i] is whole_ones]
+        report("unsure forms", places,
                f"neither the frame nor the occupation at the beginning; taken for {taken}, {decides}")  # fmt: skip
     return judged
 

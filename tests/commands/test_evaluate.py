@@ -17,6 +17,7 @@ from equipoise.evaluation import results, stored, tables
 from equipoise.evaluation.files import FILES
 from equipoise.evaluation.page import _inputs
 from equipoise.evaluation.paper import methods_text
+from equipoise.runs.locks import FolderLock
 from tests.default import AGENTIC, COMMUNAL, OCCUPATIONS
 from tests.evaluation.files import write_csv
 from tests.evaluation.test_results import HOSTILE
@@ -189,7 +190,7 @@ def test_a_method_without_rows_is_not_told_to_be_the_smallest_nor_its_file_to_be
     assert "n = 4, the smallest of those that have sentences" in " ".join(evaluation.notices)
     assert tables.equal_n(evaluation).caption == "At 4 sentences of each method that has any."
     empty, full, _ = _inputs(evaluation).rows
-    assert [cell.text for cell in empty[1:4]] == ["0", "–", "–"]
+    assert [cell.text for cell in empty[1:4]] == ["0", "–", "text text, occupation occupation"]
     assert [cell.text for cell in full[1:4]] == ["4", "sentence (detected)", "text text, occupation occupation"]
 
 
@@ -348,3 +349,59 @@ def test_what_was_found_in_a_file_stands_in_the_first_lines_once(
         f"note: {path}: 1 row is the header once more; not counted as sentences (line 5)",
     ]
     assert len(lines) == len(set(lines)) and stored.read(tmp_path / "out").methods["a"].n == 2
+
+
+def seeded(path: Path, method: str, seed: int, rows: int = 20) -> str:
+    texts = [["tiny", o, 1, f"The {o} was bold and kind .", method, seed] for o in OCCUPATIONS[:rows]]
+    return write_csv(path, ["Model", "Occupation", "RunID", "Text", "Method", "Seed"], texts)
+
+
+def test_files_of_one_method_are_pooled_with_a_word_and_refused_where_they_are_of_one_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = seeded(tmp_path / "a.csv", "gen-filter", 0), seeded(tmp_path / "a.raw.csv", "gen-filter", 0, 9)
+    assert run(first, second, "--no-fluency", "--output", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert f"{first} and {second} both hold the method 'gen-filter' with seed 0: leave one out" in said
+    remedy = said.strip().rpartition("such as ")[2]
+    assert run(first, remedy, "--no-fluency", "--output", tmp_path / "out") == 0
+    assert {name: m.n for name, m in stored.read(tmp_path / "out").methods.items()} == {"gen-filter": 20, "a.raw": 9}
+    other = seeded(tmp_path / "b.csv", "gen-filter", 1)
+    assert run(first, other, "--no-fluency", "--output", tmp_path / "out") == 0
+    evaluation = stored.read(tmp_path / "out")
+    assert evaluation.methods["gen-filter"].n == 40
+    assert any("rows of 2 files" in line and "'gen-filter' and are pooled" in line for line in evaluation.notices)
+
+
+def test_a_base_without_sentences_is_said_to_have_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full, empty = seeded(tmp_path / "full.csv", "ppo", 0), seeded(tmp_path / "empty.csv", "gf", 0, 0)
+    assert run(full, empty, "--base", "empty", "--no-fluency", "--output", tmp_path / "out") == 2
+    assert "--base 'empty' has no sentences to compare with: there are 'ppo'" in capsys.readouterr().err
+
+
+def test_an_evaluation_and_a_report_keep_other_processes_out_of_their_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out, page = seeded(tmp_path / "a.csv", "ppo", 0), tmp_path / "out", tmp_path / "r.html"
+    out.mkdir()
+    with FolderLock(out, "x"):
+        assert run(file, "--no-fluency", "--output", out) == 2
+    assert f"another process is writing to {out}: wait for it" in capsys.readouterr().err and not list(out.iterdir())
+    folder = tmp_path / "r_files"
+    folder.mkdir()
+    with FolderLock(folder, "x"):
+        assert main(["report", file, "--no-fluency", "--output", str(page)]) == 2
+    assert f"another process is writing a report to {folder}: wait for it" in capsys.readouterr().err
+    assert not page.exists() and not list(folder.iterdir())
+    new = tmp_path / "new"
+    assert run(tmp_path / "none.csv", "--output", new) == 2 and not new.exists()
+
+
+def test_the_columns_of_a_file_without_rows_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = write_csv(tmp_path / "empty.csv", ["Occupation", "Text", "mood"], [])
+    assert run(empty, "--no-fluency", "--output", tmp_path / "out") == 2
+    assert "holds no rows, only the columns 'Occupation', 'Text', 'mood': give" in capsys.readouterr().err
+    full = seeded(tmp_path / "full.csv", "ppo", 0)
+    assert run(full, empty, "--no-fluency", "--output", tmp_path / "out") == 0
+    line = _inputs(stored.read(tmp_path / "out")).rows[1]
+    assert [cell.text for cell in line[1:4]] == ["0", "–", "text Text, occupation Occupation"]

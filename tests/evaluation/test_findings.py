@@ -67,7 +67,7 @@ def test_the_distance_above_the_bound_is_told_from_the_nearest_on() -> None:
     told = answers(example())["How far from the optimum?"]
     nearest, far = told.index("Generate-and-Filter 0.0 (5.7"), told.index("PPO 7.0")
     assert nearest < far
-    assert "PPO 7.0 (11.8 where its compliance needs 4.8; n = 40)" in told
+    assert "PPO 7.0 (11.8 where its compliance, of 40 sentences, needs 4.8)" in told
 
 
 def test_where_nothing_complies_the_report_says_so() -> None:

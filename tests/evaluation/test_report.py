@@ -278,3 +278,16 @@ def test_a_report_replaces_its_own_files_and_one_of_before_they_were_listed(tmp_
             path.unlink()
     report(config, lambda line: None)
     assert (tmp_path / "report_files" / "lengths.svg").read_text() != "old"
+
+
+def test_nothing_is_written_through_a_link_in_the_folder_of_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = completions(tmp_path / "a.csv", "bold and kind.", "ppo")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (tmp_path / "r_files").mkdir()
+    (tmp_path / "r_files" / "evaluation").symlink_to(mine)
+    assert main(["report", str(file), "--no-fluency", "--output", str(tmp_path / "r.html")]) == 2
+    assert "r_files/evaluation is a link, and nothing is written through one" in capsys.readouterr().err
+    assert not list(mine.iterdir()) and not (tmp_path / "r.html").exists()

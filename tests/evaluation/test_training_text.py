@@ -64,7 +64,7 @@ def test_every_option_in_force_is_named_and_none_that_was_not(config: TrainConfi
         "Exported: step 50, the best evaluation (strict 99.0 % of 500 sentences). The rule: ",
     ):
         assert fact in text, fact
-    lora = f"LoRA adapters on every linear layer were trained (rank {config.policy.lora_rank}"
+    lora = f"LoRA adapters on linear layers were trained (rank {config.policy.lora_rank}"
     best = config.evaluation.export == "best" and config.evaluation.eval_sentences > 0
     # What is said of an option, and whether the option was in force.
     for words, in_force in {

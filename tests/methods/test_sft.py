@@ -301,3 +301,19 @@ def test_too_few_sentences_name_those_held_out_and_only_remedies_that_help() -> 
     assert refused(13, 3, 0, "both").endswith("give a file with more or --held-out 0")
     assert refused(13, 0, 5, "strict").endswith("give a file with more or --filter both")
     assert "--filter" not in refused(13, 0, 5, "both")
+
+
+@pytest.mark.parametrize("command", ["sft", "train", "generate", "evaluate", "sample", "task", "study"])
+def test_a_device_that_no_machine_has_is_named_first_of_all(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for device, said in (
+        ("mps", "is not supported"),
+        ("abacus", "use cpu, cuda"),
+        ("cpu:3", "all CPUs are one device"),
+    ):
+        assert main([command, "--device", device]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and f"device {device!r}" in lines[0] and said in lines[0]
+    assert not os.listdir(tmp_path)

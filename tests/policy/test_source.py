@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -313,7 +312,8 @@ class FakeHub(BaseHTTPRequestHandler):
     def answer(self) -> None:
         name = self.path.partition("/org/")[2].partition("/")[0]
         if name == "silent":
-            time.sleep(3)
+            self.connection.settimeout(60)
+            self.connection.recv(1)  # until the asker has given up
         if name in ("silent", "hangs-up"):
             self.close_connection = True
             return

@@ -17,6 +17,7 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteMoeHybridConfig,
     LlamaConfig,
     MixtralConfig,
     OlmoeConfig,
@@ -73,6 +74,11 @@ CONFIGS = {
     "olmoe": OlmoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2, rope_parameters=PLAIN),
     "mixtral": MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=4, rope_parameters=PLAIN),
     "apertus": ApertusConfig(**SIZES, num_key_value_heads=2, rope_parameters=PLAIN),
+    "granitemoehybrid": GraniteMoeHybridConfig(
+        **SIZES, num_key_value_heads=2, num_local_experts=4, shared_intermediate_size=48, rope_parameters=PLAIN,
+        layer_types=["linear_attention", "full_attention"], mamba_n_heads=8, mamba_d_head=8, mamba_d_state=16,
+        mamba_chunk_size=16, position_embedding_type="rope",
+    ),
     "gpt2": GPT2Config(vocab_size=len(TOKENS) + 1, n_embd=32, n_layer=2, n_head=4, n_positions=256),
 }  # fmt: skip
 TEXT = "The nurse was bold.<|im_end|> naïve\n  x<|eot_id|>"
@@ -128,6 +134,7 @@ def exported(name: str, folder: Path) -> tuple[torch.nn.Module, Any]:
         ),
         ("qwen3_moe", {"rope_theta": 100_000.0, "num_experts": 4, "num_local_experts": 4}),
         ("apertus", {"rope_theta": 100_000.0, "rope_scaling": None}),
+        ("granitemoehybrid", {"rope_theta": 100_000.0, "num_local_experts": 4, "layer_types": ["mamba", "attention"]}),
         ("gpt2", {}),
     ],
 )
@@ -137,6 +144,7 @@ def test_the_numbers_of_the_rotary_embedding_stand_where_version_4_looks(
     model, tokenizer = exported(name, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     names = {"rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor", "rotary_emb_base"}
+    names |= {"layer_types"} & older.keys()
     names |= {"rotary_pct", "num_experts", "num_local_experts", "original_max_position_embeddings"}
     assert {key: value for key, value in config.items() if key in names} == older
     # Written out, it is what version 5 makes of the factor anyway.
@@ -168,7 +176,8 @@ def example(folder: Path) -> list[int]:
 
 
 def test_the_card_names_the_types_that_are_compared() -> None:
-    assert sorted({config.model_type for config in CONFIGS.values()}) == list(TESTED)
+    # Apertus's activation differs a little between the versions, so that its logits are not the same.
+    assert sorted({config.model_type for config in CONFIGS.values()} - {"apertus"}) == list(TESTED)
 
 
 CHECK = """
@@ -215,7 +224,6 @@ def test_an_export_gives_the_same_logits_and_tokens_in_both_versions(tmp_path: P
     assert sorted(found) == sorted(CONFIGS)
     prompt = prompt_ids(tokenizer, PROTOCOL.prompt("describe"), PROTOCOL.names[0], PROTOCOL)
     for name, (difference, tokens, made) in found.items():
-        # Apertus's activation differs a little between the versions, from the first token on.
         assert difference < (1e-2 if name == "apertus" else 1e-3), name
         assert tokens == tokenizer(TEXT)["input_ids"], name
         assert made == prompt, name

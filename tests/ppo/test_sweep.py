@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from equipoise import cli
 from equipoise.commands.sweep import main
@@ -19,11 +21,13 @@ from equipoise.ppo import sweep
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.summary import first_good_step
 from equipoise.ppo.sweep import read_plans
+from equipoise.ppo.sweep_files import check_run, delete_checkpoints, open_log, read_result, write_given
 from equipoise.ppo.sweep_table import statistics_of, table, values_of
 from equipoise.ppo.tool_config import SweepConfig
 from equipoise.ppo.train import Outcome
 from equipoise.protocol.task import PROTOCOL, read_task
 from equipoise.runs.command import typed
+from equipoise.runs.locks import FolderLock
 from equipoise.runs.signals import StopSignals
 from tests.default import strict_success
 from tests.tasks import foreign_task, one_class_task
@@ -126,6 +130,87 @@ def test_a_finished_run_of_other_options_is_refused(swept: Path, model: Path) ->
     changed.write_text((swept / "sweep.yaml").read_text().replace("kl-coef: 0.0", "kl-coef: 0.1"))
     with pytest.raises(UserError, match=r"hot-0 holds a finished run with other settings \(kl-coef: 0.0 → 0.1"):
         main([str(changed), "--output-dir", str(swept / "out")])
+
+
+@pytest.mark.parametrize("name", ["runs.csv", "table.csv", "sweep.json", "plain-0/result.json"])
+@pytest.mark.parametrize("planted", ["file", "link"])
+def test_what_no_sweep_wrote_is_not_replaced_and_refused_before_anything_runs(
+    model: Path, tmp_path: Path, name: str, planted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "train", None)  # nothing may be trained
+    file, path = write(tmp_path, model, TWO), tmp_path / "out" / name
+    mine = tmp_path / "mine" if planted == "link" else path
+    path.parent.mkdir(parents=True)
+    mine.write_text('{"mine": 1}' if name.endswith("json") else "my,own,table\n")
+    if planted == "link":
+        path.symlink_to(mine)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=f"{path} (is there and equipoise sweep did not|cannot be read, damaged or)"):
+        main([str(file), "--output-dir", str(tmp_path / "out")])
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["options.yaml", "sweep-task.yaml", "log.txt"])
+@pytest.mark.parametrize("planted", ["file", "link"])
+def test_what_no_sweep_wrote_into_the_folder_of_a_run_is_not_replaced(
+    model: Path, tmp_path: Path, name: str, planted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "_start", None)
+    file, path = write(tmp_path, model, TWO), tmp_path / "out" / "hot-3" / name
+    mine = tmp_path / "mine" if planted == "link" else path
+    path.parent.mkdir(parents=True)
+    mine.write_text("steps: 9\n")
+    if planted == "link":
+        path.symlink_to(mine)
+    with pytest.raises(UserError, match=f"{path} is there and equipoise sweep did not"):
+        main([str(file), "--output-dir", str(tmp_path / "out"), "--jobs", "2"])
+    assert mine.read_text() == "steps: 9\n" and [p.name for p in (tmp_path / "out").iterdir()] == ["hot-3"]
+
+
+def test_what_a_sweep_gives_its_runs_is_its_own_also_where_an_earlier_version_wrote_it(
+    model: Path, tmp_path: Path
+) -> None:
+    plan = read_plans(SweepConfig(write(tmp_path, model, TWO), str(tmp_path / "out")))[0]
+    given = sweep.given(plan)
+    write_given(plan.folder, given)
+    with open(open_log(plan.folder), "w") as log:
+        log.write("step 1\n")
+    check_run(plan.folder, given)
+    read = yaml.safe_load((plan.folder / "options.yaml").read_text())
+    assert read == plan.options and read_task(str(plan.folder / "sweep-task.yaml")) == PROTOCOL
+    for name, text in zip(("options.yaml", "sweep-task.yaml"), given, strict=True):
+        (plan.folder / name).write_text(text)
+    check_run(plan.folder, given)
+
+
+def test_a_damaged_result_is_refused_in_one_line(swept: Path, tmp_path: Path) -> None:
+    shutil.copytree(swept / "out", tmp_path / "out")
+    path = tmp_path / "out" / "hot-0" / "result.json"
+    path.write_text(path.read_text()[:90])
+    with pytest.raises(UserError, match=r"hot-0/result\.json cannot be read, damaged .*delete it"):
+        read_result(path.parent)
+
+
+def test_only_checkpoints_are_deleted_with_checkpoints(swept: Path, tmp_path: Path) -> None:
+    assert not list((swept / "out").glob("*/checkpoints"))
+    folder, other = tmp_path / "checkpoints", tmp_path / "other"
+    for name in ("checkpoint-2", "checkpoint-4", "nonfinite", "mine"):
+        (folder / name).mkdir(parents=True)
+    other.mkdir()
+    (other / "x").write_text("x")
+    (folder / "checkpoint-6").symlink_to(other)
+    (folder / "notes.txt").write_text("mine")
+    delete_checkpoints(folder)
+    assert {p.name for p in folder.iterdir()} == {"mine", "notes.txt", "checkpoint-6"} and (other / "x").exists()
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    delete_checkpoints(link)
+    assert (folder / "notes.txt").exists() and link.is_symlink()
+
+
+def test_two_sweeps_cannot_share_a_folder(swept: Path) -> None:
+    with FolderLock(swept / "out", "x"), pytest.raises(UserError, match="another process is running the sweep in"):
+        main([str(swept / "sweep.yaml"), "--output-dir", str(swept / "out")])
 
 
 @pytest.mark.slow

@@ -29,27 +29,29 @@ HOSTILE = "The nurse was \x1b[2J\x9b31m[red]bold[/red]\r\n[link=x]\u202ecaring\u
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 CHILD = """
-import json, signal, sys, time
+import json, os, signal, sys
 from pathlib import Path
 sys.modules["torch"] = None  # no TensorBoard: a faster start
 from equipoise.ppo.log import RunLog
 from equipoise.protocol.task import PROTOCOL
 signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what a training loop does that ends its step first
-folder, steps, pause, texts = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), json.loads(sys.argv[4])
+folder, steps, gate, texts = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
 log = RunLog(folder, folder / "runs", steps)
 log.say("model: bundled")
 for step in range(1, steps + 1):
     log.step(step, {"reward/mean": 0.5, "compliance/both": 0.25}, {"time/step": 0.5, "memory/peak_gb": 1.5})
     log.samples(step, [PROTOCOL.score(text) for text in texts], [text.split()[1] for text in texts])
     print("printed by a library")
-    time.sleep(pause)
+    if step == 2 and gate >= 0:
+        os.read(gate, 1)  # until the test has done its part
 log.event(steps, "signal", name="SIGTERM")
 log.close()
 """
 
 
-def child(folder: Path, steps: int = 3, pause: float = 0.0, texts: tuple[str, ...] = (SENTENCE,)) -> list[str]:
-    return [sys.executable, "-c", CHILD, str(folder), str(steps), str(pause), json.dumps(texts)]
+def child(folder: Path, steps: int = 3, gate: int = -1, texts: tuple[str, ...] = (SENTENCE,)) -> list[str]:
+    """`gate`: a pipe from which the child reads after its second step, to go on when the other end is closed."""
+    return [sys.executable, "-c", CHILD, str(folder), str(steps), str(gate), json.dumps(texts)]
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -96,7 +98,7 @@ def test_a_pipe_gets_plain_lines(tmp_path: Path) -> None:
 
 
 def test_a_terminal_gets_a_bar_with_lines_above_it(tmp_path: Path) -> None:
-    seen, code = on_terminal(child(tmp_path, pause=0.2), environment())
+    seen, code = on_terminal(child(tmp_path), environment())
     assert code == 0
     assert "\x1b[?25l" not in seen, "a hidden cursor would stay hidden after a kill"
     plain = without_escapes(seen)
@@ -138,12 +140,15 @@ def test_a_stream_that_cannot_encode_the_text_gets_escapes(tmp_path: Path) -> No
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
+    gate, closes = os.pipe()
     process = subprocess.Popen(
-        child(tmp_path, steps=20, pause=0.02), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+        child(tmp_path, 20, gate), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), pass_fds=[gate]
     )
+    os.close(gate)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
+    os.close(closes)
     errors = process.stderr.read()
     assert (process.wait(timeout=60), errors) == (0, b"")
     assert len((tmp_path / "training_metrics.csv").read_text().splitlines()) == 21
@@ -152,10 +157,12 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("term", ["xterm-256color", "dumb"])
 def test_a_closed_terminal_does_not_end_the_run(tmp_path: Path, term: str) -> None:
     ours, theirs = pty.openpty()
-    command = child(tmp_path, steps=40, pause=0.05)
+    gate, closes = os.pipe()
     process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=environment(TERM=term), start_new_session=True
-    )
+        child(tmp_path, 40, gate), stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=environment(TERM=term),
+        start_new_session=True, pass_fds=[gate],
+    )  # fmt: skip
+    os.close(gate)
     os.close(theirs)
     seen = b""
     while b"step 2/40" not in seen:
@@ -163,6 +170,7 @@ def test_a_closed_terminal_does_not_end_the_run(tmp_path: Path, term: str) -> No
         assert more, "the run ended before its second step"
         seen += more
     os.close(ours)
+    os.close(closes)
     assert process.stderr is not None
     errors = process.stderr.read()
     assert (process.wait(timeout=60), errors) == (0, b"")

@@ -16,12 +16,15 @@ ROOT = Path(__file__).parents[2]
 
 # Says it is ready, waits for its stop signal, says "saved" and exits with the documented code.
 RUN = """
-import os, sys, time
+import os, signal, sys
 from equipoise.runs.signals import StopSignals
+came, told = os.pipe()
+os.set_blocking(told, False)
+signal.set_wakeup_fd(told)
 with StopSignals() as stop:
     print("ready", os.getpid(), flush=True)
     while not stop.received:
-        time.sleep(0.01)
+        os.read(came, 1)  # a byte for every signal
     os.read(0, 1)  # until the test closes its end; a signal alone does not end it
     print("saved", stop.received.name, flush=True)
     sys.exit(stop.exit_code)

@@ -133,6 +133,15 @@ def test_bare_continuations_get_the_prefix(tmp_path: Path) -> None:
     assert [row.measured for row in read(path, form="sentence")[0]] == [end.strip() for end in ends]
 
 
+def test_prompts_that_are_the_frame_name_its_occupation(tmp_path: Path) -> None:
+    for prompt in ("The nurse was", "the nurse was ", "THE  NURSE WAS"):
+        path = write_csv(tmp_path / "a.csv", ["prompt", "completion"], [[prompt, "bold and kind."]] * 2)
+        rows, _, _ = read(path, Columns(occupation="prompt"))
+        assert {(row.occupation, row.measured) for row in rows} == {("nurse", "The nurse was bold and kind.")}
+    path = write_csv(tmp_path / "b.csv", ["prompt", "completion"], [["The zoo keeper was", "bold."]])
+    assert read(path, Columns(occupation="prompt"))[0][0].measured == "The zoo keeper was bold."
+
+
 def test_a_mixed_file_is_decided_row_by_row_and_told(tmp_path: Path) -> None:
     texts = [
         *WHOLE[:1] * 3,

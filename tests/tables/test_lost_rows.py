@@ -2,6 +2,7 @@
 do."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,23 +60,51 @@ LOWER = [
     ("attorney", "lawyers are bold and kind."),
     ("nurse", "as a nurse she was bold."),
     ("nurse", "the best of them were bold."),
+    ("secretary", "in the office, secretaries are bold and kind."),
+    ("secretary", "when asked, secretaries are bold and kind."),
+    ("lawyer", "people who work as lawyers are bold and kind."),
+    ("lawyer", "women whose work is law are bold and kind."),
+    ("lawyer", "attorneys can be bold and kind."),
 ]
+ON = (
+    "bold and is kind.",
+    "a leader who was kind.",
+    "loved.",
+    "kind, and everyone was happy.",
+    "a woman whose work was good.",
+    "a friend you can trust.",
+    "known to have been kind.",
+    ", you know, kind, she was.",
+    "told that the work was good.",
+    "on her feet.",
+    "there for us.",
+    "in the war, wearing a hat.",
+)
+"""What goes on after the frame, though it has verbs of its own."""
 
 
 def test_a_sentence_in_small_letters_never_gets_the_prefix_unsaid(tmp_path: Path) -> None:
-    on = [{"job": "nurse", "text": text} for text in ("bold and is kind.", "a leader who was kind.", "loved.")]
+    on = [{"job": "nurse", "text": text} for text in ON]
+    assert not told(read(given(tmp_path / "on.json", on)))
     for job, text in LOWER:
         path = given(tmp_path / "a.json", [*on, {"job": job, "text": text}])
-        with pytest.raises(UserError, match=r"a\.json: nothing tells .*\(row 4\).*--form sentence"):
+        with pytest.raises(UserError, match=r"a\.json: nothing tells .*\(row 13\).*--form sentence"):
             read(path)
-        assert read(path, form="sentence")[0][3].text == text
+        assert read(path, form="sentence")[0][12].text == text
         found = read(given(tmp_path / "b.json", [*RECORDS, {"Occupation": job, "Text": text}]))
         assert found[0][-1].text == text and told(found)["unsure forms"] == 1
     for text in ("die Frauen waren klug.", "unsere Frauen sind klug."):
         with pytest.raises(UserError, match="nothing tells"):
             read(given(tmp_path / "c.json", [{"job": "Ärztin", "text": text}]), foreign_task())
     many = [{"job": "nurse", "text": "bold."}] * 99 + [{"job": "nurse", "text": "the best you are at work."}]
-    assert told(read(given(tmp_path / "e.json", many))) == {"unsure forms": 1}
+    found = read(given(tmp_path / "e.json", many))
+    assert told(found) == {"unsure forms": 1} and found[0][-1].text == "The nurse was the best you are at work."
+    for text in ("secretaries are bold.", "she was bold.", "In the office, secretaries are bold."):
+        found = read(given(tmp_path / "i.json", [*many[:99], {"job": "secretary", "text": text}]))
+        assert found[0][-1].text == text and told(found) == {"unsure forms": 1}
+        assert "taken for whole sentences" in found[2][0].message and found[1].form == "mixed"
+    found = read(given(tmp_path / "j.json", [*many[:9], {"job": "nurse", "text": "The nurse was bold."}]))
+    assert told(found) == {"mixed forms": 1} and "whole sentence among continuations" in found[2][0].message
     for text in ("my nurse seemed bold.", "most nurses seem bold.", "every good nurse rests."):
         with pytest.raises(UserError, match="nothing tells"):
             read(given(tmp_path / "h.json", [{"job": "nurse", "text": text}] * 3))
@@ -199,3 +228,55 @@ def test_frames_around_cells_are_no_rows(tmp_path: Path) -> None:
     lines = ["| Occupation | Text |", rule, *(f"| {o} | {t} |" for o, t in PAIRS), rule]
     found = read(given(tmp_path / "a.txt", "\n".join(lines)))
     assert pairs(found) == PAIRS and told(found) == {"ruled lines": 2}
+
+
+def _columns_of(rows: list[tuple[str, str]]) -> dict[str, object]:
+    return {"Text": [t for _, t in rows], "Occupation": [o for o, _ in rows]}
+
+
+def _indexed(rows: list[tuple[str, str]]) -> dict[str, object]:
+    return {name: {str(i): v for i, v in enumerate(values)} for name, values in _columns_of(rows).items()}  # type: ignore[arg-type,var-annotated]
+
+
+def _labelled(rows: list[tuple[str, str]]) -> dict[str, object]:
+    return {name: {f"r{i}": v for i, v in enumerate(values)} for name, values in _columns_of(rows).items()}  # type: ignore[arg-type,var-annotated]
+
+
+def _split(rows: list[tuple[str, str]]) -> dict[str, object]:
+    return {"columns": ["Occupation", "Text"], "index": list(range(len(rows))), "data": [list(row) for row in rows]}
+
+
+@pytest.mark.parametrize("orient", [_columns_of, _indexed, _labelled, _split])
+def test_columns_below_a_name_are_as_many_rows(
+    tmp_path: Path, orient: Callable[[list[tuple[str, str]]], dict[str, object]]
+) -> None:
+    bare = [(job, text.removeprefix(f"The {job} was ")) for job, text in PAIRS]
+    for rows, form in ((PAIRS, "sentence"), (bare, "continuation")):
+        for document in (
+            {"PPO": orient(rows)},
+            {"seed": 1, "data": orient(rows)},
+            [{"meta": {"n": 1}, **orient(rows)}],
+        ):
+            found = read(given(tmp_path / "a.json", document))
+            assert pairs(found) == PAIRS and found[1].form == form and told(found)["several texts"] == 1
+    found = read(given(tmp_path / "b.json", {"PPO": orient(PAIRS), "Base": orient(PAIRS[:3])}))
+    assert [row.method for row in found[0]] == ["PPO"] * 12 + ["Base"] * 3 and pairs(found) == PAIRS + PAIRS[:3]
+
+
+def test_columns_below_a_name_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    columns = {"Text": [t for _, t in PAIRS], "Occupation": [o for o, _ in PAIRS][:5]}
+    with pytest.raises(UserError, match=r"12 under 'Text' and 5 under 'Occupation'"):
+        read(given(tmp_path / "a.json", {"PPO": columns}))
+    indexed = {"Text": {"0": "The nurse was x.", "1": "The chef was y."}, "Occupation": {"0": "nurse", "2": "chef"}}
+    with pytest.raises(UserError, match=r"different indexes \('Occupation' has another\)"):
+        read(given(tmp_path / "b.json", {"PPO": indexed}))
+    # What is said of all texts of an object stays with each.
+    record = {"occupation": "nurse", "samples": ["The nurse was x.", "The nurse was y."], "tags": ["a", "b", "c"]}
+    assert pairs(read(given(tmp_path / "c.json", [record]))) == [("nurse", t) for t in record["samples"]]
+
+
+def test_a_name_without_rows_is_told(tmp_path: Path) -> None:
+    for nothing in ([], {}):
+        found = read(given(tmp_path / "a.json", {"PPO": RECORDS, "Base": nothing}))
+        assert pairs(found) == PAIRS and told(found) == {"names without rows": 1}
+        assert found[2][0].message == "no rows stand under 'Base'"

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from tokenizers import pre_tokenizers
 
+from equipoise.documents import parse_json
 from equipoise.errors import UserError
 from equipoise.policy.prompt import Tokenizer
 
@@ -27,7 +28,7 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes | None]:
 
 def _speller(tokenizer: Tokenizer) -> Callable[[str], bytes | None]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    decoder = json.loads(backend.to_str())["decoder"] if backend is not None else {"type": "unknown"}
+    decoder = parse_json(backend.to_str())["decoder"] if backend is not None else {"type": "unknown"}
     kinds = json.dumps(decoder)
     if decoder is None:  # whole words, which transformers joins with spaces
         return lambda piece: b" " + piece.encode()

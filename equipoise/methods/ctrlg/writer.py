@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from equipoise.documents import parse_json
 from equipoise.errors import UserError
 from equipoise.methods.completions import Key
 from equipoise.methods.ctrlg.config import CtrlGConfig
@@ -166,9 +167,9 @@ class CtrlG:
         for path, unlike in ((self.path, ()), (PACKAGED, ("dtype",))):
             try:
                 model, metadata, more = HMM.load(path)
-                made = json.loads(metadata["distillation"])
+                made = parse_json(metadata["distillation"])
                 if made | {key: self._distillation[key] for key in unlike} == self._distillation:
-                    return model, more["symbols"].long(), json.loads(metadata["facts"])
+                    return model, more["symbols"].long(), parse_json(metadata["facts"])
             except (OSError, SafetensorError, KeyError, ValueError, TypeError):
                 continue  # absent, or cut short: made anew
         return None
