@@ -1,4 +1,4 @@
-"""Frozen base weights in 8 bits: half the memory of bfloat16, for cards with 24 GB.
+"""Frozen base weights in 8 bits: half the memory of bfloat16, for cards with 16 or 24 GB.
 
 Weights only, rounded to the nearest of 255 steps a row (absmax scaling); products are in the model's own dtype. Nothing
 is decided on the host, so CUDA graphs record it. bitsandbytes' LLM.int8(), which also rounds activations and looks for
