@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +26,7 @@ from equipoise import options
 from equipoise.documents import read_json
 from equipoise.errors import UserError
 from equipoise.policy.export import WEIGHTS
+from equipoise.ppo import sweep_jobs
 from equipoise.ppo.base import BaseRates
 from equipoise.ppo.claim import FREE_TO_CHANGE
 from equipoise.ppo.config import TrainConfig
@@ -66,11 +66,19 @@ class Plan(NamedTuple):
 def sweep(config: SweepConfig) -> int:
     """Run what is missing, print and write the table. Returns the exit code of `equipoise sweep`."""
     plans = read_plans(config)
+    if config.only is not None:
+        return _run_only(config.only, plans, config)
     waiting = [p for p in plans if not is_finished(p)]
+    if config.commands:
+        sweep_jobs.print_commands([p.name for p in waiting], config)
+        return 0
     print(
         f"{plural(len(plans), 'run')} in {config.output_dir}, {len(plans) - len(waiting)} of them finished", flush=True
     )
-    code = _run_here(waiting, config) if config.jobs == 1 else _run_beside(waiting, config)
+    if config.executor != "here":
+        code = sweep_jobs.run_jobs({p.name: p.folder for p in waiting}, config)
+    else:
+        code = _run_here(waiting, config) if config.jobs in (None, 1) else _run_beside(waiting, config)
     results = [r for p in plans if (r := read_result(p))]
     write_tables(Path(config.output_dir), results)
     print(table(results, [plan.config.task for plan in plans]))
@@ -91,7 +99,7 @@ def read_plans(config: SweepConfig) -> list[Plan]:
     if not (isinstance(seeds, list) and seeds and all(type(s) is int for s in seeds)):
         raise UserError(f"{config.file}: seeds is {seeds!r}; write a list of whole numbers, such as [0, 1, 2]")
     task = _task(base, config)
-    chosen = str(base.pop("preset", "")) or choose(inspect_machine()).config.preset
+    chosen = str(base.pop("preset", "")) or ("" if config.elsewhere else choose(inspect_machine()).config.preset)
     plans = []
     for name, own in settings.items():
         if not re.fullmatch(r"[\w.+-]+", name):
@@ -99,6 +107,11 @@ def read_plans(config: SweepConfig) -> list[Plan]:
         where = f"{config.file}, {name}"
         own = _settings(own, name, config.file)
         mine, of_task = str(own.pop("preset", chosen)), _task(own, replace(config, task=task))
+        if not mine:
+            raise UserError(
+                f"{where}: name a preset, under base for instance: which one is chosen depends on the machine, and the "
+                "runs may be started on others than this"
+            )
         measured = {
             "final_sentences": _count(evaluation.get("n", 250), config.file) * len(of_task.names),
             "eval_temperature": evaluation.get("temperature", 1.0),
@@ -185,6 +198,19 @@ def is_finished(plan: Plan) -> bool:
 # Running
 
 
+def _run_only(name: str, plans: Sequence[Plan], config: SweepConfig) -> int:
+    """The run of that name, unless it is finished. The tables are left to the command without `only`: other runs may be
+    at work beside this one."""
+    plan = next((p for p in plans if p.name == name), None)
+    if plan is None:
+        names = ", ".join(p.name for p in plans[:8]) + (", …" if len(plans) > 8 else "")
+        raise UserError(f"{config.file} has no run {name!r:.80}: choose one of {names}")
+    if is_finished(plan):
+        print(f"{name} is finished")
+        return 0
+    return _run_here([plan], config)
+
+
 def _run_here(plans: Sequence[Plan], config: SweepConfig) -> int:
     """One after another in this process, which has torch and the kernels loaded."""
     failed = 0
@@ -227,7 +253,7 @@ def _base_key(config: TrainConfig) -> str:
 def _run_beside(plans: Sequence[Plan], config: SweepConfig) -> int:
     """`jobs` processes at a time; what they print goes to log.txt in the run's folder."""
     gpus = _visible_gpus()
-    waiting, free = list(plans), list(range(config.jobs))
+    waiting, free = list(plans), list(range(config.jobs or 1))
     running: dict[int, tuple[Plan, subprocess.Popen[bytes], float]] = {}
     failed, told = 0, False
     with StopSignals() as stop:
@@ -263,15 +289,6 @@ def _visible_gpus() -> list[str]:
     return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
 
 
-_CHILD = """import sys
-from equipoise.runs.signals import end_with_parent
-end_with_parent()
-from equipoise.cli import main
-sys.argv[0] = "equipoise"
-sys.exit(main(sys.argv[1:]))"""
-"""A run as a process of its own. Its standard input is a pipe to which nothing is written, and which ends with us."""
-
-
 def _start(plan: Plan, gpu: str | None) -> "subprocess.Popen[bytes]":
     plan.folder.mkdir(parents=True, exist_ok=True)
     settings = plan.folder / "options.yaml"
@@ -279,10 +296,8 @@ def _start(plan: Plan, gpu: str | None) -> "subprocess.Popen[bytes]":
     task = plan.folder / "sweep-task.yaml"
     task.write_text(plan.config.task.to_yaml(), encoding="utf-8")
     environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
-    command = [sys.executable, "-c", _CHILD, "train", "--preset", plan.preset]
-    command += ["--config", str(settings), "--task", str(task)]
-    with (plan.folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    arguments = ["train", "--preset", plan.preset, "--config", str(settings), "--task", str(task)]
+    return sweep_jobs.start(arguments, plan.folder / "log.txt", environment)
 
 
 def close(plan: Plan, keep: str, seconds: float) -> dict[str, Any]:
