@@ -184,7 +184,14 @@ def test_a_job_that_fails_gives_its_exit_code_and_the_others_go_on(
 
 
 def test_a_job_is_one_run(submitit: Any, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["sweep", str(write(tmp_path, model, "")), "--output-dir", str(tmp_path / "out"), "--executor", "debug"]
+    argv = [
+        "sweep",
+        str(write(tmp_path, model, "evaluate: {n: 1}\n")),
+        "--output-dir",
+        str(tmp_path / "out"),
+        "--executor",
+        "debug",
+    ]
     assert cli.main(argv) == 0
     assert "base-0 is finished" in capsys.readouterr().out and len(values(tmp_path / "out")) == 1
 
