@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from equipoise.errors import UserError
 from equipoise.policy import int8, shapes
@@ -18,6 +18,7 @@ from equipoise.policy.adapters import with_adapters
 from equipoise.policy.config import PolicyConfig
 from equipoise.policy.int8 import Int8Linear, quantise, to_eight_bits
 from equipoise.policy.source import resolve
+from equipoise.policy.streamed import Streamed
 from equipoise.policy.weights import load_model
 from tests.families import FAMILIES, family_folder
 from tests.tiny import tiny_folder, tiny_model
@@ -194,6 +195,23 @@ def test_no_more_than_one_layer_is_in_memory_as_it_was(
     assert finished <= peak(lambda: loaded(True)) < finished + 2 * matrix
     monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # what other threads allocate is not seen
     assert peak(lambda: loaded(False)) > 1.7 * finished
+
+
+def test_memory_is_reserved_for_the_8_bits_and_not_for_the_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserved: list[float] = []
+
+    def warm_up(model: Any, device_map: dict[str, Any], quantizer: Any) -> None:
+        tensors = {name: model.get_parameter_or_buffer(name) for name in device_map}
+        reserved.extend(t.numel() * quantizer.param_element_size(model, n, t) for n, t in tensors.items())
+
+    monkeypatch.setattr("transformers.modeling_utils.caching_allocator_warmup", warm_up)
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_folder(tmp_path, tie=False), dtype=torch.bfloat16, device_map={"": "cpu"}, quantization_config=Streamed()
+    )
+    to_eight_bits(model)
+    assert sum(reserved) == sum(t.nbytes for n, t in model.state_dict().items() if not n.endswith(".scale"))
 
 
 def test_memory_that_gives_out_while_rounding_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
