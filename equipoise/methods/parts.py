@@ -194,9 +194,8 @@ def _write(file: Completions, texts: Mapping[Key, str], made_with: Sequence[Mapp
         )
     missing = {key: text for key, text in texts.items() if key not in file.texts}
     if missing:
-        for i, entry in enumerate(made_with):
-            if entry not in made_with[:i]:
-                file.start(entry)
+        for entry in made_with:
+            file.start(entry)
         file.append(missing)
     file.finish()
 

@@ -92,6 +92,15 @@ def test_the_joined_file_is_that_of_one_process_to_the_byte(parts: Path, uninter
     assert before.items() <= everything(parts.parent).items()  # the parts are as they were
 
 
+def test_the_record_of_the_joined_file_says_where_each_part_was_made(parts: Path) -> None:
+    for number in (1, 2, 3):
+        edit(lambda document, number=number: document["made_with"][0].update(gpu=f"GPU {number}"))(  # type: ignore[misc]
+            Part(number, 3).path(parts)
+        )
+    join(parts, quiet)
+    assert [entry["gpu"] for entry in record(parts)["made_with"]] == ["GPU 1", "GPU 2", "GPU 3"]
+
+
 def test_joined_again_or_by_the_name_of_a_part_it_is_the_same(parts: Path, uninterrupted: Path) -> None:
     join(parts, quiet)
     after = everything(parts.parent)

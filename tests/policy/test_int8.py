@@ -18,7 +18,7 @@ from equipoise.policy.adapters import with_adapters
 from equipoise.policy.config import PolicyConfig
 from equipoise.policy.int8 import Int8Linear, quantise, to_eight_bits
 from equipoise.policy.source import resolve
-from equipoise.policy.streamed import Streamed
+from equipoise.policy.streamed import Streamed, _Quantizer
 from equipoise.policy.weights import load_model
 from tests.families import FAMILIES, family_folder
 from tests.tiny import tiny_folder, tiny_model
@@ -195,6 +195,17 @@ def test_no_more_than_one_layer_is_in_memory_as_it_was(
     assert finished <= peak(lambda: loaded(True)) < finished + 2 * matrix
     monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # what other threads allocate is not seen
     assert peak(lambda: loaded(False)) > 1.7 * finished
+
+
+def test_matrices_that_are_used_twice_or_have_a_dtype_of_their_own_are_left_to_the_end() -> None:
+    model = tiny_model().bfloat16()
+    first, second = (f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1))
+    other = "model.layers.0.mlp.gate_proj.weight"
+    quantizer = _Quantizer(Streamed(), pre_quantized=False)
+    assert all(quantizer.param_needs_quantization(model, name) for name in (first, second, other))
+    model.all_tied_weights_keys = {**model.all_tied_weights_keys, second: first}
+    model.get_submodule("model.layers.0.mlp.gate_proj").float()
+    assert not any(quantizer.param_needs_quantization(model, name) for name in (first, second, other))
 
 
 def test_memory_is_reserved_for_the_8_bits_and_not_for_the_whole_model(

@@ -3,10 +3,13 @@
 import csv
 import os
 import shlex
+import signal
 import stat
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -137,6 +140,57 @@ def test_a_job_whose_time_is_up_saves_its_run_and_is_queued_again(
     assert codes == [143] and list((run / "checkpoints").glob("checkpoint-*"))
     assert not (run / "result.json").exists()
     assert (again.arguments, again.folder, again.log) == (job.arguments, job.folder, job.log)
+
+
+class Pretended:
+    """An executor whose jobs are done as `outcomes` say: an exit code, or how the job was lost."""
+
+    def __init__(self, *outcomes: Any) -> None:
+        self.outcomes, self.jobs = list(outcomes), []
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        yield
+
+    def submit(self, job: Job) -> Any:
+        self.jobs.append(job)
+        outcome = self.outcomes[len(self.jobs) - 1]
+        lost = outcome if isinstance(outcome, Exception) else None
+
+        def done() -> bool:
+            if outcome is None:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return outcome is not None
+
+        return SimpleNamespace(done=done, exception=lambda: lost, result=lambda: outcome)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code", "says"),
+    [
+        ((0, 0), 0, "a-1 is finished"),
+        ((0, 3), 3, "a-1 ended with code 3"),
+        ((RuntimeError("Job was lost\nnode failed"), 0), 1, "a-0 ended with code 1"),
+        ((0, None), 143, "stopped waiting: 1 job not done"),
+    ],
+)
+def test_what_became_of_the_jobs_is_said_and_is_the_exit_code(
+    tmp_path: Path,
+    outcomes: tuple[Any, ...],
+    code: int,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    executor = Pretended(*outcomes)
+    monkeypatch.setattr(sweep_jobs, "_executor", lambda *_: executor)
+    monkeypatch.setattr(sweep_jobs, "POLL", 0.0)
+    config = SweepConfig(tmp_path / "sweep.yaml", str(tmp_path / "out"), executor="slurm")
+    assert sweep_jobs.run_jobs({f"a-{i}": tmp_path / f"a-{i}" for i in (0, 1)}, config) == code
+    printed = capsys.readouterr()
+    assert says in printed.out and "submitted 2 jobs" in printed.out
+    assert [job.arguments[-1] for job in executor.jobs] == ["a-0", "a-1"]
+    assert printed.err == ("node failed\n" if code == 1 else "")
 
 
 @pytest.fixture
