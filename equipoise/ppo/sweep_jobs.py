@@ -121,8 +121,8 @@ def run_jobs(folders: Mapping[str, Path], config: SweepConfig) -> int:
             for name, job in list(running.items()):
                 if stop.received is not None:
                     print(
-                        f"stopped waiting: {plural(len(running), 'job')} not done, and left at work. Once nothing is at "
-                        "work the same command prints the table; before, it submits what is not finished once more",
+                        f"stopped waiting: {plural(len(running), 'job')} not done, and left at work. Once nothing is "
+                        "at work the same command prints the table; before, it submits what is not finished once more",
                         flush=True,
                     )
                     return stop.exit_code
