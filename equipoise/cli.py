@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("equipoise.commands.generate", "write a trained model's completions to a CSV"),
     "export": ("equipoise.commands.export", "write a checkpoint's model as a finished folder"),
     "sample": ("equipoise.commands.sample", "write the completions of any method, to compare"),
+    "join": ("equipoise.commands.join", "put the parts of a completions file together"),
     "sft": ("equipoise.commands.sft", "fine-tune a model on compliant sentences, to compare"),
     "study": ("equipoise.commands.study", "write the completions of all methods on one model"),
     "evaluate": ("equipoise.commands.evaluate", "measure completion files: compliance, diversity, fluency, trade-off"),

@@ -39,6 +39,7 @@ def test_every_dependency_has_an_exact_tested_version_that_meets_its_floor() -> 
 def test_everything_imported_by_the_package_is_a_declared_dependency() -> None:
     declared = {canonicalize_name(Requirement(r).name) for r in PROJECT["dependencies"]}
     optional = {"triton"}  # PyTorch's GPU builds bring it, and only they need it
+    optional |= {canonicalize_name(Requirement(r).name) for r in PROJECT["optional-dependencies"]["slurm"]}
     imported: dict[str, str] = {}
     for path in (ROOT / "equipoise").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -26,5 +26,5 @@ def main(argv: list[str]) -> int:
     if outcome.texts:
         print(summary(outcome.texts, outcome.task))
     if outcome.status == "done":
-        print(f"{config.output} is complete: {plural(len(outcome.texts), 'row')}")
+        print(f"{config.path} is complete: {plural(len(outcome.texts), 'row')}")
     return outcome.exit_code

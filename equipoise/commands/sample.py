@@ -27,5 +27,5 @@ def main(argv: list[str]) -> int:
     if outcome.status == "done":
         if config.method == "sft" and outcome.task == PROTOCOL:  # beside what the public study reports
             print(first_look(list(outcome.texts.values()), outcome.task))
-        print(f"{config.output} is complete: {plural(len(outcome.texts), 'row')}")
+        print(f"{config.path} is complete: {plural(len(outcome.texts), 'row')}")
     return outcome.exit_code

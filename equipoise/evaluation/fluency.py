@@ -24,7 +24,8 @@ from equipoise.policy.families import position_limit, rotary_limit, window
 from equipoise.policy.hub import explain, hub_access, quiet_progress
 from equipoise.policy.load import pick_device, pick_dtype
 from equipoise.policy.score import token_logprobs
-from equipoise.policy.source import Source, load_config, load_model, load_tokenizer, resolve
+from equipoise.policy.source import Source, load_config, load_tokenizer, resolve
+from equipoise.policy.weights import load_model
 
 LONGEST = 512
 """Tokens of a text that are scored; what follows is left out, and counted."""

@@ -67,8 +67,10 @@ class Completions:
         n: int,
         overwrite: bool = False,
         columns: Sequence[str] = COLUMNS,
+        part: Mapping[str, int] | None = None,
     ) -> None:
         """`settings` decide the rows (JSON values); those named as a column fill it: `Model`, `Label` and so on.
+        `part`: which rows of a whole file are to be in it, for the record.
 
         Raises UserError for a file that cannot be written, that this program did not write, whose rows were made with
         other settings, for another task, or changed by hand, or that holds runs beyond `n`. `overwrite` gives up rows
@@ -83,8 +85,10 @@ class Completions:
         self.texts: dict[Key, str] = {}
         self.repaired = 0
         """Bytes of a half-written row at the end, which `start` removes."""
-        self._record_path = path.with_name(path.name + ".json")
-        self._record: dict[str, Any] = marked({"settings": self.settings, "made_with": []})
+        self._part = dict(part) if part else None
+        self._record_path = _record_path(path)
+        of_part = {"part": self._part} if self._part else {}
+        self._record: dict[str, Any] = marked({"settings": self.settings, **of_part, "made_with": []})
         self._kept = 0
         self._file: io.FileIO | None = None
         try:
@@ -93,7 +97,7 @@ class Completions:
                     f"{path} is a link, and nothing is written through one: give --output {os.path.realpath(path)}"
                 )
             self._check_folder()
-            recorded = self._read_record()
+            recorded = read_record(path)
             if self.path.exists():
                 self._read(n, overwrite, recorded)
         except UserError:
@@ -142,27 +146,15 @@ class Completions:
         if overwrite or len(parsed.rows) == 1:  # nothing to continue
             return
         self._compare(recorded["settings"])
+        self._compare_part(recorded.get("part"))
         self.texts = self._checked(parsed, n)
-        self._record = recorded
+        self._record = recorded | ({"part": self._part} if self._part else {})  # of more rows perhaps
         self._kept, self.repaired = parsed.size, len(data) - parsed.size
 
     def _foreign(self, reason: str) -> UserError:
         return UserError(
             f"{self.path} is not a completions file: {reason}. It is left as it is: move it away, "
             "or choose another --output"
-        )
-
-    def _read_record(self) -> dict[str, Any] | None:
-        """The record, or None if there is none. Raises UserError for what is not ours, and for one that is damaged."""
-        found = look(self._record_path, _is_record, b'{"settings":{')
-        if found.state == "absent":
-            return None
-        if found.state == "ours" and _has_parts(found.document):
-            return found.document
-        raise UserError(
-            f"{self._record_path.name} beside {self.path} is damaged or somebody else's, so nothing says how the file "
-            "was made, and both are left as they are, also with --overwrite: restore it, move both away, or choose "
-            "another --output"
         )
 
     def _compare(self, recorded: Mapping[str, Any]) -> None:
@@ -176,6 +168,21 @@ class Completions:
             raise UserError(
                 f"{self.path} was made with other settings ({'; '.join(changed)}): use the same to continue it, "
                 "another --output for a new file, or --overwrite to start anew"
+            )
+
+    def _compare_part(self, recorded: Any) -> None:
+        """Raises UserError where the file is another part, or where its rows are dealt out in other batches."""
+        known = recorded if isinstance(recorded, dict) else {}
+        old, new = ({k: v for k, v in each.items() if k != "n"} for each in (known, self._part or {}))
+        if old != new:
+            was = (
+                f"part {old.get('number')}/{old.get('of')} with --batch-size {old.get('batch_size')}"
+                if old
+                else "whole"
+            )
+            raise UserError(
+                f"{self.path} was written as {was}: use the same --part and --batch-size to continue it, another "
+                "--output for a new file, or --overwrite to start anew"
             )
 
     def _checked(self, parsed: Parsed, n: int) -> dict[Key, str]:
@@ -308,13 +315,32 @@ class Completions:
         )
 
 
-def _has_parts(document: Mapping[str, Any]) -> bool:
+def _record_path(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record of the completions file `path`, or None if there is none. Raises UserError for what is not ours, and
+    for one that is damaged."""
+    found = look(_record_path(path), _is_record, b'{"settings":{')
+    if found.state == "absent":
+        return None
+    if found.state == "ours" and _has_members(found.document):
+        return found.document
+    raise UserError(
+        f"{_record_path(path).name} beside {path} is damaged or somebody else's, so nothing says how the file was "
+        "made, and both are left as they are, also with --overwrite: restore it, move both away, or choose another "
+        "--output"
+    )
+
+
+def _has_members(document: Mapping[str, Any]) -> bool:
     return isinstance(document.get("settings"), dict) and isinstance(document.get("made_with"), list)
 
 
 def _is_record(document: Mapping[str, Any]) -> bool:
     """The exact shape of a record before records were marked."""
-    if set(document) != {"settings", "made_with"} or not _has_parts(document):
+    if set(document) != {"settings", "made_with"} or not _has_members(document):
         return False
     entries = all(isinstance(each, dict) for each in document["made_with"])
     return entries and {"Model", "Label"} <= set(document["settings"])

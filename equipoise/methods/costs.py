@@ -53,6 +53,8 @@ class Costs:
         self.candidates = candidates
         self.log_weights: dict[Key, float] = {}
         self.document: dict[str, Any] = {}
+        self.closed = False
+        """Whether the account on record is that of a finished file."""
         found = look(self.path, _is_account, b'{"method":"')
         if found.state == "foreign" and self.path.lstat().st_size:
             raise UserError(
@@ -79,7 +81,7 @@ class Costs:
         except (ValueError, KeyError, TypeError, AttributeError):
             return  # lost or damaged: the rows are computed again for their costs, and come out the same
         (self.seconds, self.load_seconds), (self.tokens, generations) = numbers, counts
-        self.priced = generations // self.candidates
+        self.priced, self.closed = generations // self.candidates, "accepted" in found
         self.log_weights = weights
         kept = ("kl", "kl_sentences", "kl_seconds", "p0", "ess", "hmm")
         self.document = {name: found[name] for name in kept if name in found}

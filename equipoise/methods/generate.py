@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 from equipoise.errors import UserError
 from equipoise.methods.completions import Completions, Key, all_keys
 from equipoise.methods.costs import Costs
+from equipoise.methods.parts import Part, read_part
 from equipoise.options import OptionalTask
 from equipoise.policy.config import PolicyConfig, SamplingConfig, check_device
 from equipoise.protocol.task import Task
 from equipoise.runs.signals import StopSignals
 
 if TYPE_CHECKING:
-    from equipoise.methods.prompted import Written
+    from equipoise.methods.prompted import Prompted, Written
 
 TRAINED = "./rlhf_llama3_7b_output"
 """Where training leaves the final model."""
@@ -71,13 +72,27 @@ class GenerateConfig:
     """The column Label. Default: RLHF for a model that was trained here, Prompt-Only for any other."""
     overwrite: bool = False
     """Start the file anew, giving up the rows in it."""
+    part: str | None = None
+    """`3/8`: write only the third of eight parts, into NAME.part-3-of-8.csv, for jobs that run anywhere at any time;
+    `equipoise join NAME.csv` then puts the parts together."""
 
     def __post_init__(self) -> None:
         check_device(self.device)
+        _ = self.share
         for name in ("n", "max_new_tokens", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
+
+    @property
+    def share(self) -> Part | None:
+        """The part that is asked for. Raises UserError."""
+        return read_part(self.part) if self.part is not None else None
+
+    @property
+    def path(self) -> Path:
+        """The file that is written."""
+        return self.share.path(self.output) if self.share else self.output
 
     @property
     def nucleus(self) -> float:
@@ -140,12 +155,20 @@ def generate(
     )
     columns = {"Model": config.model_name or writer.name, "Label": config.label or writer.label}
     settings = columns | writer.settings
-    keys = all_keys(config.n, writer.task.names)
+    keys, part = dealt(config, writer)
     with (
         StopSignals(tell_of_batch) as stop,
-        Completions(config.output, settings, writer.task, config.n, config.overwrite) as file,
+        Completions(config.path, settings, writer.task, config.n, config.overwrite, part=part) as file,
     ):
         return write_all(writer, file, keys, Caller(stop, say, progress))
+
+
+def dealt(config: GenerateConfig, writer: "Prompted") -> tuple[Sequence[Key], Mapping[str, int] | None]:
+    """The keys that are to be written, and for the record which part of the file they are, if not all of it."""
+    keys = all_keys(config.n, writer.task.names)
+    if config.share is None:
+        return keys, None
+    return config.share.keys(keys, writer.batch_size), config.share.document(config.n, writer.batch_size)
 
 
 class Writer(Protocol):
@@ -175,6 +198,9 @@ def write_all(
     """Write those of `keys` that the file lacks, and put its rows in order."""
     if file.texts:
         caller.say(f"{file.path} holds {len(file.texts)} of {len(keys)} rows")
+    if not keys:
+        caller.say(f"{file.path} gets no rows: there are more parts than batches; a smaller --batch-size makes more")
+        _begin(file, caller.say)
     status = write_rows(writer, file, batches(keys, writer.batch_size), len(keys), caller, costs)
     if status == "stopped":
         assert caller.stop.received is not None
@@ -236,8 +262,6 @@ def write_rows(
 
 
 def _start(writer: Writer, file: Completions, say: Callable[[str], None], costs: Costs | None) -> None:
-    from equipoise.runs.records import provenance
-
     for line in writer.notices:
         say(line)
     say(writer.describe())
@@ -245,6 +269,12 @@ def _start(writer: Writer, file: Completions, say: Callable[[str], None], costs:
     writer.load(say)
     if costs is not None:
         costs.load_seconds += time.perf_counter() - began
+    _begin(file, say)
+
+
+def _begin(file: Completions, say: Callable[[str], None]) -> None:
+    from equipoise.runs.records import provenance
+
     if file.repaired:
         say(f"removing half a row ({file.repaired} bytes) from the end of {file.path}")
     file.start(provenance())

@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from equipoise.errors import UserError
-from equipoise.methods.completions import COMPARED, Completions, all_keys
+from equipoise.methods.completions import COMPARED, Completions
 from equipoise.methods.costs import Costs
 from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.estimates import yields
 from equipoise.methods.gen_filter import DRAWS_PER_ROW, Wanted, gen_filter
-from equipoise.methods.generate import TRAINED, Caller, GenerateConfig, Outcome, check_trained, tell_of_batch, write_all
+from equipoise.methods.generate import (
+    TRAINED,
+    Caller,
+    GenerateConfig,
+    Outcome,
+    check_trained,
+    dealt,
+    tell_of_batch,
+    write_all,
+)
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Event
 from equipoise.protocol.task import Task
@@ -76,6 +85,11 @@ class SampleConfig(GenerateConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.part is not None and self.method == "gen-filter":
+            raise UserError(
+                "--part does not go with --method gen-filter: which sentences it draws next depends on all that it has "
+                "drawn before. Leave --part out, or give each job occupations of its own in a task file"
+            )
         if self.kl_sentences is not None and self.kl_sentences < 0:
             raise UserError(f"--kl-sentences {self.kl_sentences} must be 0 or more; 500 is usual")
         if self.budget is not None and self.budget < 1:
@@ -117,12 +131,13 @@ def sample(
         if config.method == "gen-filter":
             wanted = Wanted(task, config.filter, config.n, config.draws(task))
             return gen_filter(writer, settings, config.output, wanted, caller, overwrite=config.overwrite)
-        with Completions(config.output, settings, task, config.n, config.overwrite, COMPARED) as file:
+        keys, part = dealt(config, writer)
+        with Completions(config.path, settings, task, config.n, config.overwrite, COMPARED, part) as file:
             candidates = config.ctrlg.candidates if config.method == "ctrlg" else 1
-            costs = Costs(config.output, config.method, task, file.texts, candidates)
-            outcome = write_all(writer, file, all_keys(config.n, task.names), caller, costs)
-            if outcome.status != "done":
-                return outcome
+            costs = Costs(config.path, config.method, task, file.texts, candidates)
+            outcome = write_all(writer, file, keys, caller, costs)
+            if outcome.status != "done" or part is not None:
+                return outcome  # what only the whole file tells, the same command adds once the parts are joined
             known = _distance(config, writer, outcome, costs, say)
             accepted = sum(task.complies(text, "both") for text in outcome.texts.values())
             known["training_seconds"] = writer.training_seconds

@@ -28,9 +28,10 @@ from equipoise.documents import read_json
 from equipoise.errors import NonFiniteError, UserError
 from equipoise.policy.card import ModelCard, is_card, render
 from equipoise.policy.hub import quiet_progress
-from equipoise.policy.source import TASK, Source, load_model
+from equipoise.policy.source import TASK, Source
 from equipoise.policy.template import with_fixed_date
 from equipoise.policy.versions import for_both
+from equipoise.policy.weights import load_model
 from equipoise.runs.exported import RECORD, exported_to, is_plain, is_unchanged, read_record, with_contents
 from equipoise.runs.ownership import marked, read_run_record
 

@@ -18,8 +18,9 @@ from equipoise.policy.graphs import Graphs
 from equipoise.policy.int8 import to_eight_bits
 from equipoise.policy.joined import adjacent_order
 from equipoise.policy.prompt import Tokenizer, stop_ids
-from equipoise.policy.source import Source, load_config, load_model, load_tokenizer, resolve
+from equipoise.policy.source import Source, load_config, load_tokenizer, resolve
 from equipoise.policy.ways import Ways
+from equipoise.policy.weights import load_model
 from equipoise.protocol.prompts import Prompt
 
 
@@ -162,7 +163,7 @@ def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
     source = resolve(config.model)
     attention = _attention(source)
     _check_eight_bit(config, device)
-    model = load_model(source, dtype=dtype, device=device, attn_implementation=attention)
+    model = load_model(source, dtype=dtype, device=device, attn_implementation=attention, eight_bits=config.use_8bit)
     tokenizer = load_tokenizer(source)
     reference, note = None, None
     if config.tuning == "full":
@@ -204,7 +205,8 @@ def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
     source = resolve(config.model)
     attention = _attention(source)
     _check_eight_bit(config, device)
-    model = load_model(source, dtype=pick_dtype(config.dtype, device), device=device, attn_implementation=attention)
+    dtype = pick_dtype(config.dtype, device)
+    model = load_model(source, dtype=dtype, device=device, attn_implementation=attention, eight_bits=config.use_8bit)
     model.eval().requires_grad_(False)
     if config.use_8bit:
         to_eight_bits(model)

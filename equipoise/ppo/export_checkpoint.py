@@ -12,7 +12,8 @@ from equipoise.policy.export import EXPORTED, export, refuse_foreign
 from equipoise.policy.load import pick_device, pick_dtype
 from equipoise.policy.prompt import stop_ids
 from equipoise.policy.saved import Saved, is_checkpoint, put_weights, read_saved
-from equipoise.policy.source import TASK, checkpoint_base, load_model, load_tokenizer
+from equipoise.policy.source import TASK, checkpoint_base, load_tokenizer
+from equipoise.policy.weights import load_model
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.facts import facts
 from equipoise.ppo.summary import left_out_warm_start

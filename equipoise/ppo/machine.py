@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from equipoise.errors import UserError
 from equipoise.policy.config import PolicyConfig
+from equipoise.policy.int8 import BLOCK
 from equipoise.policy.load import pick_device, pick_dtype
 from equipoise.policy.source import Source, load_config
 from equipoise.protocol.plural import plural
@@ -75,10 +76,12 @@ class Need:
     """The sampler's cache and the logits of scoring a whole batch included."""
     checkpoint: int
     export: int
+    loading: int = 0
+    """At most while the model is read: in 8 bits no more than one matrix is there as it was."""
 
     @property
     def memory(self) -> int:
-        return self.weights + self.reference + self.optimizer + self.activations
+        return max(self.loading, self.weights + self.reference + self.optimizer + self.activations)
 
 
 def need(config: PolicyConfig, source: Source, work: Work) -> Need:
@@ -108,16 +111,20 @@ def need(config: PolicyConfig, source: Source, work: Work) -> Need:
     key_heads = getattr(text, "num_key_value_heads", None) or heads
     head = getattr(text, "head_dim", None) or hidden // heads
     cache = work.batch * (work.prompt + work.new) * 2 * layers * key_heads * head * width
-    frozen = sum(m.weight.numel() for m in linear) if config.use_8bit else 0
+    reference = parameters * width if config.tuning == "full" else 0
+    matrices = [m.weight.numel() for m in linear] if config.use_8bit else []
+    rows = sum(m.out_features for m in linear) if config.use_8bit else 0
+    base = (parameters - sum(matrices)) * width + sum(matrices) + 4 * rows  # a float32 scale for each row
     return Need(
         parameters=parameters,
         trained=trained,
-        weights=(parameters - frozen) * width + frozen + (lora * width if config.tuning == "lora" else 0),
-        reference=parameters * width if config.tuning == "full" else 0,
+        weights=base + (lora * width if config.tuning == "lora" else 0),
+        reference=reference,
         optimizer=trained * (masters + 4 + 8 + (width if masters else 0)),
         activations=work.packed * per_token * width + predicted + max(scored, cache),
         checkpoint=trained * 12,
         export=parameters * (4 if parameters < 1e9 else 2),
+        loading=base + reference + max(matrices, default=0) * width + (3 * 4 * BLOCK if matrices else 0),
     )
 
 

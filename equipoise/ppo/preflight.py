@@ -16,7 +16,8 @@ from equipoise.protocol.plural import plural
 
 PROMPT_TOKENS = 64  # of the protocol's prompts in any chat template, rounded up
 
-# Free on the GPU for Llama-3.1-8B at the guide's batch: measured 16.8 GB (while loading) and 22.3, and some room.
+# Free on the GPU for Llama-3.1-8B at the guide's batch, with some room: 22.3 GB measured; in 8 bits 16.8 where all
+# weights were on the GPU before they were rounded, and less since they are rounded one by one (`machine.need`: 14.2).
 EIGHT_BIT_GB, BFLOAT16_GB = 19, 25
 
 

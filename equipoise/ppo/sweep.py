@@ -12,7 +12,6 @@ import gc
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +25,7 @@ from equipoise import options
 from equipoise.documents import read_json
 from equipoise.errors import UserError
 from equipoise.policy.export import WEIGHTS
+from equipoise.ppo import sweep_jobs
 from equipoise.ppo.base import BaseRates
 from equipoise.ppo.claim import FREE_TO_CHANGE
 from equipoise.ppo.config import TrainConfig
@@ -38,7 +38,6 @@ from equipoise.ppo.sweep_files import (
     check_run,
     check_tables,
     delete_checkpoints,
-    open_log,
     read_result,
     write_given,
     write_result,
@@ -74,12 +73,21 @@ class Plan(NamedTuple):
 def sweep(config: SweepConfig) -> int:
     """Run what is missing, print and write the table. Returns the exit code of `equipoise sweep`."""
     plans, where = read_plans(config), Path(config.output_dir)
+    if config.only is not None:
+        return _run_only(config.only, plans, config)
     check_tables(where)
     for plan in plans:
-        check_run(plan.folder, given(plan) if config.jobs > 1 else None)
+        check_run(plan.folder, given(plan) if _in_processes(config) else None)
         is_finished(plan)
+    if config.commands:
+        sweep_jobs.print_commands([p.name for p in plans if not is_finished(p)], config)
+        return 0
     with locked_folder(where, f"running the sweep in {where}: wait for it, or choose another --output-dir"):
         return _run(plans, config)
+
+
+def _in_processes(config: SweepConfig) -> bool:
+    return config.executor != "here" or config.jobs not in (None, 1)
 
 
 def _run(plans: Sequence[Plan], config: SweepConfig) -> int:
@@ -87,7 +95,12 @@ def _run(plans: Sequence[Plan], config: SweepConfig) -> int:
     print(
         f"{plural(len(plans), 'run')} in {config.output_dir}, {len(plans) - len(waiting)} of them finished", flush=True
     )
-    code = _run_here(waiting, config) if config.jobs == 1 else _run_beside(waiting, config)
+    if config.executor != "here":
+        for plan in waiting:
+            write_given(plan.folder, given(plan))  # by which the log beside it is known as a sweep's
+        code = sweep_jobs.run_jobs({p.name: p.folder for p in waiting}, config)
+    else:
+        code = _run_beside(waiting, config) if _in_processes(config) else _run_here(waiting, config)
     results = [r for p in plans if (r := read_result(p.folder))]
     write_tables(Path(config.output_dir), *as_files(results))
     print(table(results, [plan.config.task for plan in plans]))
@@ -108,7 +121,7 @@ def read_plans(config: SweepConfig) -> list[Plan]:
     if not (isinstance(seeds, list) and seeds and all(type(s) is int for s in seeds)):
         raise UserError(f"{config.file}: seeds is {seeds!r}; write a list of whole numbers, such as [0, 1, 2]")
     task = _task(base, config)
-    chosen = str(base.pop("preset", "")) or choose(inspect_machine()).config.preset
+    chosen = str(base.pop("preset", "")) or ("" if config.elsewhere else choose(inspect_machine()).config.preset)
     plans = []
     for name, own in settings.items():
         if not re.fullmatch(r"[\w.+-]+", name):
@@ -116,6 +129,11 @@ def read_plans(config: SweepConfig) -> list[Plan]:
         where = f"{config.file}, {name}"
         own = _settings(own, name, config.file)
         mine, of_task = str(own.pop("preset", chosen)), _task(own, replace(config, task=task))
+        if not mine:
+            raise UserError(
+                f"{where}: name a preset, under base for instance: which one is chosen depends on the machine, and the "
+                "runs may be started on others than this"
+            )
         measured = {
             "final_sentences": _count(evaluation.get("n", 250), config.file) * len(of_task.names),
             "eval_temperature": evaluation.get("temperature", 1.0),
@@ -197,6 +215,19 @@ def is_finished(plan: Plan) -> bool:
 # Running
 
 
+def _run_only(name: str, plans: Sequence[Plan], config: SweepConfig) -> int:
+    """The run of that name, unless it is finished. The tables are left to the command without `only`: other runs may be
+    at work beside this one."""
+    plan = next((p for p in plans if p.name == name), None)
+    if plan is None:
+        names = ", ".join(p.name for p in plans[:8]) + (", …" if len(plans) > 8 else "")
+        raise UserError(f"{config.file} has no run {name!r:.80}: choose one of {names}")
+    if is_finished(plan):
+        print(f"{name} is finished")
+        return 0
+    return _run_here([plan], config)
+
+
 def _run_here(plans: Sequence[Plan], config: SweepConfig) -> int:
     """One after another in this process, which has torch and the kernels loaded."""
     failed = 0
@@ -239,7 +270,7 @@ def _base_key(config: TrainConfig) -> str:
 def _run_beside(plans: Sequence[Plan], config: SweepConfig) -> int:
     """`jobs` processes at a time; what they print goes to log.txt in the run's folder."""
     gpus = _visible_gpus()
-    waiting, free = list(plans), list(range(config.jobs))
+    waiting, free = list(plans), list(range(config.jobs or 1))
     running: dict[int, tuple[Plan, subprocess.Popen[bytes], float]] = {}
     failed, told = 0, False
     with StopSignals() as stop:
@@ -275,15 +306,6 @@ def _visible_gpus() -> list[str]:
     return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
 
 
-_CHILD = """import sys
-from equipoise.runs.signals import end_with_parent
-end_with_parent()
-from equipoise.cli import main
-sys.argv[0] = "equipoise"
-sys.exit(main(sys.argv[1:]))"""
-"""A run as a process of its own. Its standard input is a pipe to which nothing is written, and which ends with us."""
-
-
 def given(plan: Plan) -> Given:
     """What the run reads where it is a process of its own."""
     return Given(yaml.safe_dump(plan.options), plan.config.task.to_yaml())
@@ -292,10 +314,8 @@ def given(plan: Plan) -> Given:
 def _start(plan: Plan, gpu: str | None) -> "subprocess.Popen[bytes]":
     settings, task = write_given(plan.folder, given(plan))
     environment = {**os.environ, TOLD: typed()} | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
-    command = [sys.executable, "-c", _CHILD, "train", "--preset", plan.preset]
-    command += ["--config", str(settings), "--task", str(task)]
-    with open(open_log(plan.folder), "ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    arguments = ["train", "--preset", plan.preset, "--config", str(settings), "--task", str(task)]
+    return sweep_jobs.start(arguments, plan.folder, environment)
 
 
 def close(plan: Plan, keep: str, seconds: float) -> dict[str, Any]:

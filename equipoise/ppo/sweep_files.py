@@ -98,6 +98,17 @@ def write_given(folder: Path, given: Given) -> tuple[Path, Path]:
     return paths
 
 
+def write_task(folder: Path, text: str) -> Path:
+    """Write the task of the whole sweep, and say where. Raises UserError, also where another file lies there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / TASK
+    if os.path.lexists(path) and not _begins(path, MARK):
+        raise UserError(_not_ours(path))
+    if not _holds(path, MARK + text):
+        write_file(path, MARK + text)
+    return path
+
+
 def open_log(folder: Path) -> int:
     """A descriptor that appends to the run's log, never through a link. Raises UserError."""
     try:

@@ -52,11 +52,49 @@ class SweepConfig:
     """Each run gets a folder NAME-SEED in it; the tables lie beside them."""
     task: options.TaskOption = PROTOCOL
     """A task file, or the name of a packaged task, for all runs; `task` in `base` does the same."""
-    jobs: int = 1
-    """Runs at a time. More than one are processes of their own, in turn on the visible GPUs."""
+    jobs: int | None = None
+    """Runs at a time. More than one are processes of their own, in turn on the visible GPUs. Default: 1 here, and with
+    --executor as many as there are."""
     keep: Literal["nothing", "models", "all"] = "models"
     """What stays of a finished run besides its records: its model, or its checkpoints too."""
+    commands: bool = False
+    """Run nothing: print the command of each run that is not finished, a line each, for an array job, GNU parallel or
+    whatever starts processes."""
+    only: str | None = None
+    """Run this one alone, as the commands say that `commands` prints: NAME-SEED."""
+    executor: Literal["here", "slurm", "local", "debug"] = "here"
+    """Where the runs go. `slurm`: a job each, through submitit; `local` (processes here) and `debug` (in this one) try
+    that without Slurm. The folder of the sweep has to be one that all machines share."""
+    job_minutes: int = 1440
+    """Time limit of a job. A run that needs longer is queued again, and continues."""
+    job_gpus: int = 1
+    """GPUs of a job."""
+    job_cpus: int = 8
+    """CPU cores of a job."""
+    slurm: tuple[str, ...] = ()
+    """What else Slurm's sbatch is to be told, as KEY=VALUE: partition=gpu account=lab constraint=h100."""
 
     def __post_init__(self) -> None:
-        if self.jobs < 1:
-            raise UserError(f"jobs {self.jobs} must be at least 1")
+        for name in ("jobs", "job_minutes", "job_gpus", "job_cpus"):
+            least = 0 if name == "job_gpus" else 1
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UserError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+        if sum((self.commands, self.only is not None, self.executor != "here")) > 1:
+            raise UserError("--commands, --only and --executor are three ways to run a sweep: give one of them")
+        _ = self.sbatch
+
+    @property
+    def sbatch(self) -> dict[str, str]:
+        """`slurm` by name. Raises UserError."""
+        found = {}
+        for given in self.slurm:
+            name, equals, value = given.lstrip("-").partition("=")
+            if not (name and equals and value):
+                raise UserError(f"--slurm {given!r:.60} is no option of sbatch: write KEY=VALUE, as in partition=gpu")
+            found[name] = value
+        return found
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether a run may be started on another machine than this one."""
+        return self.commands or self.only is not None or self.executor != "here"

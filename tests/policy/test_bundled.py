@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from equipoise.errors import UserError
 from equipoise.policy import bundled
-from equipoise.policy.source import BUNDLED_REQUIREMENT, load_model, load_tokenizer, resolve
+from equipoise.policy.source import BUNDLED_REQUIREMENT, load_tokenizer, resolve
+from equipoise.policy.weights import load_model
 from tests.default import LEXICON, OCCUPATIONS, PROMPTS
 from tests.tiny import TOKENS, tiny_gguf, tiny_model
 

@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from equipoise.errors import UserError
 from equipoise.policy.config import LLAMA_8B
 from equipoise.policy.hub import HubAccess, cached_folder, explain, hub_access
-from equipoise.policy.source import load_config, load_model, load_tokenizer, resolve
+from equipoise.policy.source import load_config, load_tokenizer, resolve
+from equipoise.policy.weights import load_model
 from tests.tiny import tiny_folder, tiny_model
 
 ADAPTED = "adapter_model.safetensors"
@@ -334,7 +335,8 @@ import json, sys, time, torch, traceback
 from huggingface_hub import constants
 from equipoise.errors import UserError
 from equipoise.policy.hub import hub_access
-from equipoise.policy.source import load_model, load_tokenizer, resolve
+from equipoise.policy.source import load_tokenizer, resolve
+from equipoise.policy.weights import load_model
 
 time.sleep = lambda seconds: None  # between the retries of huggingface_hub
 
@@ -528,7 +530,7 @@ def test_an_adapter_on_the_hub_is_refused_before_anything_of_it_is_loaded(
     (tmp_path / "hub" / "models--org--whole" / "snapshots" / "abc" / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="holds a model and an adapter"):
         load_model(resolve("org/whole"), **CPU)
-    monkeypatch.setattr("equipoise.policy.source.hub_access", lambda *_, **__: HubAccess(True, False, ""))
+    monkeypatch.setattr("equipoise.policy.weights.hub_access", lambda *_, **__: HubAccess(True, False, ""))
     monkeypatch.setattr("equipoise.policy.hub.file_exists", lambda repository, name: name == "adapter_config.json")
     with pytest.raises(UserError, match="org/lora is an adapter, or holds one"):
         load_model(resolve("org/lora"), **CPU)

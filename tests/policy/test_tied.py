@@ -16,7 +16,8 @@ from equipoise.policy.card import ModelCard
 from equipoise.policy.config import PolicyConfig
 from equipoise.policy.export import export
 from equipoise.policy.load import load_policy
-from equipoise.policy.source import load_model, resolve
+from equipoise.policy.source import resolve
+from equipoise.policy.weights import load_model
 from equipoise.protocol.task import PROTOCOL
 from tests.tiny import tiny_folder
 

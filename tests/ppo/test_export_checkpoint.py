@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from equipoise import cli
-from equipoise.policy.source import load_model, resolve
+from equipoise.policy.source import resolve
+from equipoise.policy.weights import load_model
 from equipoise.ppo.train import train
 
 from .small import small_config

@@ -95,6 +95,32 @@ def test_the_estimate_for_the_8b_shape_is_near_what_an_h100_was_measured_to_take
     assert need(config, source, work).memory / 1e9 < 38
 
 
+def test_the_8b_shape_in_8_bits_is_planned_on_a_card_of_16_gb_and_the_70b_shape_on_one_of_141(on_gpu: None) -> None:
+    work = Work(16, 64, 64, 32)
+    # Linear layers at a byte a weight, embeddings and head at two, a float32 scale a row; one matrix in bfloat16.
+    for shape, hidden, inner, layers, card in (("8b", 4096, 14336, 32, 15.6), ("70b", 8192, 28672, 80, 139.0)):
+        whole = PolicyConfig(f"shape:llama-3.1-{shape}")
+        eight, source = replace(whole, use_8bit=True), resolve(whole.model)
+        heads = 2 * hidden * hidden + 2 * hidden * 1024
+        matrices = layers * (heads + 3 * hidden * inner)
+        rest = 2 * 128256 * hidden + (2 * layers + 1) * hidden
+        scales = layers * (2 * hidden + 2 * 1024 + 2 * inner + hidden)
+        one = 2 * hidden * inner
+        found = need(eight, source, work)
+        assert found.loading == pytest.approx(matrices + 2 * rest + 4 * scales + one, abs=60e6)
+        assert found.loading < need(whole, source, work).loading == 2 * (matrices + rest)
+        plan = fit(eight, source, work, card)
+        assert plan.need.memory / 1e9 <= MARGIN * card and plan.line(16) is None
+        assert need(whole, source, work).memory / 1e9 > card
+    eight = PolicyConfig("shape:llama-3.1-8b", use_8bit=True)
+    assert need(eight, resolve(eight.model), work).loading < 12e9
+
+
+def test_memory_that_only_loading_takes_counts(tmp_path: Path) -> None:
+    assert replace(NEED, loading=11 * 10**9).memory == 11 * 10**9
+    assert replace(NEED, loading=9 * 10**9).memory == 10 * 10**9
+
+
 def test_a_plan_takes_smaller_passes_first_then_recomputes_and_says_so(on_gpu: None) -> None:
     config, work = PolicyConfig("shape:llama-3.1-8b"), Work(16, 64, 64, 32)
     source = resolve(config.model)

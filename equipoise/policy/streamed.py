@@ -1,0 +1,88 @@
+"""Weights rounded to 8 bits one tensor at a time, while transformers reads them: never more than one as it was.
+
+transformers calls a quantizer for each tensor as soon as it is on the device, and reads the next one only then.
+"""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from equipoise.policy.int8 import goes_into_eight_bits, put_aside
+
+METHOD = "equipoise-int8"
+
+
+@register_quantization_config(METHOD)
+class Streamed(QuantizationConfigMixin):  # type: ignore[misc]
+    """For `from_pretrained(quantization_config=…)`; the model that comes back has its matrices put aside for
+    `int8.to_eight_bits`, and no trace of a quantizer."""
+
+    def __init__(self) -> None:
+        self.quant_method: Any = METHOD
+
+
+class OutOfMemory(BaseException):
+    """Memory gave out while a tensor was rounded. No `Exception`: those transformers notes, and reads on."""
+
+
+@register_quantizer(METHOD)
+class _Quantizer(HfQuantizer):  # type: ignore[misc]
+    is_trainable = True
+
+    def is_serializable(self, **_: Any) -> bool:
+        return False
+
+    def param_element_size(self, model: Any, param_name: str, param: Tensor) -> float:
+        """Bytes of each value: transformers reserves that much memory before it begins."""
+        return 1 if self.param_needs_quantization(model, param_name) else param.element_size()
+
+    def param_needs_quantization(self, model: Any, param_name: str, **__: Any) -> bool:
+        """Whether it is the matrix of a layer that `to_eight_bits` would take. Matrices that are used twice, and those
+        that stay in a dtype of their own, wait for it as they are."""
+        path, _, last = param_name.rpartition(".")
+        if last != "weight" or param_name in {*model.all_tied_weights_keys, *model.all_tied_weights_keys.values()}:
+            return False
+        layer, owner = model.get_submodule(path), model.get_submodule(path.rpartition(".")[0])
+        own = getattr(layer, "weight", None) is not None and layer.weight.dtype != model.dtype
+        return not own and goes_into_eight_bits(owner, layer, model.get_output_embeddings())
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return _PutAside(self)
+
+    def postprocess_model(self, model: Any, **_: Any) -> Any:
+        self.remove_quantization_config(model)
+        return model
+
+
+class _PutAside(ConversionOps):  # type: ignore[misc]
+    def __init__(self, quantizer: _Quantizer) -> None:
+        self.quantizer = quantizer
+
+    def convert(self, input_dict: dict[str, Any], *_: Any, model: Any, **__: Any) -> dict[str, Any]:
+        """The tensors of `input_dict`, each by its name in the model, or what stands for them."""
+        out: dict[str, Any] = {}
+        for name, found in input_dict.items():
+            tensor = found[0] if isinstance(found, list) else found
+            if not self.quantizer.param_needs_quantization(model, name):
+                out[name] = tensor
+                continue
+            layer = model.get_submodule(name.rpartition(".")[0])
+            assert isinstance(layer, nn.Linear)
+            try:
+                out[name] = put_aside(layer, tensor)
+            except torch.OutOfMemoryError as error:
+                raise OutOfMemory from error
+        return out
+
+
+def fits_its_configuration(model: Any) -> bool:
+    """Whether every tensor has the shape that the configuration asks for, which transformers does not see to where
+    there is a quantizer."""
+    with torch.device("meta"):
+        wanted = type(model)(deepcopy(model.config)).state_dict()
+    return {name: value.shape for name, value in model.state_dict().items()} == {n: v.shape for n, v in wanted.items()}
