@@ -45,7 +45,8 @@ def text_of(turn: Turn) -> str:
     """A turn's text: of messages the last one's, whose content may itself be a list of parts. Raises UserError."""
     if isinstance(turn, str):
         return turn
-    content = turn[-1].get("content") if turn else ""
+    messages: Messages = turn
+    content: Any = messages[-1].get("content") if messages else ""
     if isinstance(content, str):
         return content
     if isinstance(content, Sequence):
