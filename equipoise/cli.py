@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "study": ("equipoise.commands.study", "write the completions of all methods on one model"),
     "evaluate": ("equipoise.commands.evaluate", "measure completion files: compliance, diversity, fluency, trade-off"),
     "report": ("equipoise.commands.report", "write what was measured as one HTML file with figures"),
+    "prompts": ("equipoise.commands.prompts", "write a task's prompts as a data set for TRL, verl or OpenRLHF"),
     "task": ("equipoise.commands.task", "look at a task file before GPU hours are spent; --new writes one"),
     "score": ("equipoise.commands.score", "show the terms and the reward of sentences"),
     "doctor": ("equipoise.commands.doctor", "say what this machine can run, and why"),

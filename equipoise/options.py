@@ -102,6 +102,8 @@ def _first_message(box: str) -> str:
     lines = [line for line in lines if line.strip("╭╮╰╯─+-")]
     # What a dataclass refuses is told as "Error parsing <the dataclass>: …".
     message = re.sub(r"^Error parsing (?!-)[\w.]+: ", "", next(iter(lines), "the options could not be read"))
+    if message.startswith("Missing from") and len(lines) > 1:
+        message = f"missing: {lines[1].strip().split('  ')[0]}"
     for i, line in enumerate(lines):
         if line.startswith("Perhaps you meant") and i + 1 < len(lines):
             return f"{message.rstrip('.')}; perhaps you meant {lines[i + 1].split()[0].rstrip(',')}"
