@@ -14,7 +14,8 @@ import sys
 from collections.abc import Callable
 
 from equipoise import __version__
-from equipoise.errors import UserError
+from equipoise.errors import LoneError, LostProcess, UserError
+from equipoise.runs.launch import is_first, launched, report
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("equipoise.commands.demo", "see it all in a minute, without training"),
@@ -36,6 +37,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Each command with its module and its line in the help."""
 
+SHARED = ("train", "bench")
+"""Those that several processes do together."""
+
+EXIT_LOST_PROCESS = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -52,7 +57,8 @@ def run_command(command: Callable[[list[str]], int], argv: list[str] | None = No
     """Calls `command(argv)` (by default the process's arguments) and returns its exit code.
 
     A UserError, a full disk and a missing right become one line on standard error and code 2, an interrupt code 130, a
-    reader of standard output that went away code 141. Any other exception is a defect and keeps its traceback.
+    reader of standard output that went away code 141. Any other exception is a defect and keeps its traceback. Of
+    several processes that work together, the first one says and returns it for all.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A sentence may hold what the terminal's encoding lacks; show an escape for it.
@@ -66,13 +72,18 @@ def run_command(command: Callable[[list[str]], int], argv: list[str] | None = No
             code = stop.code
         if sys.stdout is not None:
             sys.stdout.flush()  # here and not at exit, where a broken pipe could no longer be caught
-        return code
+        return report(code)
     except UserError as error:
-        print("equipoise:", " ".join(str(error).split()), file=sys.stderr)
-        return EXIT_BAD_INPUT
+        alike = not isinstance(error, LoneError)
+        if is_first() or not alike:
+            _say(error)
+        return report(EXIT_BAD_INPUT, alike)
+    except LostProcess as error:
+        _say(error)
+        return report(EXIT_LOST_PROCESS, alike=False)
     except KeyboardInterrupt:
-        print("equipoise: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        _say("interrupted")
+        return report(EXIT_INTERRUPTED, alike=False)
     except BrokenPipeError:
         # What is still buffered goes nowhere, so that Python's own flush at exit stays silent.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -80,15 +91,22 @@ def run_command(command: Callable[[list[str]], int], argv: list[str] | None = No
     except OSError as error:
         if error.errno not in NO_ROOM | NO_RIGHT:
             raise
-        print(f"equipoise: {_refused(error)}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        alike = getattr(error, "told", False)
+        if not alike:
+            _say(_refused(error))
+        return report(EXIT_BAD_INPUT, alike)
+
+
+def _say(what: object) -> None:
+    """In one line, on standard error."""
+    print("equipoise:", " ".join(str(what).split()), file=sys.stderr)
 
 
 def _refused(error: OSError) -> str:
     """The one line about a disk or a file that the system refuses, wherever that happened."""
     what = error.filename if isinstance(error.filename, str) else "a file"
     remedy = "make room" if error.errno in NO_ROOM else "get the right to read and write it, or name another"
-    return " ".join(f"cannot use {what} ({error.strerror}): {remedy}, then run the same command again".split())
+    return f"cannot use {what} ({error.strerror}): {remedy}, then run the same command again"
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -104,6 +122,8 @@ def _dispatch(argv: list[str]) -> int:
         nearest = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1, cutoff=0.4)
         hint = f"did you mean {nearest[0]}?" if nearest else f"the commands are {', '.join(COMMANDS)}"
         raise UserError(f"there is no {kind} {name!r}; {hint}")
+    if launched() and name not in SHARED:
+        raise UserError(f"`equipoise {name}` runs in one process: start it without torchrun")
     code: int = importlib.import_module(COMMANDS[name][0]).main(rest)
     return code
 

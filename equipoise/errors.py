@@ -8,8 +8,16 @@ class UserError(ValueError):
     """
 
 
+class LoneError(UserError):
+    """What one of several processes met while it worked by itself, so that the others do not know of it."""
+
+
 class NonFiniteError(RuntimeError):
     """A NaN or an infinity where only finite numbers belong; the message names the tensor or document."""
+
+
+class LostProcess(RuntimeError):
+    """Another process of the run has ended, so that this one cannot go on; nothing of what is on the disk is lost."""
 
 
 LONGEST_NAME = 250

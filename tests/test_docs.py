@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 import yaml
+from torch.distributed.run import get_args_parser
 
 from equipoise import options
 from equipoise.cli import COMMANDS
@@ -77,6 +79,10 @@ def test_every_command_line_is_understood(page: str, line: str, monkeypatch: pyt
             return
         line = f"equipoise {made[1]} {made[2]}"
     program, *argv = shlex.split(line)
+    if program == "torchrun":
+        started = get_args_parser().parse_args(argv)
+        assert started.training_script == "train_rlhf.py", f"{page}: {line} is not tested"
+        program, argv = "equipoise", ["train", *started.training_script_args]
     if program != "equipoise":
         assert line.startswith(("pip install ", "tensorboard --logdir ")), f"{page}: {line} is not tested"
         return
@@ -99,6 +105,9 @@ def understand(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         raise Understood
 
     monkeypatch.setattr(place, name, understood)
+    if argv[0] == "train":  # processes of its own get the same command line without their number
+        monkeypatch.setattr(module, "launch", lambda command, _: module.main(command[3:]))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     with pytest.raises(Understood):
         module.main(argv[1:])
 
@@ -143,6 +152,7 @@ def flags() -> Iterator[str]:
                 waiting.append(field.default_factory)
             yield from (f"--{no}{field.name.replace('_', '-')}" for no in ("", "no-"))
     yield from ("--preset", "--config", "--overwrite", "--task", "--new", "--json", "--help", "--help-all", "--version")
+    yield from ("--gpus", "--processes")
 
 
 def test_options_in_running_text_exist() -> None:

@@ -1,13 +1,16 @@
 """What `train_rlhf.py` is made of: the guide's script, whose constants and whose call of `setup_model_and_tokenizer`
 a user may edit, and whose options are those of `equipoise train`."""
 
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from equipoise.commands.train import announced, configure
+from equipoise.commands.train import announced, asked_processes, configure, only_first_speaks
 from equipoise.ppo.presets import preset
+from equipoise.runs.launch import launch
+from equipoise.runs.ranks import ALONE, joined
 
 if TYPE_CHECKING:
     from equipoise.policy.load import Policy
@@ -32,6 +35,7 @@ class GuideRun:
         self.edited = {name: value for name, value in constants.items() if value != NUMBERS[name]}
         self._config: TrainConfig | None = None
         self._trainer: Trainer | None = None
+        self._ranks = ALONE
         self._open = ExitStack()
 
     def setup_model_and_tokenizer(self, use_8bit: bool = False) -> tuple[Any, Any, Any]:
@@ -48,8 +52,16 @@ class GuideRun:
         return policy.model, reference_of(policy), policy.tokenizer
 
     def read(self, argv: list[str]) -> None:
-        """Take the command line. Raises UserError for options that there are not, before torch is loaded."""
-        self._config, self._lines, self._overwrite = configure(argv, self.edited, "train_rlhf.py")
+        """Take the command line. Raises UserError for options that there are not, before torch is loaded; SystemExit
+        with the exit code where it asks for several processes, which do all the rest."""
+        processes, argv = asked_processes(argv, "train_rlhf.py")
+        if processes > 1:
+            print(f"processes {processes} are started, and share the work of each step", flush=True)
+            raise SystemExit(launch([sys.argv[0], *argv], processes))
+        self._ranks = self._open.enter_context(joined())
+        only_first_speaks(self._ranks)
+        read = self._ranks.first_does(lambda: configure(argv, self.edited, "train_rlhf.py"))
+        self._config, self._lines, self._overwrite = read
 
     def train(self, model: Any, ref_model: Any, tokenizer: Any) -> int:
         """Train what `setup_model_and_tokenizer` returned. Returns the exit code."""
@@ -64,11 +76,13 @@ class GuideRun:
         if use_8bit and not config.policy.use_8bit:
             config = replace(config, policy=replace(config.policy, use_8bit=True))
             lines.append("option    --use-8bit, from setup_model_and_tokenizer(use_8bit=True) in train_rlhf.py")
-        config = announced(config, lines)
+        decided = config
+        config = self._ranks.first_does(lambda: announced(decided, lines))
         from equipoise.ppo.train import Trainer
 
-        with ExitStack() as opened:
-            self._trainer = opened.enter_context(Trainer(config, overwrite=self._overwrite, edited=edited))
+        with self._open.pop_all() as opened:
+            trainer = Trainer(config, overwrite=self._overwrite, edited=edited, ranks=self._ranks)
+            self._trainer = opened.enter_context(trainer)
             if self._trainer.run.complete:
                 raise SystemExit(self._trainer.train().exit_code)
             policy = self._trainer.load()

@@ -21,10 +21,11 @@ from equipoise.policy.likelihood import EVALUATION_ROWS, continuation_nll, kl_to
 from equipoise.policy.load import Policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import continuation_ids, sentences_of
-from equipoise.policy.sample import sample
+from equipoise.policy.sample import sample_dealt
 from equipoise.protocol.plural import plural
 from equipoise.protocol.prompts import open_with, word_count
 from equipoise.protocol.task import Task
+from equipoise.runs.ranks import ALONE, Ranks
 
 FORCED_TOP_P = 0.95  # what follows forced terms is meant to be imitated, not to be an unbiased sample
 GPU_ROWS = 512  # drawn at a time where a row more costs next to nothing
@@ -64,6 +65,10 @@ class TooFewError(UserError):
             f"{BATCH}: {remedy}"
         )
         self.found, self.drawn = found, drawn
+        self._made_of = (found, drawn, wanted, earlier)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._made_of
 
 
 class Collected(NamedTuple):
@@ -81,9 +86,10 @@ def collect(
     generator: torch.Generator,
     batch_size: int,
     progress: Progress = lambda found, wanted, drawn: None,
+    ranks: Ranks = ALONE,
 ) -> list[Example]:
     """What `search` finds. Raises TooFewError (a UserError) where that is fewer than `BATCH`."""
-    examples, drawn = search(policy, wanted, task, prompts, sampling, generator, batch_size, progress)
+    examples, drawn = search(policy, wanted, task, prompts, sampling, generator, batch_size, progress, ranks)
     if len(examples) < BATCH:
         raise TooFewError(len(examples), drawn, wanted)
     return examples
@@ -98,6 +104,7 @@ def search(
     generator: torch.Generator,
     batch_size: int,
     progress: Progress = lambda found, wanted, drawn: None,
+    ranks: Ranks = ALONE,
 ) -> Collected:
     """Strictly successful sentences, each once, and fewer than wanted where the budget ends before, or where
     what has been drawn says that all of it would be too few (`hopeless`).
@@ -126,7 +133,7 @@ def search(
             chosen += [occupation] * tries
             forced += [continuation_ids(policy.tokenizer, prompts[occupation], text) if text else []] * tries
         starts = [prompts[o] + f for o, f in zip(chosen, forced, strict=True)]
-        rollout = sample(policy, starts, sampling, generator)
+        rollout = sample_dealt(policy, starts, sampling, generator, ranks)
         drawn += batch_size
         made = [
             Example(occupation, prompts[occupation], start + tokens, "")
@@ -139,7 +146,7 @@ def search(
                 assert pair is not None, "a sentence that succeeds strictly holds every class"
                 found.setdefault(text, Found(example._replace(text=text), pair))
         progress(min(len(found), target), target, drawn)
-    return Collected(_kept(policy, wanted, task, list(found.values()), sampling.temperature, generator), drawn)
+    return Collected(_kept(policy, wanted, task, list(found.values()), sampling.temperature, generator, ranks), drawn)
 
 
 def hopeless(found: int, drawn: int, budget: int, fewest: int = BATCH) -> bool:
@@ -159,15 +166,21 @@ def tokens_enough(policy: Policy, task: Task) -> int:
 
 
 def _kept(
-    policy: Policy, wanted: Search, task: Task, found: Sequence[Found], temperature: float, generator: torch.Generator
+    policy: Policy,
+    wanted: Search,
+    task: Task,
+    found: Sequence[Found],
+    temperature: float,
+    generator: torch.Generator,
+    ranks: Ranks,
 ) -> list[Example]:
     """Those of the candidates that are learnt."""
     count = wanted.sentences
     if wanted.candidates == 1 or len(found) <= 1:
         return [f.example for f in found][:count]
     if wanted.keep == "conditional" and not wanted.forced:
-        return conditional(policy, found, count, temperature, generator)
-    return likeliest(policy, found, task, count)
+        return conditional(policy, found, count, temperature, generator, ranks)
+    return likeliest(policy, found, task, count, ranks)
 
 
 def said(
@@ -225,7 +238,7 @@ def free_cases(occupations: Sequence[str], generator: torch.Generator) -> Iterat
             yield occupations[place], ""
 
 
-def likeliest(policy: Policy, found: Sequence[Found], task: Task, count: int) -> list[Example]:
+def likeliest(policy: Policy, found: Sequence[Found], task: Task, count: int, ranks: Ranks = ALONE) -> list[Example]:
     """The `count` sentences with the smallest `continuation_nll`, in nats per token, taken from all pairs in turn.
 
     Sentences that repeat themselves are left out where there are enough others: a loop is what a small model finds
@@ -236,7 +249,7 @@ def likeliest(policy: Policy, found: Sequence[Found], task: Task, count: int) ->
     found = flowing if len(flowing) >= min(count, len(found)) else found
     texts, jobs = [f.example.text for f in found], [f.example.occupation for f in found]
     nll = RowLimit(EVALUATION_ROWS, lambda _: None).run(
-        policy, lambda rows: continuation_nll(policy, texts, jobs, task, rows)
+        policy, lambda rows: continuation_nll(policy, texts, jobs, task, rows, ranks)
     )
     assert len(nll) == len(found), "strict sentences all continue the prefix"
     of_occupation = defaultdict(list)
@@ -266,7 +279,12 @@ def repeats(text: str) -> bool:
 
 
 def conditional(
-    policy: Policy, found: Sequence[Found], count: int, temperature: float, generator: torch.Generator
+    policy: Policy,
+    found: Sequence[Found],
+    count: int,
+    temperature: float,
+    generator: torch.Generator,
+    ranks: Ranks = ALONE,
 ) -> list[Example]:
     """`count` sentences drawn without replacement in proportion to π_ref/π, π being the policy that wrote them.
 
@@ -275,7 +293,7 @@ def conditional(
     """
     examples = [f.example for f in found]
     log_ratio = RowLimit(EVALUATION_ROWS, lambda _: None).run(
-        policy, lambda r: kl_to_reference(policy, [as_rollout(examples)], temperature, r)
+        policy, lambda r: kl_to_reference(policy, [as_rollout(examples)], temperature, r, ranks)
     )
     uniform = torch.rand(len(examples), generator=generator, dtype=torch.float64)
     keys = -log_ratio - torch.log(-torch.log(uniform))

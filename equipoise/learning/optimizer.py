@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from equipoise.runs.ranks import Ranks
+
 VALUE_HEAD = "value_head."
 
 
@@ -79,6 +81,22 @@ class MasterAdam:
             if group.grads.dtype != torch.float32:
                 group.sum = torch.zeros_like(group.master) if group.sum is None else group.sum
                 group.total()
+
+    def take(self) -> Tensor:
+        """All gradients of all groups since the last step, one float32 vector of its own; none are left."""
+        flat = torch.cat([group.total().float() for group in self.groups.values()])
+        self.zero_grad()
+        return flat
+
+    def put(self, flat: Tensor) -> None:
+        """Inverse of `take`."""
+        sizes = [group.grads.numel() for group in self.groups.values()]
+        for group, part in zip(self.groups.values(), flat.split(sizes), strict=True):
+            if group.grads.dtype == torch.float32 and group.sum is None:
+                group.grads.copy_(part)
+            else:
+                group.sum = torch.empty_like(group.master) if group.sum is None else group.sum
+                group.sum.copy_(part)
 
     @contextmanager
     def gradients_kept(self) -> Iterator[None]:
@@ -189,6 +207,30 @@ class MasterAdam:
         if copied and torch.cuda.is_available():
             torch.cuda.synchronize()
         return weights, moments
+
+    @torch.no_grad()
+    def share(self, ranks: Ranks) -> None:
+        """Have every rank hold what rank 0 holds, to the last bit."""
+        moved = ranks.first_does(lambda: [name for name, g in self.groups.items() if g.master in self.adam.state])
+        for name, group in self.groups.items():
+            ranks.share_(group.master.data)
+            if name not in moved:
+                self.adam.state.pop(group.master, None)
+                continue
+            state = self.adam.state[group.master]
+            if not state:
+                state["step"] = torch.zeros(())
+                state["exp_avg"], state["exp_avg_sq"] = (torch.empty_like(group.master) for _ in range(2))
+            for value in (state["step"], state["exp_avg"], state["exp_avg_sq"]):
+                ranks.share_(value.detach())
+        if self.average is not None:
+            ranks.share_(self.average)
+        self.copy_masters_to_model()
+
+    def digest(self) -> int:
+        """64 bits that change with any bit of the masters."""
+        sums = [int(g.master.detach().view(torch.int32).sum(dtype=torch.int64)) for g in self.groups.values()]
+        return sum(sums) % 2**63
 
     @torch.no_grad()
     def load_state(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:

@@ -17,6 +17,7 @@ from equipoise.policy.score import score
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Event
 from equipoise.protocol.task import Task
+from equipoise.runs.ranks import ALONE, PieceSum, Ranks
 from equipoise.tables.layout import Columns, Form, arrange
 from equipoise.tables.read import read_table
 
@@ -147,8 +148,10 @@ def supervise(
     say: Callable[[str], None],
     held_out: Sequence[Example] = (),
     check: Callable[[], None] = lambda: None,
+    ranks: Ranks = ALONE,
 ) -> list[Loss]:
-    """Minimise the token-mean cross-entropy of the completions, with an optimizer of its own. The mean of each epoch.
+    """Minimise the token-mean cross-entropy of the completions, with an optimizer of its own, the pieces of a batch
+    being dealt out to the ranks. The mean of each epoch.
 
     `check` is called after every optimizer step, and may raise to end it. Raises NonFiniteError where a loss is not
     finite.
@@ -165,11 +168,10 @@ def supervise(
             rate = min(1.0, (step + 1) / (rising + 1))
             rate = min(rate, (steps - step) / max(1, steps - rising)) if how.decay else rate
             optimizer.set_learning_rates(how.learning_rate * rate, 0.0)
-            part = as_rollout([examples[i] for i in rows.tolist()])
-            logprobs = score(policy, part, 1.0, packed=packed, entropy=False).logprobs
-            (-logprobs.mean()).backward()
+            batch = [examples[i] for i in rows.tolist()]
+            total = total - _gradients(policy, optimizer, batch, packed, ranks)
             optimizer.step(1.0)
-            total, count, step = total - logprobs.detach().sum(), count + len(logprobs), step + 1
+            count, step = count + sum(len(example.completion) for example in batch), step + 1
             check()
         training = float(total) / count
         held = cross_entropy(policy, held_out, packed=packed) if held_out else None
@@ -179,6 +181,26 @@ def supervise(
         if not torch.isfinite(torch.tensor([training, held or 0.0])).all():
             raise NonFiniteError("the cross-entropy is not finite: try a smaller learning rate, or --dtype float32")
     return losses
+
+
+def _gradients(
+    policy: Policy, optimizer: MasterAdam, batch: Sequence[Example], packed: bool, ranks: Ranks
+) -> torch.Tensor:
+    """Those of the token-mean cross-entropy of a batch, left in the optimizer. The sum of its log-probabilities."""
+    tokens = sum(len(example.completion) for example in batch)
+    pieces, sums, gradients = ranks.runs(torch.arange(len(batch))), [], PieceSum(ranks)
+    for piece in ranks.mine:
+        part = [batch[i] for i in pieces[piece].tolist()]
+        sums.append(torch.zeros((), device=policy.device))
+        if part:  # the last batch of an epoch may have fewer sentences than there are pieces
+            logprobs = score(policy, as_rollout(part), 1.0, packed=packed, entropy=False).logprobs
+            (-(logprobs.sum() / tokens)).backward()
+            sums[-1] = logprobs.detach().sum()
+        if ranks.pieces > 1:
+            gradients.add(optimizer.take())
+    if ranks.pieces > 1:
+        optimizer.put(gradients.total())
+    return torch.cat(ranks.gather(torch.stack(sums))).sum()
 
 
 @torch.no_grad()

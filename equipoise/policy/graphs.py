@@ -4,7 +4,7 @@ Without a GPU, or with `enabled=False`, the function is simply called: the plain
 """
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ class Graphs:
         self.enabled = enabled and device.type == "cuda"
         self._recorded: dict[Hashable, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Outputs]] = {}
         self._pool: Any = None
+        self.capture: Literal["global", "thread_local"] = "global"
+        """Which threads must do nothing that a recording forbids. Where several processes work together a thread of
+        NCCL's looks at events at any time, so that only this thread can be bound."""
 
     def __call__(self, key: Hashable, function: Callable[..., Outputs], *inputs: Tensor) -> Outputs:
         """function(*inputs). The outputs live until the next call of any key, so copy what must outlast it.
@@ -55,7 +58,7 @@ class Graphs:
             function(*buffers)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=self.capture):
             outputs = function(*buffers)
         self._pool = self._pool or graph.pool()
         return graph, buffers, outputs

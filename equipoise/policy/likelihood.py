@@ -9,26 +9,27 @@ from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout, rollout_of
 from equipoise.policy.score import score
 from equipoise.protocol.task import Task
+from equipoise.runs.ranks import ALONE, Ranks
 
 
 @torch.no_grad()
-def kl_to_reference(policy: Policy, rollouts: Sequence[Rollout], temperature: float, rows: int) -> Tensor:
-    """(B,) log π − log π_ref of each completion, nats: k1 of KL(π‖π_ref)."""
-    return torch.cat(
-        [
-            _summed(policy, part, temperature, False) - _summed(policy, part, temperature, True)
-            for rollout in rollouts
-            for part in _parts(rollout, rows)
-        ]
-    )
+def kl_to_reference(
+    policy: Policy, rollouts: Sequence[Rollout], temperature: float, rows: int, ranks: Ranks = ALONE
+) -> Tensor:
+    """(B,) log π − log π_ref of each completion, nats: k1 of KL(π‖π_ref). `rows` at a time, dealt out to the ranks."""
+
+    def log_ratio(part: Rollout) -> Tensor:
+        return _summed(policy, part, temperature, False) - _summed(policy, part, temperature, True)
+
+    return torch.cat(ranks.deal([part for rollout in rollouts for part in _parts(rollout, rows)], log_ratio))
 
 
 @torch.no_grad()
 def continuation_nll(
-    policy: Policy, texts: Sequence[str], occupations: Sequence[str], task: Task, rows: int
+    policy: Policy, texts: Sequence[str], occupations: Sequence[str], task: Task, rows: int, ranks: Ranks = ALONE
 ) -> list[float]:
     """Negative log-likelihood under the reference model, nats per token, of what follows the task's prefix (such as
-    `The X was`) in each text, `rows` texts at a time.
+    `The X was`) in each text, `rows` texts at a time, dealt out to the ranks.
 
     The text stands alone, without chat template or instruction: how natural it is in itself, not how well it follows a
     prompt. Texts of which nothing follows are left out.
@@ -47,7 +48,7 @@ def continuation_nll(
     if not completions:
         return []
     rollout = rollout_of(prompts, completions)
-    total_B = torch.cat([_summed(policy, part, 1.0, True) for part in _parts(rollout, rows)])
+    total_B = torch.cat(ranks.deal(_parts(rollout, rows), lambda part: _summed(policy, part, 1.0, True)))
     return (-total_B / rollout.lengths_B).tolist()
 
 

@@ -21,7 +21,9 @@ from equipoise.policy.prompt import Tokenizer, stop_ids
 from equipoise.policy.source import Source, load_config, load_tokenizer, resolve
 from equipoise.policy.ways import Ways
 from equipoise.policy.weights import load_model
+from equipoise.protocol.plural import plural
 from equipoise.protocol.prompts import Prompt
+from equipoise.runs.ranks import ALONE, Ranks
 
 
 def pick_device(name: str) -> torch.device:
@@ -41,6 +43,18 @@ def pick_device(name: str) -> torch.device:
             f"device {name!r} was asked for but PyTorch sees no CUDA GPU: use --device cpu, or fix the driver"
         )
     return device
+
+
+def own_device(name: str, ranks: Ranks) -> str:
+    """The device of this rank, `name` being what was asked for. Raises UserError."""
+    if ranks.size == 1 or name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return name
+    if name not in ("auto", "cuda"):
+        raise UserError(f"device {name!r} is one, and {ranks.size} processes have one each: leave --device out")
+    count = torch.cuda.device_count()
+    if ranks.local >= count:
+        raise UserError(f"{plural(count, 'GPU')} cannot be shared by more processes: start one for each GPU")
+    return f"cuda:{ranks.local}"
 
 
 def _used(device: torch.device) -> torch.device:
@@ -156,9 +170,10 @@ class Policy:
         return named | {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
 
 
-def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
-    """Load what `config` names, ready to train. Raises UserError for anything the user can mend."""
-    device = _used(pick_device(config.device))
+def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE) -> Policy:
+    """Load what `config` names, ready to train, on the device of this rank. Raises UserError for anything the user can
+    mend."""
+    device = _used(pick_device(own_device(config.device, ranks)))
     dtype = pick_dtype(config.dtype, device)
     source = resolve(config.model)
     attention = _attention(source)
@@ -189,6 +204,8 @@ def load_policy(config: PolicyConfig, prompt: Prompt) -> Policy:
     stops = stop_ids(tokenizer, model.generation_config, prompt)
     graphs = _recordable(config, attention)
     policy = Policy(model, tokenizer, reference=reference, stop_ids=stops, source=source, cuda_graphs=graphs)
+    if ranks.size > 1:
+        policy.graphs.capture = "thread_local"
     policy.recompute = config.gradient_checkpointing
     policy.notices = (note,) if note else ()
     model.eval()

@@ -19,6 +19,7 @@ from equipoise.policy.graphs import round_up
 from equipoise.policy.load import Policy
 from equipoise.policy.plain import PlainReader
 from equipoise.policy.rollout import Rollout
+from equipoise.runs.ranks import Ranks
 
 
 class NonFiniteLogits(RuntimeError):
@@ -56,6 +57,30 @@ def sample(
     tokens_BT, taken_B, finished_B = _decode_plainly(policy, reader, config, uniform_BT, state)
     report = state.report() if state is not None else {}
     return Rollout([list(p) for p in prompts], tokens_BT, taken_B, finished_B, report)
+
+
+def sample_dealt(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    config: SamplingConfig,
+    generator: torch.Generator,
+    ranks: Ranks,
+) -> Rollout:
+    """`sample` in pieces of neighbouring rows, dealt out to the ranks; all of it, on the CPU, on every one of them. All
+    draw everybody's random numbers, so that their generators stay alike.
+
+    Raises NonFiniteLogits, on all where one does.
+    """
+    uniform_BT = torch.rand(len(prompts), config.max_new_tokens, generator=generator, dtype=torch.float64)
+
+    def written(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        own = [prompts[i] for i in rows.tolist()]
+        rollout = sample(policy, own, config, uniform_BT=uniform_BT[rows]).cpu()
+        return rollout.tokens_BT, rollout.lengths_B, rollout.finished_B
+
+    pieces = [rows for rows in ranks.runs(torch.arange(len(prompts))) if len(rows)]
+    tokens, lengths, finished = zip(*ranks.deal(pieces, written), strict=True)
+    return Rollout([list(p) for p in prompts], torch.cat(tokens), torch.cat(lengths), torch.cat(finished))
 
 
 def _fits(policy: Policy, prompts: Sequence[Sequence[int]], steps: int) -> bool:

@@ -6,6 +6,7 @@ are flat over the N real completion tokens, row by row (`Rollout.tokens_N` order
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -47,16 +48,36 @@ class Pack(NamedTuple):
     real_N: Tensor
 
 
-def pack(policy: Policy, rollout: Rollout, padded: bool | None = None) -> Pack:
-    """Lay a rollout out for `packed` scoring; padded for CUDA graphs by default where there are any."""
+class Room(NamedTuple):
+    """What a padded pack has room for: nodes, tokens that are predicted, tokens of a row."""
+
+    nodes: int
+    tokens: int
+    width: int
+
+
+def room_for(rollouts: Sequence[Rollout]) -> Room:
+    """Room for the largest of them, so that all are of one shape."""
+    needs = []
+    for part in rollouts:
+        nodes = len(trie.build(part.prompts, part.completions()).tokens_M)
+        width = max(map(len, part.prompts)) + part.tokens_BT.shape[1]
+        needs.append((bucket(nodes), bucket(int(part.lengths_B.sum())), round_up(width, 8)))
+    return Room(*map(max, zip(*needs, strict=True)))
+
+
+def pack(policy: Policy, rollout: Rollout, padded: bool | None = None, room: Room | None = None) -> Pack:
+    """Lay a rollout out for `packed` scoring; padded for CUDA graphs by default where there are any: to `room`, or to
+    what it needs itself."""
     padded = policy.graphs.enabled if padded is None else padded
     width = round_up(max(map(len, rollout.prompts)) + rollout.tokens_BT.shape[1], 8) if padded else 0
+    width = room.width if padded and room is not None else width
     made = trie.build(rollout.prompts, rollout.completions(), width)
     targets_N = rollout.tokens_N.cpu()
     parts = [made.tokens_M, made.depths_M, made.ends_M, made.places_M, made.paths_RL, made.predictors_N, targets_N]
     real_N = torch.ones(len(targets_N), dtype=torch.bool)
     if padded:
-        nodes, tokens = bucket(len(made.tokens_M)), bucket(len(targets_N))
+        nodes, tokens = (bucket(len(made.tokens_M)), bucket(len(targets_N))) if room is None else room[:2]
         sizes = [nodes, nodes, nodes, nodes, width, tokens, tokens]
         # No row reaches the last column, so a spare node that is put there gets no gradient and spoils none.
         spare = [0, 0, 0, width - 1, 0, 0, 0]

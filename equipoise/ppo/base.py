@@ -13,6 +13,7 @@ from equipoise.ppo.evaluate import draw_sentences, fluency
 from equipoise.ppo.window import Window
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, Task
+from equipoise.runs.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from equipoise.ppo.config import TrainConfig
@@ -73,19 +74,20 @@ def measure_base(
     generation: SamplingConfig,
     sizes: tuple[int, int],
     tick: Callable[[int, int], None] = lambda done, total: None,
+    ranks: Ranks = ALONE,
 ) -> BaseRates:
     """Sample the policy as it is loaded, before it learns anything. `sizes`: how many sentences, and how many at a
     time. `tick` is called before each batch (see `draw_sentences`), and may raise to end it. Raises NonFiniteLogits."""
     count, rows = sizes
-    texts = draw_sentences(policy, task, prompts, sampling, count, "base", rows, tick).texts
+    texts = draw_sentences(policy, task, prompts, sampling, count, "base", rows, tick, ranks).texts
     name = "base at generation settings"
-    natural = draw_sentences(policy, task, prompts, generation, min(count, 1000), name, rows, tick)
+    natural = draw_sentences(policy, task, prompts, generation, min(count, 1000), name, rows, tick, ranks)
     return BaseRates(
         n=count,
         both=sum(task.match(text).complete for text in texts),
         strict=sum(map(task.strict, texts)),
         source="sampled at the start of the run",
-        nll=fluency(policy, natural, task),
+        nll=fluency(policy, natural, task, ranks),
     )
 
 
@@ -95,6 +97,7 @@ def base_rates(
     prompts: Mapping[str, Sequence[int]],
     say: Callable[[str], None],
     tick: Callable[[int, int], None] = lambda done, total: None,
+    ranks: Ranks = ALONE,
 ) -> BaseRates | None:
     """How often the model complies before it learns anything, measured or known from before; None where neither.
     `tick` is called between batches (see `draw_sentences`), and may raise to end it."""
@@ -106,7 +109,7 @@ def base_rates(
         generation = config.evaluation.sampling(sampling)
         try:
             rows = config.ppo.batch_size if count <= 1000 else 512
-            rates = measure_base(policy, config.task, prompts, sampling, generation, (count, rows), tick)
+            rates = measure_base(policy, config.task, prompts, sampling, generation, (count, rows), tick, ranks)
         except NonFiniteLogits as error:  # the first step will meet them too, and be kept for inspection
             say(f"the untrained model's rates are unknown: {error}")
             return None

@@ -2,6 +2,8 @@
 
 import statistics
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,11 +13,13 @@ from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import render_prompts
 from equipoise.policy.verify import settle
+from equipoise.ppo.claim import in_pieces
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.state import State
 from equipoise.ppo.step import ppo_step
 from equipoise.ppo.tool_config import BenchConfig
 from equipoise.ppo.training import Training, new_optimizer
+from equipoise.runs.ranks import ALONE, Ranks
 
 
 def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
@@ -44,16 +48,22 @@ def step_flop(config: TrainConfig, policy: Policy, prompts: dict[str, list[int]]
     return sampling + scoring + training
 
 
-def bench(config: BenchConfig) -> dict[str, Any]:
-    """Run the steps and return medians: seconds by phase, tokens, achieved TFLOP/s, peak memory."""
+def bench(config: BenchConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """Run the steps and return medians: seconds by phase (of the slowest rank), tokens, achieved TFLOP/s, peak
+    memory."""
     train = config.train
+    if config.per_gpu:
+        more = {name: ranks.size * getattr(train.ppo, name) for name in ("batch_size", "mini_batch_size")}
+        train = replace(train, ppo=replace(train.ppo, **more))
+    train, _ = in_pieces(train, None, ranks.size)
+    ranks = ranks.cut_into(train.ppo.pieces)
     torch.manual_seed(train.seed)
     task, prompt = train.task, train.task.prompt(train.prompt)
     started = time.perf_counter()
     if config.memory_gb:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(config.memory_gb * 1e9 / total)
-    policy = load_policy(train.policy, prompt)
+    policy = load_policy(train.policy, prompt, ranks)
     loaded = time.perf_counter() - started
     if config.full_length:
         policy.stop_ids = (-1,)
@@ -64,7 +74,10 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         prompts = {o: [p[0]] * (config.prompt_tokens - len(p)) + p for o, p in prompts.items()}
     settle(policy, list(prompts.values()), train.sampling.max_new_tokens)
     state = State.begin(train, RowLimit(train.ppo.micro_batch_size))
-    training = Training(train, policy, new_optimizer(train, policy), state, prompts)
+    policy.ways = ranks.first_does(lambda: policy.ways)
+    training = Training(train, policy, new_optimizer(train, policy), state, prompts, ranks=ranks)
+    if ranks.size > 1:
+        training.optimizer.share(ranks)
     seen: list[dict[str, float]] = []
     for number in range(config.bench_warmup + config.bench_steps):
         step = ppo_step(training)
@@ -81,6 +94,11 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if policy.device.type == "cuda" else "cpu",
         "torch": torch.__version__,
         "load_s": round(loaded, 2),
+        "processes": ranks.size,
+        "pieces": ranks.pieces,
+        "batch": train.ppo.batch_size,
+        "sentences_per_s": train.ppo.batch_size / median["time/step"],
+        "wait_s": median.get("time/wait", 0.0),
         "step_s": median["time/step"],
         "steps_s": [round(s["time/step"], 4) for s in seen],
         **{f"{phase}_s": median[f"time/{phase}"] for phase in ("sample", "reward", "score", "update")},
@@ -91,6 +109,21 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "matmul_tflops": matmul_tflops(policy.device, policy.dtype),
         "peak_gb": median["memory/peak_gb"],
     }
+
+
+def scaling(results: Sequence[dict[str, Any]]) -> list[str]:
+    """A table of benchmarks with different numbers of processes: seconds by phase, sentences a second, and the
+    efficiency: how much of the first one's speed is left to each process."""
+    phases = ("step", "sample", "score", "update", "rest", "wait")
+    lines = ["| processes | batch | " + " | ".join(f"{p}, s" for p in phases) + " | sentences/s | efficiency |"]
+    lines.append("|" + "---|" * (len(phases) + 4))
+    first = results[0]["sentences_per_s"] / results[0]["processes"]
+    for result in results:
+        speed = result["sentences_per_s"]
+        seconds = " | ".join(f"{result[f'{phase}_s']:.3f}" for phase in phases)
+        share = speed / result["processes"] / first
+        lines.append(f"| {result['processes']} | {result['batch']} | {seconds} | {speed:.1f} | {share:.0%} |")
+    return lines
 
 
 def _wait(device: torch.device) -> None:

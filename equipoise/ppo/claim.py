@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,9 +33,17 @@ OUTPUT_FILES = (*ROWS, "events.jsonl", SUMMARY, FINAL, UNTRAINED, TRACEBACK)
 """All that a run writes into its output folder, besides its record and the model."""
 
 # What may differ when a run is continued: how long it goes on, and what has no influence on the numbers.
-# Smaller passes and recomputing change rounding alone, and depend on how much memory was free.
+# Smaller passes and recomputing change rounding alone, and depend on how much memory was free; pieces likewise, and are
+# told of.
 FREE_TO_CHANGE = {
-    *("steps", "preset", "policy.gradient_checkpointing", "ppo.micro_batch_size", "evaluation.final_sentences")
+    *(
+        "steps",
+        "preset",
+        "policy.gradient_checkpointing",
+        "ppo.micro_batch_size",
+        "ppo.pieces",
+        "evaluation.final_sentences",
+    )
 } | {f"run.{f.name}" for f in dataclasses.fields(RunConfig)}
 
 
@@ -139,6 +148,38 @@ def claim(config: TrainConfig, overwrite: bool, prompts: Callable[[], Mapping[st
     if mended:  # last of all, when nothing is refused any more
         notices.append(f"run.json was damaged; it is now {set_aside(output / 'run.json').name}, and written anew")
     return Claimed(own, resumed, complete, mended, tuple(notices), rendered)
+
+
+def in_pieces(config: TrainConfig, resumed: Checkpoint | None, processes: int) -> tuple[TrainConfig, list[str]]:
+    """The configuration with the number of pieces that so many processes share: what was asked for, else what the run
+    had before, else one for each; and a line where that is not what the run had before.
+
+    Raises UserError where the processes could not share them alike."""
+    ppo, before = config.ppo, None
+    if resumed is not None:
+        recorded = resumed.document("config").get("ppo", {})
+        before = int(recorded.get("pieces") or 1)
+    kept = before is not None and before % processes == 0 and ppo.mini_batch_size % before == 0
+    pieces = ppo.pieces or (before if before is not None and kept else processes)
+    if pieces % processes:
+        raise UserError(
+            f"{plural(pieces, 'piece')} cannot be shared alike by {processes} processes: give --pieces "
+            f"{processes * -(-pieces // processes)}, or start as many processes as divide {pieces}"
+        )
+    if ppo.mini_batch_size % pieces:
+        larger = pieces * -(-ppo.mini_batch_size // pieces)
+        raise UserError(
+            f"mini-batch-size {ppo.mini_batch_size} is not a multiple of {plural(pieces, 'piece')}, one for each "
+            f"process: start as many processes as divide it, or give --mini-batch-size {larger}"
+        )
+    notices = []
+    if before is not None and before != pieces:
+        notices.append(
+            f"mini-batches are now cut into {plural(pieces, 'piece')} and were cut into {before}: from here on sums "
+            f"are rounded otherwise. As many processes as divide {before}, with --pieces {before}, keep them as they "
+            "were"
+        )
+    return replace(config, ppo=replace(ppo, pieces=pieces)), notices
 
 
 def _check_prompts(config: TrainConfig, resumed: Checkpoint | None, record: Found, rendered: Mapping[str, str]) -> None:

@@ -43,6 +43,9 @@ class PPOConfig:
     """Completions per optimizer step."""
     micro_batch_size: int = 16
     """Completions per forward and backward pass, fewer where memory needs it. Changes nothing else."""
+    pieces: int = 0
+    """Equal pieces of a mini-batch, each a pass of its own, that the processes of a run share alike. They decide how
+    sums are rounded, and the number of processes nothing. 0: as many as processes, or as the continued run had."""
     ppo_epochs: int = 4
     """Times that an update goes over the completions of a step, unless `target_kl` ends it before."""
     learning_rate: float = 1e-5
@@ -88,9 +91,9 @@ class PPOConfig:
     def __post_init__(self) -> None:
         at_least_1 = ("batch_size", "mini_batch_size", "micro_batch_size", "ppo_epochs", "kl_horizon")
         above_0 = ("target_kl", "ref_kl_target", "learning_rate", "clip", "value_clip", "max_grad_norm", "adam_eps")
-        steps = ("warmup_steps", "decay_steps", "value_warmup_steps")
+        counts = ("pieces", "warmup_steps", "decay_steps", "value_warmup_steps")
         at_least_0 = (
-            *steps,
+            *counts,
             "value_learning_rate",
             "average_weights",
             "kl_coef",
@@ -114,6 +117,8 @@ class PPOConfig:
                 f"batch-size {self.batch_size} is not a multiple of mini-batch-size {self.mini_batch_size}: "
                 "every optimizer step must see equally many completions"
             )
+        if self.pieces and self.mini_batch_size % self.pieces:
+            raise UserError(f"mini-batch-size {self.mini_batch_size} is not a multiple of pieces {self.pieces}")
         if self.average_weights >= 1:
             raise UserError(f"average-weights {self.average_weights} must be below 1: 1 would keep the first weights")
 

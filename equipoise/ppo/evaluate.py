@@ -21,6 +21,7 @@ from equipoise.policy.prompt import sentences_of
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import sample
 from equipoise.protocol.task import Task
+from equipoise.runs.ranks import ALONE, Ranks
 
 
 class Drawn(NamedTuple):
@@ -40,9 +41,11 @@ def draw_sentences(
     name: str,
     rows: int,
     tick: Callable[[int, int], None] = lambda done, total: None,
+    ranks: Ranks = ALONE,
 ) -> Drawn:
-    """`count` sentences over the occupations in turn, `rows` at a time. `name` decides the random numbers. `tick` is
-    called before each batch with what is done and what there is to do, and may raise to end it.
+    """`count` sentences over the occupations in turn, `rows` at a time, such batches being dealt out to the ranks.
+    `name` decides the random numbers. `tick` is called before as many batches as there are ranks, with what is done and
+    what there is to do, and may raise to end it.
 
     Raises NonFiniteLogits.
     """
@@ -52,16 +55,23 @@ def draw_sentences(
     )
     occupations = list(itertools.islice(itertools.cycle(prompts), count))
     drawn = Drawn(occupations, [], [])
-    for first in range(0, count, rows):
-        tick(first, count)
+
+    def written(first: int) -> Rollout:
         part, numbers_BT = occupations[first : first + rows], uniform_BT[first : first + rows]
         # The last part is filled up: on a GPU every size has a decoder, with recordings and a cache, of its own.
         spare = rows - len(part)
         ids = [prompts[o] for o in (*part, *[part[0]] * spare)]
         numbers_BT = torch.cat([numbers_BT, numbers_BT[:1].expand(spare, -1)])
-        rollout = sample(policy, ids, sampling, uniform_BT=numbers_BT).cpu().select(torch.arange(len(part)))
-        drawn.texts.extend(sentences_of(policy.tokenizer, rollout, part, task))
-        drawn.rollouts.append(rollout)
+        return sample(policy, ids, sampling, uniform_BT=numbers_BT).cpu().select(torch.arange(len(part)))
+
+    starts = range(0, count, rows)
+    for place in range(0, len(starts), ranks.size):
+        tick(starts[place], count)
+        for rollout in ranks.deal(starts[place : place + ranks.size], written):
+            done = len(drawn.texts)
+            part = occupations[done : done + len(rollout)]
+            drawn.texts.extend(sentences_of(policy.tokenizer, rollout, part, task))
+            drawn.rollouts.append(rollout)
     return drawn
 
 
@@ -108,21 +118,22 @@ def evaluate(
     name: str,
     rows: int,
     tick: Callable[[int, int], None] = lambda done, total: None,
+    ranks: Ranks = ALONE,
 ) -> tuple[dict[str, float], Drawn]:
     """`measure` of fresh sentences, their KL to the reference and how many ended by themselves; and the sentences.
     `tick`: as of `draw_sentences`."""
-    drawn = draw_sentences(policy, task, prompts, sampling, count, name, rows, tick)
+    drawn = draw_sentences(policy, task, prompts, sampling, count, name, rows, tick, ranks)
     kl_B = RowLimit(EVALUATION_ROWS, lambda _: None).run(
-        policy, lambda r: kl_to_reference(policy, drawn.rollouts, sampling.temperature or 1.0, r)
+        policy, lambda r: kl_to_reference(policy, drawn.rollouts, sampling.temperature or 1.0, r, ranks)
     )
     finished = torch.cat([rollout.finished_B for rollout in drawn.rollouts]).double().mean().item()
     return {**measure(drawn.texts, drawn.occupations, task), "kl": kl_B.mean().item(), "finished": finished}, drawn
 
 
-def fluency(policy: Policy, drawn: Drawn, task: Task) -> float | None:
+def fluency(policy: Policy, drawn: Drawn, task: Task, ranks: Ranks = ALONE) -> float | None:
     """Median of `continuation_nll`; None without a sentence that it is defined for, or where it is not finite."""
     values = RowLimit(EVALUATION_ROWS, lambda _: None).run(
-        policy, lambda r: continuation_nll(policy, drawn.texts, drawn.occupations, task, r)
+        policy, lambda r: continuation_nll(policy, drawn.texts, drawn.occupations, task, r, ranks)
     )
     middle = statistics.median(values) if values else math.nan
     return middle if math.isfinite(middle) else None

@@ -10,7 +10,7 @@ from equipoise.ppo.choice import Evaluation, because, better, words
 from equipoise.ppo.closing import show
 from equipoise.ppo.evaluate import evaluate, fluency, groups
 from equipoise.ppo.facts import facts
-from equipoise.ppo.run import Run
+from equipoise.ppo.shared import SharedRun
 from equipoise.ppo.summary import FINAL, SUMMARY, alerts, left_out_warm_start, read_rows, training_summary
 from equipoise.ppo.training import Training
 from equipoise.ppo.untrained import sentence_lines
@@ -18,38 +18,45 @@ from equipoise.protocol.plural import plural
 from equipoise.runs.files import write_file, write_json
 
 
-def finish(training: Training, run: Run) -> None:
+def finish(training: Training, run: SharedRun) -> None:
     """Measure, export and summarise."""
     config, state = training.config, training.state
     output = Path(config.run.output_dir)
     step, why, evaluation = select_export(training, run)
-    summary: dict[str, Any] = {
-        "steps": state.step,
-        "seed": config.seed,
-        "exported_step": step,
-        "exported_because": why,
-        **training_summary(read_rows(output), step),
-        "evaluation": evaluation,
-        "base": state.base.document() if state.base else None,
-        "alerts": alerts(output),
-        "alert_rollbacks": state.remedies.rollbacks,
-        "skipped": state.skipped,
-        **training.functions.document(),
-    }
     with training.optimizer.averaged():
-        summary |= _final(training, run, output)
-        # The weights come last: a folder that has them is complete.
-        write_json(output / SUMMARY, summary)
+        closing = _final(training, run)
+
+        def write() -> dict[str, Any]:
+            summary: dict[str, Any] = {
+                "steps": state.step,
+                "seed": config.seed,
+                "exported_step": step,
+                "exported_because": why,
+                **training_summary(read_rows(output), step),
+                "evaluation": evaluation,
+                "base": state.base.document() if state.base else None,
+                "alerts": alerts(output),
+                "alert_rollbacks": state.remedies.rollbacks,
+                "skipped": state.skipped,
+                **training.functions.document(),
+                **closing,
+            }
+            # The weights come last: a folder that has them is complete.
+            write_json(output / SUMMARY, summary)
+            return summary
+
+        summary = training.ranks.first_does(write)
         averaged = "moving average of the weights at " if config.ppo.average_weights else ""
-        how = facts(config, state.step, state.kl_coef, warmed=not left_out_warm_start(output))
+        warmed = training.ranks.first_does(lambda: not left_out_warm_start(output))
+        how = facts(config, state.step, state.kl_coef, warmed=warmed)
         with run.log.stage("writing the model"):
             run.export(training.policy, f"{how}; exported: {averaged}step {step}, {why}")
-    show(run.log.screen(), config.task, summary, config.run)
+    run.log.screen(lambda console: show(console, config.task, summary, config.run))
 
 
-def _final(training: Training, run: Run, output: Path) -> dict[str, Any]:
-    """The exported model's own sentences, measured."""
-    config, policy, prompts = training.config, training.policy, training.prompts
+def _final(training: Training, run: SharedRun) -> dict[str, Any]:
+    """The exported model's own sentences, measured and written down."""
+    config, policy, prompts, ranks = training.config, training.policy, training.prompts, training.ranks
     count = config.evaluation.final_sentences
     if not count:
         return {}
@@ -59,12 +66,13 @@ def _final(training: Training, run: Run, output: Path) -> dict[str, Any]:
     rows = config.ppo.batch_size if count <= 1000 else 512
     try:
         with run.log.stage("the closing summary's sentences") as stage:
-            measured, drawn = evaluate(policy, config.task, prompts, sampling, count, "final", rows, stage)
-            nll = fluency(policy, drawn, config.task)
+            measured, drawn = evaluate(policy, config.task, prompts, sampling, count, "final", rows, stage, ranks)
+            nll = fluency(policy, drawn, config.task, ranks)
     except NonFiniteLogits as error:
         run.log.say(f"no sentences for the summary: {error}")
         return {}
-    write_file(output / FINAL, sentence_lines(zip(drawn.occupations, drawn.texts, strict=True)))
+    lines = sentence_lines(zip(drawn.occupations, drawn.texts, strict=True))
+    ranks.first_does(lambda: write_file(Path(config.run.output_dir) / FINAL, lines))
     return {
         "final": {**measured, "nll": nll},
         "groups": groups(drawn.texts, drawn.occupations, config.occupations, config.task) if config.holdout else {},
@@ -73,7 +81,7 @@ def _final(training: Training, run: Run, output: Path) -> dict[str, Any]:
     }
 
 
-def evaluate_checkpoint(training: Training, run: Run) -> Evaluation | None:
+def evaluate_checkpoint(training: Training, run: SharedRun) -> Evaluation | None:
     """Sample and measure the weights as they would be exported. None where their logits are not finite."""
     config, state = training.config, training.state
     count, rows = config.evaluation.eval_sentences, config.ppo.batch_size
@@ -81,18 +89,20 @@ def evaluate_checkpoint(training: Training, run: Run) -> Evaluation | None:
     try:
         with training.optimizer.averaged(), run.log.stage(f"evaluating step {state.step}") as stage:
             prompts, name = training.trained_prompts, "evaluation"
-            measured, drawn = evaluate(training.policy, config.task, prompts, sampling, count, name, rows, stage)
+            measured, drawn = evaluate(
+                training.policy, config.task, prompts, sampling, count, name, rows, stage, training.ranks
+            )
     except NonFiniteLogits as error:
         run.log.event(state.step, "nonfinite", what=f"{error}, in an evaluation")
         return None
     if not math.isfinite(measured["kl"]):
         run.log.event(state.step, "nonfinite", what="the KL to the reference is not finite, in an evaluation")
         return None
-    rank = training.functions.rank_of(drawn.texts, drawn.occupations)
+    rank = training.ranks.first_does(lambda: training.functions.rank_of(drawn.texts, drawn.occupations))
     return {"step": state.step, **measured} | ({} if rank is None else {"rank": rank})
 
 
-def mark_checkpoint(training: Training, run: Run) -> None:
+def mark_checkpoint(training: Training, run: SharedRun) -> None:
     """Before a checkpoint that is kept: note whether it is the best so far, and whether nothing was amiss."""
     state = training.state
     if state.watch.at_ease:
@@ -112,7 +122,7 @@ class Exported(NamedTuple):
     evaluation: Evaluation | None
 
 
-def select_export(training: Training, run: Run) -> Exported:
+def select_export(training: Training, run: SharedRun) -> Exported:
     """At the end: put the weights that are to be exported in place.
 
     The last weights take part without being remembered, so that a run which goes on is not changed by having ended.
@@ -137,7 +147,7 @@ def select_export(training: Training, run: Run) -> Exported:
     checkpoint = run.checkpoint_at(choice.step) if choice.step is not None else None
     if checkpoint is None or choice.best is None:
         return Exported(state.step, "the last step: the checkpoint of the best evaluation is gone", last)
-    training.optimizer.load_state(checkpoint.tensors("weights"), checkpoint.tensors("optimizer"))
+    run.load_weights(checkpoint, training.optimizer)
     told = because(choice.best, top or choice.best, pairs)
     why = f"the best evaluation ({words(choice.best, pairs)}), not the last step {state.step}: {told}"
     return Exported(checkpoint.step, why, choice.best)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from equipoise.ppo.run import Run
+from equipoise.ppo.shared import SharedRun
 from equipoise.ppo.state import Remedies, State
 from equipoise.ppo.training import Training
 from equipoise.ppo.watch import Alert
@@ -15,7 +15,7 @@ ALERT_EXIT = 4
 MAX_NONFINITE = 3  # steps in a row before a rollback, and again before giving up
 
 
-def on_nonfinite(training: Training, run: Run, problem: str) -> bool:
+def on_nonfinite(training: Training, run: SharedRun, problem: str) -> bool:
     """After a non-finite step: go on, roll back to the last checkpoint once, then give up (False)."""
     state = training.state
     state.skipped += 1
@@ -42,7 +42,7 @@ def on_nonfinite(training: Training, run: Run, problem: str) -> bool:
     return False
 
 
-def on_alert(training: Training, run: Run, alerts: Sequence[Alert]) -> bool:
+def on_alert(training: Training, run: SharedRun, alerts: Sequence[Alert]) -> bool:
     """After alerts were raised: write them down, then go on, go back with a remedy, or stop (False)."""
     config, state = training.config.watch, training.state
     for alert in alerts:

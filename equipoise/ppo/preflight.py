@@ -1,8 +1,11 @@
 """The first lines of every training run: which preset this machine can run, what was found, what was chosen, why."""
 
 import math
+import os
 from dataclasses import replace
 from typing import NamedTuple
+
+import torch
 
 from equipoise.errors import UserError
 from equipoise.policy.config import LLAMA_8B
@@ -55,6 +58,16 @@ def notices(config: TrainConfig) -> list[str]:
     return [f"note      {notice}" for notice in resolve(config.policy.model).notices]
 
 
+def idle_gpus(device: str) -> list[str]:
+    """A line about GPUs of this host that nobody uses, where nobody asked for a certain one."""
+    if device not in ("auto", "cuda"):
+        return []
+    count, used = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if count <= used:
+        return []
+    return [f"gpus      {used} of the {count} that PyTorch sees: --gpus {count} shares the work among all"]
+
+
 def preflight(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """The configuration cut to this machine's memory, and what was found and chosen, a line each.
 
@@ -89,6 +102,7 @@ def preflight(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
         f"compute   {device}, {str(dtype).removeprefix('torch.')}{', 8-bit base' if config.policy.use_8bit else ''}",
         *fits,
         *filter(None, [plan.line(rows)]),
+        *idle_gpus(config.policy.device),
         f"task      {config.task.name}: prompt {config.prompt!r}, {plural(len(config.occupations), 'occupation')}",
         f"steps     {config.steps} of {plural(config.ppo.batch_size, 'sentence')}",
         f"files     {run.output_dir}/ {run.checkpoint_dir}/ {run.tensorboard_dir}/",

@@ -19,7 +19,7 @@ from equipoise.policy.export import WEIGHTS, export, rehearse
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.source import TASK
-from equipoise.ppo.claim import OUTPUT_FILES, Claimed, check_folders, claim
+from equipoise.ppo.claim import OUTPUT_FILES, Claimed, check_folders, claim, in_pieces
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.functions import DOCUMENT as FUNCTIONS
 from equipoise.ppo.functions import check_same
@@ -91,13 +91,15 @@ class Run:
         prompts: Callable[[], Mapping[str, str]] = dict,
         changed_functions: bool = False,
         edited: Mapping[str, Any] | None = None,
+        processes: int = 1,
     ) -> "Run":
         """Find out what is there. Raises UserError rather than touch anything that is not this run's.
 
         Into the record go `functions`, what stands in place of the protocol's reward and rank, with its source; what
         `prompts` gives, which is what `render_prompts` says of them; and `edited`, what was changed in the script. A
         run goes on with the functions and prompts that it began with or not at all; with `changed_functions`, one
-        function may have become another, which is recorded too.
+        function may have become another, which is recorded too. The configuration is kept with the number of pieces
+        that is in force for so many `processes`.
         """
         check_folders(config)  # before a lock or anything else is put there
         output, board = Path(config.run.output_dir), _board(config)
@@ -111,6 +113,8 @@ class Run:
                 if overwrite:
                     prompts()  # which may refuse: before anything is removed
                 found = claim(config, overwrite, prompts)
+                config, notices = in_pieces(config, found.resumed, processes)
+                found = found._replace(notices=(*found.notices, *notices))
                 changed = check_same(found.resumed, output / "run.json", functions or {}, changed_functions)
                 facts = {**(functions or {}), "prompts": found.prompts} | ({"edited": dict(edited)} if edited else {})
                 names = (output / name for name in (*OUTPUT_FILES, "run.json"))
@@ -136,28 +140,23 @@ class Run:
         self.wait()
         return at_step(self.checkpoints, step)
 
-    def is_due(self, state: State) -> bool:
-        """Whether this step's checkpoint is one of those that are kept. A skipped step is no place to come back to."""
-        return state.step % self.config.run.save_every == 0 and state.bad_in_a_row == 0
-
-    def save_if_due(self, optimizer: MasterAdam, state: State) -> None:
+    def wants_save(self, state: State) -> bool:
+        """Whether this step's checkpoint is one of those that are kept, or the last one was long ago."""
         late = time.monotonic() - self.saved_at > 60 * self.config.run.save_minutes
-        if self.is_due(state) or (late and state.bad_in_a_row == 0):
-            self.save(optimizer, state, asynchronous=self._asynchronous)
+        return is_due(self.config, state) or (late and state.bad_in_a_row == 0)
 
-    def replace_from(self, step: int, optimizer: MasterAdam, state: State) -> None:
-        """The run has gone back to `step` and goes on otherwise: delete what came after, save `step` as it is now."""
+    def discard_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps; this one's is to be written anew."""
         self.wait()
         discard_after(self.checkpoints, step)
         self.saved_step = -1
-        self.save(optimizer, state)
 
     def save(self, optimizer: MasterAdam, state: State, *, asynchronous: bool = False) -> None:
         """Write the checkpoint of `state.step`, unless it is there. Raises NonFiniteError; UserError on a full disk.
 
-        `asynchronous`: copy what is to be saved and go on while it is written; an error then comes out of the
-        next call."""
-        started = time.monotonic()
+        `asynchronous`: where that is worth while, copy what is to be saved and go on while it is written; an error
+        then comes out of the next call."""
+        asynchronous, started = asynchronous and self._asynchronous, time.monotonic()
         self.wait()
         if state.step == self.saved_step:
             return
@@ -256,6 +255,11 @@ class Run:
             ),
             extra_files={TASK: config.task.to_yaml()},
         )
+
+
+def is_due(config: TrainConfig, state: State) -> bool:
+    """Whether this step's checkpoint is one of those that are kept. A skipped step is no place to come back to."""
+    return state.step % config.run.save_every == 0 and state.bad_in_a_row == 0
 
 
 def _begin(config: TrainConfig, facts: Mapping[str, Any], found: Claimed) -> RunLog:

@@ -121,7 +121,7 @@ class State:
     def random_states(self) -> dict[str, Tensor]:
         out = {"generator": self.generator.get_state(), "torch": torch.get_rng_state()}
         if torch.cuda.is_available():
-            out |= {f"cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+            out["cuda.0"] = torch.cuda.get_rng_state(0)  # nothing of a step is drawn from it
         return out
 
     def load(self, document: Mapping[str, Any], rng: Mapping[str, Tensor]) -> None:
@@ -141,6 +141,5 @@ class State:
         random.setstate((version, tuple(internal), gauss))
         self.generator.set_state(rng["generator"])
         torch.set_rng_state(rng["torch"])
-        cuda = [rng[k] for k in sorted(rng) if k.startswith("cuda.")]
-        if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(cuda)
+        if torch.cuda.is_available() and "cuda.0" in rng:
+            torch.cuda.set_rng_state(rng["cuda.0"], 0)

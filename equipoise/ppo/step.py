@@ -4,6 +4,7 @@ Shapes: B completions, T steps, N real tokens laid flat. The tensors of a step's
 are small, and go to the device where the model needs them.
 """
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch import Tensor
 from equipoise.policy.load import Policy
 from equipoise.policy.prompt import sentences_of
 from equipoise.policy.rollout import Rollout
-from equipoise.policy.sample import NonFiniteLogits, sample
+from equipoise.policy.sample import NonFiniteLogits, sample_dealt
 from equipoise.policy.score import score
 from equipoise.ppo import maths
 from equipoise.ppo.clock import Clock
@@ -26,6 +27,7 @@ from equipoise.ppo.training import Training
 from equipoise.ppo.update import Update, mini_batches
 from equipoise.ppo.watch import Alert
 from equipoise.protocol.reward import Reward
+from equipoise.runs.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def ppo_step(training: Training) -> Step:
     Raises FunctionFailed, with all state as before the step, where the user's reward fails.
     """
     config, policy, optimizer, state = training.config, training.policy, training.optimizer, training.state
-    ppo, clock = config.ppo, Clock(policy.device)
+    ppo, clock, ranks = config.ppo, Clock(policy.device), training.ranks
     drawn = state.generator.get_state()
     places = range(state.step * ppo.batch_size, (state.step + 1) * ppo.batch_size)
     occupations = [occupation_at(place, config.occupations, config.seed) for place in places]
@@ -73,15 +75,18 @@ def ppo_step(training: Training) -> Step:
     with clock("sample"):
         prompts = [training.prompts[o] for o in occupations]
         try:
-            rollout = sample(policy, prompts, config.sampling, state.generator).cpu()
+            rollout = sample_dealt(policy, prompts, config.sampling, state.generator, ranks)
         except NonFiniteLogits as error:
             return Step(str(error))
 
     with clock("score"):
-        launched = state.limit.run(policy, lambda rows: launch_scores(policy, rollout, batches, config, rows))
+        with ranks.by_itself():
+            launched = state.limit.run(
+                policy, lambda rows: launch_scores(policy, rollout, batches, config, rows, ranks)
+            )
         with clock("reward", wait=False), state.undone_where_a_function_fails(drawn):  # on the host, while a GPU scores
             rewarded = reward_sentences(training, rollout, occupations)
-        scored = collect_scores(launched, rollout)
+        scored = collect_scores(launched, rollout, ranks)
     failed = partial(Step, rewards=rewarded.rewards, occupations=occupations, rollout=rollout)
     if not bool(rewarded.paid_B.isfinite().all()):
         return failed("the reward is not finite", evidence={"rewards": rewarded.paid_B})
@@ -96,7 +101,7 @@ def ppo_step(training: Training) -> Step:
         optimizer.set_learning_rates(learning_rate, ppo.value_learning_rate)
         experience = Experience(rollout, scored.logprobs, scored.values, advantages.returns, whitened_BT)
         temperature, packed = config.sampling.temperature, config.scoring == "packed"
-        updates = Update(policy, optimizer, experience, batches, ppo, temperature, packed, state.limit)
+        updates = Update(policy, optimizer, experience, batches, ppo, temperature, packed, state.limit, ranks)
         updates.launch()
         # On the host, while a GPU is at the first mini-batch.
         batch = remember(rewarded.rewards, occupations, rollout, scored, config.task)
@@ -111,20 +116,35 @@ def ppo_step(training: Training) -> Step:
     state.adapt_kl_coef(float(kl_BT.sum(1).mean()), ppo)
     if stats.nonfinite is None:
         state.bad_in_a_row = 0
-    timings = clock.timings(tokens=int(rollout.lengths_B.sum()))
+    timings = together(clock.timings(tokens=int(rollout.lengths_B.sum())), ranks)
     evidence = scored._asdict() | {"advantages": whitened_BT}
     return Step(
         stats.nonfinite, metrics, timings, rewarded.rewards, occupations, rewarded.own, rollout, evidence, alerts
     )
 
 
+def together(timings: dict[str, float], ranks: Ranks) -> dict[str, float]:
+    """The timings of all ranks as those of the step: of each the largest, which the step lasts; of speed the
+    smallest."""
+    if ranks.size == 1:
+        return timings
+    waited = ranks.take_waited()
+    seen = ranks.each(lambda: timings | {"time/wait": waited})
+    found = {key: (min if key.startswith("speed/") else max)(one[key] for one in seen) for key in seen[0]}
+    return found | {"ranks/size": float(ranks.size)}
+
+
 def reward_sentences(training: Training, rollout: Rollout, occupations: Sequence[str]) -> Rewarded:
-    """The protocol's reward of each sentence, and what PPO maximises. Raises FunctionFailed."""
+    """The protocol's reward of each sentence, and what PPO maximises. Raises FunctionFailed.
+
+    A function of the user's is called once, on rank 0: it may cost money, or be random."""
     config, task, functions = training.config, training.config.task, training.functions
     texts = sentences_of(training.policy.tokenizer, rollout, occupations, task)
     rewards = [task.score(text, config.reward) for text in texts]
     bonus_B = torch.tensor(training.state.window.bonuses(rewards, occupations))
-    own = None if functions.reward is None else functions.rewards(texts, occupations)
+    own = None
+    if functions.reward is not None:
+        own = training.ranks.first_does(lambda: functions.rewards(texts, occupations))
     base_B = torch.tensor([r.reward for r in rewards] if own is None else own)
     strict_B = torch.tensor([config.strict_bonus * task.strict(text) for text in texts])
     paid_B = base_B + bonus_B + strict_B - config.missing_eos_penalty * ~rollout.finished_B
@@ -136,17 +156,23 @@ Launched = list[tuple[Tensor, Tensor]]
 
 
 def launch_scores(
-    policy: Policy, rollout: Rollout, batches: Sequence[Tensor], config: TrainConfig, rows_at_once: int
+    policy: Policy,
+    rollout: Rollout,
+    batches: Sequence[Tensor],
+    config: TrainConfig,
+    rows_at_once: int,
+    ranks: Ranks = ALONE,
 ) -> Launched:
-    """Score the batch by policy and reference. A GPU may still be at work when this returns."""
+    """Score this rank's part of the batch by policy and reference. A GPU may still be at work when this returns."""
     ppo, temperature, packed = config.ppo, config.sampling.temperature, config.scoring == "packed"
-    if policy.graphs.enabled and packed and policy.ways.packed and rows_at_once >= ppo.mini_batch_size:
-        # One trie of the whole batch: more is shared, and a quarter of the kernels do.
-        groups = [torch.arange(len(rollout))]
+    first_epoch = batches[: ppo.batch_size // ppo.mini_batch_size]
+    own = [ranks.runs(rows)[piece] for rows in first_epoch for piece in ranks.mine]
+    if policy.graphs.enabled and packed and policy.ways.packed and rows_at_once >= len(own[0]):
+        # One trie of all these rows: more is shared, and a quarter of the kernels do.
+        groups = [torch.cat(own).sort().values]
     else:
         # The very micro-batches of the first epoch's updates: there the ratio is then exactly 1, in bfloat16 too.
-        first_epoch = batches[: ppo.batch_size // ppo.mini_batch_size]
-        groups = [micro for rows in first_epoch for micro in rows.split(rows_at_once)]
+        groups = [micro for rows in own for micro in rows.split(rows_at_once)]
     launched = []
     with torch.no_grad():
         for group in groups:
@@ -158,12 +184,13 @@ def launch_scores(
     return launched
 
 
-def collect_scores(launched: Launched, rollout: Rollout) -> Scored:
-    """What `launch_scores` began, on the CPU; waits for the device."""
+def collect_scores(launched: Launched, rollout: Rollout, ranks: Ranks = ALONE) -> Scored:
+    """What `launch_scores` began on all ranks, on the CPU; waits for the devices."""
     mask_BT = rollout.mask_BT
     columns = [torch.zeros(mask_BT.shape) for _ in Scored._fields]
-    for group, flat in launched:
-        for column_BT, values_N in zip(columns, flat.cpu(), strict=True):
+    parts = ranks.each(lambda: [(group, flat.cpu()) for group, flat in launched])
+    for group, flat in itertools.chain.from_iterable(parts):
+        for column_BT, values_N in zip(columns, flat, strict=True):
             rows_BT = torch.zeros(mask_BT[group].shape)
             rows_BT[mask_BT[group]] = values_N
             column_BT[group] = rows_BT

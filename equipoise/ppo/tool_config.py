@@ -23,6 +23,10 @@ class BenchConfig:
     """Let no row stop before max-new-tokens, so that every step does the same work."""
     prompt_tokens: int = 0
     """Pad every prompt in front to this many tokens; 0 leaves them as they are."""
+    per_gpu: bool = False
+    """With several GPUs, batch-size and mini-batch-size are those of each: work grows with their number."""
+    output: str = ""
+    """Write the result, as the last line shows it, into this file too."""
     memory_gb: float = 0.0
     """Let this process use no more of the GPU than that; 0 is all of it."""
     train: TrainConfig = field(default_factory=lambda: preset("bundled-gpu"))

@@ -22,13 +22,15 @@ from equipoise.ppo.finish import finish, mark_checkpoint
 from equipoise.ppo.functions import FunctionFailed, Functions, RankFunction, RewardFunction, keep_traceback
 from equipoise.ppo.guard import ALERT_EXIT, NONFINITE_EXIT, on_alert, on_nonfinite
 from equipoise.ppo.nonfinite import locate
-from equipoise.ppo.run import Run
+from equipoise.ppo.run import is_due
+from equipoise.ppo.shared import SharedRun
 from equipoise.ppo.state import State
 from equipoise.ppo.step import ppo_step
 from equipoise.ppo.training import Training, new_optimizer
 from equipoise.ppo.untrained import keep_untrained
 from equipoise.ppo.warm_start import warm_start
 from equipoise.protocol.plural import plural
+from equipoise.runs.ranks import ALONE, Ranks, joined
 from equipoise.runs.signals import Stopped, StopSignals
 
 
@@ -63,7 +65,8 @@ def train(
     saved, and the error that it raised is the cause.
     """
     functions = Functions(reward_fn, rank_fn)
-    with Trainer(config, functions, overwrite=overwrite, base=base, changed_functions=changed_functions) as trainer:
+    options: Any = {"overwrite": overwrite, "base": base, "changed_functions": changed_functions}
+    with joined() as ranks, Trainer(config, functions, ranks=ranks, **options) as trainer:
         return trainer.train()
 
 
@@ -83,11 +86,13 @@ class Trainer:
         base: BaseRates | None = None,
         changed_functions: bool = False,
         edited: Mapping[str, Any] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.config, self.functions, self.base = config, functions or Functions(), base
         self.overwrite, self.changed_functions, self.edited = overwrite, changed_functions, edited
         self.policy: Policy | None = None
-        self.run: Run
+        self.run: SharedRun
         self.stop: StopSignals
         self._open = ExitStack()
 
@@ -95,8 +100,9 @@ class Trainer:
         self.config.task.check_new_tokens(self.config.sampling.max_new_tokens)
         with ExitStack() as opened:
             self.run = opened.enter_context(
-                Run.open(
+                SharedRun.open(
                     self.config,
+                    self.ranks,
                     overwrite=self.overwrite,
                     functions=self.functions.document(),
                     prompts=lambda: self.prompts.record,
@@ -104,7 +110,8 @@ class Trainer:
                     edited=self.edited,
                 )
             )
-            self.stop = opened.enter_context(StopSignals())
+            self.ranks, self.config = self.run.ranks, self.run.config
+            self.stop = opened.enter_context(StopSignals(ranks=self.ranks))
             for line in self.functions.lines():
                 self.run.log.say(line)
             self._open = opened.pop_all()
@@ -124,15 +131,22 @@ class Trainer:
         return prompts
 
     def load(self) -> Policy:
-        """The policy, untrained, and compared with itself: see `settle`."""
+        """The policy, untrained, and compared with itself: see `settle`. Raises UserError, on all ranks."""
         if self.policy is None:
-            config, log = self.config, self.run.log
-            with log.stage("loading the model"):
-                torch.manual_seed(config.seed)  # adapters start at random
-                self.policy = load_policy(config.policy, config.task.prompt(config.prompt))
-            with log.stage("comparing packed, padded and single sentences"):
-                settle(self.policy, list(self.prompts.ids.values()), config.sampling.max_new_tokens, log.say)
+            self.ranks.each(self._load)
+            assert self.policy is not None
+            policy = self.policy
+            # Found by each with its own rounding.
+            policy.ways = self.ranks.first_does(lambda: policy.ways)
         return self.policy
+
+    def _load(self) -> None:
+        config, log = self.config, self.run.log
+        with log.stage("loading the model"):
+            torch.manual_seed(config.seed)  # adapters start at random
+            self.policy = load_policy(config.policy, config.task.prompt(config.prompt), self.ranks)
+        with log.stage("comparing packed, padded and single sentences"):
+            settle(self.policy, list(self.prompts.ids.values()), config.sampling.max_new_tokens, log.say)
 
     def train(self) -> Outcome:
         """Train to the end, or until something stops it; then write the final model. Raises UserError."""
@@ -173,7 +187,9 @@ class Trainer:
         leaked = leaked_terms(policy.tokenizer, config.task.prompt(config.prompt), config.task, config.system)
         state = State.begin(config, RowLimit(config.ppo.micro_batch_size, run.log.say), leaked)
         optimizer = new_optimizer(config, policy)
-        training = Training(config, policy, optimizer, state, self.prompts.ids, self.functions)
+        training = Training(config, policy, optimizer, state, self.prompts.ids, self.functions, self.ranks)
+        if self.ranks.size > 1:
+            optimizer.share(self.ranks)  # nothing rests on all having drawn the same
         if run.resumed is not None:
             run.restore(run.resumed, training.optimizer, state)
         else:
@@ -186,25 +202,25 @@ class Trainer:
                     stage(done, total)
 
                 prompts = training.trained_prompts
-                state.base = self.base or base_rates(config, policy, prompts, run.log.say, tick)
+                state.base = self.base or base_rates(config, policy, prompts, run.log.say, tick, self.ranks)
                 if config.evaluation.final_sentences:
-                    keep_untrained(training, Path(config.run.output_dir))
+                    keep_untrained(training)
         return training
 
 
-def _stopped_before(run: Run, stop: StopSignals, where: str) -> Outcome:
+def _stopped_before(run: SharedRun, stop: StopSignals, where: str) -> Outcome:
     """Say and record that a signal came before the first step, when there is nothing yet to save."""
-    assert stop.received is not None
-    run.log.event(0, "signal", name=stop.received.name)
-    run.log.say(f"stopped by {stop.received.name} {where}, with which the same command begins again")
+    assert stop.seen is not None
+    run.log.event(0, "signal", name=stop.seen.name)
+    run.log.say(f"stopped by {stop.seen.name} {where}, with which the same command begins again")
     return Outcome("stopped", 0, stop.exit_code)
 
 
-def _saved(training: Training, run: Run, error: FunctionFailed) -> FunctionFailed:
+def _saved(training: Training, run: SharedRun, error: FunctionFailed) -> FunctionFailed:
     """Save what was trained before a function of the user's failed; the error, with what was saved and the remedy."""
     state = training.state
     run.save(training.optimizer, state)
-    where = keep_traceback(error, Path(run.config.run.output_dir))
+    where = training.ranks.first_does(lambda: keep_traceback(error, Path(run.config.run.output_dir)))
     run.log.event(state.step, "function_failed", what=str(error))
     kept = f", the traceback is in {where}" if where else ""
     return FunctionFailed(
@@ -212,7 +228,7 @@ def _saved(training: Training, run: Run, error: FunctionFailed) -> FunctionFaile
     )
 
 
-def _without_warm_start(run: Run, found: int, drawn: int) -> None:
+def _without_warm_start(run: SharedRun, found: int, drawn: int) -> None:
     """Say and record that PPO begins from what the model is, since it wrote too few sentences to learn from."""
     run.log.event(0, "no_warm_start", found=found, drawn=drawn, needed=BATCH)
     run.log.say(
@@ -221,20 +237,20 @@ def _without_warm_start(run: Run, found: int, drawn: int) -> None:
     )
 
 
-def _mark(training: Training, run: Run) -> None:
+def _mark(training: Training, run: SharedRun) -> None:
     """`mark_checkpoint`, and a note in the state until it is done, so that one which fails is made up for."""
     training.state.unmarked = True
     mark_checkpoint(training, run)
     training.state.unmarked = False
 
 
-def _run_steps(training: Training, run: Run, stop: StopSignals) -> Outcome:
+def _run_steps(training: Training, run: SharedRun, stop: StopSignals) -> Outcome:
     config, state, optimizer = training.config, training.state, training.optimizer
     if state.unmarked:
         _mark(training, run)
         run.saved_step = -1  # what it holds is of before the evaluation
         run.save(optimizer, state)
-    while state.step < config.steps and stop.received is None:
+    while state.step < config.steps and stop.look() is None:
         step = ppo_step(training)
         if step.metrics:
             run.log.step(state.step, step.metrics, step.timings | {"time/save": run.take_save_seconds()})
@@ -244,17 +260,17 @@ def _run_steps(training: Training, run: Run, stop: StopSignals) -> Outcome:
             run.save(optimizer, state)
             return Outcome("alert", state.step, ALERT_EXIT)
         if step.problem is not None:
-            origin = locate(training.policy, step.rollout, step.evidence, config)
+            origin = partial(locate, training.policy, step.rollout, step.evidence, config)
             run.dump(state.step, step.problem, step.rollout, step.evidence, origin)
             if not on_nonfinite(training, run, step.problem):
                 return Outcome("nonfinite", state.step, NONFINITE_EXIT)
-        if run.is_due(state) and state.step > run.saved_step:
+        if is_due(config, state) and state.step > run.saved_step:
             _mark(training, run)
         run.save_if_due(optimizer, state)
 
     run.save(optimizer, state)
-    if stop.received is not None:
-        run.log.event(state.step, "signal", name=stop.received.name)
-        run.log.say(f"stopped by {stop.received.name} after step {state.step}; saved. The same command continues.")
+    if (received := stop.look()) is not None:
+        run.log.event(state.step, "signal", name=received.name)
+        run.log.say(f"stopped by {received.name} after step {state.step}; saved. The same command continues.")
         return Outcome("stopped", state.step, stop.exit_code)
     return Outcome("done", state.step, 0)

@@ -7,6 +7,7 @@ from equipoise.policy.load import Policy
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.functions import Functions
 from equipoise.ppo.state import State
+from equipoise.runs.ranks import ALONE, Ranks
 
 
 @dataclass
@@ -22,6 +23,8 @@ class Training:
     """Token ids of the prompt of every occupation, the held-out ones among them."""
     functions: Functions = field(default_factory=Functions)
     """What is maximised, and what checkpoints are compared by, in place of the task's."""
+    ranks: Ranks = ALONE
+    """The processes that do it together."""
 
     @property
     def trained_prompts(self) -> dict[str, list[int]]:

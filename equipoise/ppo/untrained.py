@@ -12,7 +12,7 @@ from equipoise.ppo.training import Training
 from equipoise.runs.files import write_file
 
 
-def keep_untrained(training: Training, output: Path) -> None:
+def keep_untrained(training: Training) -> None:
     """Sample and keep them: the first occupation's, at the generation settings, with random numbers of their own."""
     config, policy = training.config, training.policy
     occupation = config.occupations[0]
@@ -21,10 +21,14 @@ def keep_untrained(training: Training, output: Path) -> None:
     rows = config.ppo.batch_size if policy.device.type == "cuda" else SHOWN
     prompts = {occupation: training.prompts[occupation]}
     try:
-        drawn = draw_sentences(policy, config.task, prompts, sampling, SHOWN, "untrained", rows)
+        drawn = draw_sentences(policy, config.task, prompts, sampling, SHOWN, "untrained", rows, ranks=training.ranks)
     except NonFiniteLogits:  # the first step will meet them too, and be kept for inspection
         return
-    write_file(output / UNTRAINED, sentence_lines(zip(drawn.occupations, drawn.texts, strict=True)))
+    path, lines = (
+        Path(config.run.output_dir) / UNTRAINED,
+        sentence_lines(zip(drawn.occupations, drawn.texts, strict=True)),
+    )
+    training.ranks.first_does(lambda: write_file(path, lines))
 
 
 def sentence_lines(sentences: Iterable[tuple[str, str]]) -> str:

@@ -16,10 +16,11 @@ from equipoise.learning.optimizer import MasterAdam
 from equipoise.policy.load import Policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.rollout import Rollout
-from equipoise.policy.score import Pack, pack, packs, score, score_pack
+from equipoise.policy.score import Pack, Room, pack, packs, room_for, score, score_pack
 from equipoise.ppo import maths
 from equipoise.ppo.config import PPOConfig
 from equipoise.ppo.experience import Experience
+from equipoise.runs.ranks import ALONE, PieceSum, Ranks
 
 
 class UpdateStats(NamedTuple):
@@ -59,7 +60,8 @@ class Update:
     temperature: float
     packed: bool
     limit: RowLimit
-    _ahead: "dict[tuple[int, int], list[Part]]" = field(default_factory=dict)
+    ranks: Ranks = ALONE
+    _ahead: "dict[tuple[int, int], list[list[Part]]]" = field(default_factory=dict)
     _launched: list[Tensor] = field(default_factory=list)
     """Of each mini-batch begun, on the device: `STATS`, then the gradient norms of policy and value head."""
 
@@ -67,23 +69,50 @@ class Update:
         """Begin the next mini-batch: its gradients, and the layout of the one after it."""
         number = len(self._launched)
 
-        def gradients(rows_at_once: int) -> Tensor:
-            sums = []
-            for place, part in enumerate(self._parts(number, rows_at_once)):
-                if place > 0:
-                    self.optimizer.accumulate()
-                sums.append(_backward(self.policy, self.optimizer, part, self.config, self.temperature))
-            return torch.cat([_total(sums), self.optimizer.norms()])
+        def gradients(rows_at_once: int) -> tuple[Tensor, PieceSum]:
+            return self._gradients(self._parts(number, rows_at_once))
 
-        self._launched.append(self.limit.run(self.policy, gradients, undo=self.optimizer.zero_grad))
+        with self.ranks.by_itself():  # where memory does not suffice, one tries again while the others wait
+            stats, summed = self.limit.run(self.policy, gradients, undo=self.optimizer.zero_grad)
+        if self.ranks.pieces > 1:
+            self.optimizer.put(summed.total())
+            stats = torch.cat(self.ranks.gather(stats))
+        self._launched.append(torch.cat([_total(stats), self.optimizer.norms()]))
         if number + 1 < len(self.batches):
             # Laid out while the GPU works: reading the numbers waits for it, once per optimizer step.
             self._ahead[number + 1, self.limit.rows] = self._parts(number + 1, self.limit.rows)
 
-    def _parts(self, number: int, rows_at_once: int) -> "list[Part]":
+    def _gradients(self, pieces: "Sequence[Sequence[Part]]") -> tuple[Tensor, PieceSum]:
+        """((own pieces, 5) `STATS`, their gradients). A single piece's gradients stay where they are."""
+        stats, summed = [], PieceSum(self.ranks)
+        for parts in pieces:
+            sums = []
+            for place, part in enumerate(parts):
+                if place > 0:
+                    self.optimizer.accumulate()
+                sums.append(_backward(self.policy, self.optimizer, part, self.config, self.temperature))
+            stats.append(_total(torch.stack(sums)))
+            if self.ranks.pieces > 1:
+                summed.add(self.optimizer.take())
+        return torch.stack(stats), summed
+
+    def _parts(self, number: int, rows_at_once: int) -> "list[list[Part]]":
+        """Of each of this rank's pieces its micro-batches."""
         if (number, rows_at_once) in self._ahead:
             return self._ahead.pop((number, rows_at_once))
-        return _lay_out(self.policy, self.experience, self.batches[number], rows_at_once, self.packed)
+        pieces = self.ranks.runs(self.batches[number])
+        room = self._room(pieces) if len(pieces[0]) <= rows_at_once else None
+        tokens = int(self.experience.rollout.lengths_B[self.batches[number]].sum())
+        return [
+            _lay_out(self.policy, self.experience, pieces[own], rows_at_once, self.packed, tokens, room)
+            for own in self.ranks.mine
+        ]
+
+    def _room(self, pieces: Sequence[Tensor]) -> Room | None:
+        """One shape for all pieces, so that no rank waits for another that records a new one."""
+        if len(pieces) == 1 or not self.packed or not self.policy.graphs.enabled:
+            return None
+        return room_for([self.experience.rollout.select(rows) for rows in pieces])
 
     def finish(self) -> UpdateStats:
         """Take the optimizer steps; leaves no gradients."""
@@ -146,16 +175,23 @@ class Part(NamedTuple):
     weight: Tensor
 
 
-def _lay_out(policy: Policy, experience: Experience, rows: Tensor, rows_at_once: int, packed: bool) -> list[Part]:
+def _lay_out(
+    policy: Policy,
+    experience: Experience,
+    rows: Tensor,
+    rows_at_once: int,
+    packed: bool,
+    tokens: int,
+    room: Room | None,
+) -> list[Part]:
     mask_BT = experience.rollout.mask_BT
-    tokens = int(mask_BT[rows].sum())
     parts = []
     for micro in rows.split(rows_at_once):
         whole = experience.rollout.select(micro)
         groups = packs(policy, whole) if packed else None
         for group in groups or [torch.arange(len(micro))]:
             part = whole if len(group) == len(micro) else whole.select(group)
-            source = pack(policy, part) if groups is not None else part
+            source = pack(policy, part, room=room if part is whole else None) if groups is not None else part
             mask = mask_BT[micro[group]]
             columns = [x[micro[group]][mask] for x in experience[1:]]
             columns.append(torch.full_like(columns[0], 1 / tokens))
@@ -208,7 +244,6 @@ def _loss_and_gradients(
     return torch.stack([policy_sum.detach(), value_sum.detach(), kl, clipped, surrogate.log_ratio.abs().max()])
 
 
-def _total(parts: Sequence[Tensor]) -> Tensor:
-    """The micro-batches' statistics as the mini-batch's: sums, and the largest log-ratio."""
-    stacked = torch.stack(list(parts))
-    return torch.cat([stacked[:, :-1].sum(0), stacked[:, -1:].max(0).values])
+def _total(stats: Tensor) -> Tensor:
+    """(n, 5) parts' statistics as their whole's: sums, and the largest log-ratio."""
+    return torch.cat([stats[:, :-1].sum(0), stats[:, -1:].max(0).values])

@@ -32,7 +32,7 @@ def read(
     Raises UserError for a file that is none, and for fewer than `BATCH` sentences.
     """
     policy, task = training.policy, training.config.task
-    rows, notices = read_rows(path, task)
+    rows, notices = training.ranks.first_does(lambda: read_rows(path, task))
     for line in notices:
         say(line)
     found = examples_of(rows, policy.tokenizer, task, prompts, policy.stop_ids, "strict")
@@ -62,7 +62,7 @@ def warm_start(
     Raises UserError; NonFiniteError.
     """
     config, policy, generator = training.config.warm_start, training.policy, training.state.generator
-    task = training.config.task
+    task, ranks = training.config.task, training.ranks
     prompts, sampling, batch_size = training.trained_prompts, training.config.sampling, training.config.ppo.batch_size
     how = Supervision(
         config.warm_start_epochs, config.warm_start_learning_rate, config.warm_start_batch_size, warmup=0.1, decay=True
@@ -80,7 +80,7 @@ def warm_start(
                 with stage(f"{label}: finding sentences") as shown:
                     shown(0, wanted.sentences * wanted.candidates)
                     told = both(said(say, f"{label}: ", check), shown)
-                    examples = collect(policy, wanted, task, prompts, sampling, generator, batch_size, told)
+                    examples = collect(policy, wanted, task, prompts, sampling, generator, batch_size, told, ranks)
             except TooFewError as error:
                 if number > 0:
                     raise TooFewError(error.found, error.drawn, wanted, number) from None
@@ -92,7 +92,7 @@ def warm_start(
         packed, line = training.config.scoring == "packed", partial(_labelled, say, label)
         with stage(f"{label}: learning") as shown:
             counted = count_calls(check, shown, how.epochs * -(-len(examples) // how.batch_size))
-            supervise(policy, examples, generator, how, packed=packed, say=line, check=counted)
+            supervise(policy, examples, generator, how, packed=packed, say=line, check=counted, ranks=ranks)
         policy.forget_recordings()
     training.optimizer = new_optimizer(training.config, policy)
 

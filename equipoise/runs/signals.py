@@ -8,6 +8,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from equipoise.runs.ranks import ALONE, Ranks
+
 
 def tell(received: signal.Signals) -> None:
     """Say on standard error what will happen. A bare write: `print` in a signal handler may re-enter its own buffer."""
@@ -35,20 +37,31 @@ class StopSignals:
     Python lets only the main thread handle signals; in any other thread this does nothing.
     """
 
-    def __init__(self, notice: Callable[[signal.Signals], None] = tell) -> None:
+    def __init__(self, notice: Callable[[signal.Signals], None] = tell, ranks: Ranks = ALONE) -> None:
+        """`ranks`: processes of which one may have received what stops all; see `look`."""
         self.received: signal.Signals | None = None
-        self._notice = notice
+        self.seen: signal.Signals | None = None
+        """What `look` found."""
+        self._ranks = ranks
+        self._notice = notice if ranks.first else lambda number: None
         self._interrupts = 0
         self._previous: dict[signal.Signals, Any] = {}
 
     @property
     def exit_code(self) -> int:
         """128 + the signal's number, as shells report it: SIGTERM 143, SIGINT 130, SIGHUP 129; 0 if none came."""
-        return 128 + self.received if self.received else 0
+        number = self.seen or self.received
+        return 128 + number if number else 0
+
+    def look(self) -> signal.Signals | None:
+        """The signal that any of the processes has received, the same on all, which call this at the same places."""
+        if self.seen is None and (number := self._ranks.one_signal(self.received or 0)):
+            self.seen = signal.Signals(number)
+        return self.seen
 
     def check(self) -> None:
-        """Raises Stopped if a signal has come."""
-        if self.received is not None:
+        """Raises Stopped if a signal has come; like `look`."""
+        if self.look() is not None:
             raise Stopped
 
     def __enter__(self) -> "StopSignals":

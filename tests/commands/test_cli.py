@@ -9,7 +9,7 @@ import types
 import pytest
 
 from equipoise import __version__, cli
-from equipoise.errors import UserError
+from equipoise.errors import LoneError, LostProcess, UserError
 
 
 @pytest.fixture
@@ -163,3 +163,52 @@ def test_a_mistyped_option_is_answered_before_torch_is_loaded():
     assert done.stdout.splitlines() == [f"2 {name}" for name in commands]
     assert done.stderr.count("\n") == len(commands)
     assert "perhaps you meant --steps" in done.stderr
+
+
+@pytest.fixture
+def rank_1(monkeypatch):
+    """This process as the second of two that work together."""
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+
+
+def test_what_ends_all_processes_alike_is_told_and_returned_by_the_first(command, rank_1, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "SHARED", ("probe",))
+    for act in (raising(UserError("a fault")), lambda _: 143):
+        command(act)
+        assert cli.main(["probe"]) == 0
+        assert capsys.readouterr().err == ""
+        monkeypatch.setenv("RANK", "0")
+        assert cli.main(["probe"]) in (2, 143)
+        monkeypatch.setenv("RANK", "1")
+        capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (LoneError("process 1: out of memory"), 2),
+        (LostProcess("another process has ended"), 1),
+        (KeyboardInterrupt(), 130),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), 2),
+    ],
+)
+def test_what_one_process_meets_by_itself_it_tells_and_returns(command, rank_1, monkeypatch, capsys, error, code):
+    monkeypatch.setattr(cli, "SHARED", ("probe",))
+    command(raising(error))
+    assert cli.main(["probe"]) == code
+    assert capsys.readouterr().err.startswith("equipoise: ")
+
+
+def test_the_first_process_leaves_its_code_for_the_launcher(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("EQUIPOISE_EXIT_CODE", str(tmp_path / "code"))
+    command(lambda _: 130)
+    assert cli.main(["probe"]) == 130
+    assert (tmp_path / "code").read_text() == "130"
+
+
+def test_a_command_for_one_process_is_refused_where_there_are_several(command, rank_1, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "0")
+    calls = command()
+    assert cli.main(["probe"]) == 2 and not calls
+    assert "`equipoise probe` runs in one process: start it without torchrun" in capsys.readouterr().err

@@ -66,7 +66,9 @@ def results(where: Path, step: int) -> dict[str, Any]:
     state = json.loads((where / "checkpoints" / f"checkpoint-{step}" / "state.json").read_text())
     del state["python_random"]  # the interpreter's own; nothing in a run draws from it
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    timeless = [{k: v for k, v in row.items() if k.split("/")[0] not in ("time", "speed", "memory")} for row in metrics]
+    timeless = [
+        {k: v for k, v in row.items() if k.split("/")[0] not in ("time", "speed", "memory", "ranks")} for row in metrics
+    ]
     return {
         "training_metrics.csv": (out / "training_metrics.csv").read_bytes(),
         "samples.jsonl": (out / "samples.jsonl").read_bytes(),

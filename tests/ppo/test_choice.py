@@ -130,7 +130,7 @@ def test_a_best_checkpoint_that_is_gone_is_said_and_the_last_exported(
     model: Path, tmp_path: Path, scripted: dict[int, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripted[2] = 1.0
-    monkeypatch.setattr(finishing.Run, "checkpoint_at", lambda self, step: None)
+    monkeypatch.setattr(finishing.SharedRun, "checkpoint_at", lambda self, step: None)
     train(small_config(model, tmp_path, **MOVING))
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert summary["exported_step"] == 6 and "is gone" in summary["exported_because"]

@@ -264,7 +264,7 @@ def test_a_mistake_points_to_the_help_of_what_was_called() -> None:
 
 def test_bench_begins_from_the_preset_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("equipoise.ppo.bench.bench", lambda config: seen.append(config.train) or {})
+    monkeypatch.setattr("equipoise.ppo.bench.bench", lambda config, ranks: seen.append(config.train) or {})
     assert cli.main(["bench", "--preset", "varied", "--steps", "3"]) == 0
     assert seen == [dataclasses.replace(preset("varied"), steps=3)]
     assert cli.main(["bench", "--preset", "varid"]) == 2

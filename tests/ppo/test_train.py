@@ -63,7 +63,7 @@ def updates(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, list[torch.Tenso
     made = stepping.Update
 
     def look(policy: Policy, adam: Any, experience: Any, batches: Any, config: Any, t: float, *rest: Any) -> Any:
-        packed, _ = rest
+        packed, *_ = rest
         exact = []
         first_epoch = batches[: config.batch_size // config.mini_batch_size]
         for group in (micro for step in first_epoch for micro in step.split(config.micro_batch_size)):

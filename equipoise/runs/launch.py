@@ -1,0 +1,136 @@
+"""Starting the processes of a run on this machine, and knowing of oneself whether one is among such. Needs no torch to
+be asked."""
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from equipoise.errors import UserError
+from equipoise.runs.command import TOLD, typed
+
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun, and whatever else starts processes for `torch.distributed`, sets in the environment."""
+REPORT = "EQUIPOISE_EXIT_CODE"
+"""A file for rank 0's exit code: a launcher that was interrupted does not learn it otherwise."""
+LAUNCHER = "EQUIPOISE_LAUNCHER"
+"""The process id of `launch`, for the processes that it starts."""
+SHUTDOWN = ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "50")
+"""Seconds that processes have after a signal to finish their step and save, before they are killed."""
+
+
+def launched() -> bool:
+    """Whether this process was started as one of several that work together."""
+    return all(name in os.environ for name in VARIABLES) and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that keeps the files and speaks to the user."""
+    return not launched() or os.environ["RANK"] == "0"
+
+
+def report(code: int, alike: bool = True) -> int:
+    """Tell the launcher of rank 0's exit code. Returns that of this process: what ends all processes `alike` is rank
+    0's to tell, and another one that ended with a code before it would have it killed."""
+    if launched() and alike and not is_first():
+        return 0
+    if is_first() and REPORT in os.environ:
+        with contextlib.suppress(OSError):
+            Path(os.environ[REPORT]).write_text(str(code))
+    return code
+
+
+def end_with_launcher(seconds: float = 1.0) -> None:
+    """Have this process receive SIGTERM once the `launch` that started it has ended, in whatever way."""
+    launcher = os.environ.get(LAUNCHER)
+    if launcher != str(os.getppid()):
+        return
+
+    def watch() -> None:
+        while str(os.getppid()) == launcher:
+            time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def launch(command: Sequence[str], processes: int) -> int:
+    """Run Python with `command` in so many processes on this machine. Returns rank 0's exit code, or 128 + N where
+    signal N killed one; a signal to this process is passed on, and waited for."""
+    import logging
+
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.disable(logging.CRITICAL)  # what the launcher says of each signal and code
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id="equipoise",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    with tempfile.TemporaryDirectory() as folder, _environment(processes, code := Path(folder) / "code"):
+        try:
+            elastic_launch(config, sys.executable)(*command)
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            if failure.exitcode >= 0:
+                return int(failure.exitcode)
+            print(
+                f"equipoise: process {rank} was killed by signal {-failure.exitcode}; the same command continues from "
+                "the last checkpoint",
+                file=sys.stderr,
+            )
+            return 128 - int(failure.exitcode)
+        except SignalException as error:
+            return int(code.read_text()) if code.exists() else 128 + int(error.sigval)
+        finally:
+            logging.disable(logging.NOTSET)
+    return 0
+
+
+@contextlib.contextmanager
+def _environment(processes: int, code: Path) -> Iterator[None]:
+    """Inside, what the processes take from the environment. Threads, as many as there are cores in all, are equally
+    many in each: their number too decides how a CPU rounds sums."""
+    before = dict(os.environ)
+    os.environ |= {REPORT: str(code), LAUNCHER: str(os.getpid())}
+    os.environ.setdefault(TOLD, typed())
+    os.environ.setdefault(*SHUTDOWN)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ |= before
+
+
+def processes_of(gpus: int | None, processes: int | None) -> int:
+    """How many processes the two options ask for; 1 without them. Raises UserError."""
+    if gpus is None and processes is None:
+        return 1
+    if gpus is not None and processes is not None:
+        raise UserError("--gpus and --processes say the same thing: give one of them")
+    if launched():
+        raise UserError("the processes are started already, by torchrun say: leave --gpus and --processes out")
+    wanted, option = (gpus, "--gpus") if gpus is not None else (processes, "--processes")
+    assert wanted is not None
+    if wanted < 1:
+        raise UserError(f"{option} {wanted} must be at least 1")
+    if gpus is not None:
+        import torch
+
+        count = torch.cuda.device_count()
+        if count < gpus:
+            found = f"{count} of them: give --gpus {count}" if count else f"none: --processes {gpus} shares the CPU"
+            raise UserError(f"--gpus {gpus} was asked for, and of CUDA GPUs PyTorch sees {found}")
+    return wanted

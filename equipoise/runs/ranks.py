@@ -1,0 +1,340 @@
+"""The processes that share one run: which of them this is, and the few things they do together.
+
+Control is replicated: every rank holds all of a step's experience and decides alike, from the same bytes. Work is dealt
+out in *pieces*, equal runs of rows, whose gradients are added as a balanced tree over neighbours. So the number of
+pieces decides how sums are rounded, and the number of processes decides nothing. Alone, every verb is the identity and
+`torch.distributed` is not imported.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from equipoise.errors import LoneError, LostProcess, NonFiniteError, UserError
+from equipoise.runs.launch import end_with_launcher, launched
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+COLLECTIVE = timedelta(minutes=10)
+PATIENT = timedelta(hours=24)
+"""While rank 0 writes, or waits for a reward, however long that takes. A process that dies is noticed at once."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `size`. Every verb must be called by all of them, in the same order."""
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+    """Its number on its host, which is also its GPU's."""
+    pieces: int = 1
+    """Into how many a mini-batch is cut; a multiple of `size`."""
+    patient: Any = field(default=None, compare=False, repr=False)
+    """The group over which results and errors travel."""
+    waited: list[float] = field(default_factory=list, compare=False, repr=False)
+    """Seconds of each wait for the others, until they are taken."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this one keeps the files and speaks to the user."""
+        return self.rank == 0
+
+    def cut_into(self, pieces: int) -> Ranks:
+        """The same, with so many pieces."""
+        assert pieces % self.size == 0, (pieces, self.size)
+        return replace(self, pieces=pieces)
+
+    @property
+    def mine(self) -> range:
+        """The pieces that are this rank's: neighbours, equally many on each."""
+        each = self.pieces // self.size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+    def runs(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The rows of each of all pieces; of unequal length where they cannot be equal."""
+        return rows.tensor_split(self.pieces)
+
+    def gather(self, x: Tensor) -> list[Tensor]:
+        """Every rank's tensor, of one shape and dtype, in rank order."""
+        if self.size == 1:
+            return [x]
+        import torch
+
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        with self._others() as dist:
+            dist.all_gather(parts, x.contiguous())
+        return parts
+
+    def share_(self, x: Tensor) -> None:
+        """Make `x` on every rank what it is on rank 0."""
+        if self.size > 1:
+            with self._others() as dist:
+                dist.broadcast(x, 0)
+
+    def reduce_(self, x: Tensor) -> None:
+        """Make `x` on every rank the sum of all, added in an order of the library's own."""
+        with self._others() as dist:
+            dist.all_reduce(x)
+
+    def take_waited(self) -> float:
+        """Seconds that the host waited for the others since the last call. What a GPU waits is not in it."""
+        seconds = sum(self.waited)
+        self.waited.clear()
+        return seconds
+
+    @contextmanager
+    def _others(self) -> Iterator[Any]:
+        """`torch.distributed`; raises LostProcess where another process does not answer."""
+        import torch
+        import torch.distributed as dist
+
+        started = time.perf_counter()
+        try:
+            yield dist
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            why = (str(error).splitlines() or [""])[0].rpartition("] ")[2][:80]
+            raise LostProcess(
+                "another process of this run has ended or does not answer: the same command continues from the last "
+                f"checkpoint ({why})"
+            ) from error
+        self.waited.append(time.perf_counter() - started)
+
+    def each(self, work: Callable[[], Result]) -> list[Result]:
+        """What `work` returns on every rank, in rank order. Where it raises on one, all raise that."""
+        if self.size == 1:
+            return [work()]
+        done, error = _tried(work)
+        answers = [pickle.loads(data) for data in self._exchange(_pickled(done, error))]
+        for rank, answer in enumerate(answers):
+            if isinstance(answer, _Failure):
+                raised = error if error is not None and rank == self.rank else answer.error(rank)
+                try:
+                    raise self._told(raised)
+                finally:
+                    del raised, error  # they hold on to the failed attempt's tensors
+        return answers
+
+    def first_does(self, work: Callable[[], Result]) -> Result:
+        """Rank 0 works; all get what it returns, or raise what it raises."""
+        if self.size == 1:
+            return work()
+        if self.first:
+            try:
+                done = work()
+            except CARRIED as error:
+                self._broadcast(_pickled(None, error))
+                raise
+            self._broadcast(_pickled(done, None))
+            return done
+        answer = pickle.loads(self._broadcast(b""))
+        if isinstance(answer, _Failure):
+            raise self._told(answer.error(0))
+        result: Result = answer
+        return result
+
+    def deal(self, items: Sequence[Item], work: Callable[[Item], Result]) -> list[Result]:
+        """`work` of every item, in their order, neighbours dealt to one rank. Each result must be the same, whoever
+        finds it. Where `work` raises on one rank, all raise."""
+        if self.size == 1:
+            return [work(item) for item in items]
+        bounds = [len(items) * rank // self.size for rank in (self.rank, self.rank + 1)]
+        parts = self.each(lambda: [work(item) for item in items[slice(*bounds)]])
+        return [result for part in parts for result in part]
+
+    def one_signal(self, received: int) -> int:
+        """The signal that stops the run: the first rank's that has `received` one (0: none)."""
+        if self.size == 1:
+            return received
+        import torch
+
+        found = torch.cat(self.gather(torch.tensor([received]))).tolist()
+        return next((number for number in found if number), 0)
+
+    def agree(self, step: int, *digests: int) -> None:
+        """Raises UserError, on all ranks, unless all have the same digests (64 bits each)."""
+        import torch
+
+        told = torch.stack(self.gather(torch.tensor(digests, dtype=torch.int64)))
+        others = torch.nonzero((told != told[0]).any(1)).flatten().tolist()
+        if others:
+            raise UserError(
+                f"at step {step} the weights or the state of process {', '.join(map(str, others))} are not those of "
+                "process 0, and nothing was saved: the same command continues from the last checkpoint. Where this "
+                "happens again, a GPU or its memory is faulty"
+            )
+
+    @contextmanager
+    def by_itself(self) -> Iterator[None]:
+        """Inside, this rank waits for no other. Raises LoneError for a UserError, of which the others do not learn."""
+        try:
+            yield
+        except UserError as error:
+            if self.size == 1:
+                raise
+            raise LoneError(f"process {self.rank}: {error}") from error
+
+    def _told(self, error: BaseException) -> BaseException:
+        """Marked, so that rank 0 tells the user and the others end without a word."""
+        if not self.first:
+            error.told = True  # type: ignore[attr-defined]
+        return error
+
+    def _exchange(self, data: bytes) -> list[bytes]:
+        """Every rank's data, in rank order."""
+        import torch
+
+        sizes = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
+        with self._others() as dist:
+            dist.all_gather(sizes, torch.tensor([len(data)]), group=self.patient)
+            longest = max(int(size) for size in sizes)
+            parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+            dist.all_gather(parts, _as_tensor(data.ljust(longest, b"\0")), group=self.patient)
+        return [part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
+
+    def _broadcast(self, data: bytes) -> bytes:
+        """Rank 0's data."""
+        import torch
+
+        size = torch.tensor([len(data)])
+        with self._others() as dist:
+            dist.broadcast(size, 0, group=self.patient)
+            buffer = _as_tensor(data) if self.first else torch.empty(int(size), dtype=torch.uint8)
+            dist.broadcast(buffer, 0, group=self.patient)
+        return buffer.numpy().tobytes()
+
+
+ALONE = Ranks()
+
+
+class PieceSum:
+    """The sum of all pieces' vectors, added as a balanced tree: neighbours, then neighbours of those, whatever is left
+    over going up as it is. A rank adds its own subtrees as they come, so that few are kept at a time."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._subtrees: list[tuple[int, Tensor]] = []
+        each = len(ranks.mine)
+        self._whole = ranks.size == 1 or each & (each - 1) == 0
+        """Whether this rank's pieces make up a subtree. If not, they go to the others one by one."""
+
+    def add(self, piece: Tensor) -> None:
+        """The next of this rank's pieces, (n,) float32; it is taken over."""
+        self._subtrees.append((1, piece))
+        while self._whole and len(self._subtrees) > 1 and self._subtrees[-1][0] == self._subtrees[-2][0]:
+            self._join()
+
+    def _join(self) -> None:
+        (left, a), (right, b) = self._subtrees[-2:]
+        self._subtrees[-2:] = [(left + right, a.add_(b))]
+
+    def total(self) -> Tensor:
+        """(n,) the same on all ranks. On GPUs with one piece each NCCL adds in its own order."""
+        ranks = self._ranks
+        if ranks.size == 1:
+            while len(self._subtrees) > 1:
+                self._join()
+            return self._subtrees[0][1]
+        own = [part for _, part in self._subtrees]
+        if own[0].is_cuda and ranks.pieces == ranks.size:
+            ranks.reduce_(own[0])
+            return own[0]
+        gathered = [ranks.gather(part) for part in own]
+        return tree_sum([parts[rank] for rank in range(ranks.size) for parts in gathered])
+
+
+def tree_sum(leaves: Sequence[Tensor]) -> Tensor:
+    """Their sum as a balanced tree over neighbours. The leaves are taken over."""
+    level = list(leaves)
+    while len(level) > 1:
+        pairs = [a.add_(b) for a, b in zip(level[::2], level[1::2], strict=False)]
+        level = pairs + level[len(pairs) * 2 :]
+    return level[0]
+
+
+def _as_tensor(data: bytes) -> Tensor:
+    import torch
+
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+class _Failure(NamedTuple):
+    """An error on its way to other processes."""
+
+    pickled: bytes
+    kind: type[BaseException]
+    """What stands for it where it cannot be unpickled."""
+    text: str
+
+    def error(self, rank: int) -> BaseException:
+        try:
+            error = pickle.loads(self.pickled)
+        except Exception:
+            error = None
+        if not isinstance(error, BaseException):
+            error = self.kind(self.text)
+        if type(error) is UserError and rank:
+            error = UserError(f"process {rank}: {error}")
+        return error
+
+
+CARRIED = (Exception, SystemExit)
+"""What ends the work of one ends that of all; not an interrupt, after which nobody waits."""
+
+
+def _tried(work: Callable[[], Result]) -> tuple[Result | None, BaseException | None]:
+    try:
+        return work(), None
+    except CARRIED as error:
+        return None, error
+
+
+def _pickled(done: object, error: BaseException | None) -> bytes:
+    if error is None:
+        return pickle.dumps(done)
+    import torch
+
+    kinds = (UserError, NonFiniteError, torch.OutOfMemoryError)
+    kind: type[BaseException] = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
+    try:
+        pickled = pickle.dumps(error)
+    except Exception:
+        pickled = b""
+    text = str(error) if kind is not RuntimeError else f"{type(error).__name__}: {error}"
+    return pickle.dumps(_Failure(pickled, kind, text))
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """This process among those it was started with; `ALONE` without a launcher. Inside another one the same."""
+    if not launched():
+        yield ALONE
+        return
+    import torch
+    import torch.distributed as dist
+
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    own = not dist.is_initialized()
+    if own:
+        gpu = torch.cuda.is_available() and local < torch.cuda.device_count()
+        device = torch.device("cuda", local) if gpu else None
+        backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+        dist.init_process_group(backend, timeout=COLLECTIVE, device_id=device)
+    end_with_launcher()
+    patient = dist.new_group(backend="gloo", timeout=PATIENT)
+    yield Ranks(dist.get_rank(), dist.get_world_size(), local, dist.get_world_size(), patient)
+    if own:  # not after an error, when others may be waiting for what will never come
+        dist.destroy_process_group()
