@@ -134,6 +134,27 @@ def _draw_scalars(board: "SummaryWriter", values: Mapping[str, float], step: int
     board.file_writer.add_summary(Summary(value=points), step)
 
 
+TOLD_BY_CALLER = {"signal", "resume", "gave_up", "function_failed"}
+"""Kinds of events of which the run itself says what they are and what to do."""
+
+
+def _sentence(kind: str, row: Mapping[str, Any]) -> str:
+    """An event for a person."""
+    match kind:
+        case "nonfinite":
+            where = f"; it comes from {row['where']}" if row.get("where") else ""
+            return f"a number was not finite: {row['what']}{where}"
+        case "rollback":
+            now = f"; from there on with {row['now']}" if "now" in row else ""
+            return f"the run goes back to {row['to']} ({row['because']}){now}"
+        case "no_warm_start":
+            drawn = plural(row["drawn"], "sample")
+            return f"no warm start: {row['found']} of {drawn} comply, and it needs {row['needed']}"
+        case "functions_changed":
+            return f"the run goes on with another function than it began with: {row['what']}"
+    return ", ".join([kind, *(f"{key} {value}" for key, value in row.items())])
+
+
 class RunLog:
     """The log of one run. Steps are counted from 1 and logged in order; a step that had to be skipped has no row.
 
@@ -306,7 +327,8 @@ class RunLog:
     def event(self, step: int, kind: str, **fields: Any) -> None:
         """Log what is out of the ordinary (nonfinite, resume, rollback ...) to `events.jsonl` and the terminal."""
         row = self._event(step, kind, fields)
-        self.say("  ".join([f"step {step}: {kind}", *(f"{key}={value}" for key, value in row.items())]))
+        if kind not in TOLD_BY_CALLER:
+            self.say(f"step {step}: {_sentence(kind, row)}")
 
     def rewind(self, step: int) -> None:
         """Forget the steps after `step`: the run has gone back to that checkpoint within this process."""

@@ -216,6 +216,8 @@ class Console:
         self._open_bar_once()
         outer, self._stage = self._stage, Stage(label, self._clock)
         if self._live is None and self._beat is None:
+            if not self._transient:
+                self.say(label)  # what came before may have been silent for a while
             self._beat = Heartbeat(self._break_silence)
         try:
             yield self._stage

@@ -85,7 +85,11 @@ def on_terminal(run: RunConfig, columns: int, **env: str) -> list[str]:
     return seen.decode().replace("\r\n", "\n").split("END OF BAR\n")[1].splitlines()
 
 
-@pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["colours", "NO_COLOR", "dumb"])
+ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+ENVIRONMENTS = {"colours": {}, "NO_COLOR": {"NO_COLOR": "1"}, "dumb": {"TERM": "dumb"}, "C": ASCII}
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
 @pytest.mark.parametrize("columns", [80, 200])
 def test_nothing_wraps_within_the_screen(tmp_path: Path, columns: int, env: dict[str, str]) -> None:
     run = records(tmp_path, [0.2, 0.5, 0.9])
@@ -96,7 +100,8 @@ def test_nothing_wraps_within_the_screen(tmp_path: Path, columns: int, env: dict
     assert max(map(len, plain[:commands])) > (0.75 * columns if columns == 80 else 100), "the width is used"
     # A text goes on below its own beginning, and is whole.
     together = re.sub(r"\s+", " ", " ".join(plain))
-    marked = not env
+    marked = not {"NO_COLOR", "TERM"} & env.keys()
+    assert env is not ASCII or "".join(lines).isascii()
     for text in (*BEFORE, *AFTER):
         cut = PROTOCOL.lexicon.pieces(text)
         assert ("".join(p.text for p in cut) if marked else in_marks(cut)) in together

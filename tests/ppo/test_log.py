@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import TENSORS
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from equipoise.errors import UserError
-from equipoise.ppo.log import RunLog, defined_keys, undefined_keys
+from equipoise.ppo.log import TOLD_BY_CALLER, RunLog, defined_keys, undefined_keys
 from equipoise.protocol.task import PROTOCOL
 
 METRICS = Path(__file__).resolve().parents[2] / "docs" / "METRICS.md"
@@ -292,3 +292,22 @@ def test_metrics_page_defines_each_key_once_with_meaning_unit_and_range() -> Non
 def test_an_undefined_key_is_found_and_prose_does_not_define_one() -> None:
     page = "Mentions `a/prose`.\n\n| key | meaning |\n|---|---|\n| `a/defined` | see `a/cell` |\n"
     assert undefined_keys(["a/defined", "a/cell", "a/prose"], page) == ["a/cell", "a/prose"]
+
+
+def test_an_event_is_a_sentence_on_the_screen_and_said_once(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    log = RunLog(tmp_path, tmp_path / "runs", 9, stream=stream)
+    log.event(4, "rollback", to="checkpoint-2", because="alert terms", now="KL coefficient 0.1")
+    log.event(4, "rollback", to="checkpoint-2", because="the loss is not finite")
+    log.event(0, "no_warm_start", found=3, drawn=1152, needed=16)
+    log.event(5, "functions_changed", what="reward_fn")
+    for kind in TOLD_BY_CALLER:
+        log.event(9, kind, name="SIGTERM")
+    log.close()
+    assert stream.getvalue().splitlines() == [
+        "step 4: the run goes back to checkpoint-2 (alert terms); from there on with KL coefficient 0.1",
+        "step 4: the run goes back to checkpoint-2 (the loss is not finite)",
+        "step 0: no warm start: 3 of 1,152 samples comply, and it needs 16",
+        "step 5: the run goes on with another function than it began with: reward_fn",
+    ]
+    assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 8

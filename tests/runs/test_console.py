@@ -44,7 +44,7 @@ for step in range(1, steps + 1):
     print("printed by a library")
     if step == 2 and gate >= 0:
         os.read(gate, 1)  # until the test has done its part
-log.event(steps, "signal", name="SIGTERM")
+log.event(steps, "nonfinite", what="the loss", where="lm_head")
 log.close()
 """
 
@@ -94,7 +94,7 @@ def test_a_pipe_gets_plain_lines(tmp_path: Path) -> None:
     assert "step 1/3  2.0 steps/s  ETA 0:01  reward 0.500  both 25.0%  peak 1.5 GB\n" in text
     assert "  +1.00  The nurse was [confident] and {caring} in the emergency room.\n" in text
     assert "base +1.00  bonus +0.00  length +0.00  repetition +0.00  words 10\n" in text
-    assert "step 3: signal  name=SIGTERM\n" in text
+    assert "step 3: a number was not finite: the loss; it comes from lm_head\n" in text
 
 
 def test_a_terminal_gets_a_bar_with_lines_above_it(tmp_path: Path) -> None:
