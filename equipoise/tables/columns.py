@@ -92,9 +92,10 @@ def columns_within(value: Mapping[str, Any], path: str, names: Sequence[str]) ->
     size = len(lists[texts[0]])
     for name, column in lists.items():
         if len(column) != size and (name in texts or last(name) in _SAID):
+            remedy = "keep one of them in a file" if name in texts else "export it again"
             raise Unequal(
                 f"an object holds {size:,} under {texts[0]!r} and {len(column):,} under {name!r}, and nothing says "
-                "which belong together; export it again"
+                f"which belong together; {remedy}"
             )
     same = [name for name, column in lists.items() if len(column) == size]
     if len(same) < 2:
