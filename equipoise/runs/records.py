@@ -50,7 +50,13 @@ def software(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     } | checkout(Path(__file__).resolve().parents[2])
 
 
-SOURCE = ("equipoise/**/*.py", "equipoise/evaluation/templates/*", "equipoise/protocol/tasks/*.yaml")
+SOURCE = (
+    "equipoise/**/*.py",
+    "equipoise/evaluation/templates/*",
+    "equipoise/protocol/tasks/*.yaml",
+    "equipoise/ppo/recorded/*",
+    "equipoise/methods/ctrlg/packaged/*",
+)
 """What of the package, were it in no commit yet, would change what a program does."""
 
 
