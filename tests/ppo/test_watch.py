@@ -282,7 +282,7 @@ def test_a_warning_is_written_down_printed_in_one_line_and_changes_nothing(
     assert (alert["step"], alert["name"]) == (3, "entropy") and len(alert["evidence"]["sentences"]) == 2
     assert alert["evidence"]["numbers"] == {"watch/entropy": pytest.approx(rows(warned)[2]["watch/entropy"])}
     out = capsys.readouterr().out
-    assert out.count("step 3: alert entropy:") == 1 and "alerts      entropy ×1" in out
+    assert out.count("step 3: alert entropy:") == 1 and "alerts     entropy ×1" in out
     assert [row["watch/standing"] for row in rows(warned)] == [0, 0, 1, 1, 1, 1]
     for a, b in zip(rows(quiet), rows(warned), strict=True):
         assert {k: v for k, v in a.items() if k != "watch/standing"} == {
