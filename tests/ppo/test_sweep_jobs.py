@@ -19,7 +19,8 @@ import pytest
 from equipoise import cli
 from equipoise.errors import UserError
 from equipoise.ppo import sweep_jobs
-from equipoise.ppo.sweep import read_plans
+from equipoise.ppo.sweep import given, read_plans
+from equipoise.ppo.sweep_files import write_given
 from equipoise.ppo.sweep_jobs import Job, arguments_of
 from equipoise.ppo.tool_config import SweepConfig
 
@@ -128,8 +129,9 @@ def test_a_job_whose_time_is_up_saves_its_run_and_is_queued_again(
     helpers.DelayedSubmission = lambda job: SimpleNamespace(function=job)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "submitit.helpers", helpers)
     config = SweepConfig(write(tmp_path, model, LONG), str(tmp_path / "out"), only="long-0")
-    run = tmp_path / "out" / "long-0"
-    job, codes = Job(arguments_of("long-0", config), Path.cwd(), run / "log.txt"), []
+    (plan,) = read_plans(config)
+    write_given(run := plan.folder, given(plan))  # as `equipoise sweep` does before it submits
+    job, codes = Job(arguments_of("long-0", config), Path.cwd(), run), []
     thread = threading.Thread(target=lambda: codes.append(job()))
     thread.start()
     while not (run / "training_metrics.csv").exists() or (run / "training_metrics.csv").read_text().count("\n") < 3:
@@ -139,7 +141,7 @@ def test_a_job_whose_time_is_up_saves_its_run_and_is_queued_again(
     thread.join()
     assert codes == [143] and list((run / "checkpoints").glob("checkpoint-*"))
     assert not (run / "result.json").exists()
-    assert (again.arguments, again.folder, again.log) == (job.arguments, job.folder, job.log)
+    assert (again.arguments, again.folder, again.run) == (job.arguments, job.folder, job.run)
 
 
 class Pretended:
