@@ -37,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Each command with its module and its line in the help."""
 
-SHARED = ("train", "bench")
+SHARED = ("train", "bench", "generate")
 """Those that several processes do together."""
 
 EXIT_LOST_PROCESS = 1

@@ -16,6 +16,7 @@ from torch.distributed.run import get_args_parser
 
 from equipoise import options
 from equipoise.cli import COMMANDS
+from equipoise.commands import several
 from equipoise.protocol.reward import RewardWeights
 from equipoise.protocol.task import packaged_tasks, task_from_document
 from equipoise.protocol.task_checks import KEYS
@@ -106,7 +107,7 @@ def understand(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(place, name, understood)
     if argv[0] == "train":  # processes of its own get the same command line without their number
-        monkeypatch.setattr(module, "launch", lambda command, _: module.main(command[3:]))
+        monkeypatch.setattr(several, "launch", lambda command, _: module.main(command[3:]))
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     with pytest.raises(Understood):
         module.main(argv[1:])

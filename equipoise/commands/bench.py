@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from equipoise import options
-from equipoise.commands.train import only_first_speaks
+from equipoise.commands.several import only_first_speaks
 from equipoise.errors import UserError
 from equipoise.ppo.presets import preset
 from equipoise.ppo.tool_config import BenchConfig

@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from equipoise.commands.train import announced, asked_processes, configure, only_first_speaks
+from equipoise.commands.several import only_first_speaks, started
+from equipoise.commands.train import GUIDE_NAMES, announced, configure
 from equipoise.ppo.presets import preset
-from equipoise.runs.launch import launch
 from equipoise.runs.ranks import ALONE, joined
 
 if TYPE_CHECKING:
@@ -54,10 +54,9 @@ class GuideRun:
     def read(self, argv: list[str]) -> None:
         """Take the command line. Raises UserError for options that there are not, before torch is loaded; SystemExit
         with the exit code where it asks for several processes, which do all the rest."""
-        processes, argv = asked_processes(argv, "train_rlhf.py")
-        if processes > 1:
-            print(f"processes {processes} are started, and share the work of each step", flush=True)
-            raise SystemExit(launch([sys.argv[0], *argv], processes))
+        code, argv = started(argv, (sys.argv[0],), "train_rlhf.py", GUIDE_NAMES)
+        if code is not None:
+            raise SystemExit(code)
         self._ranks = self._open.enter_context(joined())
         only_first_speaks(self._ranks)
         read = self._ranks.first_does(lambda: configure(argv, self.edited, "train_rlhf.py"))

@@ -2,20 +2,18 @@
 
 import argparse
 import importlib
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from equipoise import options
+from equipoise.commands.several import HELP, only_first_speaks, started
 from equipoise.errors import UserError
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.presets import PRESETS, for_task, preset
 from equipoise.protocol.task import PROTOCOL, Task, read_task
 from equipoise.runs.console import loading, quiet
-from equipoise.runs.launch import launch, processes_of
-from equipoise.runs.ranks import Ranks, joined
+from equipoise.runs.ranks import joined
 from equipoise.short_help import ALL
 
 # torch and transformers, which take seconds to load, are imported only once the command line has been read.
@@ -23,10 +21,9 @@ from equipoise.short_help import ALL
 
 def main(argv: list[str]) -> int:
     """Train, in as many processes as are asked for. Returns the exit code (see `Outcome`); raises UserError."""
-    processes, argv = asked_processes(argv, "equipoise train")
-    if processes > 1:
-        print(f"processes {processes} are started, and share the work of each step", flush=True)
-        return launch(["-m", "equipoise", "train", *argv], processes)
+    code, argv = started(argv, ("-m", "equipoise", "train"), "equipoise train", GUIDE_NAMES)
+    if code is not None:
+        return code
     with joined() as ranks:
         only_first_speaks(ranks)
 
@@ -38,25 +35,6 @@ def main(argv: list[str]) -> int:
         from equipoise.ppo.train import train
 
         return train(config, overwrite=overwrite).exit_code
-
-
-def asked_processes(argv: list[str], prog: str) -> tuple[int, list[str]]:
-    """(how many processes are to be started, the other options). Raises UserError."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    own.add_argument("--gpus", type=int)
-    own.add_argument("--processes", type=int)
-    try:
-        asked, rest = own.parse_known_args(options.spelled(argv, GUIDE_NAMES))
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error}; {prog} --help lists the options") from None
-    return processes_of(asked.gpus, asked.processes), rest
-
-
-def only_first_speaks(ranks: Ranks) -> None:
-    """Have the other processes print nothing but errors."""
-    if not ranks.first:
-        quiet()
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
 
 
 def announced(config: TrainConfig, reasons: Sequence[str]) -> TrainConfig:
@@ -81,7 +59,7 @@ def announced(config: TrainConfig, reasons: Sequence[str]) -> TrainConfig:
 DESCRIPTION = (
     "Fine-tune a language model with PPO. Without options: what this machine can run. The same command again continues "
     "the run. Also: --preset NAME (guide, bundled-gpu, varied, bundled-cpu), --config FILE.yaml for defaults, "
-    "--overwrite to start anew, --gpus N to share the work among N GPUs, --processes N among N processes on the CPU."
+    f"--overwrite to start anew. {HELP}"
 )
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
@@ -19,9 +19,11 @@ from equipoise.errors import UserError
 from equipoise.methods.completions import Completions, Key, all_keys
 from equipoise.methods.costs import Costs
 from equipoise.methods.parts import Part, read_part
+from equipoise.methods.shared import SharedWriter
 from equipoise.options import OptionalTask
 from equipoise.policy.config import PolicyConfig, SamplingConfig, check_device
 from equipoise.protocol.task import Task
+from equipoise.runs.ranks import Ranks, joined
 from equipoise.runs.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -142,25 +144,43 @@ def generate(
     `say` gets notices of one line; `progress` the rows in the file and the rows wanted, first and after each batch.
     """
     check_trained(config.model)
+    with joined() as ranks, StopSignals(tell_of_batch, ranks) as stop:
+        made: list[Prompted] = []
+        ranks.each(lambda: made.append(_writer(config, ranks)))
+        writer = made[0]
+        if ranks.size == 1:
+            return _into_file(config, writer, writer, Caller(stop, say, progress))
+        shared = SharedWriter(writer, ranks, stop)
+        if not ranks.first:
+            shared.follow()
+            return Outcome("done", {}, 0, writer.task)
+        with shared.leading():
+            return _into_file(config, writer, shared, Caller(stop, say, progress))
+
+
+def _writer(config: GenerateConfig, ranks: Ranks) -> "Prompted":
     # Only here: `--help` and a mistyped option need not wait for torch.
     from equipoise.methods.prompted import Prompted
+    from equipoise.policy.load import own_device
 
-    writer = Prompted(
-        config.policy_of(config.model),
+    policy = config.policy_of(config.model)
+    return Prompted(
+        replace(policy, device=own_device(policy.device, ranks)),
         prompt=config.prompt,
         sampling=config.sampling,
         seed=config.seed,
         batch_size=config.batch_size,
         task=config.task,
     )
+
+
+def _into_file(config: GenerateConfig, writer: "Prompted", through: "Writer", caller: Caller) -> Outcome:
+    """Have the sentences of `writer` written by `through`."""
     columns = {"Model": config.model_name or writer.name, "Label": config.label or writer.label}
     settings = columns | writer.settings
     keys, part = dealt(config, writer)
-    with (
-        StopSignals(tell_of_batch) as stop,
-        Completions(config.path, settings, writer.task, config.n, config.overwrite, part=part) as file,
-    ):
-        return write_all(writer, file, keys, Caller(stop, say, progress))
+    with Completions(config.path, settings, writer.task, config.n, config.overwrite, part=part) as file:
+        return write_all(through, file, keys, caller)
 
 
 def dealt(config: GenerateConfig, writer: "Prompted") -> tuple[Sequence[Key], Mapping[str, int] | None]:

@@ -181,7 +181,11 @@ class SharedRun:
 
         def read(run: Run) -> Any:
             run.restore(checkpoint, optimizer, state)
-            return None if self.ranks.size == 1 else (checkpoint.document("state"), checkpoint.tensors("rng"))
+            if self.ranks.size == 1:
+                return None
+            # A GPU's own generator is that of rank 0's: no step draws from it.
+            host = {name: s for name, s in checkpoint.tensors("rng").items() if not name.startswith("cuda.")}
+            return checkpoint.document("state"), host
 
         read_there = self._first_does(read)
         if not self.ranks.first:

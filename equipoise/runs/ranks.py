@@ -331,6 +331,8 @@ def joined() -> Iterator[Ranks]:
     if own:
         gpu = torch.cuda.is_available() and local < torch.cuda.device_count()
         device = torch.device("cuda", local) if gpu else None
+        if device is not None:
+            torch.cuda.set_device(device)  # or every process would take some memory of the first GPU
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
         dist.init_process_group(backend, timeout=COLLECTIVE, device_id=device)
     end_with_launcher()

@@ -57,6 +57,7 @@ class StopSignals:
         """The signal that any of the processes has received, the same on all, which call this at the same places."""
         if self.seen is None and (number := self._ranks.one_signal(self.received or 0)):
             self.seen = signal.Signals(number)
+            self.received = self.received or self.seen
         return self.seen
 
     def check(self) -> None:

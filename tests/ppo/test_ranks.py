@@ -331,6 +331,7 @@ def test_torchrun_interrupted_and_processes_of_our_own_leave_the_bytes_of_one(mo
     own = [sys.executable, "-m", "equipoise", "train", *options(model, where, "--steps", str(step))]
     done = subprocess.run([*own, "--processes", "2"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
-    assert done.stdout.count("done: python generate_rlhf.py") == 1
+    assert done.stdout.count("summary of") == 1
+    assert json.loads((where / "out" / "run.json").read_text())["command"].endswith("--processes 2")
     assert cli.main(["train", *options(model, tmp_path / "1", "--steps", str(step))]) == 0
     assert results(where, step) == results(tmp_path / "1", step)
