@@ -21,6 +21,7 @@ from equipoise.ppo import step as stepping
 from equipoise.ppo import train as loop
 from equipoise.ppo import update as updating
 from equipoise.ppo.config import PPOConfig, TrainConfig
+from equipoise.ppo.log import undefined_keys
 from equipoise.ppo.train import train
 from tests.default import score
 from tests.killing import counted
@@ -30,6 +31,7 @@ from .small import checkpoints, events, results, rows, small_config
 from .test_run import EVERYTHING
 
 ROOT = Path(__file__).parents[2]
+METRICS = (ROOT / "docs" / "METRICS.md").read_text(encoding="utf-8")
 LIGHT: dict[str, Any] = {"steps": 4, "batch_size": 8, "mini_batch_size": 4, "pieces": 4, "save_every": 2}
 CASES: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -144,6 +146,13 @@ def test_a_run_that_cannot_keep_its_pieces_says_so_in_one_line(model: Path, tmp_
             return train(small_config(model, tmp_path, **LIGHT | {"steps": 2, "pieces": 0})).exit_code
 
     assert together(2, work) == [0, 0]
+    logged = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (
+        logged["ranks/size"] == 2
+        and logged["time/wait"] > 0
+        and undefined_keys(logged.keys() - {"step"}, METRICS) == []
+    )
+    assert not any(key.startswith(("time/", "ranks/")) for key in rows(tmp_path)[0])
     assert said.read_text().count("mini-batches are now cut into 2 pieces and were cut into 1") == 1
 
 

@@ -35,7 +35,7 @@ from equipoise.policy.likelihood import continuation_nll
 from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import prompt_ids
-from equipoise.policy.sample import sample
+from equipoise.policy.sample import sample_dealt
 from equipoise.policy.score import score
 from equipoise.ppo import train as training
 from equipoise.ppo import warm_start
@@ -142,9 +142,9 @@ def test_a_case_that_is_tried_more_often_is_one_beginning_for_the_model_and_a_pa
     def look(policy: Policy, prompts: Sequence[Sequence[int]], *args: object) -> object:
         starts.extend(map(tuple, prompts))
         assert len({tuple(p) for p in prompts}) <= 32 and len(prompts) == 128
-        return sample(policy, prompts, *args)  # type: ignore[arg-type]
+        return sample_dealt(policy, prompts, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(collecting, "sample", look)
+    monkeypatch.setattr(collecting, "sample_dealt", look)
     wanted = Search(forced=True, sentences=10_000, budget=1280)
     generator = torch.Generator().manual_seed(0)
     found = search(
@@ -341,7 +341,7 @@ def test_a_forced_search_that_hardly_ever_succeeds_is_given_up_and_says_why(
     texts = itertools.count()
 
     def finished(*args: Any) -> Any:
-        rollout = sample(*args)
+        rollout = sample_dealt(*args)
         return replace(rollout, finished_B=torch.ones_like(rollout.finished_B))
 
     def upper(hits: int, n: int) -> float:
@@ -349,7 +349,7 @@ def test_a_forced_search_that_hardly_ever_succeeds_is_given_up_and_says_why(
         return (p + z * z / (2 * n) + z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n)
 
     last = next(k for k in itertools.count(1) if k + upper(k, 128 * k) * (4000 - 128 * k) < 60)
-    monkeypatch.setattr(collecting, "sample", finished)
+    monkeypatch.setattr(collecting, "sample_dealt", finished)
     monkeypatch.setattr(Task, "strict", lambda self, text: next(texts) % 128 == 0)
     with pytest.raises(UserError, match=f"{last} sentences in {128 * last:,} samples that began with .*another model"):
         gather(load(model), "forced", sentences=240, budget=4000)
