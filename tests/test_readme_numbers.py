@@ -126,7 +126,14 @@ FACTS: dict[str, tuple[object, ...]] = {
     r"equipoise study --n (\d+) ": (StudyConfig().n,),
     r"equipoise study --task warmth.yaml --n (\d+)\n": (StudyConfig().n,),
 }  # fmt: skip
-EXAMPLES = (r"(?m)^[1-9]\. ", r"steps=10\)", r'ARGS="--n 10 --output few.csv"', r"\.reward  # 1\.0", r"words: \[6, 20\]", r"\{[12]\}")
+EXAMPLES = (
+    r"(?m)^[1-9]\. ",
+    r"steps=10\)",
+    r'ARGS="--n 10 --output few.csv"',
+    r"\.reward  # 1\.0",
+    r"words: \[6, 20\]",
+    r"\{[12]\}",
+)
 """Numbers of examples, which are free; what is said of their results is tested below."""
 NAMES = (
     r"SmolLM2-135M",
