@@ -23,7 +23,8 @@ def members(count: int, work: str, folder: Path, dtype: str, shape: str = "llama
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
-@pytest.mark.parametrize(("dtype", "apart"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+# One H200 with its work cut in two is 1.7e-5 from itself in float32, whose kernels add in another order.
+@pytest.mark.parametrize(("dtype", "apart"), [("float32", 1e-4), ("bfloat16", 1e-2)])
 def test_gradients_of_recorded_rollouts_are_those_of_one_gpu(tmp_path: Path, dtype: str, apart: float) -> None:
     for count in (1, 2):
         members(count, "gradients", tmp_path, dtype)
