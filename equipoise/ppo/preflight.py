@@ -54,7 +54,10 @@ def choose(machine: machines.Machine) -> Choice:
 
 
 def notices(config: TrainConfig) -> list[str]:
-    """What the user should know of the model's name, a line each; the network is not asked. Raises UserError."""
+    """What the user should know of the model's name, a line each; the network is not asked.
+
+    Raises UserError, also where the task's sentences do not fit into the new tokens: no model could help."""
+    config.task.check_new_tokens(config.sampling.max_new_tokens)
     return [f"note      {notice}" for notice in resolve(config.policy.model).notices]
 
 
@@ -71,8 +74,7 @@ def idle_gpus(device: str) -> list[str]:
 def preflight(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """The configuration cut to this machine's memory, and what was found and chosen, a line each.
 
-    Raises UserError where the run cannot fit, or its sentences not into the new tokens."""
-    config.task.check_new_tokens(config.sampling.max_new_tokens)
+    Raises UserError where the run cannot fit."""
     here = machines.inspect_machine()
     source = resolve(config.policy.model)
     device = pick_device(config.policy.device)
