@@ -38,8 +38,9 @@ generate: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@$(PY) -m pytest --numprocesses 2 --dist worksteal -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/.installed-dev $(VENV)-transformers-4/.installed $(VENV)-transformers-5/.installed
-	@EQUIPOISE_TRANSFORMERS_4="$(abspath $(VENV)-transformers-4/bin/python)" \
+test-slow: $(VENV)/.installed-dev $(VENV)-transformers-4/.installed $(VENV)-transformers-5/.installed $(VENV)-trainers/.installed
+	@EQUIPOISE_TRAINERS="$(abspath $(VENV)-trainers/bin/python)" \
+	EQUIPOISE_TRANSFORMERS_4="$(abspath $(VENV)-transformers-4/bin/python)" \
 	EQUIPOISE_TRANSFORMERS_5="$(abspath $(VENV)-transformers-5/bin/python)" $(PY) -m pytest -m slow $(ARGS)
 
 # What loads an export elsewhere: each version of transformers by itself, with the PyTorch that pip finds.
@@ -61,8 +62,17 @@ format: $(VENV)/.installed-dev
 	@$(PY) -m ruff check --fix-only
 	@$(PY) -m ruff format
 
+# TRL, and the code of verl and OpenRLHF that calls a reward, without the clusters that they run on.
+$(VENV)-trainers/.installed: Makefile | $(VENV)/.installed-dev
+	@echo 'Installing TRL, verl and OpenRLHF into $(@D) ...'
+	@$(PY) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-input torch pyyaml trl==1.16.0 \
+	    aiohttp omegaconf tensordict pylatexenc sympy antlr4-python3-runtime
+	@$(@D)/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-input --no-deps verl==0.9.1 openrlhf==0.11.2
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-transformers-4 $(VENV)-transformers-5 build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-transformers-4 $(VENV)-transformers-5 $(VENV)-trainers build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 	find equipoise tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are written last, so a set-up that was interrupted is taken up again, and make compares their age with
