@@ -39,10 +39,8 @@ def texts(count: int) -> list[tuple[str, str]]:
     rng, found = random.Random(0), []
     for _ in range(count):
         words = [rng.choice(terms) for _, terms in rng.sample(PROTOCOL.classes, rng.randint(0, 2))]
-        rest = rng.choice(
-            [["at", "work"], "in the quiet old house on the hill".split(), "there again and again".split() * 4]
-        )
-        found.append((rng.choice(PROTOCOL.names), f" {' '.join([*words, *rest])}."))
+        rest = rng.choice(["at work", "in the quiet old house on the hill", " ".join(["there again and again"] * 4)])
+        found.append((rng.choice(PROTOCOL.names), f" {' '.join([*words, rest])}."))
     return found
 
 
