@@ -45,19 +45,26 @@ def settings() -> set[str]:
         return {row["setting"] for row in csv.DictReader(file)}
 
 
-def first_run() -> dict[str, float]:
-    """The one run of bundled-cpu, from the log."""
-    found = re.search(
-        r"(\d+) min (\d+) s in all, .*? (\d+) sentences with both classes in ([\d.]+) %, strict ([\d.]+) %, "
-        r"(\d+) pairs, "
-        r"([\d.]+) effective pairs, ([\d.]+) % different texts, ([\d.]+) nats per token",
-        LOG,
+def first_runs() -> dict[str, list[float]]:
+    """Of bundled-cpu's three seeds, from the log's table: `minutes`, `first` and `last` reward, and what 500 sentences
+    come to."""
+    rows = re.findall(
+        r"\| (\d) \| (\d+) min (\d+) s \| ([\d.]+) → ([\d.]+) \| (.*?) % \| (.*?) % \| (.*?) %? ?\| \d+ \|", LOG
     )
-    assert found
-    values = [float(value) for value in found.groups()]
-    return dict(
-        zip(("minutes", "seconds", "n", "both", "strict", "pairs", "effective", "unique", "nll"), values, strict=True)
-    )
+    assert [row[0] for row in rows] == ["0", "1", "2"]
+    found: dict[str, list[float]] = {}
+    for _, minutes, seconds, first, last, both, strict, rest in rows:
+        pairs, effective, unique, nll = re.findall(r"[\d.]+", rest)
+        values = (int(minutes) + int(seconds) / 60, first, last, both, strict, pairs, effective, unique, nll)
+        names = ("minutes", "first", "last", "both", "strict", "pairs", "effective", "unique", "nll")
+        for name, value in zip(names, values, strict=True):
+            found.setdefault(name, []).append(float(value))
+    return found
+
+
+def spread(name: str, digits: int = 0) -> str:
+    values = first_runs()[name]
+    return f"{min(values):.{digits}f}–{max(values):.{digits}f}"
 
 
 def untrained() -> tuple[str, str]:
@@ -110,16 +117,17 @@ FACTS: dict[str, tuple[object, ...]] = {
         percent(varied()["strict"]), f"{varied()['pairs']:.0f}", f"{varied()['effective_pairs']:.1f}",
         percent(varied()["unique"], 0), f"{varied()['nll']:.2f}",
     ),
-    r"`bundled-cpu`: (\d+) steps, (\d+) minutes on (two) CPU cores \| (\d+) % \| (\d+) % \| (\d+) \| "
-    r"(\d+) \| (\d+) % \| ([\d.]+) \|": (
-        PRESETS["bundled-cpu"].steps, round(first_run()["minutes"] + first_run()["seconds"] / 60), 2,
-        *(round(first_run()[name]) for name in ("both", "strict", "pairs", "effective", "unique")), first_run()["nll"],
+    r"`bundled-cpu`: (\d+) steps, (\d+) to (\d+) minutes on (two) CPU cores \| ([\d–]+) % \| ([\d–]+) % \| ([\d–]+) "
+    r"\| ([\d–]+) \| ([\d–]+) % \| ([\d.–]+) \|": (
+        PRESETS["bundled-cpu"].steps, round(min(first_runs()["minutes"])), round(max(first_runs()["minutes"])), 2,
+        *(spread(name) for name in ("both", "strict", "pairs", "effective", "unique")), spread("nll", 2),
     ),
-    r"The first (two) rows are means of (three) seeds, ([\d,]+) sentences a model; the third is (one) run, "
-    r"(\d+) sentences": (
-        2, 3, f"{N * OCCUPATIONS:,}", 1, PRESETS["bundled-cpu"].evaluation.final_sentences,
+    r"(Three) seeds: means, ([\d,]+) sentences a model; of `bundled-cpu` ranges, (\d+) sentences, the reward "
+    r"rising from ([\d.–]+) to\s+([\d.–]+)\.": (
+        "Three", f"{N * OCCUPATIONS:,}", PRESETS["bundled-cpu"].evaluation.final_sentences,
+        spread("first", 2), spread("last", 2),
     ),
-    r"untrained\nmodel: both classes ([\d.]+) %, ([\d.]+) nats": untrained(),
+    r"untrained\s+model: both classes ([\d.]+) %, ([\d.]+) nats": untrained(),
     r"\b(eight) more settings": (len(settings()) - 2,),
     r"all methods and the trained model, into the folder (study)/": (StudyConfig().output_dir.name,),
     r"occupations, (one) to (four) classes": (1, MOST_CLASSES),
