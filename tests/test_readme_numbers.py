@@ -128,7 +128,7 @@ FACTS: dict[str, tuple[object, ...]] = {
         spread("first", 2), spread("last", 2),
     ),
     r"untrained\s+model: both classes ([\d.]+) %, ([\d.]+) nats": untrained(),
-    r"\b(eight) more settings": (len(settings()) - 2,),
+    r"\b(eight)\s+more settings": (len(settings()) - 2,),
     r"all methods and the trained model, into the folder (study)/": (StudyConfig().output_dir.name,),
     r"occupations, (one) to (four) classes": (1, MOST_CLASSES),
     r"equipoise study --n (\d+) ": (StudyConfig().n,),
