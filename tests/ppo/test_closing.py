@@ -146,7 +146,7 @@ def test_the_program_is_called_as_a_shell_here_finds_it(monkeypatch: pytest.Monk
     python = Path(sys.executable)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert program() == f"{python} -m equipoise"
+    assert program() == f"{shlex.quote(str(python))} -m equipoise"
     monkeypatch.chdir(python.parent.parent)
     assert program() == f"{python.parent.name}/{python.name} -m equipoise"
     called = subprocess.run([*shlex.split(program()), "--version"], capture_output=True, text=True, check=True)
