@@ -202,7 +202,9 @@ class Console:
         if stage := self._stage:
             state = stage.state()
             label = Text(stage.label)
-            label.truncate(max(1, self._screen.width - len(state) - SHORTEST_BAR), overflow="ellipsis")
+            room = max(1, self._screen.width - len(state) - SHORTEST_BAR)
+            # An ellipsis that the encoding lacks would be escaped, and so be longer than the room.
+            label.truncate(room, overflow="ellipsis" if self.encoding.lower().startswith("utf") else "crop")
             row.add_row(ProgressBar(total=stage.total or None, completed=stage.done), Text(f"{label}  {state}"))
         elif self._pace.total:
             steps = ProgressBar(total=self._pace.total, completed=self._pace.done)
