@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import io
 import os
 import re
@@ -52,15 +53,13 @@ def parse(
     Raises UserError, in one line, for an unknown option or a value of the wrong kind.
     """
     argv = spelled(argv)
-    if short_help.ALL in argv:
-        argv = ["--help"]
-    elif common and {"--help", "-h"} & set(argv):
-        kind, default = short_help.shortened(kind, default, common)
-        description = f"{description} {short_help.ALL} lists the other options too."
+    if {"--help", "-h", short_help.ALL} & set(argv):
+        shown = common if common and short_help.ALL not in argv else None
+        short_help.show(kind, default, shown, prog=prog, description=description)
+    _refuse_values(argv, default)
     errors = io.StringIO()
     width = os.environ.get("COLUMNS")
-    if not {"--help", "-h"} & set(argv):
-        os.environ["COLUMNS"] = "10000"  # tyro wraps its messages to the terminal; one line is wanted here
+    os.environ["COLUMNS"] = "10000"  # tyro wraps its messages to the terminal; one line is wanted here
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(
@@ -71,10 +70,9 @@ def parse(
                 description=description,
                 config=(tyro.conf.OmitArgPrefixes,),
             )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise UserError(f"{_first_message(errors.getvalue())}; {prog} --help lists the options") from None
+    except SystemExit:
+        told = _first_message(errors.getvalue(), [name for name, _ in _all_fields(default)])
+        raise UserError(f"{told}; {prog} --help lists the options") from None
     finally:
         if width is None:
             os.environ.pop("COLUMNS", None)
@@ -84,9 +82,11 @@ def parse(
 
 def spelled(argv: Sequence[str], aliases: Mapping[str, str] | None = None) -> list[str]:
     """The command line with its options spelled as they are listed: `--BATCH_SIZE` is `--batch-size`. `aliases`: other
-    names of options, without dashes."""
-    words = []
-    for word in argv:
+    names of options, without dashes. What comes after a bare `--` is no option."""
+    words: list[str] = []
+    for i, word in enumerate(argv):
+        if word == "--":
+            return [*words, *argv[i:]]
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             name = name.lower().replace("_", "-")
@@ -95,7 +95,44 @@ def spelled(argv: Sequence[str], aliases: Mapping[str, str] | None = None) -> li
     return words
 
 
-def _first_message(box: str) -> str:
+def _all_fields(config: Any) -> Iterator[tuple[str, Any]]:
+    """(option without dashes, value) of every field, those in groups included."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, Task):
+            yield from _all_fields(value)
+        else:
+            yield field.name.replace("_", "-"), value
+
+
+_YES, _NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def _refuse_values(argv: Sequence[str], default: Any) -> None:
+    """Raises UserError, with what to write instead, where an option that is on or off is given a value."""
+    switches = {f"--{name}" for name, value in _all_fields(default) if isinstance(value, bool)}
+    for i, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        value = value if equals else next(iter(argv[i + 1 : i + 2]), "")
+        if name in switches and (equals or value.lower() in _YES + _NO):
+            off = value.lower() in _NO
+            raise UserError(
+                f"{name} takes no value, and was given {value!r}: write {'--no-' if off else '--'}{name[2:]}"
+            )
+
+
+def _nearest(given: str, names: Sequence[str]) -> list[str]:
+    """The options that may be meant by a word that is none: one spelled alike, or those with these initials."""
+    if not given.startswith("-") and "=" not in given:
+        return []
+    (word,) = spelled([f"--{given.lstrip('-').partition('=')[0]}"])
+    initials = ["".join(part[0] for part in name.split("-")) for name in names]
+    return difflib.get_close_matches(word[2:], names, n=1, cutoff=0.7) or [
+        name for name, short in zip(names, initials, strict=True) if "-" in name and short == word[2:]
+    ]
+
+
+def _first_message(box: str, names: Sequence[str]) -> str:
     """tyro draws a box; its first paragraph is the message, and a line after "Perhaps you meant" the nearest option."""
     # Its rules and sides are line-drawing characters where standard output can show them, else ASCII or nothing.
     lines = [line.strip("│| \t") for line in box.splitlines()[1:]]
@@ -107,7 +144,26 @@ def _first_message(box: str) -> str:
     for i, line in enumerate(lines):
         if line.startswith("Perhaps you meant") and i + 1 < len(lines):
             return f"{message.rstrip('.')}; perhaps you meant {lines[i + 1].split()[0].rstrip(',')}"
-    return message.rstrip(".")
+    unknown = re.match(r"Unrecognized options: ([^,\s]+)", message)
+    meant = _nearest(unknown[1], ["help", *names]) if unknown else []
+    if meant:
+        return f"{message.rstrip('.')}; perhaps you meant {' or '.join(f'--{name}' for name in meant)}"
+    return plainly(message.rstrip("."))
+
+
+_PLAIN = (
+    (r"(?:invalid literal for int\(\) with base 10|invalid int value): (.*)", r"{0} {1} is no whole number"),
+    (r"(?:could not convert string to float|invalid float value): (.*)", r"{0} {1} is no number"),
+    (r"ignored explicit argument (.*)", r"{0} takes no value, and was given {1}: write {0}"),
+)
+
+
+def plainly(message: str) -> str:
+    """What a parser says of a value that cannot be, in words that a reader knows."""
+    for pattern, words in _PLAIN:
+        if found := re.fullmatch(rf"(?:Error parsing|argument) (-\S+): {pattern}", message):
+            return words.format(*found.groups())
+    return message
 
 
 def read_file(path: Path) -> dict[str, Any]:

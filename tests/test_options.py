@@ -1,9 +1,11 @@
 """Options from dataclasses and files: what is read, and that every mistake becomes one line that names it."""
 
 import ast
+import contextlib
 import dataclasses
 import inspect
 import os
+import pty
 import subprocess
 import sys
 import textwrap
@@ -126,6 +128,80 @@ def test_the_line_is_the_same_where_standard_output_cannot_show_boxes(encoding: 
     lines = run.stdout.splitlines()
     assert len(lines) == len(MISTAKES) and all(line.endswith(" True") for line in lines), run.stdout
     assert "---" not in run.stdout and "+-" not in run.stdout
+
+
+@dataclasses.dataclass(frozen=True)
+class Guide:
+    batch_size: int = 64
+    learning_rate: float = 1e-5
+    lora_rank: int = 8
+    use_8bit: bool = False
+    keep: bool = True
+    files: tuple[str, ...] = ()
+    """Any: a word that follows a switch is
+    one of them, `such` as this."""
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["-batch_size", "32"], "perhaps you meant --batch-size;"),
+        (["BATCH_SIZE=32"], "perhaps you meant --batch-size;"),
+        (["--bs", "32"], "perhaps you meant --batch-size;"),
+        (["--lr", "1"], "perhaps you meant --learning-rate or --lora-rank;"),
+        (["--hepl"], "perhaps you meant --help;"),
+        (["--use_8bit=True"], "--use-8bit takes no value, and was given 'True': write --use-8bit"),
+        (["--Use_8bit", "false"], "--use-8bit takes no value, and was given 'false': write --no-use-8bit"),
+        (["--keep=0"], "--keep takes no value, and was given '0': write --no-keep"),
+        (["--batch-size", "1e3"], "--batch-size '1e3' is no whole number;"),
+        (["--batch-size=2,000"], "--batch-size '2,000' is no whole number;"),
+        (["--learning-rate", "fast"], "--learning-rate 'fast' is no number;"),
+    ],
+)
+def test_what_is_spelled_otherwise_is_answered_with_the_option(argv: list[str], said: str) -> None:
+    names = dataclasses.replace(Guide(), files=("a",))
+    with pytest.raises(UserError) as error:
+        options.parse(Guide, argv, names, prog="train", description="")
+    assert said in f"{message(error)};"
+
+
+def test_a_file_after_a_switch_is_a_file() -> None:
+    given = options.parse(Guide, ["--no-keep", "--files", "yes.csv", "true"], Guide(), prog="train", description="")
+    assert given == Guide(keep=False, files=("yes.csv", "true"))
+
+
+def test_help_breaks_lines_at_the_terminals_width_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    words = "Many words, and --more-of-them than one line of a terminal holds. " * 5
+    with pytest.raises(SystemExit):
+        options.parse(Guide, ["--help"], Guide(), prog="train", description=words.strip())
+    text = capsys.readouterr().out
+    assert "a word that follows a switch is one of them, `such` as this." in text
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        options.parse(Guide, ["--help"], Guide(), prog="train", description=words.strip())
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80 and text.count("--more-of-them") == 5
+    assert " ".join(words.split()) in " ".join(text.split())
+
+
+@pytest.mark.parametrize(("change", "colours"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_help_has_colours_on_a_terminal_unless_they_are_unwanted(change: dict[str, str], colours: bool) -> None:
+    kept = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "equipoise", "join", "--help"], stdout=theirs, env={**kept, "TERM": "xterm", **change}
+    )
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # Linux's end of file on a pseudo-terminal
+        while chunk := os.read(ours, 65536):
+            seen += chunk
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    assert b"usage:" in seen and (b"\x1b[" in seen) == colours
 
 
 def test_help_is_printed_and_ends_well(capsys: pytest.CaptureFixture[str]) -> None:

@@ -193,12 +193,12 @@ class Live:
 
     def report(self) -> Path:
         """Write the report and say where it is."""
-        with self.console.stage("measuring the sentences and drawing the report"):
+        with self.console.stage("measuring the sentences and drawing the report") as stage:
             from equipoise.evaluation.assemble import report
             from equipoise.evaluation.config import ReportConfig
 
             page, files = self.config.output_dir / "report.html", tuple(map(str, self.files.values()))
-            report(ReportConfig(files, page, run=(self.run.folder,), judge=(self.config.model,)), _unseen)
+            report(ReportConfig(files, page, run=(self.run.folder,), judge=(self.config.model,)), _unseen, stage)
         return page
 
     def close(self, page: Path) -> None:

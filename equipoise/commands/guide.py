@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from equipoise.commands.several import only_first_speaks, started
 from equipoise.commands.train import GUIDE_NAMES, announced, configure
+from equipoise.options import spelled
 from equipoise.ppo.presets import preset
 from equipoise.runs.ranks import ALONE, joined
 
@@ -32,8 +33,10 @@ class GuideRun:
     """The run of a script: its command line read, its model set up, trained; in this order."""
 
     def __init__(self, constants: Mapping[str, Any]) -> None:
-        self.edited = {name: value for name, value in constants.items() if value != NUMBERS[name]}
+        """`constants`: the script's by name; one that is not the guide's is an option too (`KL_COEF` is --kl-coef)."""
+        self.edited = {k: value for k, value in constants.items() if k not in NUMBERS or value != NUMBERS[k]}
         self._config: TrainConfig | None = None
+        self._no_8bit = False
         self._trainer: Trainer | None = None
         self._ranks = ALONE
         self._open = ExitStack()
@@ -59,6 +62,7 @@ class GuideRun:
             raise SystemExit(code)
         self._ranks = self._open.enter_context(joined())
         only_first_speaks(self._ranks)
+        self._no_8bit = "--no-use-8bit" in spelled(argv)
         read = self._ranks.first_does(lambda: configure(argv, self.edited, "train_rlhf.py"))
         self._config, self._lines, self._overwrite = read
 
@@ -71,10 +75,14 @@ class GuideRun:
             return trainer.train().exit_code
 
     def _opened(self, config: "TrainConfig", use_8bit: bool) -> "Policy":
-        lines, edited = list(self._lines), self.edited | ({"use_8bit": True} if use_8bit else {})
-        if use_8bit and not config.policy.use_8bit:
-            config = replace(config, policy=replace(config.policy, use_8bit=True))
-            lines.append("option    --use-8bit, from setup_model_and_tokenizer(use_8bit=True) in train_rlhf.py")
+        lines, edited = list(self._lines), dict(self.edited)
+        if use_8bit and self._no_8bit:
+            lines.append("option    --no-use-8bit from the command line, not use_8bit=True of train_rlhf.py")
+        elif use_8bit:
+            edited["use_8bit"] = True
+            if not config.policy.use_8bit:
+                config = replace(config, policy=replace(config.policy, use_8bit=True))
+                lines.append("option    --use-8bit, from setup_model_and_tokenizer(use_8bit=True) in train_rlhf.py")
         decided = config
         config = self._ranks.first_does(lambda: announced(decided, lines))
         from equipoise.ppo.train import Trainer

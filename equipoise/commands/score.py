@@ -17,10 +17,12 @@ from typing import Any, NoReturn
 
 from equipoise.documents import parse_json
 from equipoise.errors import UserError
+from equipoise.options import plainly, spelled
 from equipoise.protocol.lexicon import Piece
 from equipoise.protocol.marking import in_colour, in_marks
 from equipoise.protocol.reward import Reward, RewardWeights
 from equipoise.protocol.task import PROTOCOL, Task, read_task
+from equipoise.short_help import ALL
 from equipoise.tables.documents import flatten
 from equipoise.tables.names import TEXT_NAMES, listed, named
 
@@ -167,7 +169,7 @@ def _wants_colour() -> bool:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"score: {message}; `equipoise score --help` lists the options")
+        raise UserError(f"score: {plainly(message)}; `equipoise score --help` lists the options")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -176,6 +178,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         description="The reward of one sentence, in parts; with --json, of every line of standard input.",
         allow_abbrev=False,
     )
+    parser.add_argument(ALL, action="help", help=argparse.SUPPRESS)  # as of the other commands; here it is all anyway
     parser.add_argument("sentence", nargs="*", help="the sentence to score")
     parser.add_argument(
         "--json", action="store_true", help="read standard input, one sentence or JSON object a line; write JSON lines"
@@ -195,7 +198,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             metavar="N",
             help=f"{OPTION_HELP[field.name]} (default: %(default)s)",
         )
-    options, unknown = parser.parse_known_args(argv)
+    options, unknown = parser.parse_known_args(spelled(argv))
     if unknown:
         name = unknown[0].partition("=")[0]
         if not name.startswith("-"):

@@ -26,7 +26,7 @@ def started(
     try:
         asked, rest = own.parse_known_args(options.spelled(argv, names or {}))
     except argparse.ArgumentError as error:
-        raise UserError(f"{error}; {prog} --help lists the options") from None
+        raise UserError(f"{options.plainly(str(error))}; {prog} --help lists the options") from None
     processes = processes_of(asked.gpus, asked.processes)
     if processes == 1:
         return None, rest

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,6 +87,8 @@ class CommandLine(NamedTuple):
     """Lines that say which options came from where."""
     prog: str
     """What was called."""
+    script: Mapping[str, str]
+    """The constants of the script that are among the options, by the option."""
 
 
 def configure(
@@ -127,20 +130,21 @@ def _read(argv: Sequence[str], edited: Mapping[str, Any], prog: str) -> CommandL
     try:
         own, rest = first.parse_known_args(options.spelled(argv, GUIDE_NAMES))
     except argparse.ArgumentError as error:
-        raise UserError(f"{error}; {prog} --help lists the options") from None
+        raise UserError(f"{options.plainly(str(error))}; {prog} --help lists the options") from None
     settings = options.read_file(own.config) if own.config else {}
     named = own.task or settings.get("task")
     task = PROTOCOL if named is None else read_task(str(named))
     on_line = {word.partition("=")[0] for word in rest if word.startswith("--")}
-    script, sources = [], []
+    script, sources, names = [], [], {}
     for name, value in edited.items():
         (flag,) = options.spelled([f"--{name}"], GUIDE_NAMES)
         if flag not in on_line:
             script.append(f"{flag}={value}")
+            names[flag] = name
             sources.append(f"option    {flag} {value}, from {name} in train_rlhf.py")
         else:
             sources.append(f"option    {flag} from the command line, not {name} = {value} of train_rlhf.py")
-    return CommandLine(own.preset, own.config, task, settings, own.overwrite, [*script, *rest], sources, prog)
+    return CommandLine(own.preset, own.config, task, settings, own.overwrite, [*script, *rest], sources, prog, names)
 
 
 GUIDE_NAMES = {"training-steps": "steps"}
@@ -164,7 +168,11 @@ def _complete(config: TrainConfig, line: CommandLine) -> tuple[TrainConfig, list
     config, changes = for_task(config, line.task)
     settings = {name: value for name, value in line.settings.items() if name not in ("preset", "task")}
     config = options.apply(config, settings, str(line.config)) if settings else config
-    words, description = list(line.options), DESCRIPTION
-    parsed = options.parse(TrainConfig, words, config, prog=line.prog, description=description, common=COMMON)
+    words, description = list(line.options), f"{DESCRIPTION} Defaults shown: those of the preset {config.preset}."
+    try:
+        parsed = options.parse(TrainConfig, words, config, prog=line.prog, description=description, common=COMMON)
+    except UserError as error:
+        blamed = [name for flag, name in line.script.items() if re.search(rf"(?<!\w){flag[2:]}\b(?!-)", str(error))]
+        raise UserError(f"{error} (from {' and '.join(blamed)} in train_rlhf.py)" if blamed else error) from None
     given = {word.removeprefix("--").partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
     return parsed, [why for name, why in changes.items() if name not in given | settings.keys()]

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,20 @@ from equipoise.evaluation.page import Content, render
 from equipoise.evaluation.plots import as_csv, draw
 from equipoise.evaluation.runs import TrainingRun, read_runs
 from equipoise.evaluation.samples import Sample, sample
-from equipoise.evaluation.sources import Given, measured, recognise
+from equipoise.evaluation.sources import Given, Source, measured, recognise
 from equipoise.protocol.plural import plural
 from equipoise.runs.files import write_together, write_whole
 from equipoise.runs.locks import locked_folder
 from equipoise.runs.ownership import look, marked
 
 
-def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str]:
+def report(
+    config: ReportConfig, say: Callable[[str], None] = print, progress: Callable[[int, int], None] | None = None
+) -> list[str]:
     """Write the page, the figures, the tables, and the model cards. Returns lines that say what was written.
 
-    `say` gets a line before anything that takes long. Raises UserError.
+    `say` gets a line before anything that takes long; `progress` is told how many texts are judged, of how many, and
+    without it there is a bar of its own. Raises UserError.
     """
     given = recognise(config.paths)
     _check_output(config.output)
@@ -38,18 +42,22 @@ def report(config: ReportConfig, say: Callable[[str], None] = print) -> list[str
     if given.folder is None:
         check(folder / "evaluation")
     with locked_folder(folder, f"writing a report to {folder}: wait for it, or choose another --output", "--output"):
-        return _report(config, given, runs, folder, say)
+        return _report(config, given, runs, folder, partial(measured, say=say, progress=progress))
 
 
 def _report(
-    config: ReportConfig, given: Given, runs: Sequence[TrainingRun], folder: Path, say: Callable[[str], None]
+    config: ReportConfig,
+    given: Given,
+    runs: Sequence[TrainingRun],
+    folder: Path,
+    measure: Callable[[Given, EvaluateConfig], Source],
 ) -> list[str]:
     """`report` while nothing else writes to its folder."""
     choices = EvaluateConfig(
         given.files, folder / "evaluation", judge=config.judge, fluency=config.fluency, base=config.base,
         event=config.event, device=config.device, task=config.task,
     )  # fmt: skip
-    evaluation, rows, study = measured(given, choices, say)
+    evaluation, rows, study = measure(given, choices)
     carded = [(card, modelcard.method_of(card, evaluation, config.card_method)) for card in config.card]
     samples = read_samples(rows, evaluation)
     plots = [*figures(evaluation), frontier_plot(evaluation, runs), *training_plots(runs)]

@@ -58,7 +58,7 @@ def latex(table: Table, label: str, *, wide: bool) -> str:
         "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
         f"\\begin{{tabular}}{{@{{}}l{'c' * (len(table.heads) - 1)}@{{}}}}",
         "\\toprule",
-        _row([_wrapped(head, 13, "c") for head in table.heads]),
+        _row([_head(head) for head in table.heads]),
         "\\midrule",
     ]
     rows = [_row([_latex_name(row[0], most), *map(_latex_cell, row[1:])]) for row in table.rows]
@@ -91,9 +91,19 @@ def _latex_name(cell: Cell, most: int) -> str:
     return _wrapped(shortened(" ".join(visible(cell.text).split()), 3 * most - 4), most, "l")
 
 
+def _head(text: str) -> str:
+    """A column's heading, whose words stay whole where they are words: "combinations ↑" needs 14 columns."""
+    return _wrapped(text, max(13, *(min(20, len(word)) for word in _signed(text).split(" "))), "c")
+
+
+def _signed(text: str) -> str:
+    """On one line, a sign kept with the word before it."""
+    return re.sub(r" ([%↑↓])", "\u00a0\\1", " ".join(visible(text).split()))
+
+
 def _wrapped(text: str, most: int, place: str) -> str:
     """Broken between words, and within one only where it is longer than a line."""
-    text = re.sub(r" ([%↑↓])", "\u00a0\\1", " ".join(visible(text).split()))  # a sign stays with its word
+    text = _signed(text)
     lines = textwrap.wrap(text, most, break_on_hyphens=place == "l")
     return _stacked([latex_text(line) for line in lines], place)
 

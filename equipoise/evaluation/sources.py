@@ -70,8 +70,13 @@ def recognise(paths: Sequence[str]) -> Given:
     )
 
 
-def measured(given: Given, config: EvaluateConfig, say: Callable[[str], None]) -> Source:
-    """The finished evaluation, or one made now with `config` and written to its `output`. Raises UserError."""
+def measured(
+    given: Given, config: EvaluateConfig, say: Callable[[str], None], progress: Callable[[int, int], None] | None
+) -> Source:
+    """The finished evaluation, or one made now with `config` and written to its `output`. Raises UserError.
+
+    `progress`: told how many texts are done, of how many; by default a bar of its own.
+    """
     if given.folder is not None:
         evaluation = stored.read(given.folder)
         if config.task is not None and config.task != evaluation.task:
@@ -80,8 +85,8 @@ def measured(given: Given, config: EvaluateConfig, say: Callable[[str], None]) -
                 "leave --task out, or give the completions files to measure them by it"
             )
         return Source(evaluation, given.folder / "rows.csv", given.study)
-    with Progress(sys.stderr, unit="texts") as progress:
-        evaluation, rows, judged = evaluate(config, say, progress)
+    with Progress(sys.stderr, unit="texts") as bar:
+        evaluation, rows, judged = evaluate(config, say, progress or bar)
     with prepared(config.output):
         write(config.output, evaluation, rows, judged)
     return Source(evaluation, config.output / "rows.csv", given.study)

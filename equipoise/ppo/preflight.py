@@ -79,7 +79,7 @@ def preflight(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     source = resolve(config.policy.model)
     device = pick_device(config.policy.device)
     if config.policy.use_8bit and device.type != "cuda":
-        raise UserError("--use-8bit needs a CUDA GPU: leave it out on a CPU")
+        raise UserError("--use-8bit needs a CUDA GPU: leave it out on a CPU (in train_rlhf.py: use_8bit=False)")
     dtype = pick_dtype(config.policy.dtype, device)
     rows = min(config.ppo.micro_batch_size, config.ppo.mini_batch_size)
     work = machines.Work(rows, config.ppo.batch_size, PROMPT_TOKENS, config.sampling.max_new_tokens)

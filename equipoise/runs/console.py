@@ -23,7 +23,7 @@ from equipoise.protocol.marking import LOOKS, in_marks, legend, pieces, printabl
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import PROTOCOL, Task
 from equipoise.runs.outlet import Outlet, can_show_bar
-from equipoise.runs.stage import Heartbeat, Stage, duration
+from equipoise.runs.stage import SILENCE, Heartbeat, Stage, duration
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -35,10 +35,10 @@ MAX_SAMPLES = 6
 # Without a terminal: every step at first, so that one sees the run start, then one line in so many seconds.
 FIRST_STEPS = 5
 SECONDS_PER_LINE = 10.0
-# Of a silence, without a terminal: below ten, with a second that a beat may be late.
-SILENCE = 8.0
 # Steps whose mean duration gives rate and time left: enough to even out lengths, few enough to follow a changed load.
 RECENT_STEPS = 30
+# Columns that a stage's bar has at least, with the three spaces around its label; a longer label is cut.
+SHORTEST_BAR = 13
 
 
 def parts(reward: Reward, beside: bool = False) -> str:
@@ -198,14 +198,19 @@ class Console:
         row = Table.grid(expand=True, padding=(0, 1))
         row.add_column(ratio=1)
         row.add_column(no_wrap=True)
+        assert self._screen is not None
         if stage := self._stage:
-            row.add_row(ProgressBar(total=stage.total or None, completed=stage.done), Text(str(stage)))
+            state = stage.state()
+            label = Text(stage.label)
+            room = max(1, self._screen.width - len(state) - SHORTEST_BAR)
+            # An ellipsis that the encoding lacks would be escaped, and so be longer than the room.
+            label.truncate(room, overflow="ellipsis" if self.encoding.lower().startswith("utf") else "crop")
+            row.add_row(ProgressBar(total=stage.total or None, completed=stage.done), Text(f"{label}  {state}"))
         elif self._pace.total:
             steps = ProgressBar(total=self._pace.total, completed=self._pace.done)
             row.add_row(steps, Text(f"step {self._pace}"))
         else:
             return Group()  # between the stages of a job without steps
-        assert self._screen is not None
         lines = in_rows(self._numbers, self._screen.width)
         return Group(row, *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
 

@@ -5,15 +5,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
 from equipoise.protocol.marking import printable
-from equipoise.runs.outlet import Outlet
-from equipoise.runs.stage import duration
+from equipoise.runs.outlet import Outlet, can_show_bar
+from equipoise.runs.stage import SILENCE, duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 
 class Progress:
-    """How much of a long job is done: a bar on a terminal, elsewhere a line for about every tenth.
+    """How much of a long job is done: a bar on a terminal, elsewhere a line for about every tenth, and after a silence.
 
     `unit` names what is counted, in the plural. Use as a context manager.
     """
@@ -24,6 +24,7 @@ class Progress:
         self._unit = unit
         self._first: tuple[float, int] | None = None
         self._due = 0.0
+        self._shown_at = 0.0
         self._bar: Bar | None = None
 
     def __enter__(self) -> "Progress":
@@ -52,6 +53,7 @@ class Progress:
         now = self._clock()
         if self._first is None:
             self._first = (now, done)
+            self._shown_at = now
             self._open_bar(total)
         started, already = self._first
         text = f"{done:,} of {total:,} {self._unit}"
@@ -60,12 +62,12 @@ class Progress:
             text += f"  {rate:.1f} {self._unit}/s  {duration((total - done) / rate)} left"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, description=text)
-        elif done > already and (done >= self._due or done == total):
+        elif done > already and (done >= self._due or done == total or now - self._shown_at >= SILENCE):
             self.say(text)
-            self._due = done + total / 10
+            self._due, self._shown_at = done + total / 10, now
 
     def _open_bar(self, total: int) -> None:
-        if not self._outlet.isatty():
+        if not can_show_bar(self._outlet):
             return
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn
@@ -77,8 +79,6 @@ class Progress:
 
         # Rich's type wants a whole TextIO; it calls the methods that Outlet has.
         screen = Screen(file=self._outlet, force_terminal=True)  # type: ignore[arg-type]
-        if screen.is_dumb_terminal:
-            return
         self._bar = RichProgress(BarColumn(None), TextColumn("{task.description}"), console=screen, expand=True)
         self._bar.add_task("", total=total)
         self._bar.start()

@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+SILENCE = 8.0
+"""Seconds without a line, where there is no bar, before one is due: below ten, with two that it may be late."""
+
 
 def duration(seconds: float) -> str:
     """`7:05` or `1:02:03`; `?` for what no clock shows."""
@@ -29,10 +32,14 @@ class Stage:
         self.done, self.total = done, total
 
     def __str__(self) -> str:
+        return f"{self.label}  {self.state()}"
+
+    def state(self) -> str:
+        """How much is done and how long it took and may take, without the label."""
         seconds = self._clock() - self._started
         if not self.total:
-            return f"{self.label}  {duration(seconds)}"
-        text = f"{self.label}  {self.done:,} of {self.total:,}  {duration(seconds)}"
+            return duration(seconds)
+        text = f"{self.done:,} of {self.total:,}  {duration(seconds)}"
         if 0 < self.done < self.total:
             text += f"  ETA {duration(seconds / self.done * (self.total - self.done))}"
         return text

@@ -21,6 +21,8 @@ from equipoise.ppo.replay import RECORDED, read_recorded
 from equipoise.ppo.summary import training_summary
 from equipoise.protocol.marking import in_marks, pieces
 from equipoise.protocol.task import PROTOCOL
+from equipoise.runs.progress import Progress
+from equipoise.runs.stage import Stage
 from tests.tiny import words_folder
 
 
@@ -45,7 +47,12 @@ def test_the_demo_from_end_to_end_and_again(
 ) -> None:
     prepare = writer.CtrlG.prepare
     monkeypatch.setattr(writer.CtrlG, "prepare", lambda self, say, may_distil: prepare(self, say))
+    # One terminal has room for one bar: the report's texts are counted on the demo's own.
+    monkeypatch.setattr(Progress, "__call__", lambda *_: pytest.fail("a second bar"))
+    counted: list[tuple[int, int]] = []
+    monkeypatch.setattr(Stage, "__call__", lambda self, *state: counted.append(state))
     assert show(model) == 0
+    assert (180, 180) in counted  # 3 methods, 20 occupations, 3 sentences each
     shown = capfd.readouterr().out
     run = read_recorded()
     assert f"replay: {run.describe()}" in shown

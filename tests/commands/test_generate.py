@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import os
 import pty
 import subprocess
@@ -73,16 +74,28 @@ def test_the_summary_of_one_class_speaks_of_terms() -> None:
 def test_without_a_terminal_progress_is_a_plain_line_for_about_every_tenth() -> None:
     stream = io.StringIO()
     clock = iter(range(1000))
-    with Progress(stream, lambda: float(next(clock))) as progress:
+    with Progress(stream, lambda: next(clock) / 10) as progress:
         for done in range(0, 5001, 50):
             progress(done, 5000)
         progress.say("a \x1b[31mred\r line")
     lines = stream.getvalue().splitlines()
-    # 50 rows a second
-    assert lines[0] == "50 of 5,000 rows  50.0 rows/s  1:39 left"
-    assert lines[-2] == "5,000 of 5,000 rows  50.0 rows/s  0:00 left"
+    # 500 rows a second
+    assert lines[0] == "50 of 5,000 rows  500.0 rows/s  0:10 left"
+    assert lines[-2] == "5,000 of 5,000 rows  500.0 rows/s  0:00 left"
     assert lines[-1] == "a \\x1b[31mred\\r line"
     assert 10 <= len(lines) - 1 <= 12
+
+
+def test_without_a_terminal_no_silence_of_a_slow_job_is_longer_than_ten_seconds() -> None:
+    now, stream, told = [0.0], io.StringIO(), [0.0]
+    with Progress(stream, lambda: now[0]) as progress:
+        progress(0, 1000)
+        for done in range(1, 61):
+            now[0] += 2.0
+            before = len(stream.getvalue())
+            progress(done, 1000)
+            told += [now[0]] if len(stream.getvalue()) > before else []
+    assert max(b - a for a, b in itertools.pairwise([*told, now[0]])) < 10 and len(told) < 20
 
 
 def test_a_resumed_run_states_its_own_speed() -> None:
@@ -96,6 +109,7 @@ def test_a_resumed_run_states_its_own_speed() -> None:
 
 def test_on_a_terminal_progress_is_a_bar_that_never_hides_the_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("CI", raising=False)
     leader, follower = pty.openpty()
     received = bytearray()
 
@@ -115,6 +129,18 @@ def test_on_a_terminal_progress_is_a_bar_that_never_hides_the_cursor(monkeypatch
     shown = received.decode()
     assert "━" in shown and "100 of 100 rows" in shown and "a notice [bold]as it is[/bold]" in shown
     assert "\x1b[?25l" not in shown
+
+
+@pytest.mark.parametrize("change", [{"CI": "true"}, {"TERM": "dumb"}, {"TERM": ""}])
+def test_a_terminal_that_should_show_no_bar_gets_lines(change: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    for name, value in ({"TERM": "xterm"} | change).items():
+        monkeypatch.setenv(name, value)
+    with Progress(stream, iter((0.0, 2.0)).__next__) as progress:
+        progress(0, 10)
+        progress(10, 10)
+    assert stream.getvalue() == "10 of 10 rows  5.0 rows/s  0:00 left\n"
 
 
 @pytest.mark.parametrize(

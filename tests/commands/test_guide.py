@@ -11,6 +11,7 @@ import pytest
 
 from equipoise import cli
 from equipoise.commands.guide import NUMBERS, GuideRun
+from equipoise.commands.train import configure
 from equipoise.policy import load, reference
 from equipoise.policy.config import LLAMA_8B, PolicyConfig
 from equipoise.runs.command import typed
@@ -84,8 +85,43 @@ def test_use_8bit_in_the_line_is_the_option(model: Path, tmp_path: Path, capsys:
     assert run_edited(tmp_path, options(model, tmp_path), (CALL, CALL.replace("False", "True"))) == 2
     printed = capsys.readouterr()
     assert "--use-8bit, from setup_model_and_tokenizer(use_8bit=True)" in printed.out
-    assert printed.err == "equipoise: --use-8bit needs a CUDA GPU: leave it out on a CPU\n"
+    said = "--use-8bit needs a CUDA GPU: leave it out on a CPU (in train_rlhf.py: use_8bit=False)"
+    assert printed.err == f"equipoise: {said}\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_no_use_8bit_on_the_line_wins_over_the_script(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*options(model, tmp_path, "--steps", "1"), "--No_use_8bit"]
+    assert run_edited(tmp_path, argv, (CALL, CALL.replace("False", "True"))) == 0
+    assert "--no-use-8bit from the command line, not use_8bit=True of train_rlhf.py" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert not record["config"]["policy"]["use_8bit"] and "edited" not in record
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("\nBATCH_SIZE = 64", "\nBATCH_SIZE = 50", "(from BATCH_SIZE in train_rlhf.py)"),
+        ("LEARNING_RATE = 1e-5", "LEARNING_RATE = 'high'", "--learning-rate 'high' is no number;"),
+        ("LEARNING_RATE = 1e-5", "LEARNING_RATE = 'high'", "(from LEARNING_RATE in train_rlhf.py)"),
+        ("TRAINING_STEPS = 2000", "TRAINING_STEPS = 1.5", "(from TRAINING_STEPS in train_rlhf.py)"),
+        ('"TARGET_KL": TARGET_KL', '"TARGET_KL": TARGET_KL, "KL_COEFF": 0.1', "perhaps you meant --kl-coef"),
+    ],
+)
+def test_a_constant_that_cannot_be_is_named(
+    before: str, after: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_edited(tmp_path, ["--preset", "guide"], (before, after)) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_a_constant_of_ones_own_in_the_list_is_the_option_of_that_name() -> None:
+    assert GuideRun(NUMBERS | {"KL_COEF": 0.5}).edited == {"KL_COEF": 0.5}
+    config, lines, _ = configure(["--preset", "guide"], {"KL_COEF": 0.5}, "train_rlhf.py")
+    assert config.ppo.kl_coef == 0.5 and "option    --kl-coef 0.5, from KL_COEF in train_rlhf.py" in lines
 
 
 def test_called_from_elsewhere_it_loads_the_guides_model(monkeypatch: pytest.MonkeyPatch) -> None:

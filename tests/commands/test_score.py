@@ -147,6 +147,7 @@ def test_words_without_quotation_marks_are_one_sentence_and_json_takes_a_sentenc
 
 def test_a_sentence_may_begin_with_a_dash_after_two_dashes():
     assert json.loads(run("--json", "--", "-bold").stdout)["agentic"] == ["bold"]
+    assert json.loads(run("--json", "--", "--Bold_Is bold").stdout)["text"] == "--Bold_Is bold"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows passes arguments as text")
@@ -182,6 +183,7 @@ def test_every_weight_is_an_option_with_help():
     assert set(OPTION_HELP) == names
     help_text = run("--help").stdout.decode()
     assert all(f"--{name.replace('_', '-')}" in help_text for name in names)
+    assert run("--help-all").stdout.decode() == help_text  # as each of the other commands takes it
 
 
 @pytest.mark.parametrize(
@@ -191,6 +193,7 @@ def test_every_weight_is_an_option_with_help():
         (["--base-none=-0.7"], "The nurse was kind to everyone on the ward.", -0.7),
         (["--base-none", "-0.7"], "The nurse was kind to everyone on the ward.", -0.7),
         (["--min-words", "4"], "The nurse was loyal.", 0.3),
+        (["--Min_Words", "4", "--BASE_ONE=0.4"], "The nurse was loyal.", 0.4),
         (
             ["--bonus-per-term", "0.1", "--bonus-max", "1"],
             "The chef was bold, confident, decisive and loyal today.",
@@ -212,7 +215,7 @@ def test_options_change_the_weights(options, text, reward):
         (["--repetition-penalty"], "--repetition-penalty"),
         (["--repetition-penalty", "much", "bold"], "much"),
         (["--repetition-penalty=-1", "bold"], "repetition_penalty is -1.0"),
-        (["--min-words", "8.5", "bold"], "8.5"),
+        (["--min-words", "8.5", "bold"], "--min-words '8.5' is no whole number"),
         (["--bonus-max", "nan", "bold"], "bonus_max"),
         (["bold", "--min-words", "3", "loyal"], "quotation marks"),
     ],

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from equipoise.evaluation import tables
-from equipoise.evaluation.formats import markdown, markdown_text
+from equipoise.evaluation.formats import latex, markdown, markdown_text
 from equipoise.evaluation.results import Estimate, Reference
 from equipoise.evaluation.tables import Cell, Table, fixed, formatted, published
 from tests.evaluation.hostile import TEXTS, example
@@ -101,6 +101,13 @@ def test_published_rows_with_the_same_reason_share_a_note_and_fill_the_width_of_
 def test_a_number_that_is_missing_is_a_dash_with_its_reason() -> None:
     cell = tables.estimate_cell(Estimate(None, note="no rows"), "share")
     assert cell == Cell("–", note="no rows")
+
+
+def test_a_word_of_a_heading_in_latex_is_not_broken_unless_it_is_very_long() -> None:
+    table = Table("c", ("method", "effective combinations ↑", "x" * 30), ((Cell("a"), Cell("1"), Cell("2")),))
+    text = latex(table, "tab:x", wide=False)
+    assert r"\shortstack{effective\\combinations $\uparrow$}" in text.replace("\u00a0", " ").replace("~", " ")
+    assert r"\shortstack{xxxxxxxxxxxxxxxxxxxx\\xxxxxxxxxx}" in text
 
 
 def test_markdown_of_a_small_table() -> None:

@@ -57,6 +57,10 @@ def test_bundled_has_two_names(name: str) -> None:
         "meta-llama/Llama-3.1-7B-Instruct",
         "meta-llama/LLaMA-3-7B-Instruct",
         "Meta-Llama/Meta-Llama-3-7B-Instruct",
+        "llama3-7b-instruct",
+        "Llama_3.1_7B_Instruct",
+        "Meta Llama 3.1 7B Instruct",
+        "meta-llama/Llama-3.2-7B-Instruct",
     ],
 )
 def test_the_guides_7b_names_mean_the_8b_and_say_so(name: str) -> None:
@@ -64,6 +68,13 @@ def test_the_guides_7b_names_mean_the_8b_and_say_so(name: str) -> None:
     assert (source.kind, source.path_or_id) == ("hub", "meta-llama/Llama-3.1-8B-Instruct")
     (notice,) = source.notices
     assert "no 7B Llama 3" in notice and "\n" not in notice
+
+
+@pytest.mark.parametrize("name", ["meta-llama/Llama-3.1-7B", "llama-3-7b", "LLaMA3 7B"])
+def test_a_7b_that_is_no_instruct_model_is_answered_with_what_to_write_before_the_hub_is_asked(name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(name)
+    assert str(caught.value) == f"there is no 7B Llama 3, so no {name!r}: write {LLAMA_8B}"
 
 
 @pytest.mark.parametrize("name", [LLAMA_8B, "meta-llama/Llama-2-7b-hf", "HuggingFaceTB/SmolLM2-135M-Instruct"])

@@ -233,9 +233,10 @@ def test_help_shows_the_twenty_options_that_matter_and_how_to_see_the_others(
     with pytest.raises(SystemExit) as stop:
         configure(["--help"])
     text = capsys.readouterr().out
-    listed = re.findall(r"^[│| ]*(--[a-z][\w-]*)[ ,]", text, re.MULTILINE)
+    listed = re.findall(r"^[│| ]*(--[a-z][\w-]*)[ ,]", text[text.index("-h, --help") :], re.MULTILINE)
     assert stop.value.code == 0 and len(listed) == len(COMMON) == 20
     assert set(listed) == {f"--{name.replace('_', '-')}" for name in COMMON}
+    assert "those of the preset bundled-cpu" in " ".join(text.split())
     assert "--help-all" in text and "--gae-lambda" not in text and "(model: str" not in text
     assert not re.search(r"^[│| ]*--[a-z][\w-]* [A-Z]+ +\(default", text, re.MULTILINE), (
         "an option without a word on it"

@@ -278,6 +278,34 @@ def test_rows_hold_every_part_whole_and_in_order(parts: list[str], width: int) -
     assert all(len(row) <= width or row in parts for row in rows)
 
 
+BARS = """
+import sys
+sys.modules["torch"] = None
+from equipoise.runs.console import Console
+from equipoise.runs.progress import Progress
+console = Console(sys.stdout, 2000, target_kl=0.03)
+with console.stage("reading a/model/with/a/name/as/long/as/" + "folders/" * 12) as stage:
+    stage(100, 180)
+    console._live.refresh()
+console.step(1, {"reward/mean": 0.9, "compliance/both": 1.0, "ppo/update_kl": 0.02, "kl/ref": 18.4}, {"time/step": 7e3})
+console.close()
+with Progress(sys.stdout, iter((0.0, 1000.0, 1800.0)).__next__, "texts") as progress:
+    progress(0, 180_000)
+    progress(100_000, 180_000)
+    progress(180_000, 180_000)
+"""
+
+
+@pytest.mark.parametrize(("columns", "encoding"), [(80, "utf-8"), (100, "utf-8"), (80, "ascii")])
+def test_no_bar_wraps_onto_a_second_line_and_a_long_name_hides_no_count(columns: int, encoding: str) -> None:
+    told = environment(COLUMNS=str(columns), PYTHONIOENCODING=encoding)
+    seen, code = on_terminal([sys.executable, "-c", BARS], told)
+    lines = [line for line in re.split(r"[\r\n]+", without_escapes(seen)) if line]
+    assert code == 0 and max(map(len, lines)) <= columns
+    assert any(re.search(r"[━-] reading a/model/.*  100 of 180  0:0\d  ETA ", line) for line in lines)
+    assert re.search(r"[━-] 180,000 of 180,000 texts  100\.0 texts/s  0:00 left$", lines[-1])
+
+
 def test_a_silence_of_a_stage_and_of_a_step_ends_within_ten_seconds() -> None:
     now, stream = [0.0], io.StringIO()
     console = Console(stream, total_steps=20, clock=lambda: now[0])
