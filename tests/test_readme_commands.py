@@ -64,7 +64,13 @@ class Clone:
         (block,) = re.findall(r"^```yaml\n(.*?)^```", README, re.M | re.S)
         (folder / "warmth.yaml").write_text(block, encoding="utf-8")
         beside = str(Path(sys.executable).parent)  # hf
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PIP_", "MAKE"))}
+        # Nor what a make that runs these tests was told.
+        told = {"ARGS", "PYTHON", "QUIET", "VENV"}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("HF_", "PIP_", "MAKE")) and name not in told
+        }
         self.environment = kept | {
             "PATH": os.pathsep.join([str(binaries), os.environ["PATH"], beside]),
             "PYTHONPATH": str(folder),
