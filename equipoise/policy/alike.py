@@ -70,6 +70,6 @@ def digest(tensors: Iterator[Tensor]) -> int:
     sums = [
         part.sum(dtype=torch.int64) * place
         for place, tensor in enumerate(tensors, 1)
-        for part in tensor.view(BITS[tensor.element_size()]).reshape(-1).split(CHUNK)
+        for part in torch.split(tensor.view(BITS[tensor.element_size()]).reshape(-1), CHUNK)
     ]
     return int(torch.stack(sums).sum()) if sums else 0

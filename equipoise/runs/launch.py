@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from equipoise.errors import UserError
-from equipoise.protocol.plural import plural
 from equipoise.runs.command import TOLD, typed
 
 if TYPE_CHECKING:
@@ -177,7 +176,9 @@ def processes_of(gpus: int | None, processes: int | None) -> int:
         raise UserError(f"{option} {wanted} must be at least 1")
     cores = os.cpu_count() or 1
     if gpus is None and wanted > MOST * cores:
-        raise UserError(f"{option} {wanted} is too many for {plural(cores, 'core')}: give at most {MOST * cores}")
+        raise UserError(
+            f"{option} {wanted} is too many for the cores of this machine ({cores}): give at most {MOST * cores}"
+        )
     if gpus is not None:
         import torch
 

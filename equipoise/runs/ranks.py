@@ -106,7 +106,7 @@ class Ranks:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            why = (str(error).splitlines() or [""])[0].rpartition("] ")[2][:80]
+            why = (str(error).splitlines() or [""])[0].rpartition("] ")[2].partition(". ")[0][:80]
             raise LostProcess(
                 "another process of this run has ended or does not answer: the same command continues from the last "
                 f"checkpoint ({why})"
@@ -364,7 +364,7 @@ def _meet(local: int) -> None:
     import torch
     import torch.distributed as dist
 
-    store, rank, size = next(dist.rendezvous("env://", timeout=COLLECTIVE))
+    store, rank, size = next(dist.rendezvous("env://", timeout=COLLECTIVE))  # type: ignore[attr-defined]
     store.set_timeout(COLLECTIVE)
     device = torch.device("cuda", local) if local < torch.cuda.device_count() else None
     if not _all_have(store, "gpu", rank, size, device is not None):

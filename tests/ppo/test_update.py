@@ -17,9 +17,11 @@ from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import sample
 from equipoise.policy.score import score
 from equipoise.policy.ways import Ways
+from equipoise.ppo import update as updating
 from equipoise.ppo.config import PPOConfig
 from equipoise.ppo.experience import Experience
 from equipoise.ppo.update import Update, UpdateStats, mini_batches
+from equipoise.runs.ranks import PieceSum, Ranks
 from tests.tiny import bare_policy, next_logprobs, perturb, pretend_graphs
 
 PROMPTS = [[1, 2, 3], [4], [1, 2, 3], [2, 2], [4], [1, 2], [3], [1, 2, 3]]
@@ -437,3 +439,40 @@ def test_where_memory_does_not_hold_a_single_row_the_run_ends_with_the_remedies(
 def test_numbers_with_which_nothing_could_be_learnt_are_refused(changes: dict[str, float], says: str) -> None:
     with pytest.raises(UserError, match=says):
         PPOConfig(**changes)  # type: ignore[arg-type]
+
+
+def test_pieces_in_bfloat16_are_added_in_float32_and_come_no_farther_from_the_gradient_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def adapters(dtype: torch.dtype) -> Policy:
+        policy = perturb(bare_policy(stops=(0, 3), attention=TRIE_ATTENTION, lora=True, dtype=torch.bfloat16), 0.1)
+        policy.model.to(dtype)  # from the same rounded weights
+        policy.dtype = dtype
+        return policy
+
+    added: list[Tensor] = []
+
+    class Recorded(PieceSum):
+        def add(self, piece: Tensor) -> None:
+            added.append(piece.double())
+            super().add(piece)
+
+    monkeypatch.setattr(updating, "PieceSum", Recorded)
+    experience = experience_of(adapters(torch.bfloat16))
+
+    def gradient(dtype: torch.dtype, pieces: int) -> Tensor:
+        policy = adapters(dtype)
+        optimizer = optimizer_of(policy)
+        added.clear()
+        Update(policy, optimizer, experience, ALL, CONFIG, 1.0, True, RowLimit(8), Ranks(pieces=pieces)).launch()
+        return optimizer.take().double()
+
+    exact, one = gradient(torch.float32, 1), gradient(torch.bfloat16, 1)
+    apart = float((one - exact).norm())
+    assert apart > 1e-3 * exact.norm()  # rounding shows
+    for pieces in (2, 4, 8):
+        found = gradient(torch.bfloat16, pieces)
+        whole = torch.stack(added).sum(0)
+        assert len(added) == pieces and (found - whole).norm() < 1e-6 * whole.norm()
+        assert (found - exact).norm() < 1.05 * apart
+        assert 0 < (found - one).norm() < 0.2 * apart

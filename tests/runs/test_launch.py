@@ -123,5 +123,5 @@ def test_help_is_shown_by_the_process_that_was_asked() -> None:
 def test_more_processes_than_could_do_anything_are_refused() -> None:
     most = MOST * (os.cpu_count() or 1)
     assert processes_of(None, most) == most
-    with pytest.raises(UserError, match=f"--processes {most + 1} is too many for .* core.*: give at most {most}"):
+    with pytest.raises(UserError, match=f"--processes {most + 1} is too many for the cores .*: give at most {most}"):
         processes_of(None, most + 1)
