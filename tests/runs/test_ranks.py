@@ -211,6 +211,7 @@ def free_port() -> int:
 
 
 def test_where_not_every_process_has_a_gpu_none_waits_for_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # the first process alone finds one for itself
 
     def work(ranks: Ranks) -> None:
