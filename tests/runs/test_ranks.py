@@ -1,6 +1,7 @@
 """What the processes of a run do together, each verb against what one process would do."""
 
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from equipoise.runs import ranks as running
 from equipoise.runs.launch import launched, processes_of
 from equipoise.runs.ranks import ALONE, PieceSum, Ranks, joined, tree_sum
 from tests.killing import exit_code, in_child
-from tests.ranked import start, with_ranks
+from tests.ranked import SECONDS, start, with_ranks
 
 
 def by_hand(values: Sequence[Tensor]) -> Tensor:
@@ -195,6 +196,7 @@ def meeting(rank: int, port: int, work: Callable[[Ranks], object], size: int = 2
     """The process id of one that meets the others as torchrun has them meet, and ends as a command does."""
 
     def command(_: list[str]) -> int:
+        signal.alarm(SECONDS)
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
         os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
         with joined() as ranks:
