@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from equipoise import __version__
 from equipoise.errors import LoneError, LostProcess, UserError
-from equipoise.runs.launch import is_first, launched, report
+from equipoise.runs.launch import EXIT_LOST_PROCESS, is_first, launched, report
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("equipoise.commands.demo", "see it all in a minute, without training"),
@@ -40,7 +40,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
 SHARED = ("train", "bench", "generate")
 """Those that several processes do together."""
 
-EXIT_LOST_PROCESS = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -11,6 +11,7 @@ from equipoise.documents import read_json
 from equipoise.errors import UserError
 from equipoise.ppo.presets import preset
 from equipoise.ppo.tool_config import BenchConfig
+from equipoise.runs.console import quiet
 from equipoise.runs.files import write_file
 from equipoise.runs.launch import launch, processes_of
 from equipoise.runs.ranks import joined
@@ -29,20 +30,24 @@ def main(argv: list[str]) -> int:
     except argparse.ArgumentError as error:
         raise UserError(f"{error}; equipoise bench --help lists the options") from None
     default = BenchConfig() if own.preset is None else BenchConfig(train=preset(own.preset))
-    config = options.parse(BenchConfig, rest, default, prog="equipoise bench", description=DESCRIPTION)
+
+    def read() -> BenchConfig:
+        return options.parse(BenchConfig, rest, default, prog="equipoise bench", description=DESCRIPTION)
+
     if own.gpus or own.processes:
+        into = read().output
         again = [*(["--preset", own.preset] if own.preset else []), *rest]
         counts = [
             *(processes_of(number, None) for number in own.gpus or ()),
             *(processes_of(None, number) for number in own.processes or ()),
         ]
-        return _compared(again, counts, config.output)
-    from equipoise.ppo.bench import bench
-    from equipoise.runs.console import quiet
-
-    quiet()
+        return _compared(again, counts, into)
     with joined() as ranks:
         only_first_speaks(ranks)
+        config = ranks.first_does(read)
+        quiet()
+        from equipoise.ppo.bench import bench
+
         result = json.dumps(bench(config, ranks))
         print(result)
         if config.output and ranks.first:

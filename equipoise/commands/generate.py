@@ -19,16 +19,20 @@ def main(argv: list[str]) -> int:
     code, argv = started(argv, ("-m", "equipoise", "generate"), "equipoise generate")
     if code is not None:
         return code
-    config = parse(
-        GenerateConfig,
-        argv,
-        GenerateConfig(),
-        prog="equipoise generate",
-        description="Write a model's sentences, n for each occupation, to a CSV. The same command again continues. "
-        + HELP,
-    )
+
+    def read() -> GenerateConfig:
+        return parse(
+            GenerateConfig,
+            argv,
+            GenerateConfig(),
+            prog="equipoise generate",
+            description="Write a model's sentences, n for each occupation, to a CSV. The same command again "
+            f"continues. {HELP}",
+        )
+
     with joined() as ranks:
         only_first_speaks(ranks)
+        config = ranks.first_does(read)  # which may name a task file, and only the first one's host need have that
         with Progress(sys.stdout) as progress:
             outcome = generate(config, progress.say, progress)
     if outcome.texts:

@@ -10,6 +10,7 @@ from equipoise.errors import UserError
 from equipoise.runs.console import quiet
 from equipoise.runs.launch import launch, processes_of
 from equipoise.runs.ranks import Ranks
+from equipoise.short_help import ALL
 
 HELP = "--gpus N shares the work among N GPUs, --processes N among N processes on the CPU."
 
@@ -28,7 +29,7 @@ def started(
     except argparse.ArgumentError as error:
         raise UserError(f"{options.plainly(str(error))}; {prog} --help lists the options") from None
     processes = processes_of(asked.gpus, asked.processes)
-    if processes == 1:
+    if processes == 1 or {"--help", "-h", ALL} & set(rest):
         return None, rest
     print(f"processes {processes} are started, and share the work", flush=True)
     return launch([*command, *rest], processes), rest

@@ -19,7 +19,7 @@ from equipoise.errors import UserError
 from equipoise.methods.completions import Completions, Key, all_keys
 from equipoise.methods.costs import Costs
 from equipoise.methods.parts import Part, read_part
-from equipoise.methods.shared import SharedWriter
+from equipoise.methods.shared import SharedWriter, check_alike
 from equipoise.options import OptionalTask
 from equipoise.policy.config import PolicyConfig, SamplingConfig, check_device
 from equipoise.protocol.task import Task
@@ -143,11 +143,11 @@ def generate(
 
     `say` gets notices of one line; `progress` the rows in the file and the rows wanted, first and after each batch.
     """
-    check_trained(config.model)
     with joined() as ranks, StopSignals(tell_of_batch, ranks) as stop:
         made: list[Prompted] = []
         ranks.each(lambda: made.append(_writer(config, ranks)))
         writer = made[0]
+        check_alike(writer, ranks)
         if ranks.size == 1:
             return _into_file(config, writer, writer, Caller(stop, say, progress))
         shared = SharedWriter(writer, ranks, stop)
@@ -159,6 +159,7 @@ def generate(
 
 
 def _writer(config: GenerateConfig, ranks: Ranks) -> "Prompted":
+    check_trained(config.model)
     # Only here: `--help` and a mistyped option need not wait for torch.
     from equipoise.methods.prompted import Prompted
     from equipoise.policy.load import own_device

@@ -7,13 +7,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from equipoise.errors import LostProcess
+from equipoise.errors import LostProcess, UserError
 from equipoise.methods.completions import Key
 from equipoise.runs.ranks import Ranks
+from equipoise.runs.records import differences
 from equipoise.runs.signals import StopSignals
 
 if TYPE_CHECKING:
     from equipoise.methods.prompted import Prompted, Written
+
+
+def check_alike(writer: "Prompted", ranks: Ranks) -> None:
+    """Raises UserError, on all ranks, unless all would write the same: hosts may have other files under one name, or
+    other hardware."""
+    seen = ranks.each(lambda: {**writer.settings, "batch size": writer.batch_size})
+    for rank, settings in enumerate(seen):
+        if changed := differences(seen[0], settings):
+            raise UserError(
+                f"process {rank} would write other sentences than process 0 ({'; '.join(changed)}): give all hosts the "
+                "same files, and name --dtype and --batch-size where their hardware differs"
+            )
 
 
 class SharedWriter:

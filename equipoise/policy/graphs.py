@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from equipoise.runs.launch import launched
+
 Outputs = tuple[Tensor, ...]
 
 
@@ -20,7 +22,7 @@ class Graphs:
         self.enabled = enabled and device.type == "cuda"
         self._recorded: dict[Hashable, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Outputs]] = {}
         self._pool: Any = None
-        self.capture: Literal["global", "thread_local"] = "global"
+        self.capture: Literal["global", "thread_local"] = "thread_local" if launched() else "global"
         """Which threads must do nothing that a recording forbids. Where several processes work together a thread of
         NCCL's looks at events at any time, so that only this thread can be bound."""
 

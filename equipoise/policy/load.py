@@ -204,8 +204,6 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE) -> P
     stops = stop_ids(tokenizer, model.generation_config, prompt)
     graphs = _recordable(config, attention)
     policy = Policy(model, tokenizer, reference=reference, stop_ids=stops, source=source, cuda_graphs=graphs)
-    if ranks.size > 1:
-        policy.graphs.capture = "thread_local"
     policy.recompute = config.gradient_checkpointing
     policy.notices = (note,) if note else ()
     model.eval()

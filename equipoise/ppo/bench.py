@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from equipoise import __version__
+from equipoise.policy.alike import check_alike
 from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import render_prompts
@@ -57,22 +58,10 @@ def bench(config: BenchConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
         train = replace(train, ppo=replace(train.ppo, **more))
     train, _ = in_pieces(train, None, ranks.size)
     ranks = ranks.cut_into(train.ppo.pieces)
-    torch.manual_seed(train.seed)
-    task, prompt = train.task, train.task.prompt(train.prompt)
-    started = time.perf_counter()
-    if config.memory_gb:
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(config.memory_gb * 1e9 / total)
-    policy = load_policy(train.policy, prompt, ranks)
-    loaded = time.perf_counter() - started
-    if config.full_length:
-        policy.stop_ids = (-1,)
-    rendered = render_prompts(policy.tokenizer, prompt, task, train.system).ids
-    prompts = {o: rendered[o] for o in train.occupations}
-    if config.prompt_tokens:
-        # In front, where all prompts share it, as a longer chat header would be.
-        prompts = {o: [p[0]] * (config.prompt_tokens - len(p)) + p for o, p in prompts.items()}
-    settle(policy, list(prompts.values()), train.sampling.max_new_tokens)
+    made: list[tuple[Policy, dict[str, list[int]], float]] = []
+    ranks.each(lambda: made.append(_loaded(config, train, ranks)))
+    policy, prompts, loaded = made[0]
+    check_alike(policy, list(prompts.values()), ranks)
     state = State.begin(train, RowLimit(train.ppo.micro_batch_size))
     policy.ways = ranks.first_does(lambda: policy.ways)
     training = Training(train, policy, new_optimizer(train, policy), state, prompts, ranks=ranks)
@@ -109,6 +98,26 @@ def bench(config: BenchConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
         "matmul_tflops": matmul_tflops(policy.device, policy.dtype),
         "peak_gb": median["memory/peak_gb"],
     }
+
+
+def _loaded(config: BenchConfig, train: TrainConfig, ranks: Ranks) -> tuple[Policy, dict[str, list[int]], float]:
+    """The policy, its prompts by occupation, and the seconds that loading took. Raises UserError."""
+    torch.manual_seed(train.seed)
+    prompt, started = train.task.prompt(train.prompt), time.perf_counter()
+    if config.memory_gb:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(config.memory_gb * 1e9 / total)
+    policy = load_policy(train.policy, prompt, ranks)
+    loaded = time.perf_counter() - started
+    if config.full_length:
+        policy.stop_ids = (-1,)
+    rendered = render_prompts(policy.tokenizer, prompt, train.task, train.system).ids
+    prompts = {o: rendered[o] for o in train.occupations}
+    if config.prompt_tokens:
+        # In front, where all prompts share it, as a longer chat header would be.
+        prompts = {o: [p[0]] * (config.prompt_tokens - len(p)) + p for o, p in prompts.items()}
+    settle(policy, list(prompts.values()), train.sampling.max_new_tokens)
+    return policy, prompts, loaded
 
 
 def scaling(results: Sequence[dict[str, Any]]) -> list[str]:

@@ -56,10 +56,12 @@ class Functions(NamedTuple):
         ]
 
     def rewards(self, texts: Sequence[str], occupations: Sequence[str]) -> list[float]:
-        """The user's reward of each sentence. Raises FunctionFailed, which names the sentence that made it fail."""
+        """The user's reward of each sentence. Raises FunctionFailed, which names the sentence that made it fail.
+
+        The function gets lists of its own: what it does to them is seen nowhere else."""
         assert self.reward is not None
         try:
-            numbers = [float(x) for x in self.reward(texts, occupations)]
+            numbers = [float(x) for x in self.reward(list(texts), list(occupations))]
         except Exception as error:
             at = _culprit(self.reward, texts, occupations)
             raise FunctionFailed(f"reward_fn {name_of(self.reward)} raised {_said(error)} for {at}") from error
@@ -76,7 +78,7 @@ class Functions(NamedTuple):
         if self.rank is not None:
             kind, function = "rank_fn", name_of(self.rank)
             try:
-                value = float(self.rank(texts, occupations))
+                value = float(self.rank(list(texts), list(occupations)))
             except Exception as error:
                 raise FunctionFailed(
                     f"rank_fn {function} raised {_said(error)} for an evaluation of {plural(len(texts), 'sentence')}"

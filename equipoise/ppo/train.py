@@ -11,6 +11,7 @@ import torch
 
 from equipoise.errors import NonFiniteError
 from equipoise.learning.search import BATCH
+from equipoise.policy.alike import check_alike
 from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import Prompts, leaked_terms, render_prompts
@@ -136,6 +137,7 @@ class Trainer:
             self.ranks.each(self._load)
             assert self.policy is not None
             policy = self.policy
+            check_alike(policy, list(self.prompts.ids.values()), self.ranks)
             # Found by each with its own rounding.
             policy.ways = self.ranks.first_does(lambda: policy.ways)
         return self.policy

@@ -8,36 +8,66 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from equipoise.errors import UserError
 from equipoise.runs.command import TOLD, typed
 
-VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+if TYPE_CHECKING:
+    from torch.distributed.launcher.api import LaunchConfig
+
+WORLD = "WORLD_SIZE"
+VARIABLES = ("RANK", WORLD, "MASTER_ADDR", "MASTER_PORT")
 """What torchrun, and whatever else starts processes for `torch.distributed`, sets in the environment."""
+EXIT_LOST_PROCESS = 1
+"""Of a process that could not go on without another one."""
 REPORT = "EQUIPOISE_EXIT_CODE"
 """A file for rank 0's exit code: a launcher that was interrupted does not learn it otherwise."""
 LAUNCHER = "EQUIPOISE_LAUNCHER"
 """The process id of `launch`, for the processes that it starts."""
 SHUTDOWN = ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "50")
-"""Seconds that processes have after a signal to finish their step and save, before they are killed."""
+"""Seconds that processes have after a signal to finish their step and save, before they are killed; torch 2.11 gives
+them 30, whatever this says."""
+MOST = 8
+"""Processes for each core. More would only take turns, and fill the memory."""
 
 
 def launched() -> bool:
-    """Whether this process was started as one of several that work together."""
-    return all(name in os.environ for name in VARIABLES) and int(os.environ["WORLD_SIZE"]) > 1
+    """Whether this process was started as one of several that work together. Raises UserError where the variables of
+    the environment that say so cannot be true."""
+    if not all(name in os.environ for name in VARIABLES):
+        return False
+    remedy = f"start the processes with torchrun, which sets it, or for one process alone unset {WORLD}"
+    size = _number(WORLD, 1, 999_999, remedy)
+    if size == 1:
+        return False
+    for name, most in (("RANK", size - 1), ("LOCAL_RANK", size - 1), ("MASTER_PORT", 65535)):
+        _number(name, 0, most, remedy)
+    return True
+
+
+def _number(name: str, least: int, most: int, remedy: str) -> int:
+    """That variable of the environment, 0 where it is not there. Raises UserError."""
+    given = os.environ.get(name, "0")
+    if not (given.isascii() and given.isdecimal() and len(given) < 10 and least <= int(given) <= most):
+        raise UserError(f"{name} is {given!r:.40} in the environment, and no number from {least} to {most}: {remedy}")
+    return int(given)
 
 
 def is_first() -> bool:
-    """Whether this is the process that keeps the files and speaks to the user."""
-    return not launched() or os.environ["RANK"] == "0"
+    """Whether this is the process that keeps the files and speaks to the user; so is one that cannot know."""
+    try:
+        return not launched() or int(os.environ["RANK"]) == 0
+    except UserError:
+        return True
 
 
 def report(code: int, alike: bool = True) -> int:
     """Tell the launcher of rank 0's exit code. Returns that of this process: what ends all processes `alike` is rank
     0's to tell, and another one that ended with a code before it would have it killed."""
-    if launched() and alike and not is_first():
+    if alike and not is_first():
         return 0
     if is_first() and REPORT in os.environ:
         with contextlib.suppress(OSError):
@@ -61,14 +91,32 @@ def end_with_launcher(seconds: float = 1.0) -> None:
 
 def launch(command: Sequence[str], processes: int) -> int:
     """Run Python with `command` in so many processes on this machine. Returns rank 0's exit code, or 128 + N where
-    signal N killed one; a signal to this process is passed on, and waited for."""
+    signal N killed one; a signal to this process is passed on, and waited for. Raises UserError for a time to shut down
+    that is none."""
     import logging
 
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher import api
 
     logging.disable(logging.CRITICAL)  # what the launcher says of each signal and code
+    with tempfile.TemporaryDirectory() as folder, _environment(processes, code := Path(folder) / "code"):
+        try:
+            api.elastic_launch(_configured(processes), sys.executable)(*command)
+        except ChildFailedError as error:
+            return _code_of({rank: int(failure.exitcode) for rank, failure in error.failures.items()})
+        except SignalException as error:
+            return int(code.read_text()) if code.exists() else 128 + int(error.sigval)
+        finally:
+            logging.disable(logging.NOTSET)
+    return 0
+
+
+def _configured(processes: int) -> "LaunchConfig":
+    """The launcher's settings. It takes the time to shut down from the environment."""
+    from torch.distributed.launcher.api import LaunchConfig
+
+    _number(SHUTDOWN[0], 0, 999_999, "give seconds")
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -77,25 +125,25 @@ def launch(command: Sequence[str], processes: int) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
+        local_addr="localhost",  # by default a name of this machine, which not everywhere leads back to it
     )
-    with tempfile.TemporaryDirectory() as folder, _environment(processes, code := Path(folder) / "code"):
-        try:
-            elastic_launch(config, sys.executable)(*command)
-        except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            if failure.exitcode >= 0:
-                return int(failure.exitcode)
-            print(
-                f"equipoise: process {rank} was killed by signal {-failure.exitcode}; the same command continues from "
-                "the last checkpoint",
-                file=sys.stderr,
-            )
-            return 128 - int(failure.exitcode)
-        except SignalException as error:
-            return int(code.read_text()) if code.exists() else 128 + int(error.sigval)
-        finally:
-            logging.disable(logging.NOTSET)
-    return 0
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # `nohup`: the run goes on after the terminal is closed
+        config.signals_to_handle = "SIGTERM,SIGINT,SIGQUIT"
+    return config
+
+
+def _code_of(codes: Mapping[int, int]) -> int:
+    """The exit code for those of the ranks that failed first, said where a signal killed one. What another process
+    that is gone makes the others end with says least."""
+    rank = min(codes, key=lambda rank: codes[rank] == EXIT_LOST_PROCESS)
+    if codes[rank] >= 0:
+        return codes[rank]
+    print(
+        f"equipoise: process {rank} was killed by signal {-codes[rank]}; the same command continues from the last "
+        "checkpoint",
+        file=sys.stderr,
+    )
+    return 128 - codes[rank]
 
 
 @contextlib.contextmanager
@@ -126,6 +174,11 @@ def processes_of(gpus: int | None, processes: int | None) -> int:
     assert wanted is not None
     if wanted < 1:
         raise UserError(f"{option} {wanted} must be at least 1")
+    cores = os.cpu_count() or 1
+    if gpus is None and wanted > MOST * cores:
+        raise UserError(
+            f"{option} {wanted} is too many for the cores of this machine ({cores}): give at most {MOST * cores}"
+        )
     if gpus is not None:
         import torch
 

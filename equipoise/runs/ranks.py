@@ -106,7 +106,7 @@ class Ranks:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            why = (str(error).splitlines() or [""])[0].rpartition("] ")[2][:80]
+            why = (str(error).splitlines() or [""])[0].rpartition("] ")[2].partition(". ")[0][:80]
             raise LostProcess(
                 "another process of this run has ended or does not answer: the same command continues from the last "
                 f"checkpoint ({why})"
@@ -319,24 +319,63 @@ def _pickled(done: object, error: BaseException | None) -> bytes:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """This process among those it was started with; `ALONE` without a launcher. Inside another one the same."""
+    """This process among those it was started with; `ALONE` without a launcher. Inside another one the same.
+
+    Raises LoneError where it does not meet the others."""
     if not launched():
         yield ALONE
         return
-    import torch
     import torch.distributed as dist
 
     local = int(os.environ.get("LOCAL_RANK", 0))
     own = not dist.is_initialized()
-    if own:
-        gpu = torch.cuda.is_available() and local < torch.cuda.device_count()
-        device = torch.device("cuda", local) if gpu else None
-        if device is not None:
-            torch.cuda.set_device(device)  # or every process would take some memory of the first GPU
-        backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-        dist.init_process_group(backend, timeout=COLLECTIVE, device_id=device)
     end_with_launcher()
-    patient = dist.new_group(backend="gloo", timeout=PATIENT)
+    if not own and "cpu:" not in dist.get_backend_config():
+        raise UserError(
+            f"torch.distributed was started with {dist.get_backend_config()} alone: start it with cpu:gloo,cuda:nccl, "
+            "or leave it to equipoise"
+        )
+    with _meeting():
+        if own:
+            _meet(local)
+        patient = dist.new_group(backend="gloo", timeout=PATIENT)
     yield Ranks(dist.get_rank(), dist.get_world_size(), local, dist.get_world_size(), patient)
     if own:  # not after an error, when others may be waiting for what will never come
         dist.destroy_process_group()
+
+
+@contextmanager
+def _meeting() -> Iterator[None]:
+    """What goes wrong where processes should meet (a port that is taken, a host that is not there), in one line."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        place, rank, size = (os.environ[name] for name in ("MASTER_ADDR", "RANK", "WORLD_SIZE"))
+        why = " ".join((str(error).strip().splitlines() or [type(error).__name__])[-1].split())[:200]
+        raise LoneError(
+            f"process {rank} of {size} did not meet the others at {place}:{os.environ['MASTER_PORT']} ({why}): see "
+            "that all are started, that the port is free, and that each reaches it"
+        ) from error
+
+
+def _meet(local: int) -> None:
+    """Start `torch.distributed`. With NCCL only if every process has a GPU of its own: one that it waited for and that
+    never came would hold up the others for ever."""
+    import torch
+    import torch.distributed as dist
+
+    store, rank, size = next(dist.rendezvous("env://", timeout=COLLECTIVE))  # type: ignore[attr-defined]
+    store.set_timeout(COLLECTIVE)
+    device = torch.device("cuda", local) if local < torch.cuda.device_count() else None
+    if not _all_have(store, "gpu", rank, size, device is not None):
+        device = None
+    if device is not None:
+        torch.cuda.set_device(device)  # or every process would take some memory of the first GPU
+    backend = "cpu:gloo,cuda:nccl" if device is not None else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVE, device_id=device)
+
+
+def _all_have(store: Any, what: str, rank: int, size: int, has: bool) -> bool:
+    """Whether all do, told through a store before there is any group."""
+    store.set(f"equipoise/{what}/{rank}", "1" if has else "0")
+    return all(store.get(f"equipoise/{what}/{other}") == b"1" for other in range(size))

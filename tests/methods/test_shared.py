@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from equipoise import cli
+from equipoise.commands import generate as commands
+from equipoise.errors import UserError
+from equipoise.methods import generate as generating
 from equipoise.methods import prompted
 from equipoise.methods.generate import generate
 from equipoise.policy.sample import NonFiniteLogits
@@ -97,3 +100,43 @@ def test_what_fails_on_one_rank_is_told_by_the_first(
     assert error.count("equipoise:") == 1 and "temperature" in error
     assert together(2, writing(tmp_path / "nowhere", tmp_path / "b.csv")) == [2, 0]
     assert capfd.readouterr().err.count("equipoise:") == 1
+
+
+@pytest.mark.parametrize("fault", ["none", "other"])
+def test_a_host_without_the_model_or_with_another_ends_all_with_one_line(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], fault: str
+) -> None:
+    def missing(_: str) -> None:
+        if rank() == 1:
+            raise UserError("there is no model")
+
+    if fault == "none":
+        monkeypatch.setattr(generating, "check_trained", missing)
+    else:
+        monkeypatch.setattr(prompted, "fingerprint", lambda _: f"sha256 {rank()}")
+    assert together(2, writing(tiny_model, tmp_path / "out.csv")) == [2, 0]
+    error = capfd.readouterr().err
+    told = {
+        "none": "process 1: there is no model",
+        "other": "process 1 would write other sentences than process 0 (weights: sha256 0 → sha256 1)",
+    }
+    assert error.count("equipoise:") == 1 and told[fault] in error
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_task_file_need_be_with_the_first_process_alone(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plain = commands.parse
+
+    def parse(*given: Any, **named: Any) -> Any:
+        if rank() == 1:
+            raise UserError("there is no task file")
+        return plain(*given, **named)
+
+    monkeypatch.setattr(commands, "parse", parse)
+    path = tmp_path / "out.csv"
+    argv = ["--model", str(tiny_model), "--n", "1", "--output", str(path), "--dtype", "float32", "--device", "cpu"]
+    assert together(2, lambda: cli.run_command(commands.main, argv)) == [0, 0]
+    assert len(read(path)) == 20
+    assert capfd.readouterr().out.count("is complete") == 1

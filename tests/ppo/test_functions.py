@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from equipoise.errors import UserError
-from equipoise.ppo.functions import FunctionFailed, name_of, source_hash
+from equipoise.ppo.functions import FunctionFailed, Functions, name_of, source_hash
 from equipoise.ppo.train import Outcome, train
 
 from .small import checkpoints, events, results, small_config
@@ -188,3 +188,16 @@ def test_where_the_rank_raises_the_evaluation_is_made_up_for_when_the_run_goes_o
     outcome = train(small_config(model, broken, **changes), None, spread, changed_functions=True)
     assert outcome == Outcome("done", 6, 0) and results(broken, 6) == results(straight, 6)
     assert (broken / "out" / "eval.jsonl").read_bytes() == (straight / "out" / "eval.jsonl").read_bytes()
+
+
+def test_what_a_function_does_to_its_lists_is_its_own_affair() -> None:
+    def spoiling(texts: list[str], occupations: list[str]) -> list[float]:
+        numbers = [float(len(text)) for text in texts]
+        texts.clear()
+        occupations[:] = ["nobody"]
+        return numbers
+
+    texts, occupations = ["a", "bc"], ["nurse", "pilot"]
+    assert Functions(spoiling).rewards(texts, occupations) == [1.0, 2.0]
+    assert Functions(spoiling, lambda *given: sum(spoiling(*given))).rank_of(texts, occupations) == 3.0
+    assert (texts, occupations) == (["a", "bc"], ["nurse", "pilot"])

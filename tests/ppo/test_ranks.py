@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from equipoise import cli
+from equipoise.commands import bench
 from equipoise.errors import UserError
 from equipoise.policy.sample import NonFiniteLogits
+from equipoise.ppo import bench as benchmark
 from equipoise.ppo import step as stepping
 from equipoise.ppo import train as loop
 from equipoise.ppo import update as updating
@@ -314,6 +316,41 @@ def test_a_flipped_bit_on_one_rank_ends_the_run_before_it_is_saved(
     assert together(2, command(small_config(model, tmp_path, **LIGHT))) == [2, 0]
     assert "at step 4 the weights or the state of process 1" in capfd.readouterr().err
     assert checkpoints(tmp_path) == [2]
+
+
+def test_another_model_on_another_host_is_told_before_anything_is_trained(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plain = loop.load_policy
+
+    def load(*given: Any) -> Any:
+        policy = plain(*given)
+        if rank() == 1:
+            policy.model.get_input_embeddings().weight.data[3, 4] += 1e-6
+        return policy
+
+    monkeypatch.setattr(loop, "load_policy", load)
+    assert together(2, command(small_config(model, tmp_path, **LIGHT))) == [2, 0]
+    error = capfd.readouterr().err
+    assert error.count("equipoise:") == 1 and "process 1 is not as process 0: it has other weights" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_benchmark_that_one_process_cannot_begin_ends_all_with_one_line(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plain = benchmark.load_policy
+
+    def load(*given: Any) -> Any:
+        if rank() == 1:
+            raise UserError("1 GPU cannot be shared")
+        return plain(*given)
+
+    monkeypatch.setattr(benchmark, "load_policy", load)
+    argv = ["--preset", "bundled-cpu", "--model", str(model), "--prompt", "raw", "--dtype", "float32"]
+    assert together(2, lambda: cli.run_command(bench.main, argv)) == [2, 0]
+    error = capfd.readouterr().err
+    assert error.count("equipoise:") == 1 and "process 1: 1 GPU cannot be shared" in error
 
 
 def options(model: Path, where: Path, *more: str) -> list[str]:

@@ -17,9 +17,11 @@ from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import sample
 from equipoise.policy.score import score
 from equipoise.policy.ways import Ways
+from equipoise.ppo import update as updating
 from equipoise.ppo.config import PPOConfig
 from equipoise.ppo.experience import Experience
 from equipoise.ppo.update import Update, UpdateStats, mini_batches
+from equipoise.runs.ranks import PieceSum, Ranks
 from tests.tiny import bare_policy, next_logprobs, perturb, pretend_graphs
 
 PROMPTS = [[1, 2, 3], [4], [1, 2, 3], [2, 2], [4], [1, 2], [3], [1, 2, 3]]
@@ -437,3 +439,33 @@ def test_where_memory_does_not_hold_a_single_row_the_run_ends_with_the_remedies(
 def test_numbers_with_which_nothing_could_be_learnt_are_refused(changes: dict[str, float], says: str) -> None:
     with pytest.raises(UserError, match=says):
         PPOConfig(**changes)  # type: ignore[arg-type]
+
+
+def test_pieces_in_bfloat16_are_added_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    def adapters() -> Policy:
+        return perturb(bare_policy(stops=(0, 3), attention=TRIE_ATTENTION, lora=True, dtype=torch.bfloat16), 0.1)
+
+    added: list[Tensor] = []
+
+    class Recorded(PieceSum):
+        def add(self, piece: Tensor) -> None:
+            added.append(piece.double())
+            super().add(piece)
+
+    monkeypatch.setattr(updating, "PieceSum", Recorded)
+    experience = experience_of(adapters())
+
+    def gradient(pieces: int) -> Tensor:
+        policy = adapters()
+        optimizer = optimizer_of(policy)
+        added.clear()
+        Update(policy, optimizer, experience, ALL, CONFIG, 1.0, True, RowLimit(8), Ranks(pieces=pieces)).launch()
+        return optimizer.take().double()
+
+    one = gradient(1)
+    for pieces in (2, 4, 8):
+        found, exact = gradient(pieces), torch.stack(added).sum(0)
+        assert len(added) == pieces and (found - exact).norm() < 1e-6 * exact.norm()
+        assert (
+            0 < (found - one).norm() < 4e-2 * exact.norm()
+        )  # what rounding each piece to 8 bits makes of so small a model

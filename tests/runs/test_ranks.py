@@ -1,21 +1,27 @@
 """What the processes of a run do together, each verb against what one process would do."""
 
 import os
+import signal
+import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from equipoise import cli
 from equipoise.errors import LostProcess, NonFiniteError, UserError
+from equipoise.runs import ranks as running
 from equipoise.runs.launch import launched, processes_of
 from equipoise.runs.ranks import ALONE, PieceSum, Ranks, joined, tree_sum
-from tests.killing import exit_code
-from tests.ranked import start, with_ranks
+from tests.killing import exit_code, in_child
+from tests.ranked import SECONDS, start, with_ranks
 
 
 def by_hand(values: Sequence[Tensor]) -> Tensor:
@@ -155,7 +161,7 @@ def test_a_process_that_is_gone_is_noticed_by_those_that_wait_for_it() -> None:
         with joined() as ranks:
             if ranks.rank == 1:
                 os._exit(7)
-            with pytest.raises(LostProcess, match="the same command continues"):
+            with pytest.raises(LostProcess, match=r"the same command continues .* \([^.]*(\d\.[^.]*)*\w\)$"):
                 ranks.first_does(lambda: ranks.gather(torch.zeros(1)))
         return 5
 
@@ -184,3 +190,83 @@ def test_a_number_is_refused_where_the_processes_are_started_already(monkeypatch
     assert launched()
     with pytest.raises(UserError, match="started already"):
         processes_of(None, 2)
+
+
+def meeting(rank: int, port: int, work: Callable[[Ranks], object], size: int = 2) -> int:
+    """The process id of one that meets the others as torchrun has them meet, and ends as a command does."""
+
+    def command(_: list[str]) -> int:
+        signal.alarm(SECONDS)
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+        os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        with joined() as ranks:
+            work(ranks)
+        return 0
+
+    return in_child(lambda: cli.run_command(command, []))
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return int(found.getsockname()[1])
+
+
+def test_where_not_every_process_has_a_gpu_none_waits_for_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # the first process alone finds one for itself
+
+    def work(ranks: Ranks) -> None:
+        assert dist.get_backend() == "gloo"
+        assert [int(x) for x in ranks.gather(torch.tensor(ranks.rank))] == [0, 1]
+
+    port = free_port()
+    assert [exit_code(child) for child in [meeting(rank, port, work) for rank in (0, 1)]] == [0, 0]
+
+
+@pytest.mark.parametrize("have", [(True, True, True), (True, False, True), (False, False, False)])
+def test_all_learn_of_each_whether_it_has_something(have: tuple[bool, ...]) -> None:
+    store, found = dist.HashStore(), dict[int, bool]()
+
+    def member(rank: int) -> None:
+        found[rank] = running._all_have(store, "gpu", rank, len(have), have[rank])
+
+    threads = [threading.Thread(target=member, args=(rank,)) for rank in range(len(have))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(found.values()) == [all(have)] * len(have)
+
+
+def test_a_port_that_is_taken_and_others_who_do_not_come_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(running, "COLLECTIVE", timedelta(seconds=1))
+
+    def told() -> str:
+        error = capfd.readouterr().err
+        assert "Traceback" not in error
+        (line,) = (line for line in error.splitlines() if line.startswith("equipoise:"))
+        return line
+
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert exit_code(meeting(0, port, print)) == 2
+    assert f"process 0 of 2 did not meet the others at localhost:{port} (" in (line := told()) and "in use" in line
+    assert exit_code(meeting(0, free_port(), print)) == 2
+    assert "process 0 of 2 did not meet" in told()
+    assert exit_code(meeting(1, free_port(), print)) == 2
+    assert "process 1 of 2 did not meet" in told()
+
+
+def test_a_group_of_the_callers_own_must_take_tensors_of_the_cpu() -> None:
+    def member() -> int:
+        dist.get_backend_config = lambda group=None: "cuda:nccl"
+        with pytest.raises(UserError, match="started with cuda:nccl alone: start it with cpu:gloo,cuda:nccl"), joined():
+            pass
+        return 0
+
+    assert [exit_code(child) for child in start(2, member)] == [0, 0]
