@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 
 from equipoise.errors import UserError
 from equipoise.policy.export import EXPORTED, WEIGHTS, not_ours, refuse_foreign
-from equipoise.ppo.config import RunConfig, TrainConfig
+from equipoise.ppo.config import TrainConfig
+from equipoise.ppo.run_config import RunConfig
 from equipoise.ppo.functions import TRACEBACK
 from equipoise.ppo.summary import FINAL, SUMMARY, UNTRAINED
+from equipoise.ppo.tracking.trackers import RECORD as TRACKERS
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, task_from_document
 from equipoise.runs.checkpoint import Checkpoint, discard_all, newest
@@ -29,7 +31,7 @@ from equipoise.runs.records import differences
 
 ROWS = ("training_metrics.csv", "metrics.jsonl", "samples.jsonl", "eval.jsonl")
 """What a start without a checkpoint would cut."""
-OUTPUT_FILES = (*ROWS, "events.jsonl", SUMMARY, FINAL, UNTRAINED, TRACEBACK)
+OUTPUT_FILES = (*ROWS, "events.jsonl", SUMMARY, FINAL, UNTRAINED, TRACEBACK, TRACKERS)
 """All that a run writes into its output folder, besides its record and the model."""
 
 # What may differ when a run is continued: how long it goes on, and what has no influence on the numbers.

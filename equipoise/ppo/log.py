@@ -20,6 +20,7 @@ from equipoise.protocol.marking import in_marks, pieces
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import PROTOCOL, Task
+from equipoise.ppo.tracking.trackers import Trackers
 from equipoise.runs.console import Console, parts, shown
 from equipoise.runs.files import RowFile, complete_lines, content, set_aside, unwritable, write_whole
 from equipoise.runs.stage import Stage
@@ -179,6 +180,7 @@ class RunLog:
         self._folder = output_dir
         self._tensorboard_dir = tensorboard_dir
         self._task = task
+        self._trackers: Trackers | None = None
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -212,6 +214,25 @@ class RunLog:
         if self._board is None:
             notices.append("TensorBoard is not installed, so no curves are drawn for it (pip install tensorboard)")
         return notices
+
+    def track(self, trackers: Trackers) -> None:
+        """Have these trackers get what the files hold, as `kept` says."""
+        self._trackers = trackers
+        self._say_of_trackers()
+
+    def kept(self, step: int) -> None:
+        """A checkpoint holds everything up to `step`. May be called from any thread."""
+        if self._trackers is not None:
+            self._trackers.kept(step)
+
+    def finished(self) -> None:
+        """The run is complete, and its summary written."""
+        if self._trackers is not None:
+            self._trackers.finished()
+
+    def _say_of_trackers(self) -> None:
+        for line in self._trackers.notices() if self._trackers is not None else ():
+            self.say(line)
 
     @property
     def last_step(self) -> int:
@@ -279,6 +300,7 @@ class RunLog:
         self._step = step
         self._draw(lambda board: _draw_scalars(board, logged, step))
         self._console.step(step, metrics, timings)
+        self._say_of_trackers()
 
     def samples(
         self,
@@ -332,10 +354,14 @@ class RunLog:
 
     def rewind(self, step: int) -> None:
         """Forget the steps after `step`: the run has gone back to that checkpoint within this process."""
+        if self._trackers is not None:
+            self._trackers.rewind()
         self._close_files()
         self._console.rewind(step)
         for notice in self._open(step):
             self.say(notice)
+        if self._trackers is not None:
+            self._trackers.rewound(step)
 
     def sync(self) -> None:
         """Have the disk hold every row. Called before a checkpoint counts, not even a power cut parts the two."""
@@ -350,4 +376,7 @@ class RunLog:
     def close(self) -> None:
         """Close files and bar. May be called again."""
         self._close_files()
+        if self._trackers is not None:
+            self._trackers.close()
+            self._say_of_trackers()
         self._console.close()

@@ -26,6 +26,8 @@ from equipoise.ppo.functions import check_same
 from equipoise.ppo.log import RunLog
 from equipoise.ppo.state import State
 from equipoise.ppo.summary import FINAL, SUMMARY
+from equipoise.ppo.tracking.tracker import check_installed
+from equipoise.ppo.tracking.trackers import Trackers
 from equipoise.ppo.undo import Made
 from equipoise.runs.checkpoint import Checkpoint, at_step, discard_after, newest, prune, save_checkpoint
 from equipoise.runs.files import make_folder, write_file, write_json
@@ -101,6 +103,7 @@ class Run:
         function may have become another, which is recorded too. The configuration is kept with the number of pieces
         that is in force for so many `processes`.
         """
+        check_installed(config.run.track)
         check_folders(config)  # before a lock or anything else is put there
         output, board = Path(config.run.output_dir), _board(config)
         made = Made((output, Path(config.run.checkpoint_dir), board))
@@ -182,6 +185,7 @@ class Run:
         self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any], kept: list[int]
     ) -> None:
         save_checkpoint(self.checkpoints, step, tensors=tensors, documents=documents)
+        self.log.kept(step)
         if not self._own.saved:
             self._own = self._own._replace(saved=True)
             self._own.write()
@@ -279,6 +283,9 @@ def _begin(config: TrainConfig, facts: Mapping[str, Any], found: Claimed) -> Run
     )
     for notice in found.notices:
         log.say(notice)
+    log.track(Trackers(config.run.track, output, found.own.run, config.document(), step))
+    if found.complete:
+        log.finished()
     if not found.complete:
         # A run that goes on has no final model; an old one must not be taken for it.
         for name in (WEIGHTS, SUMMARY, FINAL):

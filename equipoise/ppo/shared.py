@@ -60,6 +60,9 @@ class SharedLog:
     def event(self, step: int, kind: str, **fields: Any) -> None:
         self._write(lambda log: log.event(step, kind, **fields))
 
+    def finished(self) -> None:
+        self._write(lambda log: log.finished())
+
     def screen(self, show: Callable[[Console], None]) -> None:
         """Have rank 0 show something at the end."""
         self._write(lambda log: show(log.screen()))

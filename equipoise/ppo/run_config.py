@@ -1,0 +1,40 @@
+"""Where a run leaves what it makes: its folders, trackers, and the final model's form. Changes no number of a run."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from equipoise.errors import UserError
+from equipoise.policy.out_config import OutConfig
+
+Tracker = Literal["wandb", "trackio", "mlflow"]
+
+
+@dataclass(frozen=True)
+class RunConfig(OutConfig):
+    output_dir: str = "rlhf_llama3_7b_output"
+    """The final model, training_metrics.csv and the other records."""
+    checkpoint_dir: str = "rlhf_checkpoints"
+    """What continues a run that was stopped."""
+    tensorboard_dir: str = "runs"
+    """What TensorBoard shows, a folder in it for each run."""
+    save_every: int = 100
+    """PPO steps between checkpoints that are kept."""
+    save_minutes: float = 10.0
+    """A further checkpoint when this long has passed since the last; only the newest of these is kept."""
+    keep_checkpoints: int = 0
+    """Keep this many of the newest, besides the best so far; 0 keeps every multiple of save-every."""
+    sample_every: int = 50
+    """PPO steps between printed samples."""
+    track: tuple[Tracker, ...] = ()
+    """Trackers beside TensorBoard, one or several: wandb, trackio, mlflow. They get what a checkpoint holds, each time
+    that one is written."""
+
+    def __post_init__(self) -> None:
+        for name in ("save_every", "sample_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        if len(set(self.track)) < len(self.track):
+            raise UserError(f"--track names a tracker twice ({' '.join(self.track)}): name each once")
+        self.check_out()
+        if self.keep_checkpoints < 0:
+            raise UserError(f"keep-checkpoints {self.keep_checkpoints} must be 0 (keep all) or more")
