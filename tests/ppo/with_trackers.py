@@ -9,6 +9,7 @@ value], the keys of the configuration, the sentences of the tables, and the name
 import json
 import os
 import signal
+import sqlite3
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -53,10 +54,10 @@ def read_wandb(identity: str) -> dict[str, Any]:
             if kind == "history":
                 for item in record.history.item:
                     key, value = item.key or "/".join(item.nested_key), json.loads(item.value_json)
-                    if key == "samples":
-                        table = json.loads((path.parent / "files" / value["path"]).read_text())
+                    if key == "samples/path":
+                        table = json.loads((path.parent / "files" / value).read_text())
                         held["sentences"] += [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-                    elif not key.startswith("_"):
+                    elif not key.startswith(("_", "samples/")):
                         held["rows"].append([record.history.step.num, key, value])
             elif kind == "run":
                 held["config"] += [item.key for item in record.run.config.update]
@@ -99,7 +100,8 @@ def read_trackio(identity: str) -> dict[str, Any]:
                 held["sentences"] += value["_value"]
             elif key not in ("step", "timestamp"):
                 held["rows"].append([step, key, value])
-    held["files"] = [path.name for path in Path(os.environ["TRACKIO_DIR"]).rglob("*summary*")]
+    with sqlite3.connect(Path(os.environ["TRACKIO_DIR"]) / "equipoise.db") as stored:
+        held["files"] = [name for (name,) in stored.execute("select name from artifacts")]
     return held
 
 

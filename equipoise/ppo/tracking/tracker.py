@@ -73,21 +73,6 @@ def check_installed(names: Sequence[str]) -> None:
         )
 
 
-def adapter(name: str) -> Tracker:
-    """The tracker of that name; its package is imported only when it is opened."""
-    if name == "wandb":
-        from equipoise.ppo.tracking.to_wandb import ToWandb
-
-        return ToWandb()
-    if name == "trackio":
-        from equipoise.ppo.tracking.to_trackio import ToTrackio
-
-        return ToTrackio()
-    from equipoise.ppo.tracking.to_mlflow import ToMlflow
-
-    return ToMlflow()
-
-
 def flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """The leaves of nested settings, named as in `ppo.learning_rate`."""
     out: dict[str, Any] = {}

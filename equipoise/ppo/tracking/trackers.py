@@ -15,7 +15,10 @@ from typing import Any
 
 from equipoise.documents import read_json
 from equipoise.ppo.tracking.rows import rows
-from equipoise.ppo.tracking.tracker import Start, Tracker, adapter
+from equipoise.ppo.tracking.to_mlflow import ToMlflow
+from equipoise.ppo.tracking.to_trackio import ToTrackio
+from equipoise.ppo.tracking.to_wandb import ToWandb
+from equipoise.ppo.tracking.tracker import Start, Tracker
 from equipoise.runs.files import write_json
 from equipoise.runs.ownership import marked
 
@@ -23,6 +26,7 @@ RECORD = "trackers.json"
 """Which runs of which trackers a run is, in its output folder."""
 ARTIFACTS = ("summary.json", "final_sentences.jsonl", "training_metrics.csv")
 """What a complete run gives to a tracker as an artifact, if it is there."""
+ADAPTERS: Mapping[str, Callable[[], Tracker]] = {"wandb": ToWandb, "trackio": ToTrackio, "mlflow": ToMlflow}
 OPENING, CLOSING = 60.0, 120.0
 """Seconds that the run waits for its trackers at the start, and at the end."""
 
@@ -46,7 +50,7 @@ class Trackers:
         run: str,
         config: Mapping[str, Any],
         step: int,
-        make: Callable[[str], Tracker] = adapter,
+        make: Callable[[str], Tracker] = lambda name: ADAPTERS[name](),
         opening: float = OPENING,
         closing: float = CLOSING,
     ) -> None:
