@@ -53,6 +53,9 @@ class EvaluateConfig:
     method; otherwise the column Method, Label or Model does, or else the file's name."""
     output: Path = Path("evaluation")
     """Folder for evaluation.json, rows.csv, methods.csv, occupations.csv and comparisons.csv."""
+    inspect_log: Path | None = None
+    """Folder that gets the evaluation as logs of inspect_ai too, one for each method: `inspect view --log-dir` opens
+    it."""
     text_column: str | None = None
     """The column of texts, where its name is none of the usual."""
     occupation_column: str | None = None
