@@ -1,4 +1,4 @@
-"""An evaluation as logs of inspect_ai, one for each method, which `inspect view` opens. Written without that library."""
+"""An evaluation as logs of inspect_ai, one for each method, for `inspect view`. Written without that library."""
 
 import datetime
 import hashlib

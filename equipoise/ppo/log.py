@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from equipoise.documents import parse_json
 from equipoise.errors import UserError
+from equipoise.ppo.tracking.trackers import Trackers
 from equipoise.protocol.marking import in_marks, pieces
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import PROTOCOL, Task
-from equipoise.ppo.tracking.trackers import Trackers
 from equipoise.runs.console import Console, parts, shown
 from equipoise.runs.files import RowFile, complete_lines, content, set_aside, unwritable, write_whole
 from equipoise.runs.stage import Stage

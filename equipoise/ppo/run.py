@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch import Tensor
 from equipoise.errors import UserError
 from equipoise.learning.optimizer import MasterAdam
 from equipoise.policy.card import ModelCard
-from equipoise.policy.export import WEIGHTS, export, rehearse
+from equipoise.policy.export import export, rehearse
+from equipoise.policy.export_adapter import export_adapter
 from equipoise.policy.load import Policy
+from equipoise.policy.placed import MODELS
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.source import TASK
 from equipoise.ppo.claim import OUTPUT_FILES, Claimed, check_folders, claim, in_pieces
@@ -233,12 +236,12 @@ class Run:
 
     def rehearse_export(self, policy: Policy) -> None:
         """Find out before the first step whether the model can be exported. Raises UserError."""
-        self._export(rehearse, policy, "rehearsed")
+        self._export(partial(rehearse, save=self.config.run.save), policy, "rehearsed")
 
     def export(self, policy: Policy, facts: str) -> None:
         """Write the final model into the output folder."""
         self.log.say(f"writing the final model to {self.config.run.output_dir}")
-        self._export(export, policy, facts)
+        self._export(export_adapter if self.config.run.save == "adapter" else export, policy, facts)
 
     def _export(self, write: Callable[..., None], policy: Policy, facts: str) -> None:
         config = self.config
@@ -288,7 +291,7 @@ def _begin(config: TrainConfig, facts: Mapping[str, Any], found: Claimed) -> Run
         log.finished()
     if not found.complete:
         # A run that goes on has no final model; an old one must not be taken for it.
-        for name in (WEIGHTS, SUMMARY, FINAL):
+        for name in (*MODELS, SUMMARY, FINAL):
             (output / name).unlink(missing_ok=True)
     if found.resumed is not None and not found.complete:
         log.event(step, "resume", checkpoint=found.resumed.path.name)

@@ -24,7 +24,7 @@ import yaml
 from equipoise import options
 from equipoise.documents import read_json
 from equipoise.errors import UserError
-from equipoise.policy.export import WEIGHTS
+from equipoise.policy.placed import MODELS
 from equipoise.ppo import sweep_jobs
 from equipoise.ppo.base import BaseRates
 from equipoise.ppo.claim import FREE_TO_CHANGE
@@ -333,7 +333,8 @@ def close(plan: Plan, keep: str, seconds: float) -> dict[str, Any]:
     if keep != "all":
         delete_checkpoints(plan.folder / "checkpoints")
     if keep == "nothing":
-        (plan.folder / WEIGHTS).unlink(missing_ok=True)
+        for name in MODELS:
+            (plan.folder / name).unlink(missing_ok=True)
     return result
 
 

@@ -144,7 +144,7 @@ def evaluated(where: Path, rows: list[tuple[str, str]]) -> dict[str, Any]:
         writer = csv.writer(file)
         writer.writerow(("Occupation", "Text"))
         writer.writerows(rows)
-    arguments = ["--no-fluency", "--form", "whole", "--output", str(where / "evaluation")]
+    arguments = ["--no-fluency", "--form", "sentence", "--output", str(where / "evaluation")]
     assert main(["evaluate", str(where / "rows.csv"), *arguments]) == 0
     (method,) = json.loads((where / "evaluation/evaluation.json").read_text())["methods"].values()
     return {name: estimate["value"] for name, estimate in method["metrics"].items()}

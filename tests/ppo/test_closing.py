@@ -16,8 +16,8 @@ from struct import pack
 import pytest
 
 from equipoise.ppo.closing import before_and_after, curve, next_steps, show
-from equipoise.ppo.run_config import RunConfig
 from equipoise.ppo.replay import RECORDED, read_recorded
+from equipoise.ppo.run_config import RunConfig
 from equipoise.ppo.summary import FINAL, UNTRAINED, sentences
 from equipoise.ppo.train import train
 from equipoise.protocol.marking import in_marks, printable

@@ -253,9 +253,13 @@ def test_a_missing_package_is_refused_in_one_line_before_anything_is_made(
     monkeypatch.chdir(tmp_path)
     arguments = ["train", "--model", str(model), "--prompt", "raw", "--steps", "2", "--device", "cpu"]
     assert main([*arguments, "--track", "wandb", "trackio", "mlflow"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith(
-        "--track wandb trackio mlflow needs not_there_a and not_there_b, which is not installed here: pip install "
-        "not_there_a not_there_b"
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith(
+            "--track wandb trackio mlflow needs not_there_a and not_there_b, which is not installed here: pip install "
+            "not_there_a not_there_b"
+        )
     )
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="twice"):

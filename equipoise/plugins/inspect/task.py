@@ -34,11 +34,9 @@ def effective_pairs() -> Metric:
     return count
 
 
-@scorer(
-    metrics=[{name: [mean(), stderr(cluster="occupation")] for name in MEANS}, unique_pairs(), effective_pairs()]
-)
+@scorer(metrics=[{name: [mean(), stderr(cluster="occupation")] for name in MEANS}, unique_pairs(), effective_pairs()])
 def sentence() -> Scorer:
-    """What `equipoise evaluate` measures of each sentence, under its names; the standard errors are over occupations."""
+    """What `equipoise evaluate` measures of each sentence, under its names; standard errors are over occupations."""
 
     async def score(state: TaskState, target: Target) -> Score:
         # Messages alone: what is asked may end as a sentence begins, and is not continued for that.

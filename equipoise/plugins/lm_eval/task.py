@@ -1,4 +1,4 @@
-"""What `equipoise.yaml` beside it names: the prompts, and what is measured of a completion. lm-eval loads it by path."""
+"""What `equipoise.yaml` beside it names: prompts, and what is measured of a completion. lm-eval loads it by path."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

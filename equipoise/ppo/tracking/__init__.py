@@ -1,1 +1,1 @@
-"""A run in Weights & Biases, trackio and MLflow (`--track`): what its files hold, sent when a checkpoint holds it too."""
+"""A run in Weights & Biases, trackio and MLflow (`--track`): what its files hold, sent once a checkpoint does."""

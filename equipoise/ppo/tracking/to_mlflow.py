@@ -64,9 +64,7 @@ class ToMlflow:
 
         now = int(1000 * row.values.get("time/clock", time.time()))
         metrics = [
-            Metric(key, value, now, row.step)
-            for key, value in row.values.items()
-            if row.step > self._there.get(key, 0)
+            Metric(key, value, now, row.step) for key, value in row.values.items() if row.step > self._there.get(key, 0)
         ]
         if metrics:
             self._client.log_batch(self._id, metrics=metrics)

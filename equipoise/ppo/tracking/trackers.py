@@ -67,7 +67,7 @@ class Trackers:
         if self._all:
             self._thread.start()
             for one in self._all:
-                self._put(one, lambda one=one: self._open(one, step))
+                self._put(self._open, one, step)
             # Their libraries greet on standard output, where the bar is about to be.
             with contextlib.redirect_stdout(io.StringIO()):
                 self._settle(opening)
@@ -83,7 +83,7 @@ class Trackers:
     def kept(self, step: int) -> None:
         """A checkpoint holds everything up to `step`."""
         for one in self._all:
-            self._put(one, lambda one=one: self._send(one, step))
+            self._put(self._send, one, step)
 
     def rewind(self) -> None:
         """The run is about to go back, and to cut its files. Waits for what is being read of them."""
@@ -102,20 +102,20 @@ class Trackers:
         self._write_record()
         for one in self._all:
             if one.name in stale and one.open:
-                self._put(one, lambda one=one: self._begin_anew(one, self._ids[one.name], step))
+                self._put(self._begin_anew, one, self._ids[one.name], step)
 
     def finished(self) -> None:
         """The run is complete, and its summary written."""
         paths = [path for name in ARTIFACTS if (path := self._folder / name).is_file()]
         for one in self._all:
-            self._put(one, lambda one=one: self._finish(one, paths))
+            self._put(self._finish, one, paths)
 
     def close(self) -> None:
         """Have everything arrive, for so long as the run can wait. May be called again."""
         if not self._all:
             return
         for one in self._all:
-            self._put(one, lambda one=one: self._close(one, False))
+            self._put(self._close, one, False)
         with contextlib.redirect_stdout(io.StringIO()):
             self._settle(self._closing)
         self._work.put(None)
@@ -125,10 +125,12 @@ class Trackers:
         while (work := self._work.get()) is not None:
             work()
 
-    def _put(self, one: _One, act: Callable[[], None]) -> None:
+    def _put(self, act: Callable[..., None], one: _One, *given: Any) -> None:
+        """Have the thread call `act`; an exception of whatever kind is one line, and the end of that tracker."""
+
         def guarded() -> None:
             try:
-                act()
+                act(one, *given)
             except BaseException as error:  # whatever a tracker raises, SystemExit among it, the run goes on
                 one.open = False
                 first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -178,7 +180,9 @@ class Trackers:
         opened = one.tracker.open(self._start(identity, continues=False))
         one.open, one.sent = True, 0
         self._record(one, identity)
-        self._told.put(f"tracker   {one.name}: a new run, for the old one holds steps that were given up: {opened.where}")
+        self._told.put(
+            f"tracker   {one.name}: a new run, for the old one holds steps that were given up: {opened.where}"
+        )
         self._send(one, step)
 
     def _send(self, one: _One, step: int) -> None:
