@@ -39,11 +39,13 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     # Only here: `--help` and a mistyped option need not wait for torch.
     from equipoise.methods import fine_tune
     from equipoise.policy.prompt import render_prompts
+    from equipoise.policy.push import check_push, push
     from equipoise.policy.source import load_tokenizer, recorded_task, resolve
 
     if isinstance(source, OwnSentences) and config.task is not None:
         check_own_sentences(config.task)
     model = resolve(config.policy.model)
+    check_push(config, model)
     task = config.task or recorded_task(model) or PROTOCOL
     spec = config.prompt or task.default_prompt.name
     prompt = task.prompt(spec)
@@ -60,6 +62,7 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
             say(f"{folder} holds this very model already; --overwrite trains it anew")
         else:
             _train(config, source, task, prompts, settings, say)
+        push(folder, config, say)
     return folder
 
 

@@ -13,6 +13,7 @@ from equipoise.policy.export_adapter import export_adapter
 from equipoise.policy.load import pick_device, pick_dtype
 from equipoise.policy.placed import EXPORTED, refuse_foreign
 from equipoise.policy.prompt import stop_ids
+from equipoise.policy.push import check_push, push
 from equipoise.policy.saved import Saved, is_checkpoint, put_weights, read_saved
 from equipoise.policy.source import TASK, checkpoint_base, load_tokenizer
 from equipoise.policy.weights import load_model
@@ -33,12 +34,14 @@ def export_checkpoint(config: ExportConfig, say: Callable[[str], None] = print) 
             f"{config.checkpoint} is no checkpoint of a training: name a folder such as rlhf_checkpoints/checkpoint-200"
         )
     saved, folder = read_saved(config.checkpoint), config.output_dir
+    check_push(config, checkpoint_base(saved.folder))
     _check(folder, config.overwrite)
     open_checkpoint(saved.folder)
     with locked_folder(folder, f"writing to {folder}: wait for it, or choose another --output-dir"):
         _check(folder, config.overwrite)
         _export(config, saved, say)
     say(f"{folder}: the model of {saved.folder}; equipoise generate --model {folder} writes sentences with it")
+    push(folder, config, say)
     return folder
 
 

@@ -20,8 +20,9 @@ from equipoise.policy.export import export, rehearse
 from equipoise.policy.export_adapter import export_adapter
 from equipoise.policy.load import Policy
 from equipoise.policy.placed import MODELS
+from equipoise.policy.push import check_push, push
 from equipoise.policy.rollout import Rollout
-from equipoise.policy.source import TASK
+from equipoise.policy.source import TASK, resolve
 from equipoise.ppo.claim import OUTPUT_FILES, Claimed, check_folders, claim, in_pieces
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.functions import DOCUMENT as FUNCTIONS
@@ -107,6 +108,7 @@ class Run:
         that is in force for so many `processes`.
         """
         check_installed(config.run.track)
+        check_push(config.run, resolve(config.policy.model))
         check_folders(config)  # before a lock or anything else is put there
         output, board = Path(config.run.output_dir), _board(config)
         made = Made((output, Path(config.run.checkpoint_dir), board))
@@ -242,6 +244,10 @@ class Run:
         """Write the final model into the output folder."""
         self.log.say(f"writing the final model to {self.config.run.output_dir}")
         self._export(export_adapter if self.config.run.save == "adapter" else export, policy, facts)
+
+    def push(self) -> None:
+        """Put the final model on the Hub, where that is asked for. Raises UserError, with everything here as it was."""
+        push(Path(self.config.run.output_dir), self.config.run, self.log.say)
 
     def _export(self, write: Callable[..., None], policy: Policy, facts: str) -> None:
         config = self.config

@@ -220,6 +220,10 @@ class SharedRun:
     def export(self, policy: Policy, facts: str) -> None:
         self._first_does(lambda run: run.export(policy, facts))
 
+    def push(self) -> None:
+        """`Run.push` on rank 0. Raises UserError, on all."""
+        self._first_does(lambda run: run.push())
+
 
 def _digest(state: State) -> int:
     """56 bits of everything in the state that decides how the run goes on."""

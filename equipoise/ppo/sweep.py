@@ -157,6 +157,7 @@ _EACH_RUNS_OWN = {
     "final_sentences": "write n under evaluate",
     "eval_temperature": "write temperature under evaluate",
     "eval_top_p": "write top_p under evaluate",
+    "push_to_hub": "every run would take the last one's place; put the best on the Hub with equipoise export",
 }
 """What the sweep itself decides for every run, and where the file says it."""
 
