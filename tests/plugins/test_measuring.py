@@ -138,13 +138,13 @@ def call(*command: str, where: Path) -> str:
     return done.stdout
 
 
-def evaluated(where: Path, rows: list[tuple[str, str]]) -> dict[str, Any]:
-    """What `equipoise evaluate` says of (occupation, sentence)."""
+def evaluated(where: Path, rows: list[tuple[str, str]], form: str) -> dict[str, Any]:
+    """What `equipoise evaluate` says of (occupation, text)."""
     with (where / "rows.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("Occupation", "Text"))
         writer.writerows(rows)
-    arguments = ["--no-fluency", "--form", "sentence", "--output", str(where / "evaluation")]
+    arguments = ["--no-fluency", "--form", form, "--output", str(where / "evaluation")]
     assert main(["evaluate", str(where / "rows.csv"), *arguments]) == 0
     (method,) = json.loads((where / "evaluation/evaluation.json").read_text())["methods"].values()
     return {name: estimate["value"] for name, estimate in method["metrics"].items()}
@@ -173,13 +173,10 @@ class TestReal:
         found = json.loads(results.read_text())["results"]["equipoise"]
         lines = [json.loads(line) for line in samples.read_text().splitlines()]
         assert len(lines) == 20
-        rows = [
-            (line["doc"]["occupation"], f"{PROTOCOL.prefix(line['doc']['occupation'])} {line['resps'][0][0].strip()}")
-            for line in lines
-        ]
+        rows = [(line["doc"]["occupation"], line["resps"][0][0]) for line in lines]
         begins = [line["arguments"]["gen_args_0"]["arg_0"] for line in lines]
         assert all(text.endswith(PROTOCOL.prefix(name)) for text, (name, _) in zip(begins, rows, strict=True))
-        own = evaluated(tmp_path, rows)
+        own = evaluated(tmp_path, rows, "continuation")
         for name in MEANS:
             assert found[f"{name},none"] == pytest.approx(own[name])
         assert found["unique_pairs,none"] == own["pairs/unique"]
@@ -196,7 +193,7 @@ class TestReal:
         assert log["status"] == "success" and len(log["samples"]) == 20
         found = {s["name"]: {n: m["value"] for n, m in s["metrics"].items()} for s in log["results"]["scores"]}
         rows = [(sample["metadata"]["occupation"], sample["output"]["completion"]) for sample in log["samples"]]
-        own = evaluated(tmp_path, rows)
+        own = evaluated(tmp_path, rows, "sentence")
         for name in MEANS:
             assert found[name]["mean"] == pytest.approx(own[name])
         assert found["sentence"]["unique_pairs"] == own["pairs/unique"]
