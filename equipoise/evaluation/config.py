@@ -26,6 +26,8 @@ class ReportConfig:
     repeated. Default: the run that a study names."""
     card: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
     """Folders of exported models whose model card gets the results. May be repeated."""
+    track: bool = False
+    """Give the page to the trackers too that followed the runs of `--run` (`--track` of training)."""
     card_method: str | None = None
     """The method of the report that `--card` is about, where the model's name does not tell."""
     judge: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()

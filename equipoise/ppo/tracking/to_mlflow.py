@@ -41,7 +41,8 @@ class ToMlflow:
                 self._there[key] = max(steps, default=0)
         else:
             self._id = client.create_run(experiment, run_name=start.name, tags={ID: start.id}).info.run_id
-        self._log_config(start)
+        if start.config:
+            self._log_config(start)
         last = max(self._there.values(), default=0)
         # A kill may have left the last step with some of its keys: `send` leaves those out.
         return Opened(last, f"{get_tracking_uri()}, run {self._id}", whole=max(0, last - 1))
@@ -80,9 +81,9 @@ class ToMlflow:
         if (entry := {"path": path, "type": "table"}) not in logged:
             self._client.set_tag(self._id, "mlflow.loggedArtifacts", json.dumps([*logged, entry]))
 
-    def files(self, paths: Sequence[Path]) -> None:
+    def files(self, paths: Sequence[Path], kind: str) -> None:
         for path in paths:
-            self._client.log_artifact(self._id, str(path), "summary")
+            self._client.log_artifact(self._id, str(path), kind)
 
     def close(self, finished: bool) -> None:
         self._client.set_terminated(self._id, "FINISHED" if finished else "KILLED")

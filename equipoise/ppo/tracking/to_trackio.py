@@ -43,10 +43,10 @@ class ToTrackio:
             )
         self._run.log(logged, step=row.step)
 
-    def files(self, paths: Sequence[Path]) -> None:
+    def files(self, paths: Sequence[Path], kind: str) -> None:
         import trackio
 
-        artifact = trackio.Artifact(f"summary-{self._run.name}", type="summary")
+        artifact = trackio.Artifact(f"{kind}-{self._run.name}", type=kind)
         for path in paths:
             artifact.add_file(str(path))
         self._run.log_artifact(artifact)

@@ -48,10 +48,10 @@ class ToWandb:
             logged["samples"] = wandb.Table(columns=names, data=data, allow_mixed_types=True)
         self._run.log(logged, step=row.step)
 
-    def files(self, paths: Sequence[Path]) -> None:
+    def files(self, paths: Sequence[Path], kind: str) -> None:
         import wandb
 
-        artifact = wandb.Artifact(f"summary-{self._run.id}", type="summary")
+        artifact = wandb.Artifact(f"{kind}-{self._run.id}", type=kind)
         for path in paths:
             artifact.add_file(str(path), name=path.name)
         self._run.log_artifact(artifact)

@@ -28,7 +28,7 @@ class Start:
     id: str
     """Unique, of letters, digits and dashes; the same after a resume."""
     config: Mapping[str, Any]
-    """The configuration, in groups."""
+    """The configuration, in groups; empty where the run has it already."""
     continues: bool
     """Whether a run of this id may be there."""
 
@@ -52,8 +52,8 @@ class Tracker(Protocol):
     def send(self, row: Row) -> None:
         """A step after those before it, and none twice but those above `Opened.whole`."""
 
-    def files(self, paths: Sequence[Path]) -> None:
-        """Finished files, as artifacts."""
+    def files(self, paths: Sequence[Path], kind: str) -> None:
+        """Finished files, as an artifact of that kind: `summary` or `report`."""
 
     def close(self, finished: bool) -> None:
         """Have everything arrive. `finished`: the run is complete; it is otherwise to be continued."""

@@ -60,7 +60,7 @@ class Trackers:
         self._closing = closing
         self._told: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._ids = self._recorded()
+        self._ids = recorded(folder)
         self._all = [_One(name, make(name)) for name in names]
         self._thread = threading.Thread(target=self._serve, name="trackers", daemon=True)
         self._gave_up = False
@@ -195,7 +195,7 @@ class Trackers:
 
     def _finish(self, one: _One, paths: Sequence[Path]) -> None:
         if one.open:
-            one.tracker.files(paths)
+            one.tracker.files(paths, "summary")
             self._close(one, True)
 
     def _close(self, one: _One, finished: bool) -> None:
@@ -206,19 +206,22 @@ class Trackers:
     def _start(self, identity: str, continues: bool) -> Start:
         return Start(self._folder.resolve().name, identity, self._config, continues)
 
-    def _recorded(self) -> dict[str, str]:
-        try:
-            runs = read_json(self._folder / RECORD)["runs"]
-            return {str(name): str(identity) for name, identity in runs.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}  # a new run of a tracker is begun, which gets everything
-
     def _record(self, one: _One, identity: str) -> None:
         self._ids[one.name] = identity
         self._write_record()
 
     def _write_record(self) -> None:
         write_json(self._folder / RECORD, marked({"runs": self._ids}))
+
+
+def recorded(folder: Path) -> dict[str, str]:
+    """The ids of a run's runs in trackers, by tracker; none where there is no record that can be read, in which case a
+    new run of the tracker is begun, and gets everything."""
+    try:
+        runs = read_json(folder / RECORD)["runs"]
+        return {str(name): str(identity) for name, identity in runs.items() if name in ADAPTERS}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _next(identity: str) -> str:
