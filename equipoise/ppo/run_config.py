@@ -1,7 +1,9 @@
 """Where a run leaves what it makes: its folders, trackers, and the final model's form. Changes no number of a run."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from equipoise.errors import UserError
 from equipoise.policy.out_config import OutConfig
@@ -25,16 +27,15 @@ class RunConfig(OutConfig):
     """Keep this many of the newest, besides the best so far; 0 keeps every multiple of save-every."""
     sample_every: int = 50
     """PPO steps between printed samples."""
-    track: tuple[Tracker, ...] = ()
-    """Trackers beside TensorBoard, one or several: wandb, trackio, mlflow. They get what a checkpoint holds, each time
-    that one is written."""
+    track: Annotated[tuple[Tracker, ...], tyro.conf.UseAppendAction] = ()
+    """A tracker beside TensorBoard: wandb, trackio or mlflow; may be repeated. It gets what a checkpoint holds, each
+    time that one is written."""
 
     def __post_init__(self) -> None:
         for name in ("save_every", "sample_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
-        if len(set(self.track)) < len(self.track):
-            raise UserError(f"--track names a tracker twice ({' '.join(self.track)}): name each once")
+        object.__setattr__(self, "track", tuple(dict.fromkeys(self.track)))  # named in a file and on the line, say
         self.check_out()
         if self.keep_checkpoints < 0:
             raise UserError(f"keep-checkpoints {self.keep_checkpoints} must be 0 (keep all) or more")

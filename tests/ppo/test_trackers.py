@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from equipoise.cli import main
-from equipoise.errors import UserError
 from equipoise.ppo import run as runs
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.log import RunLog
@@ -257,18 +256,17 @@ def test_a_missing_package_is_refused_in_one_line_before_anything_is_made(
     monkeypatch.setattr(tracker, "PACKAGES", {"wandb": "not_there_a", "trackio": "not_there_b", "mlflow": "json"})
     monkeypatch.chdir(tmp_path)
     arguments = ["train", "--model", str(model), "--prompt", "raw", "--steps", "2", "--device", "cpu"]
-    assert main([*arguments, "--track", "wandb", "trackio", "mlflow"]) == 2
-    assert (
-        capsys.readouterr()
-        .err.splitlines()[-1]
-        .endswith(
-            "--track wandb trackio mlflow needs not_there_a and not_there_b, which is not installed here: pip install "
-            "not_there_a not_there_b"
-        )
-    )
+    assert main([*arguments, "--track", "wandb", "--track=trackio", "--track", "mlflow"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    needed = "--track needs not_there_a and not_there_b, not installed here: pip install not_there_a not_there_b"
+    assert said.endswith(needed)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(UserError, match="twice"):
-        tracked(small_config(model, tmp_path)).run.__class__(track=("wandb", "wandb"))
+    (tmp_path / "run.yaml").write_text("preset: bundled-cpu\ntrack: [trackio, wandb]\n")
+    assert main([*arguments, "--config", "run.yaml", "--track", "wandb"]) == 2
+    assert "--track needs not_there_b and not_there_a, not" in capsys.readouterr().err
+    for words in (["--track"], ["--track", "other"], ["--track", "wandb", "mlflow"]):
+        assert main([*arguments, *words]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_report_goes_to_the_trackers_of_its_run_and_one_that_fails_is_a_line(

@@ -67,10 +67,7 @@ def check_installed(names: Sequence[str]) -> None:
     """Raises UserError, with the command that mends it, where a tracker's package is missing."""
     missing = [PACKAGES[name] for name in names if importlib.util.find_spec(PACKAGES[name]) is None]
     if missing:
-        raise UserError(
-            f"--track {' '.join(names)} needs {' and '.join(missing)}, which is not installed here: "
-            f"pip install {' '.join(missing)}"
-        )
+        raise UserError(f"--track needs {' and '.join(missing)}, not installed here: pip install {' '.join(missing)}")
 
 
 def flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
