@@ -92,7 +92,7 @@ $(VENV)-llama/.installed: Makefile | $(VENV)/.installed-dev
 	@$(@D)/bin/python -m pip download $(QUIET) --disable-pip-version-check --no-input --no-deps --no-binary :all: \
 	    --dest $(@D)/source llama-cpp-python==0.3.36
 	@tar -xzf $(@D)/source/llama_cpp_python-0.3.36.tar.gz -C $(@D)/source
-	@$(@D)/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-input $(@D)/source/llama_cpp_python-0.3.36.tar.gz
+	@$(@D)/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-input sentencepiece $(@D)/source/llama_cpp_python-0.3.36.tar.gz
 	@touch $@
 
 # An environment in the folder $(1) that has what $(VENV) has.
