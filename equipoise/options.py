@@ -202,7 +202,9 @@ def apply(config: Config, settings: Mapping[str, Any], where: str) -> Config:
     The settings become options and are read as a command line is, all at once: a file can hold nothing that options
     could not, and two settings that must fit each other are judged only as a pair.
     """
-    argv = [_as_option(config, name, value, where) for name, value in flat(config, settings, where).items()]
+    argv = [
+        word for name, value in flat(config, settings, where).items() for word in _words(config, name, value, where)
+    ]
     try:
         return parse(type(config), argv, config, prog="equipoise", description="")
     except UserError as error:
@@ -225,6 +227,17 @@ def _leaves(config: Any, settings: Mapping[str, Any], where: str) -> Iterator[tu
             raise UserError(f"{where}: there is no setting {given!r}; --help lists them (without the dashes)")
 
 
+def _words(config: Any, name: str, value: Any, where: str) -> list[str]:
+    """The setting as words of a command line: a list, where several values may be given, as its option repeated."""
+    if isinstance(value, list) and any(isinstance(getattr(each, name, None), tuple) for each in _holders(config)):
+        return [_as_option(config, name, each, where) for each in value]
+    return [_as_option(config, name, value, where)]
+
+
+def _holders(config: Any) -> tuple[Any, ...]:
+    return (config, *(getattr(config, field.name) for field in dataclasses.fields(config)))
+
+
 def _as_option(config: Any, name: str, value: Any, where: str) -> str:
     flag = name.replace("_", "-")
     if isinstance(value, Task):
@@ -232,8 +245,7 @@ def _as_option(config: Any, name: str, value: Any, where: str) -> str:
     if not isinstance(value, (str, int, float, NoneType)):
         raise UserError(f"{where}: {name} is {value!r}, expected a single value")
     if isinstance(value, bool):
-        holders = (config, *(getattr(config, field.name) for field in dataclasses.fields(config)))
-        if any(isinstance(getattr(holder, name, None), bool) for holder in holders):
+        if any(isinstance(getattr(holder, name, None), bool) for holder in _holders(config)):
             return f"--{'' if value else 'no-'}{flag}"
         value = "on" if value else "off"  # YAML reads the bare words so; where no yes or no is wanted they were words
     return f"--{flag}={value}"

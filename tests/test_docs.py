@@ -134,7 +134,7 @@ def flags() -> Iterator[str]:
     from equipoise.methods.sft import SftConfig
     from equipoise.methods.study import StudyConfig
     from equipoise.ppo.config import TrainConfig
-    from equipoise.ppo.tool_config import BenchConfig, SweepConfig
+    from equipoise.ppo.tool_config import BenchConfig, ExportConfig, SweepConfig
 
     kinds: list[Any] = [
         SampleConfig,
@@ -145,6 +145,7 @@ def flags() -> Iterator[str]:
         SweepConfig,
         BenchConfig,
         DemoConfig,
+        ExportConfig,
     ]
     waiting = [*kinds, TrainConfig, RewardWeights]
     while waiting:
@@ -157,7 +158,7 @@ def flags() -> Iterator[str]:
 
 
 def test_options_in_running_text_exist() -> None:
-    known = {*flags(), "--no-deps"}
+    known = {*flags(), "--no-deps", "--metadata"}
     for page, text in PRESENT.items():
         assert set(re.findall(r"`(--[a-z0-9-]+)", text)) <= known, page
 

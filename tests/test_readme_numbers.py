@@ -15,9 +15,9 @@ from equipoise.methods.generate import TOP_P, GenerateConfig
 from equipoise.methods.study import StudyConfig
 from equipoise.policy import bundled, source
 from equipoise.policy.config import LLAMA_8B
-from equipoise.ppo.config import RunConfig
 from equipoise.ppo.preflight import EIGHT_BIT_GB
 from equipoise.ppo.presets import PRESETS
+from equipoise.ppo.run_config import RunConfig
 from equipoise.protocol.lexicon import MOST_CLASSES
 from equipoise.protocol.task import PROTOCOL, task_from_document
 

@@ -3,6 +3,7 @@
 import sys
 
 from equipoise.errors import UserError
+from equipoise.evaluation import inspect_log
 from equipoise.evaluation.config import EvaluateConfig
 from equipoise.evaluation.evaluate import evaluate
 from equipoise.evaluation.files import FILES, prepared, write
@@ -33,15 +34,22 @@ def main(argv: list[str]) -> int:
         told.add(line)
         say(line)
 
+    if config.inspect_log is not None:
+        inspect_log.check(config.inspect_log)
+    logs = []
     with prepared(config.output):
         with Progress(sys.stderr, unit="texts") as progress:
             evaluation, rows, judged = evaluate(config, tell, progress)
         write(config.output, evaluation, rows, judged)
+        if config.inspect_log is not None:
+            logs = inspect_log.write(config.inspect_log, evaluation, rows, judged)
     print("\n".join(table(evaluation)))
     for notice in evaluation.notices:
         if (line := f"note: {notice}") not in told:
             say(line)
     print(f"written to {config.output}: {', '.join(FILES)}")
+    if logs:
+        print(f"written to {config.inspect_log}: {', '.join(path.name for path in logs)}")
     return 0
 
 

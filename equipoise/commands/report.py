@@ -16,7 +16,14 @@ def main(argv: list[str]) -> int:
     )
     # Only here: `--help` and a mistyped option need not wait for it.
     from equipoise.evaluation.assemble import report
+    from equipoise.ppo.tracking.attach import attach, check_followed
+
+    if config.track:
+        check_followed(config.run)
 
     for line in report(config, lambda text: print(printable(text), flush=True)):
         print(printable(line))
+    for folder in config.run if config.track else ():
+        for line in attach(folder, config.output):
+            print(printable(line))
     return 0

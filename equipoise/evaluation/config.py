@@ -26,6 +26,8 @@ class ReportConfig:
     repeated. Default: the run that a study names."""
     card: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
     """Folders of exported models whose model card gets the results. May be repeated."""
+    track: bool = False
+    """Give the page to the trackers too that followed the runs of `--run` (`--track` of training)."""
     card_method: str | None = None
     """The method of the report that `--card` is about, where the model's name does not tell."""
     judge: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -53,6 +55,9 @@ class EvaluateConfig:
     method; otherwise the column Method, Label or Model does, or else the file's name."""
     output: Path = Path("evaluation")
     """Folder for evaluation.json, rows.csv, methods.csv, occupations.csv and comparisons.csv."""
+    inspect_log: Path | None = None
+    """Folder that gets the evaluation as logs of inspect_ai too, one for each method: `inspect view --log-dir` opens
+    it."""
     text_column: str | None = None
     """The column of texts, where its name is none of the usual."""
     occupation_column: str | None = None

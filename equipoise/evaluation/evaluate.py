@@ -224,6 +224,7 @@ def _settings(config: EvaluateConfig, task: Task, self_bleu_texts: int) -> dict[
     out: dict[str, Any] = {
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in vars(config).items()
+        if name != "inspect_log"
     }
     out |= {"task": task.document(), "min_words": task.min_words, "max_words": task.max_words}
     out["judge"] = list(config.judges)

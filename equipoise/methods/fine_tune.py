@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ from equipoise.methods.prompted import model_name, uniforms
 from equipoise.methods.sft_config import SENTENCES, GivenSentences, OwnSentences, SftConfig
 from equipoise.policy.card import ModelCard
 from equipoise.policy.config import SamplingConfig
-from equipoise.policy.export import WEIGHTS, export, rehearse
+from equipoise.policy.export import export, rehearse
+from equipoise.policy.export_adapter import export_adapter
 from equipoise.policy.load import Policy
 from equipoise.policy.prompt import sentences_of
 from equipoise.policy.sample import sample
@@ -145,19 +147,19 @@ def export_trained(
 ) -> None:
     """Leave the model in its folder, with its record, its task and the sentences that it wrote itself."""
     assert policy.source is not None
-    folder = Path(config.output_dir)
     files = {"run.json": json.dumps(record, indent=1) + "\n", TASK: task.to_yaml()}
     if found is not None:
         files[SENTENCES] = as_completions(found.rows, model_name(policy.source), LABELS[found.forced])
     learnt = plural(record["training"]["learnt"], "compliant sentence")
     method = f"supervised fine-tuning on {learnt}, {plural(config.epochs, 'epoch')}"
-    _export(export, policy, config, task, method, prompt, files)
-    assert (folder / WEIGHTS).exists()
+    write = export_adapter if config.save == "adapter" else export
+    _export(write, policy, config, task, method, prompt, files)
 
 
 def rehearse_export(policy: Policy, config: SftConfig, task: Task, prompt: str) -> None:
     """Find out before training whether the model can be exported. Raises UserError."""
-    _export(rehearse, policy, config, task, "rehearsed", prompt, {TASK: task.to_yaml()})
+    write = partial(rehearse, save=config.save)
+    _export(write, policy, config, task, "rehearsed", prompt, {TASK: task.to_yaml()})
 
 
 def _export(

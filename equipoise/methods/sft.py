@@ -17,6 +17,7 @@ from typing import Any
 from equipoise.errors import UserError
 from equipoise.methods.sft_config import (
     FORCED,
+    OUT,
     SENTENCES,
     GivenSentences,
     OwnSentences,
@@ -38,11 +39,13 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     # Only here: `--help` and a mistyped option need not wait for torch.
     from equipoise.methods import fine_tune
     from equipoise.policy.prompt import render_prompts
+    from equipoise.policy.push import check_push, push
     from equipoise.policy.source import load_tokenizer, recorded_task, resolve
 
     if isinstance(source, OwnSentences) and config.task is not None:
         check_own_sentences(config.task)
     model = resolve(config.policy.model)
+    check_push(config, model)
     task = config.task or recorded_task(model) or PROTOCOL
     spec = config.prompt or task.default_prompt.name
     prompt = task.prompt(spec)
@@ -53,12 +56,13 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path:
     prompts, rendered = render_prompts(load_tokenizer(model), prompt, task, config.system)
     settings = _settings(config, source, spec, task) | rendered
     folder = Path(config.output_dir)
-    _is_there(folder, settings, task, config.overwrite)  # a refusal comes before a lock is put there
+    _is_there(folder, settings, task, config.overwrite, config.save)  # a refusal comes before a lock is put there
     with locked_folder(folder, f"training in {folder}: wait for it, or choose another --output-dir"):
-        if _is_there(folder, settings, task, config.overwrite):
+        if _is_there(folder, settings, task, config.overwrite, config.save):
             say(f"{folder} holds this very model already; --overwrite trains it anew")
         else:
             _train(config, source, task, prompts, settings, say)
+        push(folder, config, say)
     return folder
 
 
@@ -111,7 +115,7 @@ def _settings(config: SftConfig, source: OwnSentences | GivenSentences, prompt: 
     """What decides the model, with `method`, the task, and a file's contents in place of its path."""
     plain = dataclasses.asdict(dataclasses.replace(config, task=None, prompt=prompt))
     document = json.loads(json.dumps(plain, default=str))
-    for name in ("data", "output_dir", "overwrite", "check", "candidates", "budget", "task"):
+    for name in ("data", "output_dir", "overwrite", "check", "candidates", "budget", "task", *OUT):
         del document[name]
     for name in ("text_column", "occupation_column", "encoding"):
         if document[name] is None:
@@ -128,7 +132,7 @@ def _settings(config: SftConfig, source: OwnSentences | GivenSentences, prompt: 
 
 def _check_folder(folder: Path) -> None:
     """Raises UserError where anything but such a training's model lies where it would be written. Writes nothing."""
-    from equipoise.policy.export import EXPORTED, refuse_foreign
+    from equipoise.policy.placed import EXPORTED, refuse_foreign
     from equipoise.runs.exported import RECORD, exported_to
 
     refuse_checkpoints_own(folder, "--output-dir")
@@ -151,14 +155,14 @@ def _check_folder(folder: Path) -> None:
     refuse_foreign(folder, (*EXPORTED, "run.json", SENTENCES))
 
 
-def _is_there(folder: Path, settings: dict[str, Any], task: Task, overwrite: bool) -> bool:
+def _is_there(folder: Path, settings: dict[str, Any], task: Task, overwrite: bool, save: str) -> bool:
     """Whether this very training is done. Raises UserError for a folder that holds another."""
-    from equipoise.policy.export import WEIGHTS
+    from equipoise.policy.placed import is_finished
     from equipoise.runs.records import differences, task_on_record
 
     _check_folder(folder)
     recorded = read_run_record(folder).document.get("config")
-    if overwrite or recorded is None or not (folder / WEIGHTS).exists():
+    if overwrite or recorded is None or not is_finished(folder, save):
         return False
     # Records of before prompts were fingerprinted do not tell how they were rendered.
     apart = {"task"} if "prompts" in recorded else {"task", "prompts", "prompt_date"}

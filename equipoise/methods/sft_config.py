@@ -1,5 +1,6 @@
 """Every option of `equipoise sft`. Needs no torch."""
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from equipoise.errors import UserError
 from equipoise.methods.sample import SUPERVISED
 from equipoise.options import OptionalTask
 from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.policy.out_config import OutConfig
 from equipoise.protocol.reward import Event
 from equipoise.protocol.task import Task
 from equipoise.tables.layout import Columns, Form
@@ -19,6 +21,8 @@ FORCED_SENTENCES = 750
 """As many as the public study's supervised fine-tuning learnt from."""
 SENTENCES = "sentences.csv"
 """The sentences that the model wrote itself, beside what was learnt from them."""
+OUT = tuple(field.name for field in dataclasses.fields(OutConfig))
+"""What changes no number of the model."""
 DRAWS_PER_SENTENCE = 40
 """The default budget. The bundled model draws 7 for each sentence that it finds."""
 
@@ -51,7 +55,7 @@ def check_own_sentences(task: Task, option: str = "--data") -> None:
 
 
 @dataclass(frozen=True)
-class SftConfig:
+class SftConfig(OutConfig):
     """Which sentences are learnt, by what model, and how."""
 
     data: str = ""
@@ -108,6 +112,7 @@ class SftConfig:
     def __post_init__(self) -> None:
         if self.task is not None and self.prompt is not None:
             self.task.prompt(self.prompt)
+        self.check_out(self.policy.tuning)
         for name, low in (("sentences", 1), ("epochs", 1), ("check", 0), ("candidates", 1), ("budget", 1)):
             value = getattr(self, name)
             if value is not None and value < low:

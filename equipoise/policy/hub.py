@@ -104,7 +104,7 @@ def explain(model_id: str, error: BaseException) -> str | None:
 
     transformers wraps the Hub's errors in its own, so the whole chain of causes counts, the most telling link first.
     """
-    chain = list(_chain(error))
+    chain = list(causes(error))
     texts = " ".join(str(link) for link in chain)
     responses = [link for link in chain if isinstance(link, HfHubHTTPError)]
     status = responses[0].response.status_code if responses else None
@@ -137,7 +137,7 @@ def explain(model_id: str, error: BaseException) -> str | None:
         return _refused(model_id, status)
     if is_offline_mode() and any(isinstance(link, (ConnectionError, LocalEntryNotFoundError)) for link in chain):
         return f"{model_id} is not in the local Hub cache and HF_HUB_OFFLINE is set: unset it, or use --model bundled"
-    if any(_is_network(link) for link in chain):
+    if any(is_network(link) for link in chain):
         return _unreachable(model_id)
     return None
 
@@ -154,7 +154,8 @@ def quiet_progress() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what caused it, one after the other."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -162,7 +163,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _is_network(error: BaseException) -> bool:
+def is_network(error: BaseException) -> bool:
+    """Whether the error is that of a connection."""
     return (
         isinstance(error, (ConnectionError, TimeoutError, LocalEntryNotFoundError))
         or type(error).__module__.partition(".")[0] in _HTTP_LIBRARIES

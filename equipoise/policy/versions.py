@@ -34,7 +34,8 @@ _PHI3 = ("type", "short_factor", "long_factor")
 
 def for_both(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Add to the configurations in an exported folder what version 4 needs."""
-    _rewrite(folder / "config.json", _older, lambda: AutoConfig.from_pretrained(folder).to_dict())
+    if (folder / "config.json").exists():  # an adapter has none
+        _rewrite(folder / "config.json", _older, lambda: AutoConfig.from_pretrained(folder).to_dict())
     if (folder / "tokenizer.json").exists():
         names = list(tokenizer.model_input_names)
         _rewrite(folder / "tokenizer_config.json", lambda old: _older_class(old, names), lambda: _facts(folder))

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from equipoise.errors import UserError
-from equipoise.policy.export import EXPORTED, WEIGHTS, not_ours, refuse_foreign
-from equipoise.ppo.config import RunConfig, TrainConfig
+from equipoise.policy.placed import EXPORTED, MODELS, is_finished, not_ours, refuse_foreign
+from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.functions import TRACEBACK
+from equipoise.ppo.run_config import RunConfig
 from equipoise.ppo.summary import FINAL, SUMMARY, UNTRAINED
+from equipoise.ppo.tracking.trackers import RECORD as TRACKERS
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, task_from_document
 from equipoise.runs.checkpoint import Checkpoint, discard_all, newest
@@ -29,7 +31,7 @@ from equipoise.runs.records import differences
 
 ROWS = ("training_metrics.csv", "metrics.jsonl", "samples.jsonl", "eval.jsonl")
 """What a start without a checkpoint would cut."""
-OUTPUT_FILES = (*ROWS, "events.jsonl", SUMMARY, FINAL, UNTRAINED, TRACEBACK)
+OUTPUT_FILES = (*ROWS, "events.jsonl", SUMMARY, FINAL, UNTRAINED, TRACEBACK, TRACKERS)
 """All that a run writes into its output folder, besides its record and the model."""
 
 # What may differ when a run is continued: how long it goes on, and what has no influence on the numbers.
@@ -132,7 +134,7 @@ def claim(config: TrainConfig, overwrite: bool, prompts: Callable[[], Mapping[st
             f"{output / 'run.json'} is damaged, so nothing says which run the files beside it are of: restore it, "
             "choose another --output-dir, or --overwrite to start anew"
         )
-    begun = [name for name in (*ROWS, WEIGHTS) if _size(output / name)]
+    begun = [name for name in (*ROWS, *MODELS) if _size(output / name)]
     _check_settings(config, resumed, record if begun else None)
     run = _paired(config, record, owner, resumed, begun)
     step = resumed.step if resumed else 0
@@ -142,7 +144,7 @@ def claim(config: TrainConfig, overwrite: bool, prompts: Callable[[], Mapping[st
         )
     saved = resumed is not None or (run is not None and owner.document.get("saved") is True)
     own = Owner(checkpoints, run or secrets.token_hex(8), str(output.resolve()), saved)
-    complete = resumed is not None and step == config.steps and _size(output / WEIGHTS) > 0
+    complete = resumed is not None and step == config.steps and is_finished(output, config.run.save)
     rendered = {} if complete and not mended else dict(prompts())
     _check_prompts(config, resumed, record, rendered)
     if mended:  # last of all, when nothing is refused any more
@@ -229,7 +231,7 @@ def _paired(
     if record.state in ("damaged", "foreign"):
         named = holds  # `claim` made sure that the checkpoint folder is this one's
     if begun:
-        what = "a finished model" if WEIGHTS in begun else "a run's records"
+        what = "a finished model" if set(MODELS) & set(begun) else "a run's records"
         other = ": choose another --output-dir for a new run, or --overwrite to start anew in its place"
         if resumed is None and (named is None or named != holds or owner.document.get("saved") is True):
             was = _checkpoints_of(record)

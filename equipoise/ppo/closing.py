@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from equipoise.ppo.config import RunConfig
+from equipoise.ppo.run_config import RunConfig
 from equipoise.ppo.summary import FINAL, UNTRAINED, describe, read_rows, sentences
 from equipoise.protocol.lexicon import Piece
 from equipoise.protocol.marking import legend, pieces

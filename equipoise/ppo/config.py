@@ -9,6 +9,7 @@ from equipoise.errors import UserError
 from equipoise.learning.search import BATCH, Search
 from equipoise.options import TaskOption
 from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.ppo.run_config import RunConfig
 from equipoise.protocol.reward import RewardWeights
 from equipoise.protocol.task import PROTOCOL
 
@@ -291,31 +292,6 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    output_dir: str = "rlhf_llama3_7b_output"
-    """The final model, training_metrics.csv and the other records."""
-    checkpoint_dir: str = "rlhf_checkpoints"
-    """What continues a run that was stopped."""
-    tensorboard_dir: str = "runs"
-    """What TensorBoard shows, a folder in it for each run."""
-    save_every: int = 100
-    """PPO steps between checkpoints that are kept."""
-    save_minutes: float = 10.0
-    """A further checkpoint when this long has passed since the last; only the newest of these is kept."""
-    keep_checkpoints: int = 0
-    """Keep this many of the newest, besides the best so far; 0 keeps every multiple of save-every."""
-    sample_every: int = 50
-    """PPO steps between printed samples."""
-
-    def __post_init__(self) -> None:
-        for name in ("save_every", "sample_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
-        if self.keep_checkpoints < 0:
-            raise UserError(f"keep-checkpoints {self.keep_checkpoints} must be 0 (keep all) or more")
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """Everything a run depends on; saved with it. Presets are values of this class."""
 
@@ -368,6 +344,7 @@ class TrainConfig:
         if not self.prompt:
             object.__setattr__(self, "prompt", self.task.default_prompt.name)
         self.task.prompt(self.prompt)
+        self.run.check_out(self.policy.tuning)
         if self.steps < 1:
             raise UserError(f"steps {self.steps} must be at least 1; the guide trains for 2000")
         for group in (self, *(getattr(self, each.name) for each in fields(self))):

@@ -8,9 +8,12 @@ from typing import Any
 
 from equipoise.errors import UserError
 from equipoise.policy.card import ModelCard
-from equipoise.policy.export import EXPORTED, export, refuse_foreign
+from equipoise.policy.export import export
+from equipoise.policy.export_adapter import export_adapter
 from equipoise.policy.load import pick_device, pick_dtype
+from equipoise.policy.placed import EXPORTED, refuse_foreign
 from equipoise.policy.prompt import stop_ids
+from equipoise.policy.push import check_push, push
 from equipoise.policy.saved import Saved, is_checkpoint, put_weights, read_saved
 from equipoise.policy.source import TASK, checkpoint_base, load_tokenizer
 from equipoise.policy.weights import load_model
@@ -31,12 +34,14 @@ def export_checkpoint(config: ExportConfig, say: Callable[[str], None] = print) 
             f"{config.checkpoint} is no checkpoint of a training: name a folder such as rlhf_checkpoints/checkpoint-200"
         )
     saved, folder = read_saved(config.checkpoint), config.output_dir
+    check_push(config, checkpoint_base(saved.folder))
     _check(folder, config.overwrite)
     open_checkpoint(saved.folder)
     with locked_folder(folder, f"writing to {folder}: wait for it, or choose another --output-dir"):
         _check(folder, config.overwrite)
         _export(config, saved, say)
     say(f"{folder}: the model of {saved.folder}; equipoise generate --model {folder} writes sentences with it")
+    push(folder, config, say)
     return folder
 
 
@@ -58,7 +63,9 @@ def _check(folder: Path, overwrite: bool) -> None:
 def _export(config: ExportConfig, saved: Saved, say: Callable[[str], None]) -> None:
     policy, source = saved.policy, checkpoint_base(saved.folder)
     dtype = pick_dtype(config.dtype if config.dtype != "auto" else policy.dtype, pick_device(config.device))
-    say(f"merging {saved.folder} into {policy.model}" if policy.tuning == "lora" else f"reading {saved.folder}")
+    config.check_out(policy.tuning)
+    whole = config.save == "merged" and policy.tuning == "lora"
+    say(f"merging {saved.folder} into {policy.model}" if whole else f"reading {saved.folder}")
     run = _config_of(saved)
     model = put_weights(load_model(source, dtype=dtype, device="cpu"), saved)
     tokenizer, checkpoint = load_tokenizer(source), open_checkpoint(saved.folder)
@@ -71,7 +78,8 @@ def _export(config: ExportConfig, saved: Saved, say: Callable[[str], None]) -> N
     }
     averaged = "moving average of the weights at " if saved.averaged else ""
     told = facts(run, checkpoint.step, float(checkpoint.document("state")["kl_coef"]), warmed=_warmed(saved))
-    export(
+    write = export_adapter if config.save == "adapter" else export
+    write(
         model,
         tokenizer,
         config.output_dir,

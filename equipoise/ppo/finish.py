@@ -51,6 +51,7 @@ def finish(training: Training, run: SharedRun) -> None:
         how = facts(config, state.step, state.kl_coef, warmed=warmed)
         with run.log.stage("writing the model"):
             run.export(training.policy, f"{how}; exported: {averaged}step {step}, {why}")
+    run.log.finished()
     run.log.screen(lambda console: show(console, config.task, summary, config.run))
 
 

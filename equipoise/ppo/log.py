@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from equipoise.documents import parse_json
 from equipoise.errors import UserError
+from equipoise.ppo.board import LAYOUT, draw_scalars
+from equipoise.ppo.tracking.trackers import Trackers
 from equipoise.protocol.marking import in_marks, pieces
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Reward
@@ -125,15 +127,6 @@ def _json_line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, allow_nan=False) + "\n"
 
 
-def _draw_scalars(board: "SummaryWriter", values: Mapping[str, float], step: int) -> None:
-    """What `add_scalar` writes for each key, as one event: 0.4 ms where 70 of them took 5.6."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    points = [Summary.Value(tag=key, simple_value=value) for key, value in values.items()]
-    assert board.file_writer is not None
-    board.file_writer.add_summary(Summary(value=points), step)
-
-
 TOLD_BY_CALLER = {"signal", "resume", "gave_up", "function_failed"}
 """Kinds of events of which the run itself says what they are and what to do."""
 
@@ -179,6 +172,7 @@ class RunLog:
         self._folder = output_dir
         self._tensorboard_dir = tensorboard_dir
         self._task = task
+        self._trackers: Trackers | None = None
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -208,10 +202,30 @@ class RunLog:
         self._columns = kept.columns
         self._csv, self._metrics, self._samples, self._events = map(RowFile, (csv, metrics, samples, events))
         self._evaluations = RowFile(evaluations)
+        self._described: set[str] = set()
         self._board = self._open_tensorboard(step)
         if self._board is None:
             notices.append("TensorBoard is not installed, so no curves are drawn for it (pip install tensorboard)")
         return notices
+
+    def track(self, trackers: Trackers) -> None:
+        """Have these trackers get what the files hold, as `kept` says."""
+        self._trackers = trackers
+        self._say_of_trackers()
+
+    def kept(self, step: int) -> None:
+        """A checkpoint holds everything up to `step`. May be called from any thread."""
+        if self._trackers is not None:
+            self._trackers.kept(step)
+
+    def finished(self) -> None:
+        """The run is complete, and its summary written."""
+        if self._trackers is not None:
+            self._trackers.finished()
+
+    def _say_of_trackers(self) -> None:
+        for line in self._trackers.notices() if self._trackers is not None else ():
+            self.say(line)
 
     @property
     def last_step(self) -> int:
@@ -226,7 +240,9 @@ class RunLog:
         try:
             # The viewer drops what earlier event files hold from this step on. It ignores the first such mark it meets,
             # so a run's first start needs one too.
-            return SummaryWriter(str(self._tensorboard_dir), purge_step=step + 1)
+            board = SummaryWriter(str(self._tensorboard_dir), purge_step=step + 1)
+            board.add_custom_scalars(LAYOUT)
+            return board
         except OSError as error:
             raise unwritable(self._tensorboard_dir, error) from error
 
@@ -277,8 +293,9 @@ class RunLog:
             row["nonfinite"] = nonfinite
         self._metrics.append(_json_line(row))
         self._step = step
-        self._draw(lambda board: _draw_scalars(board, logged, step))
+        self._draw(lambda board: draw_scalars(board, logged, step, self._described))
         self._console.step(step, metrics, timings)
+        self._say_of_trackers()
 
     def samples(
         self,
@@ -304,7 +321,7 @@ class RunLog:
         """Log an evaluation to `eval.jsonl`, TensorBoard and the terminal."""
         values = {f"eval/{key}": float(value) for key, value in measured.items() if key != "step"}
         self._evaluations.append(_json_line({"step": step} | values))
-        self._draw(lambda board: _draw_scalars(board, values, step))
+        self._draw(lambda board: draw_scalars(board, values, step, self._described))
         self.say(
             f"step {step}: evaluation of {plural(measured['n'], 'sentence')}: {self._task.all_classes} "
             f"{measured['both']:.1%}, strict {measured['strict']:.1%}, {measured['effective_pairs']:.1f} effective "
@@ -332,10 +349,14 @@ class RunLog:
 
     def rewind(self, step: int) -> None:
         """Forget the steps after `step`: the run has gone back to that checkpoint within this process."""
+        if self._trackers is not None:
+            self._trackers.rewind()
         self._close_files()
         self._console.rewind(step)
         for notice in self._open(step):
             self.say(notice)
+        if self._trackers is not None:
+            self._trackers.rewound(step)
 
     def sync(self) -> None:
         """Have the disk hold every row. Called before a checkpoint counts, not even a power cut parts the two."""
@@ -350,4 +371,7 @@ class RunLog:
     def close(self) -> None:
         """Close files and bar. May be called again."""
         self._close_files()
+        if self._trackers is not None:
+            self._trackers.close()
+            self._say_of_trackers()
         self._console.close()

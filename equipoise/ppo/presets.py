@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from equipoise.errors import UserError
 from equipoise.policy.config import LLAMA_8B, PolicyConfig
-from equipoise.ppo.config import DiversityConfig, EvaluationConfig, PPOConfig, RunConfig, TrainConfig, WarmStartConfig
+from equipoise.ppo.config import DiversityConfig, EvaluationConfig, PPOConfig, TrainConfig, WarmStartConfig
+from equipoise.ppo.run_config import RunConfig
 from equipoise.protocol.task import PROTOCOL, Task
 
 # Seconds on a GPU: the untrained model's rates, an evaluation at every checkpoint, the closing summary.

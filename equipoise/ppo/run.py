@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from torch import Tensor
 from equipoise.errors import UserError
 from equipoise.learning.optimizer import MasterAdam
 from equipoise.policy.card import ModelCard
-from equipoise.policy.export import WEIGHTS, export, rehearse
+from equipoise.policy.export import export, rehearse
+from equipoise.policy.export_adapter import export_adapter
 from equipoise.policy.load import Policy
+from equipoise.policy.placed import MODELS
+from equipoise.policy.push import check_push, push
 from equipoise.policy.rollout import Rollout
-from equipoise.policy.source import TASK
+from equipoise.policy.source import TASK, resolve
 from equipoise.ppo.claim import OUTPUT_FILES, Claimed, check_folders, claim, in_pieces
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.functions import DOCUMENT as FUNCTIONS
@@ -26,6 +30,8 @@ from equipoise.ppo.functions import check_same
 from equipoise.ppo.log import RunLog
 from equipoise.ppo.state import State
 from equipoise.ppo.summary import FINAL, SUMMARY
+from equipoise.ppo.tracking.tracker import check_installed
+from equipoise.ppo.tracking.trackers import Trackers
 from equipoise.ppo.undo import Made
 from equipoise.runs.checkpoint import Checkpoint, at_step, discard_after, newest, prune, save_checkpoint
 from equipoise.runs.files import make_folder, write_file, write_json
@@ -101,6 +107,8 @@ class Run:
         function may have become another, which is recorded too. The configuration is kept with the number of pieces
         that is in force for so many `processes`.
         """
+        check_installed(config.run.track)
+        check_push(config.run, resolve(config.policy.model))
         check_folders(config)  # before a lock or anything else is put there
         output, board = Path(config.run.output_dir), _board(config)
         made = Made((output, Path(config.run.checkpoint_dir), board))
@@ -182,6 +190,7 @@ class Run:
         self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any], kept: list[int]
     ) -> None:
         save_checkpoint(self.checkpoints, step, tensors=tensors, documents=documents)
+        self.log.kept(step)
         if not self._own.saved:
             self._own = self._own._replace(saved=True)
             self._own.write()
@@ -229,12 +238,16 @@ class Run:
 
     def rehearse_export(self, policy: Policy) -> None:
         """Find out before the first step whether the model can be exported. Raises UserError."""
-        self._export(rehearse, policy, "rehearsed")
+        self._export(partial(rehearse, save=self.config.run.save), policy, "rehearsed")
 
     def export(self, policy: Policy, facts: str) -> None:
         """Write the final model into the output folder."""
         self.log.say(f"writing the final model to {self.config.run.output_dir}")
-        self._export(export, policy, facts)
+        self._export(export_adapter if self.config.run.save == "adapter" else export, policy, facts)
+
+    def push(self) -> None:
+        """Put the final model on the Hub, where that is asked for. Raises UserError, with everything here as it was."""
+        push(Path(self.config.run.output_dir), self.config.run, self.log.say)
 
     def _export(self, write: Callable[..., None], policy: Policy, facts: str) -> None:
         config = self.config
@@ -279,9 +292,12 @@ def _begin(config: TrainConfig, facts: Mapping[str, Any], found: Claimed) -> Run
     )
     for notice in found.notices:
         log.say(notice)
+    log.track(Trackers(config.run.track, output, found.own.run, config.document(), step))
+    if found.complete:
+        log.finished()
     if not found.complete:
         # A run that goes on has no final model; an old one must not be taken for it.
-        for name in (WEIGHTS, SUMMARY, FINAL):
+        for name in (*MODELS, SUMMARY, FINAL):
             (output / name).unlink(missing_ok=True)
     if found.resumed is not None and not found.complete:
         log.event(step, "resume", checkpoint=found.resumed.path.name)

@@ -60,6 +60,9 @@ class SharedLog:
     def event(self, step: int, kind: str, **fields: Any) -> None:
         self._write(lambda log: log.event(step, kind, **fields))
 
+    def finished(self) -> None:
+        self._write(lambda log: log.finished())
+
     def screen(self, show: Callable[[Console], None]) -> None:
         """Have rank 0 show something at the end."""
         self._write(lambda log: show(log.screen()))
@@ -216,6 +219,10 @@ class SharedRun:
 
     def export(self, policy: Policy, facts: str) -> None:
         self._first_does(lambda run: run.export(policy, facts))
+
+    def push(self) -> None:
+        """`Run.push` on rank 0. Raises UserError, on all."""
+        self._first_does(lambda run: run.push())
 
 
 def _digest(state: State) -> int:

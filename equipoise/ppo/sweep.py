@@ -24,7 +24,7 @@ import yaml
 from equipoise import options
 from equipoise.documents import read_json
 from equipoise.errors import UserError
-from equipoise.policy.export import WEIGHTS
+from equipoise.policy.placed import MODELS
 from equipoise.ppo import sweep_jobs
 from equipoise.ppo.base import BaseRates
 from equipoise.ppo.claim import FREE_TO_CHANGE
@@ -157,6 +157,7 @@ _EACH_RUNS_OWN = {
     "final_sentences": "write n under evaluate",
     "eval_temperature": "write temperature under evaluate",
     "eval_top_p": "write top_p under evaluate",
+    "push_to_hub": "every run would take the last one's place; put the best on the Hub with equipoise export",
 }
 """What the sweep itself decides for every run, and where the file says it."""
 
@@ -333,7 +334,8 @@ def close(plan: Plan, keep: str, seconds: float) -> dict[str, Any]:
     if keep != "all":
         delete_checkpoints(plan.folder / "checkpoints")
     if keep == "nothing":
-        (plan.folder / WEIGHTS).unlink(missing_ok=True)
+        for name in MODELS:
+            (plan.folder / name).unlink(missing_ok=True)
     return result
 
 

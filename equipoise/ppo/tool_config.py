@@ -8,6 +8,7 @@ import tyro
 
 from equipoise import options
 from equipoise.errors import UserError
+from equipoise.policy.out_config import OutConfig
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.presets import preset
 from equipoise.protocol.task import PROTOCOL
@@ -33,7 +34,7 @@ class BenchConfig:
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(OutConfig):
     checkpoint: tyro.conf.Positional[Path]
     """The folder of a checkpoint, such as rlhf_checkpoints/checkpoint-200."""
     output_dir: Path = Path("exported")
@@ -45,6 +46,9 @@ class ExportConfig:
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
     overwrite: bool = False
     """Replace the model that an earlier `equipoise export` left there."""
+
+    def __post_init__(self) -> None:
+        self.check_out()
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,7 @@ class Trainer:
                 f"this run is complete ({plural(config.steps, 'step')}): raise --steps to go on, or --overwrite "
                 "to start anew"
             )
+            run.push()
             return Outcome("done", config.steps, 0)
         try:
             training = self._begin()
@@ -171,6 +172,7 @@ class Trainer:
             outcome = _run_steps(training, run, stop)
             if outcome.status == "done":
                 finish(training, run)
+                run.push()
             return outcome
         except Stopped:
             return _stopped_before(run, stop, "in the warm start")

@@ -242,7 +242,7 @@ def previous(folder: Path) -> dict[str, bytes]:
 def test_an_export_without_room_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = previous(tmp_path)
     usage = type("Usage", (), {"free": 1_000_000})
-    monkeypatch.setattr("equipoise.policy.export.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("equipoise.policy.placed.shutil.disk_usage", lambda _: usage)
     with pytest.raises(UserError, match="free some space"):
         export(tiny_model(), tiny_tokenizer(), tmp_path, card=CARD)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -289,7 +289,7 @@ def test_killed_while_moving_the_folder_has_no_weights_rather_than_mixed_ones(
             raise KeyboardInterrupt
         replace(origin, target)
 
-    monkeypatch.setattr("equipoise.policy.export.os.replace", replace_until_killed)
+    monkeypatch.setattr("equipoise.policy.placed.os.replace", replace_until_killed)
     with pytest.raises(KeyboardInterrupt):
         export(tiny_model(), tiny_tokenizer(), tmp_path, card=CARD)
     monkeypatch.undo()

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from equipoise.policy.config import PolicyConfig, SamplingConfig
-from equipoise.ppo.config import PPOConfig, RunConfig, TrainConfig
+from equipoise.ppo.config import PPOConfig, TrainConfig
+from equipoise.ppo.run_config import RunConfig
 
 
 def small_config(model: Path, where: Path, **changes: Any) -> TrainConfig:

@@ -16,8 +16,8 @@ from struct import pack
 import pytest
 
 from equipoise.ppo.closing import before_and_after, curve, next_steps, show
-from equipoise.ppo.config import RunConfig
 from equipoise.ppo.replay import RECORDED, read_recorded
+from equipoise.ppo.run_config import RunConfig
 from equipoise.ppo.summary import FINAL, UNTRAINED, sentences
 from equipoise.ppo.train import train
 from equipoise.protocol.marking import in_marks, printable
@@ -56,7 +56,7 @@ SUMMARY = dict(read_recorded(RECORDED).summary)
 CHILD = """
 import json, sys
 from equipoise.ppo.closing import show
-from equipoise.ppo.config import RunConfig
+from equipoise.ppo.run_config import RunConfig
 from equipoise.protocol.task import PROTOCOL
 from equipoise.runs.console import Console
 console = Console(sys.stdout, 3, task=PROTOCOL)

@@ -16,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import TENSORS
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 from equipoise.errors import UserError
-from equipoise.ppo.log import TOLD_BY_CALLER, RunLog, defined_keys, undefined_keys
+from equipoise.ppo.board import description
+from equipoise.ppo.log import KEY, TOLD_BY_CALLER, RunLog, defined_keys, undefined_keys
 from equipoise.protocol.task import PROTOCOL
 
 METRICS = Path(__file__).resolve().parents[2] / "docs" / "METRICS.md"
@@ -247,6 +249,33 @@ def scalars(folder: Path, but: str = "") -> dict[str, dict[int, float]]:
         assert len(points) == len(dict(points)), f"{tag}: {points}"
         shown[tag] = dict(points)
     return shown
+
+
+def test_tensorboard_says_what_each_curve_shows_and_begins_its_own_page_with_the_guides_two(tmp_path: Path) -> None:
+    task = tmp_path / "plain"
+    for resumed in (0, 1):
+        log = RunLog(task, task / "runs", 4, resume_step=resumed, stream=io.StringIO())
+        values = {"reward/mean": 1.0, "ppo/update_kl": 0.02, "watch/top_warm": 0.5, "a/x": 1.0}
+        log.step(resumed + 1, values, {"time/step": 1.0})
+        log.evaluation(resumed + 1, {key: 0.5 for key in ("n", "both", "strict", "effective_pairs", "kl")})
+        log.close()
+    viewer = EventAccumulator(str(task / "runs"), size_guidance={TENSORS: 0}).Reload()
+    about = {tag: metadata.summary_description for tag, metadata in viewer.summary_metadata.items()}
+    assert about["reward/mean"] == ("protocol reward: base + bonus + length penalty + repetition penalty [reward]")
+    assert about["time/step"] and about["eval/strict"] and about["watch/top_warm"] and not about["a/x"]
+    layout = layout_pb2.Layout.FromString(viewer.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    first = [(chart.title, list(chart.multiline.tag)) for chart in layout.category[0].chart]
+    assert [tags for _, tags in first] == [["^reward/mean$"], ["^ppo/update_kl$"]]
+    patterns = [tag for category in layout.category for chart in category.chart for tag in chart.multiline.tag]
+    page = METRICS.read_text(encoding="utf-8")
+    assert all(any(re.search(pattern, key) for key in defined_keys(page)) for pattern in patterns)
+
+
+def test_what_tensorboard_says_of_a_curve_is_what_the_metrics_page_says() -> None:
+    row = rf"^\| `({KEY.pattern})` \| (.*?) \| (.*?) \| .*? \|$"
+    for key, meaning, unit in re.findall(row, METRICS.read_text(encoding="utf-8"), flags=re.MULTILINE):
+        of = "" if unit == "–" else f" [{unit}]"
+        assert description(key) == f"{meaning}{of}".replace("`", ""), "write it into equipoise/ppo/curves.json too"
 
 
 def test_samples_are_stored_with_every_part_of_the_reward(straight: Path) -> None:
