@@ -92,7 +92,7 @@ $(VENV)-empty/.installed: pyproject.toml Makefile | $(VENV)-release/.installed
 	@touch $@
 
 docs: $(VENV)-release/.installed
-	@$(VENV)-release/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	@$(VENV)-release/bin/python -m sphinx -W --keep-going -q -b html -c docs . docs/_build
 
 # Every package with its version, for those who want the very same environment. The index is not named in it.
 lock: $(VENV)-release/.installed
