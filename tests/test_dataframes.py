@@ -109,14 +109,15 @@ def test_continuations_beside_occupations_get_the_frame_and_rows_keep_their_inde
     assert list(scored["reward"]) == list(rows["Reward"]) and list(scored["strict"]) == list(rows["Strict"] == 1)
 
 
-def test_missing_texts_count_as_empty_ones_in_every_spelling_of_pandas() -> None:
-    for gone in (None, np.nan, pd.NA, pd.NaT):
-        frame = pd.DataFrame(
-            {"occupation": ["nurse"] * 3, "text": ["The nurse was kind.", gone, "The nurse was bold."]}
-        )
-        with pytest.warns(UserWarning, match="1 row has no text"):
-            assert list(equipoise.score(frame)["reward"]) == [-0.3, -0.3, 0.2]
-        assert list(equipoise.evaluate(frame, fluency=False, bootstrap_draws=100).rows["Reward"]) == [-0.3, -0.3, 0.2]
+@pytest.mark.parametrize(("gone", "dtype"), [(None, object), (np.nan, object), (pd.NA, object), (pd.NaT, object),
+                                             (None, "string"), (np.nan, "str"), (None, "category")])  # fmt: skip
+def test_missing_texts_count_as_empty_ones_in_every_spelling_of_pandas(gone: object, dtype: str) -> None:
+    texts = pd.Series(["The nurse was caring.", gone, "The nurse was bold."], dtype=object).astype(dtype)
+    frame = pd.DataFrame({"occupation": "nurse", "text": texts, "run_id": pd.array([7, None, 9], dtype="Int64")})
+    with pytest.warns(UserWarning, match="1 row has no text"):
+        assert list(equipoise.score(frame)["reward"]) == [0.2, -0.3, 0.2]
+    rows = equipoise.evaluate(frame, fluency=False, bootstrap_draws=100).rows
+    assert list(rows["Reward"]) == [0.2, -0.3, 0.2] and list(rows["RunID"]) == ["7", "", "9"]
 
 
 def test_a_frame_without_rows_has_no_scores_and_no_evaluation() -> None:
