@@ -41,6 +41,8 @@ from equipoise.tables.table import Table, some, unique
 
 AnyTask = Task | str | os.PathLike[str] | None
 """A task, a task file, the name of a packaged task, or None for the default one."""
+NOT_OPTIONS = frozenset(("files", "output", "task"))
+"""Fields of `EvaluateConfig` that are no options of `evaluate`: what is measured, and what the command writes."""
 UNNAMED = "data frame"
 """What a data frame is called where a file would be named by its path."""
 
@@ -263,7 +265,7 @@ def _task(task: AnyTask) -> Task | None:
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `equipoise evaluate` as its configuration takes them. Raises UserError."""
     hints = get_type_hints(EvaluateConfig)
-    known = [name for name in hints if name not in ("files", "output", "task")]
+    known = [name for name in hints if name not in NOT_OPTIONS]
     out = {}
     for name, value in given.items():
         if name not in known:

@@ -39,7 +39,8 @@ def test_every_dependency_has_an_exact_tested_version_that_meets_its_floor() -> 
 def test_everything_imported_by_the_package_is_a_declared_dependency() -> None:
     declared = {canonicalize_name(Requirement(r).name) for r in PROJECT["dependencies"]}
     optional = {"triton"}  # PyTorch's GPU builds bring it, and only they need it
-    optional |= {canonicalize_name(Requirement(r).name) for r in PROJECT["optional-dependencies"]["slurm"]}
+    extras = [r for extra, own in PROJECT["optional-dependencies"].items() if extra != "dev" for r in own]
+    optional |= {canonicalize_name(Requirement(r).name).replace("-", "_") for r in extras}
     imported: dict[str, str] = {}
     for path in (ROOT / "equipoise").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
