@@ -210,8 +210,8 @@ def _parts(data: Any, kinds: tuple[type, ...]) -> list[tuple[str | None, Any]]:
         if not isinstance(value, (pd.DataFrame, str, os.PathLike)) or not (name is None or isinstance(name, str)):
             inner = "" if value is data else f" with {_kind(value)} under {name!r}"
             raise UserError(
-                f"evaluate was given {_kind(data)}{inner}: give a data frame, the path of a file, or a mapping from "
-                "methods' names to either"
+                f"evaluate was given {_kind(data)}{inner}: give pandas' data frame, the path of a file, or a mapping "
+                "from methods' names to either"
             )
     return [(name, value) for name, value in named if isinstance(value, kinds)]
 
@@ -221,11 +221,19 @@ def _of_texts(data: Any) -> pd.DataFrame:
         return data
     if isinstance(data, pd.Series):
         return data.to_frame("text")
-    if isinstance(data, str):
-        return pd.DataFrame({"text": [data]})
-    if isinstance(data, Iterable) and not isinstance(data, (bytes, Mapping)):
-        return pd.DataFrame({"text": pd.Series(list(data), dtype=object)})
-    raise UserError(f"score was given {_kind(data)}: give a data frame, a series or list of texts, or a text")
+    texts = [data] if isinstance(data, str) else data
+    if not isinstance(texts, Iterable) or isinstance(texts, (bytes, Mapping)) or hasattr(texts, "to_pandas"):
+        other = "; its to_pandas() makes one" if hasattr(data, "to_pandas") else ""
+        raise UserError(
+            f"score was given {_kind(data)}: give pandas' data frame, a series or list of texts, or a text{other}"
+        )
+    texts = list(texts)
+    for number, text in enumerate(texts, 1):
+        if isinstance(text, Iterable) and not isinstance(text, str):
+            raise UserError(
+                f"text {number:,} is {_kind(text)}: give texts, or pandas.DataFrame(…) of what has more than a text"
+            )
+    return pd.DataFrame({"text": pd.Series(texts, dtype=object)})
 
 
 def _table(frame: pd.DataFrame, name: str) -> Table:

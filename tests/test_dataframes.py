@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -135,9 +136,19 @@ def test_another_task_is_a_task_a_file_or_a_packaged_name(tmp_path: Path) -> Non
     assert all(each.equals(scored[0]) for each in scored) and "reward" in scored[0] and "agentic" not in scored[0]
 
 
+class Other:
+    """Another library's table, which goes through its columns where texts are looked for."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("text", "occupation"))
+
+    def to_pandas(self) -> pd.DataFrame:
+        return sentences()
+
+
 FRAME = sentences()
 WRONG = {
-    "evaluate was given a value of the type int: give a data frame": lambda: equipoise.evaluate(3),
+    "evaluate was given a value of the type int: give pandas' data frame": lambda: equipoise.evaluate(3),
     "with a value of the type list under 'a'": lambda: equipoise.evaluate({"a": []}),
     "no option 'fluencyy'; did you mean 'fluency'?": lambda: equipoise.evaluate(FRAME, fluencyy=False),
     "no option 'task_file'": lambda: equipoise.evaluate(FRAME, task_file="x"),
@@ -151,6 +162,8 @@ WRONG = {
         pd.DataFrame({"occupation": ["nurse", "chef"], "text": ["Is kind or so.", "Was there."]})
     ),
     "score was given a value of the type dict": lambda: equipoise.score({"a": 1}),
+    "text 2 is a value of the type dict": lambda: equipoise.score(["x", {"text": "y"}]),
+    "; its to_pandas() makes one": lambda: equipoise.score(Other()),
     "no option 'base_on'; did you mean 'base_one'?": lambda: equipoise.score(FRAME, base_on=1),
     "base_one='1' does not fit": lambda: equipoise.score(FRAME, base_one="1"),
     "the task is a value of the type int": lambda: equipoise.score(FRAME, task=3),
