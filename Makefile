@@ -87,7 +87,7 @@ $(VENV)-release/.installed: Makefile | $(VENV)/.installed-dev
 $(VENV)-empty/.installed: pyproject.toml Makefile | $(VENV)-release/.installed
 	@echo 'Installing the wheel into $(@D) ...'
 	@$(PY) -m venv --clear $(@D)
-	@$(VENV)-release/bin/python -m build --wheel --outdir $(@D)/wheel . > $(@D)/build.log || { cat $(@D)/build.log; exit 1; }
+	@$(VENV)-release/bin/python -m build --outdir $(@D)/wheel . > $(@D)/build.log || { cat $(@D)/build.log; exit 1; }
 	@$(@D)/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-input $(@D)/wheel/*.whl
 	@touch $@
 

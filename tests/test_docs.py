@@ -6,6 +6,7 @@ import importlib
 import inspect
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -162,6 +163,11 @@ def test_options_in_running_text_exist() -> None:
     known = {*flags(), "--no-deps"}
     for page, text in PRESENT.items():
         assert set(re.findall(r"`(--[a-z0-9-]+)", text)) <= known, page
+
+
+def test_every_extra_is_listed() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert sorted(named("docs/API.md", "Installing")) == sorted(extras)
 
 
 def test_the_page_of_the_interface_lists_what_is_exported() -> None:
