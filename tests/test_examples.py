@@ -141,6 +141,7 @@ def test_the_notebook_runs_to_its_report_on_an_installed_wheel(tmp_path: Path) -
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     texts = ["".join(output.get("text") or output.get("data", {}).get("text/plain", "")) for output in outputs]
     assert any("Outcome(status='done', step=6, exit_code=0)" in text for text in texts)
+    assert not any("Traceback" in text or "Error" in text for text in texts)
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
     assert "first-study" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
