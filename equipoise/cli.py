@@ -62,6 +62,9 @@ def run_command(command: Callable[[list[str]], int], argv: list[str] | None = No
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A sentence may hold what the terminal's encoding lacks; show an escape for it.
         sys.stdout.reconfigure(errors="backslashreplace")
+    # No figure is shown on a screen. A shell within a notebook has the notebook's backend set, which matplotlib refuses
+    # where it is not installed.
+    os.environ["MPLBACKEND"] = "agg"
     try:
         try:
             code = command(sys.argv[1:] if argv is None else argv)

@@ -3,8 +3,10 @@
 import ast
 import dataclasses
 import importlib
+import inspect
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +16,7 @@ import torch
 import yaml
 from torch.distributed.run import get_args_parser
 
+import equipoise
 from equipoise import options
 from equipoise.cli import COMMANDS
 from equipoise.commands import several
@@ -25,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 LOG = "docs/LOG.md"  # of the past: it may name what is gone
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
 }
 PRESENT = {name: text for name, text in PAGES.items() if name not in (LOG, "CHANGELOG.md")}
 
@@ -161,6 +164,32 @@ def test_options_in_running_text_exist() -> None:
     known = {*flags(), "--no-deps", "--metadata"}
     for page, text in PRESENT.items():
         assert set(re.findall(r"`(--[a-z0-9-]+)", text)) <= known, page
+
+
+def test_every_extra_is_listed() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert sorted(named("docs/API.md", "Installing")) == sorted(extras)
+
+
+def test_the_page_of_the_interface_lists_what_is_exported() -> None:
+    assert sorted(named("docs/API.md", "What equipoise exports")) == sorted(equipoise.__all__)
+    members = {
+        name for row in rows("docs/API.md", "Many sentences, with pandas") for name in re.findall(r"`(\w+)", row[0])
+    }
+    fields = {field.name for field in dataclasses.fields(equipoise.Results) if not field.name.startswith("_")}
+    public = {name for name in vars(equipoise.Results) if not name.startswith("_")}
+    assert members == public | fields
+    told = PAGES["docs/API.md"].split("Of a `Task` these are public:")[1].split("##")[0]
+    of_task, of_reward = (set(re.findall(r"`(\w+)", part)) for part in told.split("Of a `Reward`:"))
+    assert of_task - {"terms"} <= {*dir(equipoise.PROTOCOL)} and of_reward <= {*dir(equipoise.PROTOCOL.score("x"))}
+
+
+@pytest.mark.parametrize("function", ["score", "evaluate", "train", "preset"])
+def test_the_page_of_the_interface_has_the_arguments_as_they_are(function: str) -> None:
+    page = PAGES["docs/API.md"].replace("`score(text, weights)`", "")  # a method of Task
+    shown = re.findall(rf"`{function}\((\w[^`]*)\)`", page)[0].split(", ")
+    names = [re.split(r"=", argument.lstrip("*"))[0] for argument in shown]
+    assert names == [*inspect.signature(getattr(equipoise, function)).parameters][: len(names)]
 
 
 # Files, functions, links.

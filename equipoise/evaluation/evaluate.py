@@ -15,7 +15,7 @@ from equipoise.evaluation.config import EvaluateConfig
 from equipoise.evaluation.counted import Fluency, Sample
 from equipoise.evaluation.equal_n import at_equal_n
 from equipoise.evaluation.frontier import frontier
-from equipoise.evaluation.inputs import Inputs, Judged, read_inputs
+from equipoise.evaluation.inputs import Given, Inputs, Judged, read_inputs
 from equipoise.evaluation.measure import Measured
 from equipoise.evaluation.reference import NOT_OURS, STUDY_ROWS, is_of_the_study, read_reference
 from equipoise.evaluation.results import Estimate, Evaluation, Method
@@ -32,10 +32,12 @@ def evaluate(
     config: EvaluateConfig,
     say: Callable[[str], None] = print,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    more: Sequence[Given] = (),
 ) -> tuple[Evaluation, list[Measured], Judged]:
-    """Everything that is in evaluation.json, the measured rows, and the judges' scores. Raises UserError."""
+    """Everything that is in evaluation.json, the measured rows, and the judges' scores. `more`: tables to
+    measure beside the files. Raises UserError."""
     own = () if config.reference is None else read_reference(config.reference)
-    inputs = read_inputs(config)
+    inputs = read_inputs(config, more)
     for line in inputs.told():
         say(f"note: {line}")
     judged = Judged()

@@ -53,23 +53,29 @@ def _begins(path: Path, columns: str) -> bool:
 
 def write(folder: Path, evaluation: Evaluation, rows: Sequence[Measured], judged: Judged) -> None:
     """The five files, replaced when all of them are written. Raises UserError if they cannot be written."""
-    scores = judged.scores or {}
-    acceptable = judged.acceptable or {}
-    extra = [f"{what}@{name}" for name in scores for what in ("NLL", "Tokens")]
-    columns = [*row_columns(list(evaluation.lexicon)), *extra, *(f"Acceptable@{name}" for name in acceptable)]
-    contents: dict[str, str | bytes] = {
-        "evaluation.json": to_json(evaluation),
-        "rows.csv": to_csv(columns, _row_cells(evaluation, rows, judged)),
-        "methods.csv": to_csv(_METHOD_COLUMNS, _method_cells(evaluation)),
-        "occupations.csv": to_csv(("Occupation", *_METHOD_COLUMNS), _occupation_cells(evaluation)),
-        "comparisons.csv": to_csv(_COMPARISON_COLUMNS, _comparison_cells(evaluation)),
-    }
+    contents: dict[str, str | bytes] = {"evaluation.json": to_json(evaluation)}
+    for name, (columns, cells) in tables(evaluation, rows, judged).items():
+        contents[f"{name}.csv"] = to_csv(columns, cells)
     try:
         write_together({folder / name: contents[name] for name in FILES})
     except OSError as error:
         raise UserError(
             f"cannot write to {folder} ({error.strerror}): free some space or choose another --output"
         ) from None
+
+
+def tables(
+    evaluation: Evaluation, rows: Sequence[Measured], judged: Judged
+) -> dict[str, tuple[Sequence[str], Iterator[list[Any]]]]:
+    """The columns and rows of each table, by the name of its file without the ending."""
+    extra = [f"{what}@{name}" for name in judged.scores or {} for what in ("NLL", "Tokens")]
+    columns = [*row_columns(list(evaluation.lexicon)), *extra, *(f"Acceptable@{c}" for c in judged.acceptable or {})]
+    return {
+        "rows": (columns, _row_cells(evaluation, rows, judged)),
+        "methods": (_METHOD_COLUMNS, _method_cells(evaluation)),
+        "occupations": (("Occupation", *_METHOD_COLUMNS), _occupation_cells(evaluation)),
+        "comparisons": (_COMPARISON_COLUMNS, _comparison_cells(evaluation)),
+    }
 
 
 def _row_cells(evaluation: Evaluation, rows: Sequence[Measured], judged: Judged) -> Iterator[list[Any]]:

@@ -1,9 +1,10 @@
 """From completion files to measured rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from equipoise.documents import read_json
 from equipoise.errors import UserError
@@ -18,7 +19,7 @@ from equipoise.runs.records import task_on_record
 from equipoise.tables import names
 from equipoise.tables.found import Layout
 from equipoise.tables.layout import Columns, Row, arrange, is_empty, settle_names
-from equipoise.tables.read import read_table
+from equipoise.tables.read import Table, read_table
 
 
 @dataclass(frozen=True)
@@ -46,43 +47,65 @@ class Inputs:
         return out
 
 
-def read_inputs(config: EvaluateConfig) -> Inputs:
-    """Every file read and measured. Raises UserError."""
-    if not config.files:
+class Given(NamedTuple):
+    """A table that is to be measured: of a file, or one that was never in a file."""
+
+    method: str | None
+    """Of all its rows, where the user named it."""
+    table: Table
+    settings: Mapping[str, Any] = {}
+    """On record beside the file."""
+    side: Side | None = None
+
+
+def read_inputs(config: EvaluateConfig, more: Sequence[Given] = ()) -> Inputs:
+    """Every file read and measured, and after them the tables in `more`. Raises UserError."""
+    if not config.files and not more:
         raise UserError("no files given: name one or more files of completions; equipoise evaluate --help says more")
-    columns = Columns(config.text_column, config.occupation_column, config.method_column)
-    given = [_named(each) for each in config.files]
-    for i, (_, path) in enumerate(given):
-        if any(path == earlier for _, earlier in given[:i]):
+    named = [_named(each) for each in config.files]
+    for i, (_, path) in enumerate(named):
+        if any(path == earlier for _, earlier in named[:i]):
             raise UserError(f"{path} is given twice: name each file once")
-    task, notices = _task(config, [path for _, path in given])
+    task, notices = _task(config, [path for _, path in named])
+    columns = _columns(config).given
+    given = (
+        Given(method, read_table(path, config.encoding, columns), _settings(path) or {}, read_side(path))
+        for method, path in named
+    )
+    return _arranged(chain(given, more), config, task, notices)
+
+
+def _columns(config: EvaluateConfig) -> Columns:
+    return Columns(config.text_column, config.occupation_column, config.method_column)
+
+
+def _arranged(given: Iterable[Given], config: EvaluateConfig, task: Task, notices: tuple[str, ...]) -> Inputs:
+    """The rows of the tables, found and measured by `task`. Raises UserError."""
     files: list[File] = []
     rows: list[list[Row]] = []
     sides: list[Side | None] = []
     empty: dict[str, tuple[int, ...]] = {}
     headers: list[str] = []
-    for method, path in given:
-        table = read_table(path, config.encoding, columns.given)
-        settings = _settings(path) or {}
+    for method, table, settings, side in given:
         if is_empty(table):
-            name = method or str(settings.get("Method") or settings.get("Label") or Path(path).stem)
+            name = method or str(settings.get("Method") or settings.get("Label") or Path(table.path).stem)
             empty[name] = (*empty.get(name, ()), len(files))
-            files.append(File(path, table.sha256, 0, _layout_of_header(table.columns), table.problems))
+            files.append(File(table.path, table.sha256, 0, _layout_of_header(table.columns), table.problems))
             rows.append([])
             filled = [name for name in table.columns if name.strip()]
             headers.append(f", only the columns {names.listed(filled)}" if filled else "")
-            sides.append(read_side(path))
+            sides.append(side)
             continue
         seed = str(settings.get("seed", ""))
         own, layout, problems = arrange(
-            table, len(files), task, columns=columns, form=config.form, method=method, seed=seed
+            table, len(files), task, columns=_columns(config), form=config.form, method=method, seed=seed
         )
-        files.append(File(path, table.sha256, len(own), layout, tuple(problems)))
+        files.append(File(table.path, table.sha256, len(own), layout, tuple(problems)))
         rows.append(own)
-        sides.append(read_side(path))
+        sides.append(side)
     if not any(rows):
         raise UserError(f"{files[0].path} holds no rows{headers[0]}: give a file with a row for each text")
-    notices = (*notices, *_pooled([path for _, path in given], rows))
+    notices = (*notices, *_pooled([file.path for file in files], rows))
     spelling = settle_names(rows)
     flat = [replace(row, occupation=spelling[row.occupation]) for own in rows for row in own]
     return Inputs(task, tuple(files), measure(flat, task), sides, notices, empty)

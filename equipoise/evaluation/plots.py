@@ -98,6 +98,12 @@ class Drawn(NamedTuple):
     """NAME.svg, NAME.png, NAME.pdf and NAME.csv."""
 
 
+def figure_of(plot: Plot) -> Figure:
+    """The figure alone, for whoever shows or changes it."""
+    with matplotlib.rc_context(STYLE):
+        return plot.draw()
+
+
 def draw(plot: Plot) -> Drawn:
     """The figure, its markup and its files."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():

@@ -23,7 +23,7 @@ from equipoise.tables.join import joined
 from equipoise.tables.read import plain_lines
 from equipoise.tables.table import Table, rows_are, some
 
-__all__ = ["Columns", "Form", "Row", "arrange", "is_empty", "settle_names"]
+__all__ = ["Columns", "Form", "Row", "arrange", "as_texts", "is_empty", "settle_names"]
 
 _NO_TEXT = frozenset(("nan", "none", "null", "<na>", "n/a"))
 _MARKUP = re.compile(r"<\|[^<>|\n]{1,40}\|>|\[/?INST\]|</?s>|<(?:start|end)_of_turn>|<[｜|][^<>\n]{1,40}[｜|]>")
@@ -69,7 +69,7 @@ def arrange(
     chosen, said, other = choose(table, columns, task, frame, method)
     table = _settled(table, chosen.text, said)
     problems = [*table.problems, *joins, *said]
-    texts, empty, odd = _texts(table.column(chosen.text))
+    texts, empty, odd = as_texts(table.column(chosen.text))
     report = _Report(table, problems)
     report("empty text", empty, "no text; such a row counts as a sentence that holds no term")
     report("text that is no string", odd, "a number, list or object for a text; it is written out as JSON")
@@ -187,7 +187,7 @@ def _settled(table: Table, text: str, said: list[Problem]) -> Table:
     return table
 
 
-def _texts(given: Iterable[Any]) -> tuple[list[str], set[int], set[int]]:
+def as_texts(given: Iterable[Any]) -> tuple[list[str], set[int], set[int]]:
     """Texts, and the places of those that are empty and of those that were something else."""
     texts, empty, odd = [], set(), set()
     for i, value in enumerate(given):

@@ -212,3 +212,10 @@ def test_a_command_for_one_process_is_refused_where_there_are_several(command, r
     calls = command()
     assert cli.main(["probe"]) == 2 and not calls
     assert "`equipoise probe` runs in one process: start it without torchrun" in capsys.readouterr().err
+
+
+def test_a_notebooks_backend_that_is_not_installed_here_stops_no_command() -> None:
+    command = [sys.executable, "-m", "equipoise", "report", "gone.csv"]
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("equipoise: ") and done.stderr.count("\n") == 1, done.stderr
