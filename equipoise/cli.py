@@ -37,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Each command with its module and its line in the help."""
 
-SHARED = ("train", "bench", "generate")
+SHARED = ("train", "bench", "generate", "sample")
 """Those that several processes do together."""
 
 EXIT_BAD_INPUT = 2
