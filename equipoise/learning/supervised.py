@@ -158,6 +158,8 @@ def supervise(
     """
     batch_size, epochs = how.batch_size, how.epochs
     optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-8)
+    if ranks.size > 1:
+        optimizer.share(ranks)  # nothing rests on all having drawn the same
     steps = epochs * -(-len(examples) // batch_size)
     rising = round(how.warmup * steps)
     losses: list[Loss] = []
@@ -180,6 +182,8 @@ def supervise(
         say(line if held is None else f"{line}, {held:.3f} held out")
         if not torch.isfinite(torch.tensor([training, held or 0.0])).all():
             raise NonFiniteError("the cross-entropy is not finite: try a smaller learning rate, or --dtype float32")
+    if ranks.size > 1:
+        ranks.agree(step, optimizer.digest())
     return losses
 
 

@@ -121,6 +121,9 @@ class Prompted:
         """Bring the weights into memory, and find out how they are computed; nothing where a `policy` has been given
         already, another writer's. Each of the ranks loads its own. Raises UserError, on all."""
         ranks.each(lambda: self._load(say))
+        policy = self.policy
+        assert policy is not None
+        policy.ways = ranks.first_does(lambda: policy.ways)  # found by each with its own rounding
 
     def _load(self, say: Callable[[str], None]) -> None:
         if self.policy is not None:
