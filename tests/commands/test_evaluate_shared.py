@@ -1,0 +1,71 @@
+"""`equipoise evaluate` by several processes: the files of one."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+from equipoise import cli
+from equipoise.commands import evaluate as commands
+from equipoise.errors import UserError
+from equipoise.evaluation import fluency
+from equipoise.evaluation.files import FILES
+from tests.ranked import rank, together
+from tests.tiny import WORDS, words_folder
+
+from .test_evaluate import completions
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two files, a judge, and a classifier that is indifferent to which way texts are batched."""
+    folder = tmp_path_factory.mktemp("given")
+    judge = words_folder(folder / "judge")
+    classifier = words_folder(folder / "classifier")
+    tokenizer = AutoTokenizer.from_pretrained(classifier)
+    tokenizer.pad_token = "</s>"
+    tokenizer.save_pretrained(classifier)
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=len(WORDS), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        pad_token_id=1, eos_token_id=1, id2label={0: "unacceptable", 1: "acceptable"}, initializer_range=0.5,
+    )  # fmt: skip
+    LlamaForSequenceClassification(config).save_pretrained(classifier)
+    files = {"a": completions(folder / "a.csv", "Prompt-Only", 1), "b": completions(folder / "b.csv", "RLHF", 7, n=12)}
+    return {**files, "judge": str(judge), "classifier": str(classifier)}
+
+
+def evaluating(given: dict[str, str], where: Path) -> Callable[[], int]:
+    argv = [given["a"], given["b"], "--judge", given["judge"], "--acceptability", given["classifier"]]
+    argv += ["--output", str(where), "--device", "cpu", "--dtype", "float32", "--bootstrap-draws", "100"]
+    return lambda: cli.run_command(commands.main, argv)
+
+
+def measured(where: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {name: (where / name).read_bytes() for name in FILES}
+    document = json.loads(found["evaluation.json"])
+    del document["provenance"]["date"], document["settings"]["output"]
+    return found | {"evaluation.json": document}
+
+
+@pytest.fixture(scope="module")
+def alone(given: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    where = tmp_path_factory.mktemp("alone")
+    assert together(1, evaluating(given, where)) == [0]
+    return measured(where)
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_the_number_of_processes_changes_no_byte_of_the_files(
+    given: dict[str, str], tmp_path: Path, alone: dict[str, Any], capfd: pytest.CaptureFixture[str], size: int
+) -> None:
+    assert together(size, evaluating(given, tmp_path)) == [0] * size
+    assert measured(tmp_path) == alone
+    assert capfd.readouterr().out.count("written to") == 1
+    assert b"NLL@judge" in alone["rows.csv"] and b"Acceptable@classifier" in alone["rows.csv"]
