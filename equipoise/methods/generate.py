@@ -153,15 +153,11 @@ def led(
     writer: "Prompted", ranks: Ranks, caller: Caller, work: Callable[["Prompted | SharedWriter"], Outcome]
 ) -> Outcome:
     """What comes of `work`, which rank 0 does with what has sentences written by all ranks, or with the writer itself
-    where there are no others; those get an empty outcome."""
+    where there are no others; they get its outcome too. Raises what it raises, on all."""
     if ranks.size == 1:
         return work(writer)
     shared = SharedWriter(writer, ranks, caller.stop)
-    if not ranks.first:
-        shared.follow()
-        return Outcome("done", {}, 0, writer.task)
-    with shared.leading():
-        return work(shared)
+    return shared.lead(lambda: work(shared))
 
 
 def _writer(config: GenerateConfig, ranks: Ranks) -> "Prompted":

@@ -122,7 +122,7 @@ def sample(
 ) -> Outcome:
     """Write the method's sentences, or go on with them, and what they cost. Raises UserError.
 
-    Of several processes the first one keeps the files; the others get an empty outcome."""
+    Of several processes the first one keeps the files; all get its outcome."""
     with joined() as ranks, StopSignals(tell_of_batch, ranks) as stop:
         writer = made_alike(lambda: _writer(config, ranks), ranks)
         caller = Caller(stop, say, progress)

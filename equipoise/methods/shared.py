@@ -3,10 +3,9 @@
 Batches are those of one process, and rows are appended in its order, so that the file has its bytes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from equipoise.errors import LostProcess, UserError
 from equipoise.methods.completions import Key
@@ -70,34 +69,48 @@ class SharedWriter:
         self.ranks.first_does(lambda: job)
         return self._do(job, say)
 
-    def follow(self) -> None:
-        """On the other ranks: do what rank 0 asks for, until it asks for nothing more. Whatever fails is rank 0's to
-        deal with."""
-        while (job := self.ranks.first_does(_nothing)) is not None:
+    def lead(self, work: Callable[[], Result]) -> Result:
+        """What comes of `work`, which rank 0 does and the others `follow`. Raises what it raises, on all."""
+        if not self.ranks.first:
+            return self._follow()
+        error: Exception | None = None
+        done: list[Result] = []
+        try:
+            done.append(work())
+        except LostProcess:
+            raise
+        except Exception as failed:
+            error = failed
+
+        def end() -> _End:
+            if error is not None:
+                raise error
+            return _End(done[0])
+
+        self.ranks.first_does(end)
+        return done[0]
+
+    def _follow(self) -> Any:
+        """Do what rank 0 asks for, until it is done. What fails meanwhile is rank 0's to deal with."""
+        while not isinstance(asked := self.ranks.first_does(_asked), _End):
             try:
-                self._do(job, lambda line: None)
+                self._do(asked, lambda line: None)
             except LostProcess:
                 raise
             except Exception:
                 continue
+        return asked.result
 
     def _do(self, job: Job[Result], say: Say) -> Result:
         done = job(self.writer, self.ranks, say)
         self.stop.look()
         return done
 
-    @contextmanager
-    def leading(self) -> Iterator[None]:
-        """On rank 0: afterwards the others are told that there is nothing more to do."""
-        try:
-            yield
-        except LostProcess:
-            raise
-        except Exception:
-            self.ranks.first_does(_nothing)
-            raise
-        else:
-            self.ranks.first_does(_nothing)
+
+class _End(NamedTuple):
+    """Sent in place of a job when there is none any more."""
+
+    result: Any
 
 
 def have_done(writer: "Prompted | SharedWriter", job: Job[Result], say: Say) -> Result:
@@ -105,8 +118,8 @@ def have_done(writer: "Prompted | SharedWriter", job: Job[Result], say: Say) -> 
     return writer.have_done(job, say) if isinstance(writer, SharedWriter) else job(writer, ALONE, say)
 
 
-def _nothing() -> Job[None] | None:
-    return None
+def _asked() -> Any:
+    raise AssertionError("rank 0 asks")
 
 
 def _load(writer: "Prompted", ranks: Ranks, say: Say) -> None:

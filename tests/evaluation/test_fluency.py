@@ -142,9 +142,7 @@ def test_equal_texts_are_scored_once_and_every_row_gets_its_number(
 ) -> None:
     scored: list[list[str]] = []
     plain = Scorer.__call__
-    monkeypatch.setattr(
-        Scorer, "__call__", lambda self, texts, *_: scored.append(list(texts)) or plain(self, texts)
-    )
+    monkeypatch.setattr(Scorer, "__call__", lambda self, texts, *_: scored.append(list(texts)) or plain(self, texts))
     config = EvaluateConfig(judge=(str(llama), str(llama)), dtype="float32", device="cpu")
     judged = judge(config, [TEXTS[0], TEXTS[1], TEXTS[0]], lambda line: None, lambda done, total: None)
     assert scored == [TEXTS[:2]] * 2
