@@ -70,6 +70,7 @@ def study(
             opened.enter_context(locked_folder(where, busy))
             return whole, _open(whole)
 
+        ranks.in_pieces(config.pieces)  # or hours later sft would find that they cannot be shared
         whole, record = ranks.first_does(open_folder)
         return _study(whole, record, ranks, say, progress, begin)
 
@@ -203,6 +204,7 @@ def _sft(config: StudyConfig, say: Callable[[str], None], progress: Callable[[in
             epochs=config.sft_epochs,
             learning_rate=config.sft_learning_rate,
             seed=config.seed,
+            pieces=config.pieces,
             check=0,
             overwrite=config.overwrite,
             policy=policy,
@@ -255,7 +257,7 @@ def _resolved(config: StudyConfig, say: Callable[[str], None]) -> StudyConfig:
     )
 
 
-FREE_TO_CHANGE = {"methods", "trained", "overwrite", "output_dir", "batch_size", "budget"}
+FREE_TO_CHANGE = {"methods", "trained", "overwrite", "output_dir", "batch_size", "budget", "pieces"}
 """What may differ when a study is continued: which methods, and what does not change their sentences."""
 
 

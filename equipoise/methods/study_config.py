@@ -60,6 +60,8 @@ class StudyConfig:
     """Times that sft goes through its sentences."""
     sft_learning_rate: float | None = None
     """Highest of sft. Default: as `equipoise sft` has it."""
+    pieces: int = 0
+    """Into how many each batch of sft's is cut; see `equipoise sft`. 0: as many as processes."""
     batch_size: int | None = None
     """Sentences at a time. Default: by device; halved where memory does not suffice."""
     device: str = "auto"
@@ -79,6 +81,8 @@ class StudyConfig:
         for name in ("sft_sentences", "sft_epochs"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
+        if self.pieces < 0:
+            raise UserError(f"--pieces {self.pieces} must be at least 0")
         self.sampling("prompt-only")  # which checks the numbers
 
     @property
