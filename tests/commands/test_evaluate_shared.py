@@ -1,8 +1,6 @@
 """`equipoise evaluate` by several processes: the files of one."""
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from equipoise.commands import evaluate as commands
 from equipoise.errors import UserError
 from equipoise.evaluation import fluency
 from equipoise.evaluation.files import FILES
-from tests.ranked import rank, together
+from tests.ranked import only_first_has_disk, rank, read_only, together
 from tests.tiny import WORDS, words_folder
 
 from .test_evaluate import completions
@@ -44,7 +42,12 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def evaluating(given: dict[str, str], where: Path) -> Callable[[], int]:
     argv = [given["a"], given["b"], "--judge", given["judge"], "--acceptability", given["classifier"]]
     argv += ["--output", str(where), "--device", "cpu", "--dtype", "float32", "--bootstrap-draws", "100"]
-    return lambda: cli.run_command(commands.main, argv)
+
+    def work() -> int:
+        only_first_has_disk(where)
+        return cli.run_command(commands.main, argv)
+
+    return work
 
 
 def measured(where: Path) -> dict[str, Any]:
@@ -69,3 +72,41 @@ def test_the_number_of_processes_changes_no_byte_of_the_files(
     assert measured(tmp_path) == alone
     assert capfd.readouterr().out.count("written to") == 1
     assert b"NLL@judge" in alone["rows.csv"] and b"Acceptable@classifier" in alone["rows.csv"]
+
+
+@pytest.mark.parametrize("fault", ["missing", "other", "not finite", "read-only"])
+def test_what_goes_wrong_on_one_rank_ends_all_with_one_line(
+    given: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    fault: str,
+) -> None:
+    plain = fluency.Scorer.__init__
+
+    def init(self: Any, *settings: Any) -> None:
+        if rank() == 1 and fault == "missing":
+            raise UserError("there is no such judge")
+        plain(self, *settings)
+        if rank() == 1 and fault == "other":
+            self.model.lm_head.weight.data[3, 4] += 1e-6
+        if fault == "not finite":
+            self.model.lm_head.weight.data[3, 4] = torch.nan
+
+    monkeypatch.setattr(fluency.Scorer, "__init__", init)
+
+    def work() -> int:
+        if fault == "read-only":
+            read_only(tmp_path)
+        return evaluating(given, tmp_path / "out")()
+
+    assert together(2, work) == [2, 0]
+    error = capfd.readouterr().err
+    told = {
+        "missing": "process 1: there is no such judge",
+        "other": "process 1 is not as process 0: it has other weights",
+        "not finite": "gives numbers that are not finite",
+        "read-only": "Read-only file system",
+    }
+    assert error.count("equipoise:") == 1 and told[fault] in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())

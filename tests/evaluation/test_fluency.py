@@ -183,7 +183,7 @@ def test_a_classifier_says_of_each_row_whether_it_is_acceptable(llama: Path, tmp
     tokenizer = AutoTokenizer.from_pretrained(llama)
     tokenizer.save_pretrained(tmp_path)
     options = EvaluateConfig(fluency=False, acceptability=str(tmp_path), dtype="float32", device="cpu")
-    with pytest.raises(UserError, match="tokenizer has no padding token.*pad_token"):
+    with pytest.raises(UserError, match=r"tokenizer has no padding token.*pad_token"):
         judge(options, TEXTS, lambda line: None, lambda done, total: None)
     tokenizer.pad_token = "</s>"
     tokenizer.save_pretrained(tmp_path)

@@ -16,7 +16,7 @@ from equipoise.methods import generate as generating
 from equipoise.methods import prompted
 from equipoise.methods.generate import generate
 from equipoise.policy.sample import NonFiniteLogits
-from tests.ranked import rank, together
+from tests.ranked import only_first_has_disk, rank, together
 
 from .test_generate import config, quiet, read
 
@@ -24,7 +24,11 @@ WANTED: dict[str, Any] = {"n": 3}  # 60 rows, eight at a time
 
 
 def writing(model: Path, path: Path, **changes: Any) -> Callable[[], int]:
-    return lambda: cli.run_command(lambda _: generate(config(model, path, **WANTED | changes), quiet).exit_code, [])
+    def work() -> int:
+        only_first_has_disk(path.parent)
+        return generate(config(model, path, **WANTED | changes), quiet).exit_code
+
+    return lambda: cli.run_command(lambda _: work(), [])
 
 
 @pytest.fixture(scope="module")

@@ -1,24 +1,31 @@
 """The files and the accounts of every method, written by several processes: those of one."""
 
-import json
 import os
+import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from equipoise import cli
-from equipoise.commands import sample as commands
 from equipoise.errors import UserError
 from equipoise.methods import kl, prompted
+from equipoise.methods import sample as sampling
+from equipoise.methods.completions import Key
 from equipoise.methods.ctrlg import distil
+from equipoise.methods.ctrlg import writer as ctrlg_writer
 from equipoise.methods.ctrlg.config import CtrlGConfig
-from equipoise.methods.gen_filter import Draws, Wanted, raw_path
+from equipoise.methods.gen_filter import Ahead, Draws, Wanted, raw_path
+from equipoise.methods.prompted import Written
 from equipoise.methods.sample import SampleConfig, sample
+from equipoise.policy.sample import NonFiniteLogits
 from equipoise.protocol.task import PROTOCOL
-from tests.ranked import rank, together
+from equipoise.runs.ranks import Ranks
+from tests.ranked import only_first_has_disk, rank, read_only, together
 from tests.tiny import words_folder
 
 from .test_sample import config, costs, quiet, read
@@ -48,6 +55,7 @@ def wanted(method: str, models: dict[str, Path], where: Path) -> SampleConfig:
 
 def writing(asked: SampleConfig, cache: Path) -> Callable[[], int]:
     def work() -> int:
+        only_first_has_disk(cache)
         os.environ["EQUIPOISE_CACHE"] = str(cache / str(rank()))
         return cli.run_command(lambda _: sample(asked, quiet).exit_code, [])
 
@@ -95,4 +103,146 @@ def test_the_number_of_processes_changes_no_byte_of_rows_account_and_hidden_mark
         assert found[name] == content, name
     assert "kl" in found["costs"] and found["costs"]["kl"]["value"] != 0
     assert len(found) == {"prompt-only": 2, "gen-filter": 3, "ctrlg": 3}[method]
-    assert os.listdir(tmp_path / "1") == [] if (tmp_path / "1").exists() else True  # rank 0's disk is enough
+
+
+def on_rank(monkeypatch: pytest.MonkeyPatch, where: Any, number: int, batch: int, act: Callable[[], Any]) -> None:
+    """Have `act` called on that rank in place of what `where` draws as its batch of that number."""
+    plain, calls = where.sample, []
+
+    def drawing(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        if rank() == number and len(calls) == batch:
+            act()
+        return plain(*given, **named)
+
+    monkeypatch.setattr(where, "sample", drawing)
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("method", "where", "number", "batch"),
+    [
+        ("gen-filter", prompted, 0, 3),
+        ("gen-filter", prompted, 1, 4),
+        pytest.param("prompt-only", prompted, 1, 2, marks=pytest.mark.slow),
+        pytest.param("prompt-only", kl, 1, 1, marks=pytest.mark.slow),  # once all rows are there
+        pytest.param("ctrlg", distil, 1, 2, marks=pytest.mark.slow),
+        pytest.param("ctrlg", ctrlg_writer, 0, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_and_continued_with_another_number_files_and_account_are_the_same(
+    alone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, where: Any, number: int, batch: int
+) -> None:
+    expected, models = alone(method)
+    asked = wanted(method, models, tmp_path)
+    with monkeypatch.context() as patched:
+        on_rank(patched, where, number, batch, kill)
+        found = together(2, writing(asked, tmp_path))
+    assert found[number] == -signal.SIGKILL and found[1 - number] == 1  # LostProcess
+    others = 3 if method == "gen-filter" else 1
+    assert together(others, writing(asked, tmp_path)) == [0] * others
+    assert files(tmp_path) == expected
+
+
+def test_a_signal_to_another_rank_stops_gen_filter_which_goes_on_to_the_same_files(
+    alone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, models = alone("gen-filter")
+    asked = wanted("gen-filter", models, tmp_path)
+    with monkeypatch.context() as patched:
+        on_rank(patched, prompted, 1, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert together(2, writing(asked, tmp_path)) == [143, 0]
+    assert 0 < len(read(raw_path(asked.output))) < expected["costs"]["generations"]
+    assert together(2, writing(asked, tmp_path)) == [0, 0]
+    assert files(tmp_path) == expected
+
+
+@pytest.mark.parametrize("fault", ["no base", "not finite", "full disk", "read-only"])
+def test_what_goes_wrong_on_one_rank_is_told_once_and_the_same_command_continues(
+    alone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], fault: str
+) -> None:
+    expected, models = alone("prompt-only")
+    asked = wanted("prompt-only", models, tmp_path)
+
+    def fill() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
+
+    def broken() -> None:
+        raise NonFiniteLogits("non-finite logits")
+
+    def work() -> int:
+        if fault == "read-only":
+            read_only(tmp_path)
+        return writing(asked, tmp_path)()
+
+    with monkeypatch.context() as patched:
+        if fault == "no base":
+            patched.setattr(sampling, "_prompted", without(models["base"]))
+        elif fault == "not finite":  # rows are there by then: the KL is left out
+            on_rank(patched, kl, 1, 1, broken)
+        elif fault == "full disk":
+            on_rank(patched, prompted, 0, 1, fill)
+        assert together(2, work) == [0 if fault == "not finite" else 2, 0]
+    error = capfd.readouterr().err
+    told = {"no base": "process 1: there is no base", "full disk": "File too large", "read-only": "Read-only"}
+    assert "Traceback" not in error and error.count("equipoise:") == (fault in told) and told.get(fault, "") in error
+    assert (fault in ("no base", "not finite")) == (asked.output.exists() and len(read(asked.output)) == 80)
+    assert together(2, writing(asked, tmp_path)) == [0, 0]
+    assert files(tmp_path) == expected
+
+
+def without(base: Path) -> Callable[..., Any]:
+    """On rank 1's host there is no such model."""
+    plain = sampling._prompted
+
+    def made(config: Any, model: str, *given: Any) -> Any:
+        if rank() == 1 and model == str(base):
+            raise UserError("there is no base")
+        return plain(config, model, *given)
+
+    return made
+
+
+class Fake:
+    """A shared writer that keeps count."""
+
+    def __init__(self, size: int, processes: int) -> None:
+        self.size, self.ranks, self.notices, self.calls = size, Ranks(size=processes), (), 0
+        self.describe, self.load = str, print
+
+    def __call__(self, keys: Sequence[Key], say: object) -> dict[Key, Written]:
+        self.calls += 1
+        assert len(keys) <= self.size * self.ranks.size and len(set(keys)) == len(keys)
+        return {key: Written(text(key), 3) for key in keys}
+
+
+def text(key: Key) -> str:
+    lucky = key.run_id * 7 % (2 + PROTOCOL.names.index(key.occupation)) == 0
+    return f"The {key.occupation} was {'bold and caring' if lucky else 'there'} {key.run_id}."
+
+
+@given(st.integers(1, 4), st.integers(1, 200), st.integers(1, 30), st.integers(2, 5))
+def test_what_is_drawn_ahead_changes_nothing_and_is_rarely_thrown_away(
+    n: int, budget: int, size: int, processes: int
+) -> None:
+    found = []
+    for shared in (False, True):
+        texts: dict[Key, str] = {}
+        draws = Draws(texts, Wanted(PROTOCOL, "both", n, budget), size)
+        writer = Fake(size, processes)
+        ahead = Ahead(writer, draws)  # type: ignore[arg-type]
+        batches = []
+        for batch in draws:
+            written = ahead(batch, print) if shared else {key: Written(text(key), 3) for key in batch}
+            assert list(written) == list(batch)
+            texts |= {key: one.text for key, one in written.items()}
+            batches.append(list(batch))
+        found.append((batches, texts))
+    assert found[0] == found[1]
+    # Whenever occupations have got enough, and no sooner, what is ahead is drawn anew.
+    ends = len({o for o in PROTOCOL.names if sum("bold" in t for k, t in texts.items() if k.occupation == o) >= n})
+    assert writer.calls <= -(-len(found[0][0]) // processes) + ends

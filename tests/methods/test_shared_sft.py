@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from equipoise import cli
 from equipoise.commands import sft as commands
 from equipoise.learning import supervised
-from equipoise.methods import fine_tune
 from equipoise.methods.sft import sft
 from equipoise.methods.sft_config import SftConfig
 from equipoise.policy.config import PolicyConfig
 from equipoise.protocol.task import PROTOCOL
-from tests.ranked import rank, together
+from tests.ranked import only_first_has_disk, rank, read_only, together
 from tests.tiny import words_folder
 
 from .test_sft import quiet
@@ -39,6 +39,7 @@ def config(base: Path, folder: Path, **changes: Any) -> SftConfig:
 
 def learning(asked: SftConfig, say: Callable[[str], None] = quiet) -> Callable[[], int]:
     def work() -> int:
+        only_first_has_disk(Path(asked.output_dir).parent)
         sft(asked, say)
         return 0
 
@@ -71,3 +72,96 @@ def test_the_number_of_processes_changes_no_byte_of_the_model(
     again = config(base, tmp_path / "sft", pieces=1)
     assert together(1, learning(again, print)) == [0]
     assert "holds this very model already" in capfd.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough to learn from."""
+    path = tmp_path_factory.mktemp("data") / "data.csv"
+    agentic, communal = (each.terms for each in PROTOCOL.classes)
+    lines = ["Occupation,Text"]
+    for i, o in enumerate(PROTOCOL.names):
+        lines.append(f"{o},The {o} was {agentic[i % 10]} and {communal[i // 2]} in a pilot .")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def of_file(base: Path, data: Path, folder: Path, **changes: Any) -> SftConfig:
+    settings: dict[str, Any] = {"data": str(data), "sentences": None, "candidates": 1, "epochs": 3, "check": 0}
+    return config(base, folder, **settings | {"held_out": 0.0, "pieces": 2} | changes)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_killed_it_is_learnt_anew_by_another_number_as_if_nothing_had_been(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    assert together(1, learning(of_file(base, data, tmp_path / "whole"))) == [0]
+    plain, calls = supervised.score, []
+
+    def score(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        if rank() == number and len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(*given, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(supervised, "score", score)
+        found = together(2, learning(of_file(base, data, tmp_path / "sft")))
+    assert found[number] == -signal.SIGKILL and found[1 - number] == 1  # LostProcess
+    assert not (tmp_path / "sft" / "model.safetensors").exists()
+    assert together(2, learning(of_file(base, data, tmp_path / "sft"))) == [0, 0]
+    assert learnt_of_file(tmp_path / "sft") == learnt_of_file(tmp_path / "whole")
+
+
+def learnt_of_file(folder: Path) -> dict[str, Any]:
+    (folder / "sentences.csv").touch()  # there is none
+    return learnt(folder)
+
+
+@pytest.mark.parametrize("fault", ["read-only", "no such file", "not finite", "flipped bit", "pieces"])
+def test_what_goes_wrong_on_one_rank_ends_all_with_one_line(
+    base: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    fault: str,
+) -> None:
+    given, pieces = Path("nowhere.csv") if fault == "no such file" else data, 3 if fault == "pieces" else 2
+    plain, flips = supervised.MasterAdam.put, []
+
+    def put(self: Any, total: Any) -> None:
+        plain(self, total)
+        flips.append(1)
+        if rank() == 1 and fault == "flipped bit" and len(flips) == 1:
+            self.groups["policy"].master.data.view(torch.int32)[5] ^= 1
+
+    monkeypatch.setattr(supervised.MasterAdam, "put", put)
+    score = supervised.score
+
+    def spoilt(policy: Any, *given: Any, **named: Any) -> Any:
+        if rank() == 1 and fault == "not finite":
+            next(p for p in policy.model.parameters() if p.requires_grad).data[0] = torch.nan
+        return score(policy, *given, **named)
+
+    monkeypatch.setattr(supervised, "score", spoilt)
+    argv = ["--data", str(given), "--output-dir", str(tmp_path / "sft"), "--prompt", "raw", "--epochs", "1"]
+    argv += ["--pieces", str(pieces), "--held-out", "0", "--model", str(base), "--dtype", "float32", "--check", "0"]
+
+    def work() -> int:
+        if fault == "read-only":
+            read_only(tmp_path)
+        return cli.run_command(commands.main, [*argv, "--device", "cpu", "--lora-rank", "8"])
+
+    assert together(2, work) == [3 if fault == "not finite" else 2, 0]
+    shown = capfd.readouterr()
+    told = {
+        "read-only": "Read-only file system",
+        "no such file": "nowhere.csv",
+        "not finite": "stopped: the cross-entropy is not finite",
+        "flipped bit": "the weights or the state of process 1 are not those of process 0",
+        "pieces": "3 pieces cannot be shared alike by 2 processes: give --pieces 4",
+    }
+    assert told[fault] in (shown.out if fault == "not finite" else shown.err) and "Traceback" not in shown.err
+    assert shown.err.count("equipoise:") == (fault != "not finite") and shown.out.count("stopped:") <= 1
+    assert not (tmp_path / "sft" / "model.safetensors").exists()

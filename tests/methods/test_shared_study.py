@@ -10,7 +10,7 @@ import pytest
 
 from equipoise import cli
 from equipoise.methods.study import METHODS, StudyConfig, study
-from tests.ranked import rank, together
+from tests.ranked import only_first_has_disk, rank, together
 from tests.tiny import words_folder
 
 from .test_study import config, contents, quiet, trained
@@ -25,6 +25,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def making(asked: StudyConfig, cache: Path) -> Callable[[], int]:
     def work() -> int:
+        only_first_has_disk(cache)
         os.environ["EQUIPOISE_CACHE"] = str(cache / f"cache-{rank()}")
         return cli.run_command(lambda _: study(asked, quiet).exit_code, [])
 
