@@ -3,6 +3,8 @@
 import os
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from tests.tiny import words_folder
 
 from .test_sample import config, costs, quiet, read
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = CtrlGConfig(hidden_states=8, distil_sentences=220, em_passes=2)
 
 
@@ -246,3 +249,42 @@ def test_what_is_drawn_ahead_changes_nothing_and_is_rarely_thrown_away(
     # Whenever occupations have got enough, and no sooner, what is ahead is drawn anew.
     ends = len({o for o in PROTOCOL.names if sum("bold" in t for k, t in texts.items() if k.occupation == o) >= n})
     assert writer.calls <= -(-len(found[0][0]) // processes) + ends
+
+
+@pytest.mark.slow
+def test_torchrun_and_processes_of_our_own_leave_the_files_of_one(words: Path, tmp_path: Path) -> None:
+    """Commands as they are typed, from the sentences of a method to their evaluation."""
+    python = [sys.executable, "-m"]
+    torchrun = [*python, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "equipoise"]
+    plain = [*python, "equipoise"]
+    others = zip(PROTOCOL.names, PROTOCOL.names[1:], strict=False)
+    lines = ["Occupation,Text", *(f"{o},The {o} was bold and caring in a {other} ." for o, other in others)]
+    (tmp_path / "data.csv").write_text("\n".join(lines) + "\n")
+    found = []
+    for name, start, processes in (("1", plain, []), ("own", plain, ["--processes", "2"]), ("torchrun", torchrun, [])):
+        (where := tmp_path / name).mkdir()
+        for command, ends in typed(words, tmp_path / "data.csv", where):
+            whole = [*start, *command, *processes]
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            done = subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+            assert done.returncode == 0 and "Traceback" not in done.stderr, (whole, done.stderr)
+            assert done.stdout.count(ends) == 1
+        made = ("f.csv", "f.raw.csv", "sft/model.safetensors", "e/methods.csv", "e/occupations.csv")
+        found.append({file: (where / file).read_bytes() for file in made} | {"costs": costs(where / "f.csv")})
+    assert found[0] == found[1] == found[2]
+
+
+def typed(words: Path, data: Path, where: Path) -> list[tuple[list[str], str]]:
+    """Commands, and what is said at the end of each."""
+    on_cpu = ["--device", "cpu", "--dtype", "float32"]
+    model = ["--model", str(words), "--prompt", "raw", *on_cpu]
+    n, learning = ["--n", "3", "--batch-size", "16", "--max-new-tokens", "12"], ["--lora-rank", "4", "--epochs", "2"]
+    judge = ["--judge", str(words), "--bootstrap-draws", "100", *on_cpu, "--output", str(where / "e")]
+    return [
+        (["sample", *model, *n, "--method", "gen-filter", "--output", str(where / "f.csv")], "is complete"),
+        (
+            ["sft", "--data", str(data), *model, *learning, "--pieces", "2", "--output-dir", str(where / "sft")],
+            "the model is in",
+        ),
+        (["evaluate", str(where / "f.csv"), *judge], "written to"),
+    ]
