@@ -74,7 +74,10 @@ def test_the_number_of_processes_changes_no_byte_of_the_files(
     assert b"NLL@judge" in alone["rows.csv"] and b"Acceptable@classifier" in alone["rows.csv"]
 
 
-@pytest.mark.parametrize("fault", ["missing", "other", "not finite", "read-only"])
+@pytest.mark.parametrize(
+    "fault",
+    ["other", "read-only", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("missing", "not finite"))],
+)
 def test_what_goes_wrong_on_one_rank_ends_all_with_one_line(
     given: dict[str, str],
     tmp_path: Path,

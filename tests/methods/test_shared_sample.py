@@ -33,7 +33,8 @@ from tests.tiny import words_folder
 from .test_sample import config, costs, quiet, read
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = CtrlGConfig(hidden_states=8, distil_sentences=220, em_passes=2)
+SMALL = CtrlGConfig(shape="free", hidden_states=8, distil_sentences=220, em_passes=1)
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +50,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wanted(method: str, models: dict[str, Path], where: Path) -> SampleConfig:
     """A run of the method whose every part has more batches than there are processes."""
     if method == "ctrlg":
-        more: dict[str, Any] = {"prompt": "raw", "ctrlg": SMALL, "max_new_tokens": 32, "batch_size": 8, "n": 2}
-        return config(models["words"], where / "out.csv", method, kl_sentences=60, **more)
+        more: dict[str, Any] = {"prompt": "raw", "ctrlg": SMALL, "max_new_tokens": 10, "batch_size": 8, "n": 1}
+        return config(models["words"], where / "out.csv", method, kl_sentences=40, **more)
     if method == "gen-filter":
         return config(models["tiny"], where / "out.csv", method, max_new_tokens=16)
-    return config(models["tiny"], where / "out.csv", method, base_model=str(models["base"]), kl_sentences=40)
+    return config(models["tiny"], where / "out.csv", method, base_model=str(models["base"]), kl_sentences=40, n=3)
 
 
 def writing(asked: SampleConfig, cache: Path) -> Callable[[], int]:
@@ -93,7 +94,7 @@ def alone(
     return of
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=SLOW)])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_number_of_processes_changes_no_byte_of_rows_account_and_hidden_markov_model(
     alone: Any, tmp_path: Path, method: str, size: int
@@ -130,10 +131,10 @@ def kill() -> None:
     [
         ("gen-filter", prompted, 0, 3),
         ("gen-filter", prompted, 1, 4),
-        pytest.param("prompt-only", prompted, 1, 2, marks=pytest.mark.slow),
-        pytest.param("prompt-only", kl, 1, 1, marks=pytest.mark.slow),  # once all rows are there
-        pytest.param("ctrlg", distil, 1, 2, marks=pytest.mark.slow),
-        pytest.param("ctrlg", ctrlg_writer, 0, 2, marks=pytest.mark.slow),
+        pytest.param("prompt-only", prompted, 1, 2, marks=SLOW),
+        pytest.param("prompt-only", kl, 1, 1, marks=SLOW),  # once all rows are there
+        pytest.param("ctrlg", distil, 1, 2, marks=SLOW),
+        pytest.param("ctrlg", ctrlg_writer, 0, 2, marks=SLOW),
     ],
 )
 def test_killed_and_continued_with_another_number_files_and_account_are_the_same(
@@ -163,12 +164,23 @@ def test_a_signal_to_another_rank_stops_gen_filter_which_goes_on_to_the_same_fil
     assert files(tmp_path) == expected
 
 
-@pytest.mark.parametrize("fault", ["no base", "not finite", "full disk", "read-only"])
+@pytest.mark.parametrize(
+    ("fault", "method"),
+    [
+        *(pytest.param(fault, "prompt-only", marks=SLOW) for fault in ("no base", "not finite")),
+        *((fault, "gen-filter") for fault in ("full disk", "read-only")),
+    ],
+)
 def test_what_goes_wrong_on_one_rank_is_told_once_and_the_same_command_continues(
-    alone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], fault: str
+    alone: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    fault: str,
+    method: str,
 ) -> None:
-    expected, models = alone("prompt-only")
-    asked = wanted("prompt-only", models, tmp_path)
+    expected, models = alone(method)
+    asked = wanted(method, models, tmp_path)
 
     def fill() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -193,7 +205,7 @@ def test_what_goes_wrong_on_one_rank_is_told_once_and_the_same_command_continues
     error = capfd.readouterr().err
     told = {"no base": "process 1: there is no base", "full disk": "File too large", "read-only": "Read-only"}
     assert "Traceback" not in error and error.count("equipoise:") == (fault in told) and told.get(fault, "") in error
-    assert (fault in ("no base", "not finite")) == (asked.output.exists() and len(read(asked.output)) == 80)
+    assert (fault in ("no base", "not finite")) == (asked.output.exists() and len(read(asked.output)) == 60)
     assert together(2, writing(asked, tmp_path)) == [0, 0]
     assert files(tmp_path) == expected
 
@@ -251,7 +263,7 @@ def test_what_is_drawn_ahead_changes_nothing_and_is_rarely_thrown_away(
     assert writer.calls <= -(-len(found[0][0]) // processes) + ends
 
 
-@pytest.mark.slow
+@SLOW
 def test_torchrun_and_processes_of_our_own_leave_the_files_of_one(words: Path, tmp_path: Path) -> None:
     """Commands as they are typed, from the sentences of a method to their evaluation."""
     python = [sys.executable, "-m"]

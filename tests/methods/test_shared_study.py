@@ -44,7 +44,7 @@ def record(where: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("size", "methods"),
-    [(2, "prompt-only,gen-filter"), *(pytest.param(size, "", marks=pytest.mark.slow) for size in (2, 4))],
+    [(2, "gen-filter"), *(pytest.param(size, "", marks=pytest.mark.slow) for size in (2, 4))],
 )
 def test_the_number_of_processes_changes_no_byte_of_a_study(
     models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, methods: str
