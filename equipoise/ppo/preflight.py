@@ -21,9 +21,8 @@ from equipoise.runs.launch import SHUTDOWN, seconds_to_end
 
 PROMPT_TOKENS = 64  # of the protocol's prompts in any chat template, rounded up
 
-# Free on the GPU for Llama-3.1-8B at the guide's batch, with some room: 22.3 GB measured. In 8 bits 16.8 were measured
-# where all weights were on the GPU before they were rounded; since they are rounded one by one the step itself takes
-# most (`machine.need`: 14.2), and a plan fills no more than `machine.MARGIN` of what is free.
+# Free on the GPU for Llama-3.1-8B at the guide's batch, with some room: 22.3 GB measured, and in 8 bits, which are
+# rounded while the weights are read, 14.6 (benchmarks/RESULTS.md); a plan fills no more than `machine.MARGIN` of it.
 EIGHT_BIT_GB, BFLOAT16_GB = 16, 25
 
 

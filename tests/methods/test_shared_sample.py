@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from equipoise import cli
@@ -240,6 +240,7 @@ def text(key: Key) -> str:
     return f"The {key.occupation} was {'bold and caring' if lucky else 'there'} {key.run_id}."
 
 
+@settings(max_examples=30)
 @given(st.integers(1, 4), st.integers(1, 200), st.integers(1, 30), st.integers(2, 5))
 def test_what_is_drawn_ahead_changes_nothing_and_is_rarely_thrown_away(
     n: int, budget: int, size: int, processes: int

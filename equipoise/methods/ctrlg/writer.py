@@ -182,8 +182,8 @@ class CtrlG:
         return None
 
     def _distil(self, say: Callable[[str], None], ranks: Ranks) -> tuple[HMM, Tensor, dict[str, Any]]:
-        """The sentences are dealt out. Rank 0 fits the HMM to them by itself: EM takes a fraction of the time, and the
-        counts of a batch, a number for each symbol and state, are slower to send than to compute."""
+        """The sentences are dealt out: they take longer the larger the model is, and fitting the HMM, which rank 0 does
+        by itself, does not. Through the CPU the counts of a batch, some 50 MB, would be slower to send than to take."""
         say(f"distilling the model into an HMM of {self.hidden} states, from {self.sentences:,} of its own sentences")
         prompts = list(self.prompts.values())
         seed = self.config.distil_seed
