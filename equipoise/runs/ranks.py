@@ -119,7 +119,7 @@ class Ranks:
         except RuntimeError as error:
             why = (str(error).splitlines() or [""])[0].rpartition("] ")[2].partition(". ")[0][:80]
             raise LostProcess(
-                "another process of this run has ended or does not answer: the same command goes on from what was "
+                "another process of this run has ended or does not answer: the same command continues from what was "
                 f"saved ({why})"
             ) from error
         self.waited.append(time.perf_counter() - started)
@@ -184,7 +184,7 @@ class Ranks:
         if others:
             raise UserError(
                 f"at step {step} the weights or the state of process {', '.join(map(str, others))} are not those of "
-                "process 0, and nothing was saved: the same command goes on from what was saved before. Where this "
+                "process 0, and nothing was saved: the same command continues from what was saved before. Where this "
                 "happens again, a GPU or its memory is faulty"
             )
 
