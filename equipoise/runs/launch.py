@@ -151,7 +151,8 @@ def _code_of(codes: Mapping[int, int]) -> int:
     if codes[rank] >= 0:
         return codes[rank]
     print(
-        f"equipoise: process {rank} was killed by signal {-codes[rank]}; the same command continues from what was saved",
+        f"equipoise: process {rank} was killed by signal {-codes[rank]}; the same command continues from what was "
+        "saved",
         file=sys.stderr,
     )
     return 128 - codes[rank]
