@@ -37,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Each command with its module and its line in the help."""
 
-SHARED = ("train", "bench", "generate")
+SHARED = ("train", "bench", "generate", "sample", "sft", "study", "evaluate")
 """Those that several processes do together."""
 
 EXIT_BAD_INPUT = 2
@@ -84,7 +84,8 @@ def run_command(command: Callable[[list[str]], int], argv: list[str] | None = No
         _say(error)
         return report(EXIT_LOST_PROCESS, alike=False)
     except KeyboardInterrupt:
-        _say("interrupted")
+        if is_first():
+            _say("interrupted")
         return report(EXIT_INTERRUPTED, alike=False)
     except BrokenPipeError:
         # What is still buffered goes nowhere, so that Python's own flush at exit stays silent.

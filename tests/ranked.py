@@ -1,11 +1,14 @@
 """Several processes that work together, as forks of the test process: real ones, and torch is imported already."""
 
+import errno
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -19,6 +22,29 @@ SECONDS = 100
 def rank() -> int:
     """Which rank this process is; 0 alone."""
     return int(os.environ.get("RANK", 0))
+
+
+CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod"}
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+def read_only(folder: Path) -> None:
+    """From now on, and until this process ends, nothing in the folder can be changed by it, whoever it is."""
+    place = str(folder)
+
+    def refuse(event: str, given: tuple[Any, ...]) -> None:
+        if event in CHANGES or (event == "open" and isinstance(given[2], int) and given[2] & WRITES):
+            path = os.fsdecode(given[0]) if isinstance(given[0], str | bytes | os.PathLike) else ""
+            if path.startswith(place):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    sys.addaudithook(refuse)
+
+
+def only_first_has_disk(folder: Path) -> None:
+    """On the other ranks, nothing in the folder can be changed."""
+    if rank():
+        read_only(folder)
 
 
 def start(size: int, work: Callable[[], int], kill_at: Mapping[int, int] | None = None) -> list[int]:

@@ -49,6 +49,15 @@ def test_torchrun_and_the_program_know_every_option(name: str, monkeypatch: pyte
     understand(["train", *parsed.training_script_args], monkeypatch)
 
 
+def test_torchrun_takes_n_for_its_own_but_behind_two_dashes() -> None:
+    lines = [line for block in blocks("docs/CLUSTER.md", "sh") for line in block.splitlines() if "torchrun" in line]
+    assert len(lines) == 2
+    for line in lines:
+        assert get_args_parser().parse_args(shlex.split(line)[1:]).training_script_args[-2:] == ["--n", "250"]
+        with pytest.raises(SystemExit):
+            get_args_parser().parse_args(shlex.split(line.replace(" -- ", " "))[1:])
+
+
 def test_both_kinds_of_host_of_the_pytorchjob_are_one() -> None:
     job = yaml.safe_load((EXAMPLES / "pytorchjob.yaml").read_text())["spec"]
     replicas = job["pytorchReplicaSpecs"]

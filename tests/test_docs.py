@@ -18,7 +18,7 @@ from torch.distributed.run import get_args_parser
 
 import equipoise
 from equipoise import options
-from equipoise.cli import COMMANDS
+from equipoise.cli import COMMANDS, SHARED
 from equipoise.commands import several
 from equipoise.protocol.reward import RewardWeights
 from equipoise.protocol.task import packaged_tasks, task_from_document
@@ -85,8 +85,10 @@ def test_every_command_line_is_understood(page: str, line: str, monkeypatch: pyt
     program, *argv = shlex.split(line)
     if program == "torchrun":
         started = get_args_parser().parse_args(argv)
-        assert started.training_script == "train_rlhf.py", f"{page}: {line} is not tested"
-        program, argv = "equipoise", ["train", *started.training_script_args]
+        script = {"train_rlhf.py": ["train"], "generate_rlhf.py": ["generate"], "equipoise": []}
+        assert started.training_script in script, f"{page}: {line} is not tested"
+        assert started.module == (started.training_script == "equipoise"), line
+        program, argv = "equipoise", [*script[started.training_script], *started.training_script_args]
     if program != "equipoise":
         assert line.startswith(("pip install ", "tensorboard --logdir ")), f"{page}: {line} is not tested"
         return
@@ -109,7 +111,7 @@ def understand(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         raise Understood
 
     monkeypatch.setattr(place, name, understood)
-    if argv[0] == "train":  # processes of its own get the same command line without their number
+    if argv[0] in SHARED and argv[0] != "bench":  # processes of its own get the same command line without their number
         monkeypatch.setattr(several, "launch", lambda command, _: module.main(command[3:]))
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     with pytest.raises(Understood):
@@ -121,6 +123,10 @@ def test_the_pages_show_every_command_and_many_ways_to_train() -> None:
     assert COMMANDS.keys() - shown <= {"train", "generate"}  # which have entry points of their own
     training = {line for _, line in LINES if "train_rlhf.py" in line or "make train" in line}
     assert len(training) > 15 and any("generate_rlhf.py" in line for _, line in LINES)
+
+
+def test_the_page_lists_the_commands_that_several_processes_share() -> None:
+    assert set(named("docs/CLUSTER.md", "Commands over several GPUs")) == set(SHARED)
 
 
 def test_commands_in_running_text_exist() -> None:

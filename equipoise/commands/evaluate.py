@@ -1,16 +1,19 @@
 """`equipoise evaluate`: the numbers of completion files, as a table and as files."""
 
 import sys
+from contextlib import ExitStack
 
+from equipoise.commands.several import HELP, only_first_speaks, started
 from equipoise.errors import UserError
 from equipoise.evaluation import inspect_log
 from equipoise.evaluation.config import EvaluateConfig
-from equipoise.evaluation.evaluate import evaluate
+from equipoise.evaluation.evaluate import evaluate_shared
 from equipoise.evaluation.files import FILES, prepared, write
 from equipoise.evaluation.results import Estimate, Evaluation
 from equipoise.options import parse
 from equipoise.protocol.marking import printable
 from equipoise.runs.progress import Progress
+from equipoise.runs.ranks import Ranks, joined
 
 
 def main(argv: list[str]) -> int:
@@ -20,37 +23,62 @@ def main(argv: list[str]) -> int:
             "--lexicon has become --task FILE: write the terms into a task file, under `classes` "
             "(docs/TASKS.md says how; `equipoise task --new` writes one to start from)"
         )
-    config = parse(
-        EvaluateConfig,
-        argv,
-        EvaluateConfig(),
-        prog="equipoise evaluate",
-        description="Measure completion files of any method: compliance, diversity, fluency, with 95 % intervals, "
-        "comparisons and the trade-off.",
-    )
+    code, argv = started(argv, ("-m", "equipoise", "evaluate"), "equipoise evaluate")
+    if code is not None:
+        return code
+
+    def read() -> EvaluateConfig:
+        return parse(
+            EvaluateConfig,
+            argv,
+            EvaluateConfig(),
+            prog="equipoise evaluate",
+            description="Measure completion files of any method: compliance, diversity, fluency, with 95 % intervals, "
+            f"comparisons and the trade-off. {HELP}",
+        )
+
+    with joined() as ranks, ExitStack() as opened:
+        only_first_speaks(ranks)
+        config = ranks.first_does(read)  # which may name a task file, and only the first one's host need have that
+
+        def prepare() -> None:
+            if config.inspect_log is not None:
+                inspect_log.check(config.inspect_log)
+            opened.enter_context(prepared(config.output))
+
+        ranks.first_does(prepare)
+        _evaluate(config, ranks)
+    return 0
+
+
+def _evaluate(config: EvaluateConfig, ranks: Ranks) -> None:
+    """Measure, judge, write and print. Raises UserError, on all ranks."""
     told: set[str] = set()
 
     def tell(line: str) -> None:
         told.add(line)
         say(line)
 
-    if config.inspect_log is not None:
-        inspect_log.check(config.inspect_log)
-    logs = []
-    with prepared(config.output):
+    if ranks.first:
         with Progress(sys.stderr, unit="texts") as progress:
-            evaluation, rows, judged = evaluate(config, tell, progress)
+            found = evaluate_shared(config, ranks, tell, progress)
+    else:
+        found = evaluate_shared(config, ranks, lambda line: None, lambda done, total: None)
+
+    def end() -> None:
+        assert found is not None
+        evaluation, rows, judged = found
         write(config.output, evaluation, rows, judged)
-        if config.inspect_log is not None:
-            logs = inspect_log.write(config.inspect_log, evaluation, rows, judged)
-    print("\n".join(table(evaluation)))
-    for notice in evaluation.notices:
-        if (line := f"note: {notice}") not in told:
-            say(line)
-    print(f"written to {config.output}: {', '.join(FILES)}")
-    if logs:
-        print(f"written to {config.inspect_log}: {', '.join(path.name for path in logs)}")
-    return 0
+        logs = [] if config.inspect_log is None else inspect_log.write(config.inspect_log, evaluation, rows, judged)
+        print("\n".join(table(evaluation)))
+        for notice in evaluation.notices:
+            if (line := f"note: {notice}") not in told:
+                say(line)
+        print(f"written to {config.output}: {', '.join(FILES)}")
+        if logs:
+            print(f"written to {config.inspect_log}: {', '.join(path.name for path in logs)}")
+
+    ranks.first_does(end)
 
 
 def say(line: str) -> None:

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         config = ranks.first_does(read)  # which may name a task file, and only the first one's host need have that
         with Progress(sys.stdout) as progress:
             outcome = generate(config, progress.say, progress)
-    if outcome.texts:
+    if outcome.texts and ranks.first:
         print(summary(outcome.texts, outcome.task))
     if outcome.status == "done" and ranks.first:
         print(f"{config.path} is complete: {plural(len(outcome.texts), 'row')}")

@@ -24,6 +24,7 @@ from equipoise.evaluation.summary import SELF_BLEU_TEXTS, duplicates, estimates,
 from equipoise.measures.variety import pair_counts
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
+from equipoise.runs.ranks import ALONE, Ranks
 from equipoise.runs.records import software
 from equipoise.tables.frame import Frame
 
@@ -36,18 +37,46 @@ def evaluate(
 ) -> tuple[Evaluation, list[Measured], Judged]:
     """Everything that is in evaluation.json, the measured rows, and the judges' scores. `more`: tables to
     measure beside the files. Raises UserError."""
-    own = () if config.reference is None else read_reference(config.reference)
-    inputs = read_inputs(config, more)
-    for line in inputs.told():
-        say(f"note: {line}")
+    found = evaluate_shared(config, ALONE, say, progress, more)
+    assert found is not None
+    return found
+
+
+def evaluate_shared(
+    config: EvaluateConfig,
+    ranks: Ranks,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None],
+    more: Sequence[Given] = (),
+) -> tuple[Evaluation, list[Measured], Judged] | None:
+    """`evaluate`, the judging dealt out to the ranks: the others have their judges from their hosts, and everything
+    else rank 0 does, which alone gets the result. Raises UserError, on all."""
+    read: list[tuple[Sequence[results.Reference], Inputs]] = []
+
+    def begin() -> list[str]:
+        own = () if config.reference is None else read_reference(config.reference)
+        inputs = read_inputs(config, more)
+        for line in inputs.told():
+            say(f"note: {line}")
+        read.append((own, inputs))
+        return [m.row.measured for m in inputs.rows]
+
+    texts = ranks.first_does(begin)
     judged = Judged()
     if config.judges or config.acceptability:
         # Only here: everything else does without torch.
         from equipoise.evaluation.fluency import judge
 
-        judged = judge(config, [m.row.measured for m in inputs.rows], say, progress)
-    published = STUDY_ROWS if is_of_the_study(inputs.task) else ()
-    return summarise(config, inputs, judged, (*published, *own)), inputs.rows, judged
+        judged = judge(config, texts, say, progress, ranks)
+    done: list[tuple[Evaluation, list[Measured], Judged]] = []
+
+    def end() -> None:
+        ((own, inputs),) = read
+        published = STUDY_ROWS if is_of_the_study(inputs.task) else ()
+        done.append((summarise(config, inputs, judged, (*published, *own)), inputs.rows, judged))
+
+    ranks.first_does(end)
+    return done[0] if done else None
 
 
 def summarise(

@@ -6,8 +6,9 @@ tokenizer puts there. The first token is scored only where one of those stands b
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,13 +20,15 @@ from equipoise.evaluation.counted import Fluency
 from equipoise.evaluation.inputs import Judged
 from equipoise.evaluation.results import Judge
 from equipoise.policy import trie
+from equipoise.policy.alike import compare, facts_of
 from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
 from equipoise.policy.families import position_limit, rotary_limit, window
 from equipoise.policy.hub import explain, hub_access, quiet_progress
-from equipoise.policy.load import pick_device, pick_dtype
+from equipoise.policy.load import own_device, pick_device, pick_dtype
 from equipoise.policy.score import token_logprobs
 from equipoise.policy.source import Source, load_config, load_tokenizer, resolve
 from equipoise.policy.weights import load_model
+from equipoise.runs.ranks import ALONE, Ranks
 
 LONGEST = 512
 """Tokens of a text that are scored; what follows is left out, and counted."""
@@ -39,24 +42,32 @@ _GPT2 = "openai-community/"
 _SHORT = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 Progress = Callable[[int, int], None]
+Made = TypeVar("Made")
 
 
-def judge(config: EvaluateConfig, texts: Sequence[str], say: Callable[[str], None], progress: Progress) -> Judged:
-    """Every judge's view of every text. Raises UserError for a judge that cannot be had or gives non-finite numbers."""
+def judge(
+    config: EvaluateConfig,
+    texts: Sequence[str],
+    say: Callable[[str], None],
+    progress: Progress,
+    ranks: Ranks = ALONE,
+) -> Judged:
+    """Every judge's view of every text, batches dealt out to the ranks. Raises UserError, on all, for a judge that
+    cannot be had, is not the same for all, or gives non-finite numbers."""
     judges: list[Judge] = []
     scores: dict[str, Fluency] = {}
     notices: list[str] = []
     distinct = list(dict.fromkeys(texts))
     place = {text: i for i, text in enumerate(distinct)}
     order = np.array([place[text] for text in texts])
-    sources = [resolve(full_name(name)) for name in config.judges]
+    sources = _on_all(lambda: [resolve(full_name(name)) for name in config.judges], ranks)
     for source in sources:
         name = _name(source, [j.name for j in judges])
         caveat = FAMILY if source.kind == "bundled" else ""
         notices += [*source.notices, *([f"judge {name}: {caveat}"] if caveat else [])]
         say(f"judge {name}: {len(distinct):,} different texts")
-        scorer = Scorer(source, config.device, config.dtype)
-        nll, tokens, cut = scorer(distinct, progress)
+        scorer = _on_all(partial(_scorer, source, config, ranks), ranks)
+        nll, tokens, cut = scorer(distinct, progress, ranks)
         if cut:
             notices.append(f"judge {name}: {cut} different texts were scored on their first {scorer.longest} tokens")
         judges.append(Judge(name, source.given, caveat))
@@ -64,10 +75,21 @@ def judge(config: EvaluateConfig, texts: Sequence[str], say: Callable[[str], Non
         del scorer
     acceptable: dict[str, Any] = {}
     if config.acceptability is not None:
-        source = resolve(config.acceptability)
-        flags = _accept(source, config, distinct, progress)
+        source = _on_all(partial(resolve, config.acceptability), ranks)
+        flags = _accept(source, config, distinct, progress, ranks)
         acceptable[_name(source, [])] = flags[order]
     return Judged(tuple(judges), scores, acceptable, tuple(notices))
+
+
+def _scorer(source: Source, config: EvaluateConfig, ranks: Ranks) -> "Scorer":
+    return Scorer(source, own_device(config.device, ranks), config.dtype)
+
+
+def _on_all(make: Callable[[], Made], ranks: Ranks) -> Made:
+    """What each rank makes for itself. Raises what it raises on any of them, on all."""
+    made: list[Made] = []
+    ranks.each(lambda: made.append(make()))
+    return made[0]
 
 
 def full_name(name: str) -> str:
@@ -107,11 +129,13 @@ class Scorer:
         # Logits are nodes × vocabulary: bounded, so that a large vocabulary does not fill the memory.
         self.budget = 8192 if self.device.type == "cuda" else 1024
 
-    @torch.inference_mode()
-    def __call__(self, texts: Sequence[str], progress: Progress = lambda done, total: None) -> tuple[Any, Any, int]:
-        """(N,) float64 and (N,) int64 arrays."""
+    def __call__(
+        self, texts: Sequence[str], progress: Progress = lambda done, total: None, ranks: Ranks = ALONE
+    ) -> tuple[Any, Any, int]:
+        """(N,) float64 and (N,) int64 arrays, the same on all ranks, which score a part each."""
         nll, tokens = np.full(len(texts), np.nan), np.zeros(len(texts), dtype=np.int64)
-        rows, cut = self._tokenise(texts)
+        rows, cut = _on_all(lambda: self._tokenise(texts), ranks)
+        compare(lambda: facts_of(self.device, self.model.dtype, rows, self.model.parameters()), ranks)
         # In the order of their tokens, neighbours share the most; without packing, in order of length, the least is
         # padded. Either way longer texts than the rest do not widen the others' batches.
         scored = [i for i, row in enumerate(rows) if len(row) > 1]
@@ -121,13 +145,19 @@ class Scorer:
                 rows[i] if self.packed else [len(rows[i])],
             )
         )
-        done = 0
-        for batch in self._batches(rows, scored):
-            sums = (self._packed if self.packed else self._padded)([rows[i] for i in batch]).double().cpu().numpy()
+        score = self._packed if self.packed else self._padded
+        more = _of_all(progress, len(scored), ranks)
+
+        @torch.inference_mode()
+        def summed(batch: Sequence[int]) -> Any:
+            sums = score([rows[i] for i in batch]).double().cpu().numpy()
+            more(len(batch))
+            return sums
+
+        batches = list(self._batches(rows, scored))
+        for batch, sums in zip(batches, ranks.deal(batches, summed), strict=True):
             counts = np.array([len(rows[i]) - 1 for i in batch])
             nll[batch], tokens[batch] = sums / counts, counts
-            done += len(batch)
-            progress(done, len(scored))
         if not np.isfinite(nll[scored]).all():
             raise UserError(
                 f"the judge {self.source.given!r} gives numbers that are not finite: try --dtype float32 or another one"
@@ -206,6 +236,18 @@ class Scorer:
         return sums_R
 
 
+def _of_all(progress: Progress, total: int, ranks: Ranks) -> Callable[[int], None]:
+    """Gets how many texts more this rank has done, and tells `progress` as if all had done as many."""
+    done = 0
+
+    def more(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(min(total, done * ranks.size), total)
+
+    return more
+
+
 def _check_ids(highest: int, model: Any, who: str) -> None:
     """Raises UserError unless the model has an embedding for every token id up to the `highest`."""
     embeddings = model.get_input_embeddings().weight.shape[0]
@@ -216,16 +258,45 @@ def _check_ids(highest: int, model: Any, who: str) -> None:
         )
 
 
-def _accept(source: Source, config: EvaluateConfig, texts: Sequence[str], progress: Progress) -> Any:
+def _accept(source: Source, config: EvaluateConfig, texts: Sequence[str], progress: Progress, ranks: Ranks) -> Any:
     """(N,) 1.0 where the classifier's likeliest label is the acceptable one; an empty text is not acceptable."""
+    device = _on_all(lambda: pick_device(own_device(config.device, ranks)), ranks)
+    tokenizer, model, wanted = _on_all(lambda: _classifier(source, config, device), ranks)
+    longest = min(LONGEST, getattr(model.config, "max_position_embeddings", None) or LONGEST)
+    flags = np.zeros(len(texts))
+    order = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: len(texts[i]))
+    more = _of_all(progress, len(order), ranks)
+    compare(lambda: facts_of(device, model.dtype, [], model.parameters()), ranks)
+
+    @torch.inference_mode()
+    def judged(batch: Sequence[int]) -> Any:
+        clean = [texts[i].encode("utf-8", "surrogatepass").decode("utf-8", "replace") for i in batch]
+        inputs = tokenizer(clean, padding=True, truncation=True, max_length=longest - 2, return_tensors="pt")
+        _check_ids(int(inputs["input_ids"].max()), model, f"classifier {source.given!r}")
+        found = (model(**inputs.to(device)).logits.argmax(-1) == wanted).cpu().numpy()
+        more(len(batch))
+        return found
+
+    batches = [order[first : first + 64] for first in range(0, len(order), 64)]
+    for batch, found in zip(batches, ranks.deal(batches, judged), strict=True):
+        flags[batch] = found
+    return flags
+
+
+def _classifier(source: Source, config: EvaluateConfig, device: torch.device) -> tuple[Any, Any, int]:
+    """(tokenizer, model, index of the acceptable label). Raises UserError."""
     from transformers import AutoModelForSequenceClassification
 
     if source.kind not in ("folder", "hub"):
         raise UserError(f"{source.given!r} is no classifier: give a folder or a Hub id with --acceptability")
     if source.kind == "hub" and not (access := hub_access(source.path_or_id, timeout=20.0)).available:
         raise UserError(access.reason)
-    device = pick_device(config.device)
     tokenizer = load_tokenizer(source)
+    if tokenizer.pad_token is None:
+        raise UserError(
+            f"the classifier {source.given!r} cannot read several texts at a time, as its tokenizer has no padding "
+            "token: name one as pad_token in its tokenizer_config.json"
+        )
     try:
         with quiet_progress() if source.kind == "folder" else nullcontext():
             model: Any = AutoModelForSequenceClassification.from_pretrained(
@@ -239,19 +310,7 @@ def _accept(source: Source, config: EvaluateConfig, texts: Sequence[str], progre
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(reason or f"the classifier {source.given!r} cannot be loaded: {first}") from None
     model = model.to(device).eval()
-    wanted = acceptable_label(dict(model.config.id2label), config.acceptable_label)
-    longest = min(LONGEST, getattr(model.config, "max_position_embeddings", None) or LONGEST)
-    flags = np.zeros(len(texts))
-    order = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: len(texts[i]))
-    with torch.inference_mode():
-        for first_place in range(0, len(order), 64):
-            batch = order[first_place : first_place + 64]
-            clean = [texts[i].encode("utf-8", "surrogatepass").decode("utf-8", "replace") for i in batch]
-            inputs = tokenizer(clean, padding=True, truncation=True, max_length=longest - 2, return_tensors="pt")
-            _check_ids(int(inputs["input_ids"].max()), model, f"classifier {source.given!r}")
-            flags[batch] = (model(**inputs.to(device)).logits.argmax(-1) == wanted).cpu().numpy()
-            progress(first_place + len(batch), len(order))
-    return flags
+    return tokenizer, model, acceptable_label(dict(model.config.id2label), config.acceptable_label)
 
 
 def acceptable_label(labels: dict[int, str], given: str | None) -> int:

@@ -158,6 +158,8 @@ def supervise(
     """
     batch_size, epochs = how.batch_size, how.epochs
     optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-8)
+    if ranks.size > 1:
+        optimizer.share(ranks)  # nothing rests on all having drawn the same
     steps = epochs * -(-len(examples) // batch_size)
     rising = round(how.warmup * steps)
     losses: list[Loss] = []
@@ -174,12 +176,14 @@ def supervise(
             count, step = count + sum(len(example.completion) for example in batch), step + 1
             check()
         training = float(total) / count
-        held = cross_entropy(policy, held_out, packed=packed) if held_out else None
+        held = cross_entropy(policy, held_out, packed=packed, ranks=ranks) if held_out else None
         losses.append(Loss(training, held))
         line = f"epoch {epoch + 1} of {epochs}, {training:.3f} nats per token"
         say(line if held is None else f"{line}, {held:.3f} held out")
         if not torch.isfinite(torch.tensor([training, held or 0.0])).all():
             raise NonFiniteError("the cross-entropy is not finite: try a smaller learning rate, or --dtype float32")
+    if ranks.size > 1:
+        ranks.agree(step, optimizer.digest())
     return losses
 
 
@@ -204,11 +208,16 @@ def _gradients(
 
 
 @torch.no_grad()
-def cross_entropy(policy: Policy, examples: Sequence[Example], *, packed: bool) -> float:
-    """Nats per completion token, the stop token included."""
+def cross_entropy(policy: Policy, examples: Sequence[Example], *, packed: bool, ranks: Ranks = ALONE) -> float:
+    """Nats per completion token, the stop token included; batches are dealt out to the ranks."""
+
+    def summed(part: Sequence[Example]) -> tuple[float, int]:
+        packs = packed and not policy.graphs.enabled
+        logprobs = score(policy, as_rollout(part), 1.0, packed=packs, entropy=False).logprobs
+        return float(logprobs.sum(dtype=torch.float64)), len(logprobs)
+
+    parts = [examples[first : first + BATCH] for first in range(0, len(examples), BATCH)]
     total, count = 0.0, 0
-    for first in range(0, len(examples), BATCH):
-        part = as_rollout(examples[first : first + BATCH])
-        logprobs = score(policy, part, 1.0, packed=packed and not policy.graphs.enabled, entropy=False).logprobs
-        total, count = total - float(logprobs.sum(dtype=torch.float64)), count + len(logprobs)
+    for logprob, tokens in ranks.deal(parts, summed):
+        total, count = total - logprob, count + tokens
     return total / count

@@ -13,7 +13,7 @@ from equipoise.documents import read_json
 from equipoise.errors import UserError
 from equipoise.learning.search import BATCH, Search
 from equipoise.learning.supervised import Example, Examples, Loss, Sentences, examples_of, read_rows
-from equipoise.methods.completions import all_keys
+from equipoise.methods.completions import Key, all_keys
 from equipoise.methods.estimates import first_look
 from equipoise.methods.own_sentences import LABELS, Found, as_completions, own_sentences
 from equipoise.methods.prompted import model_name, uniforms
@@ -30,6 +30,7 @@ from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Event
 from equipoise.protocol.task import Task
 from equipoise.runs.ownership import marked
+from equipoise.runs.ranks import Ranks
 from equipoise.runs.records import provenance, task_on_record
 
 CHECKED = 200  # sentences of the trained model that are written at a time for a first look
@@ -71,17 +72,19 @@ def collect_rows(
     policy: Policy,
     prompts: dict[str, list[int]],
     say: Callable[[str], None],
+    ranks: Ranks,
 ) -> Data:
-    """The sentences that pass the filter: a file's, or the model's own. Raises UserError, NonFiniteError."""
+    """The sentences that pass the filter: a file's, which rank 0 reads, or the model's own. Raises UserError and
+    NonFiniteError, on all ranks."""
     found: Found | None = None
     if isinstance(source, OwnSentences):
         if not task.can_force:
             say(f"the task {task.name} has no openings to begin sentences with: learning from the model's free samples")
         wanted = Search(task.can_force, source.sentences, source.candidates, budget=source.budget)
-        found = own_sentences(policy, task, prompts, wanted, config.seed, say)
+        found = own_sentences(policy, task, prompts, wanted, config.seed, say, ranks)
         rows = found.rows
     else:
-        rows, notices = _read(source, task)
+        rows, notices = ranks.first_does(lambda: _read(source, task))
         for line in notices:
             say(line)
     examples = examples_of(rows, policy.tokenizer, task, prompts, policy.stop_ids, config.filter)
@@ -123,7 +126,7 @@ def check_enough(split: Split, data: Data, name: str, event: Event) -> None:
 
 
 def record_of(
-    settings: dict[str, Any], data: Data, split: Split, losses: Sequence[Loss], seconds: float
+    settings: dict[str, Any], data: Data, split: Split, losses: Sequence[Loss], seconds: float, pieces: int
 ) -> dict[str, Any]:
     """The content of run.json."""
     training = {
@@ -133,6 +136,7 @@ def record_of(
         "foreign": data.examples.foreign,
         "learnt": len(split.learnt),
         "held_out": len(split.held_out),
+        "pieces": pieces,
         "nats_per_token": [loss._asdict() for loss in losses],
     }
     if data.found is not None:
@@ -182,14 +186,15 @@ def _export(
     )
 
 
-def look(policy: Policy, task: Task, prompts: dict[str, list[int]], runs: int, seed: int) -> str:
+def look(policy: Policy, task: Task, prompts: dict[str, list[int]], runs: int, seed: int, ranks: Ranks) -> str:
     """What `runs` sentences of each occupation come to, written by the trained model."""
     sampling = SamplingConfig(top_p=0.95)
     keys = all_keys(runs, task.names)
-    texts: list[str] = []
-    for first in range(0, len(keys), CHECKED):
-        part = keys[first : first + CHECKED]
+
+    def written(part: Sequence[Key]) -> list[str]:
         uniform_BT = uniforms(f"{seed}/check", part, sampling.max_new_tokens)
         rollout = sample(policy, [prompts[key.occupation] for key in part], sampling, uniform_BT=uniform_BT).cpu()
-        texts += sentences_of(policy.tokenizer, rollout, [key.occupation for key in part], task)
-    return first_look(texts, task)
+        return sentences_of(policy.tokenizer, rollout, [key.occupation for key in part], task)
+
+    parts = [keys[first : first + CHECKED] for first in range(0, len(keys), CHECKED)]
+    return first_look([text for part in ranks.deal(parts, written) for text in part], task)

@@ -8,19 +8,24 @@ conditioned on the constraint: no distribution that always satisfies it is close
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from equipoise.measures.shares import Z_95
 from equipoise.methods.completions import COMPARED, Completions, Key
 from equipoise.methods.costs import Costs
 from equipoise.methods.estimates import yields
 from equipoise.methods.generate import NONFINITE_EXIT, Caller, Outcome, Writer, write_rows
+from equipoise.methods.shared import SharedWriter
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Event
 from equipoise.protocol.task import Task
+
+if TYPE_CHECKING:
+    from equipoise.methods.prompted import Prompted, Written
 
 DRAWS_PER_ROW = 5
 """The default budget, per sentence that is wanted: enough for a yield with its interval, in a small study on a CPU.
@@ -72,6 +77,12 @@ class Draws:
             for key in batch:
                 self._passed[key.occupation] += self._wanted.passes(self._texts[key])
 
+    def expected(self, batches: int) -> list[Sequence[Key]]:
+        """The next batches, fewer where the budget ends, if nothing more passes."""
+        ahead = copy(self)
+        ahead._drawn = dict(self._drawn)
+        return [batch for _ in range(batches) if (batch := ahead._next())]
+
     def _next(self) -> list[Key]:
         # The least drawn first, so that the budget is shared alike whatever the size of a batch.
         names = enumerate(self._wanted.task.names)
@@ -88,8 +99,33 @@ class Draws:
         return batch
 
 
+class Ahead:
+    """A shared writer that is asked for one batch after the other, and has those written ahead that are expected next,
+    one by each process. They count once they are asked for: what comes otherwise, as whenever an occupation has got
+    enough, is forgotten, so that files and costs are those of one process."""
+
+    def __init__(self, writer: SharedWriter, draws: Draws) -> None:
+        self._writer, self._draws = writer, draws
+        self._kept: dict[Sequence[Key], Mapping[Key, Written]] = {}
+        self.batch_size, self.notices = writer.size, writer.notices
+        self.describe, self.load = writer.describe, writer.load
+
+    def __call__(self, keys: Sequence[Key], say: Callable[[str], None]) -> Mapping[Key, "Written"]:
+        if tuple(keys) not in self._kept:
+            parts = [tuple(keys), *map(tuple, self._draws.expected(self._writer.ranks.size - 1))]
+            written = self._writer([key for part in parts for key in part], say)
+            self._kept = {part: {key: written[key] for key in part} for part in parts}
+        return self._kept.pop(tuple(keys))
+
+
 def gen_filter(
-    writer: Writer, settings: Mapping[str, Any], output: Path, wanted: Wanted, caller: Caller, *, overwrite: bool
+    writer: "Prompted | SharedWriter",
+    settings: Mapping[str, Any],
+    output: Path,
+    wanted: Wanted,
+    caller: Caller,
+    *,
+    overwrite: bool,
 ) -> Outcome:
     """Draw, or go on drawing, and write both files. Raises UserError."""
     raw, task, event, say = raw_path(output), wanted.task, wanted.event, caller.say
@@ -100,14 +136,16 @@ def gen_filter(
         if drawn.texts:
             say(f"{raw} holds {plural(len(drawn.texts), 'draw')}")
         costs = Costs(output, "gen-filter", task, drawn.texts)
-        draws = Draws(drawn.texts, wanted, writer.batch_size)
+        size = writer.size if isinstance(writer, SharedWriter) else writer.batch_size
+        draws = Draws(drawn.texts, wanted, size)
+        through: Writer = Ahead(writer, draws) if isinstance(writer, SharedWriter) else writer
         most = f"at most {plural(wanted.budget, 'draw')} in all"
         say(
             f"drawing until {plural(wanted.n, 'sentence')} of each occupation pass{'es' * (wanted.n == 1)} "
             f"({event}), {most}"
         )
         of_found = caller._replace(progress=lambda _done, _total: caller.progress(draws.found, wanted.rows))
-        status = write_rows(writer, drawn, draws, wanted.budget, of_found, costs)
+        status = write_rows(through, drawn, draws, wanted.budget, of_found, costs)
         if status == "stopped":
             assert caller.stop.received is not None
             say(

@@ -19,7 +19,7 @@ from equipoise.errors import UserError
 from equipoise.methods.completions import Completions, Key, all_keys
 from equipoise.methods.costs import Costs
 from equipoise.methods.parts import Part, read_part
-from equipoise.methods.shared import SharedWriter, check_alike
+from equipoise.methods.shared import SharedWriter, made_alike
 from equipoise.options import OptionalTask
 from equipoise.policy.config import PolicyConfig, SamplingConfig, check_device
 from equipoise.protocol.task import Task
@@ -144,18 +144,20 @@ def generate(
     `say` gets notices of one line; `progress` the rows in the file and the rows wanted, first and after each batch.
     """
     with joined() as ranks, StopSignals(tell_of_batch, ranks) as stop:
-        made: list[Prompted] = []
-        ranks.each(lambda: made.append(_writer(config, ranks)))
-        writer = made[0]
-        check_alike(writer, ranks)
-        if ranks.size == 1:
-            return _into_file(config, writer, writer, Caller(stop, say, progress))
-        shared = SharedWriter(writer, ranks, stop)
-        if not ranks.first:
-            shared.follow()
-            return Outcome("done", {}, 0, writer.task)
-        with shared.leading():
-            return _into_file(config, writer, shared, Caller(stop, say, progress))
+        writer = made_alike(lambda: _writer(config, ranks), ranks)
+        caller = Caller(stop, say, progress)
+        return led(writer, ranks, caller, lambda through: _into_file(config, writer, through, caller))
+
+
+def led(
+    writer: "Prompted", ranks: Ranks, caller: Caller, work: Callable[["Prompted | SharedWriter"], Outcome]
+) -> Outcome:
+    """What comes of `work`, which rank 0 does with what has sentences written by all ranks, or with the writer itself
+    where there are no others; they get its outcome too. Raises what it raises, on all."""
+    if ranks.size == 1:
+        return work(writer)
+    shared = SharedWriter(writer, ranks, caller.stop)
+    return shared.lead(lambda: work(shared))
 
 
 def _writer(config: GenerateConfig, ranks: Ranks) -> "Prompted":

@@ -18,6 +18,7 @@ from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.source import load_tokenizer
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
+from equipoise.runs.ranks import ALONE, Ranks
 
 BOOTSTRAPS = 2000
 
@@ -49,22 +50,29 @@ class Guided(Prompted):
         self._cut = True
         """Whether the token limit may end a sentence."""
 
-    def load(self, say: Callable[[str], None] = print) -> None:
-        """Bring the weights into memory and the hidden Markov model, which is distilled where none is kept. Raises
-        UserError, NonFiniteLogits."""
-        super().load(say)
-        self._ctrlg = self._guide(self.sampling, say)
+    def load(self, say: Callable[[str], None] = print, ranks: Ranks = ALONE) -> None:
+        """Bring the weights into memory and the hidden Markov model, which is distilled where rank 0 keeps none. Raises
+        UserError, NonFiniteLogits, on all ranks."""
+        super().load(say, ranks)
+        self._ctrlg = self._guide(self.sampling, say, ranks)
 
     def unload(self) -> None:
         self._ctrlg = None
         super().unload()
 
-    def _guide(self, sampling: SamplingConfig, say: Callable[[str], None]) -> CtrlG:
-        assert self.policy is not None
-        cache = bundled.cache_folder()
-        weights = str(self.settings["weights"])
-        made = CtrlG(self.policy, self.prompts, sampling, self.guidance, cache, weights=weights, task=self.task)
-        facts = made.prepare(say, may_distil=self.may_distil)
+    def _guide(self, sampling: SamplingConfig, say: Callable[[str], None], ranks: Ranks) -> CtrlG:
+        lifted: list[CtrlG] = []
+
+        def lift() -> None:
+            assert self.policy is not None
+            weights, cache = str(self.settings["weights"]), bundled.cache_folder()
+            lifted.append(
+                CtrlG(self.policy, self.prompts, sampling, self.guidance, cache, weights=weights, task=self.task)
+            )
+
+        ranks.each(lift)
+        (made,) = lifted
+        facts = made.prepare(say, may_distil=self.may_distil, ranks=ranks)
         self._cut = bool(made.automaton.accepts_R.any())
         # What depends on whether the model was kept from before is no part of a file's account.
         self.facts = {k: v for k, v in facts.items() if k not in ("generated_tokens", "cached", "distil_s", "tables_s")}
@@ -93,8 +101,15 @@ class Guided(Prompted):
             name = f"{name} with {asked.min_words} to {asked.max_words} words"
         return name if self._cut else f"{name}, finished within {self.sampling.max_new_tokens} tokens"
 
-    def distance(self, runs: int, say: Callable[[str], None], own: Mapping[Key, float] | None = None) -> dict[str, Any]:
-        """`kl`, `p0` and `ess` from `runs` sentences of each occupation. Raises UserError, NonFiniteLogits.
+    def distance(
+        self,
+        runs: int,
+        say: Callable[[str], None],
+        own: Mapping[Key, float] | None = None,
+        ranks: Ranks = ALONE,
+    ) -> dict[str, Any]:
+        """`kl`, `p0` and `ess` from `runs` sentences of each occupation, drawn by all ranks. Raises UserError,
+        NonFiniteLogits, on all.
 
         Drawn at temperature 1 and top-p 1, so that every compliant sentence of the base model can come up: then
         E[w] = P(the base model's sentence complies), w = p/q, and KL(q‖p) = −E[log w]. `own`: the log weights of the
@@ -102,11 +117,11 @@ class Guided(Prompted):
         """
         keys = all_keys(runs, self.task.names)
         if own is None:
-            log_weights = self._drawn_anew(keys, say)
+            log_weights = self._drawn_anew(keys, say, ranks)
         else:
             assert self.covers_all
             if self._ctrlg is None:  # a finished file was continued: only for the facts
-                self.load(say)
+                self.load(say, ranks)
             log_weights = {key: own[key] for key in keys}
         how = (
             f"{plural(len(keys), 'sentence')} of Ctrl-G, {runs} of each occupation, drawn at temperature 1 and top-p 1"
@@ -128,18 +143,18 @@ class Guided(Prompted):
             }
         return known | {"ess": effective_size(list(log_weights.values())), "hmm": self.facts}
 
-    def _drawn_anew(self, keys: Sequence[Key], say: Callable[[str], None]) -> dict[Key, float]:
+    def _drawn_anew(self, keys: Sequence[Key], say: Callable[[str], None], ranks: Ranks) -> dict[Key, float]:
         """Log weights of sentences at temperature 1 and top-p 1."""
         sampling = SamplingConfig(1.0, 1.0, self.sampling.max_new_tokens)
         if self.policy is None:
-            Prompted.load(self, say)
+            Prompted.load(self, say, ranks)
         self._ctrlg = None  # its tables are no smaller than those to come
-        guide = self._guide(sampling, say)
+        guide = self._guide(sampling, say, ranks)
 
         def draw(part: Sequence[Key]) -> list[float]:
             return guide(part, uniforms(f"{self.seed}/kl", part, sampling.max_new_tokens)).log_weights
 
-        return dict(zip(keys, self.limit.over(keys, draw, self.device, say), strict=True))
+        return dict(zip(keys, self.in_batches(keys, draw, say, ranks), strict=True))
 
 
 def effective_size(log_weights: Sequence[float]) -> float:

@@ -17,31 +17,34 @@ from equipoise.policy.config import SamplingConfig
 from equipoise.policy.likelihood import completion_logprobs
 from equipoise.policy.sample import sample
 from equipoise.protocol.plural import plural
+from equipoise.runs.ranks import ALONE, Ranks
 
 ROWS = 16
 """Sentences that are scored at a time."""
 
 
-def kl_to_base(writer: Prompted, base: Prompted, runs: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """{value, low, high, how}, from `runs` sentences of each occupation. Neither model needs to be loaded; both are
-    unloaded afterwards. Raises UserError where the two do not share a vocabulary, NonFiniteLogits."""
+def kl_to_base(
+    writer: Prompted, base: Prompted, runs: int, say: Callable[[str], None], ranks: Ranks = ALONE
+) -> dict[str, Any]:
+    """{value, low, high, how}, from `runs` sentences of each occupation, drawn and scored by all ranks. Neither model
+    needs to be loaded; both are unloaded afterwards. Raises, on all, UserError where the two do not share a vocabulary,
+    and NonFiniteLogits."""
     sampling = SamplingConfig(1.0, 1.0, writer.sampling.max_new_tokens)
     keys = all_keys(runs, writer.task.names)
-    if writer.policy is None:
-        writer.load(say)
+    writer.load(say, ranks)
     assert writer.policy is not None
     tokenizer = writer.policy.tokenizer
-    drawn = writer.limit.over(keys, lambda part: _draw(writer, part, sampling), writer.device, say)
-    log_q = completion_logprobs(writer.policy, [writer.prompts[key.occupation] for key in keys], drawn, ROWS)
+    drawn = writer.in_batches(keys, lambda part: _draw(writer, part, sampling), say, ranks)
+    log_q = completion_logprobs(writer.policy, [writer.prompts[key.occupation] for key in keys], drawn, ROWS, ranks)
     if base.settings["weights"] == writer.settings["weights"]:
         base.policy = writer.policy
     else:
         writer.unload()
-        base.load(say)
+        base.load(say, ranks)
     assert base.policy is not None
     if base.policy.tokenizer.get_vocab() != tokenizer.get_vocab():
         raise UserError(f"{base.name} has another vocabulary than {writer.name}, so their sentences cannot be compared")
-    log_p = completion_logprobs(base.policy, [base.prompts[key.occupation] for key in keys], drawn, ROWS)
+    log_p = completion_logprobs(base.policy, [base.prompts[key.occupation] for key in keys], drawn, ROWS, ranks)
     writer.unload()
     base.unload()
     differences = {key: q - p for key, q, p in zip(keys, log_q, log_p, strict=True)}

@@ -22,6 +22,7 @@ from equipoise.policy.sample import NonFiniteLogits
 from equipoise.protocol.plural import plural
 from equipoise.protocol.prompts import word_count
 from equipoise.protocol.task import Task
+from equipoise.runs.ranks import ALONE, Ranks
 from equipoise.runs.rows import serialise
 
 LABELS = {True: "Forced-Pairs", False: "Own-Samples"}
@@ -46,8 +47,10 @@ def own_sentences(
     wanted: Search,
     seed: int,
     say: Callable[[str], None],
+    ranks: Ranks = ALONE,
 ) -> Found:
-    """Strictly successful sentences of the policy as it is, each once. `prompts` maps occupations to token ids.
+    """Strictly successful sentences of the policy as it is, each once, drawn by all ranks. `prompts` maps occupations
+    to token ids.
 
     `seed` decides them on a device. Raises UserError where `wanted` asks for fewer than `BATCH` or the budget ends with
     fewer, and NonFiniteError.
@@ -59,7 +62,7 @@ def own_sentences(
     began = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     try:
-        collected = search(policy, wanted, task, prompts, SamplingConfig(), generator, ROWS, said(say))
+        collected = search(policy, wanted, task, prompts, SamplingConfig(), generator, ROWS, said(say), ranks)
     except NonFiniteLogits as error:
         raise NonFiniteError(f"{error}: try --dtype float32, or another model") from None
     # What was recorded to sample with reads the weights where an optimizer will no longer leave them.

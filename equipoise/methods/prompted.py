@@ -4,7 +4,7 @@ import gc
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -24,6 +24,9 @@ from equipoise.policy.source import Source, checkpoint_base, load_tokenizer, rec
 from equipoise.policy.verify import settle
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, Task
+from equipoise.runs.ranks import ALONE, Ranks
+
+Result = TypeVar("Result")
 
 
 class Written(NamedTuple):
@@ -71,7 +74,8 @@ class Prompted:
         self.name = model_name(self.source)
         self.notices = (*self.source.notices, *self._notices(learnt, training))
         self.device = pick_device(config.device)
-        self.limit = RowLimit(batch_size or (1000 if self.device.type == "cuda" else 128))
+        self._batch = batch_size or (1000 if self.device.type == "cuda" else 128)
+        self.limit = RowLimit(self._batch)
         self.label = "RLHF" if training else "Prompt-Only"
         system = training.get("system", "") if self.prompt.instruction is not None else ""
         self.prompts, rendered = render_prompts(load_tokenizer(self.source), self.prompt, self.task, system)
@@ -113,9 +117,15 @@ class Prompted:
             f"{self.sampling.max_new_tokens} new tokens, {plural(self.batch_size, 'sentence')} at a time"
         )
 
-    def load(self, say: Callable[[str], None] = print) -> None:
+    def load(self, say: Callable[[str], None] = print, ranks: Ranks = ALONE) -> None:
         """Bring the weights into memory, and find out how they are computed; nothing where a `policy` has been given
-        already, another writer's. Raises UserError."""
+        already, another writer's. Each of the ranks loads its own. Raises UserError, on all."""
+        ranks.each(lambda: self._load(say))
+        policy = self.policy
+        assert policy is not None
+        policy.ways = ranks.first_does(lambda: policy.ways)  # found by each with its own rounding
+
+    def _load(self, say: Callable[[str], None]) -> None:
         if self.policy is not None:
             return
         self.policy = load_for_generation(self._config, self.prompt)
@@ -131,6 +141,19 @@ class Prompted:
     def __call__(self, keys: Sequence[Key], say: Callable[[str], None] = print) -> dict[Key, Written]:
         """The sentences of `keys`. Raises NonFiniteLogits; UserError if not even one fits into memory."""
         return dict(zip(keys, self.limit.over(keys, self._write, self.device, say), strict=True))
+
+    def in_batches(
+        self,
+        keys: Sequence[Key],
+        work: Callable[[Sequence[Key]], Sequence[Result]],
+        say: Callable[[str], None],
+        ranks: Ranks = ALONE,
+    ) -> list[Result]:
+        """What `work` makes of the keys, in the same batches on all ranks however much memory each has, dealt out to
+        them. Raises what `work` raises, on all; UserError if not even one fits into memory."""
+        parts = [keys[first : first + self._batch] for first in range(0, len(keys), self._batch)]
+        found = ranks.deal(parts, lambda part: self.limit.over(part, work, self.device, say))
+        return [result for part in found for result in part]
 
     def _write(self, keys: Sequence[Key]) -> list[Written]:
         assert self.policy is not None

@@ -1,13 +1,14 @@
 """The sentences of one method, beside other methods' in a comparison: `equipoise sample`."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from equipoise.errors import UserError
-from equipoise.methods.completions import COMPARED, Completions
+from equipoise.methods.completions import COMPARED, Completions, Key
 from equipoise.methods.costs import Costs
 from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.estimates import yields
@@ -19,12 +20,15 @@ from equipoise.methods.generate import (
     Outcome,
     check_trained,
     dealt,
+    led,
     tell_of_batch,
     write_all,
 )
+from equipoise.methods.shared import SharedWriter, have_done, made_alike
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Event
 from equipoise.protocol.task import Task
+from equipoise.runs.ranks import Ranks, joined
 from equipoise.runs.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -116,8 +120,19 @@ def sample(
     say: Callable[[str], None] = print,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
-    """Write the method's sentences, or go on with them, and what they cost. Raises UserError."""
-    writer = _writer(config)
+    """Write the method's sentences, or go on with them, and what they cost. Raises UserError.
+
+    Of several processes the first one keeps the files; all get its outcome."""
+    with joined() as ranks, StopSignals(tell_of_batch, ranks) as stop:
+        writer = made_alike(lambda: _writer(config, ranks), ranks)
+        caller = Caller(stop, say, progress)
+        return led(writer, ranks, caller, lambda through: _into_files(config, writer, through, caller))
+
+
+def _into_files(
+    config: SampleConfig, writer: "Prompted", through: "Prompted | SharedWriter", caller: Caller
+) -> Outcome:
+    """Have the sentences of `writer` written by `through`."""
     settings: dict[str, Any] = {
         "Model": config.model_name or writer.name,
         "Label": config.label or LABELS[config.method],
@@ -125,37 +140,37 @@ def sample(
         "Seed": config.seed,
         **writer.settings,
     }
-    task = writer.task
-    with StopSignals(tell_of_batch) as stop:
-        caller = Caller(stop, say, progress)
-        if config.method == "gen-filter":
-            wanted = Wanted(task, config.filter, config.n, config.draws(task))
-            return gen_filter(writer, settings, config.output, wanted, caller, overwrite=config.overwrite)
-        keys, part = dealt(config, writer)
-        with Completions(config.path, settings, task, config.n, config.overwrite, COMPARED, part) as file:
-            candidates = config.ctrlg.candidates if config.method == "ctrlg" else 1
-            costs = Costs(config.path, config.method, task, file.texts, candidates)
-            outcome = write_all(writer, file, keys, caller, costs)
-            if outcome.status != "done" or part is not None:
-                return outcome  # what only the whole file tells, the same command adds once the parts are joined
-            known = _distance(config, writer, outcome, costs, say)
-            accepted = sum(task.complies(text, "both") for text in outcome.texts.values())
-            known["training_seconds"] = writer.training_seconds
-            costs.close(rows=len(outcome.texts), accepted=accepted, **known)
-            if stop.received is not None:
-                say(f"stopped by {stop.received.name}; {config.output} is complete")
-                return Outcome("stopped", outcome.texts, stop.exit_code, task)
-            return outcome
+    task, stop, say = writer.task, caller.stop, caller.say
+    if config.method == "gen-filter":
+        wanted = Wanted(task, config.filter, config.n, config.draws(task))
+        return gen_filter(through, settings, config.output, wanted, caller, overwrite=config.overwrite)
+    keys, part = dealt(config, writer)
+    with Completions(config.path, settings, task, config.n, config.overwrite, COMPARED, part) as file:
+        candidates = config.ctrlg.candidates if config.method == "ctrlg" else 1
+        costs = Costs(config.path, config.method, task, file.texts, candidates)
+        outcome = write_all(through, file, keys, caller, costs)
+        if outcome.status != "done" or part is not None:
+            return outcome  # what only the whole file tells, the same command adds once the parts are joined
+        known = _distance(config, writer, through, outcome, costs, say)
+        accepted = sum(task.complies(text, "both") for text in outcome.texts.values())
+        known["training_seconds"] = writer.training_seconds
+        costs.close(rows=len(outcome.texts), accepted=accepted, **known)
+        if stop.received is not None:
+            say(f"stopped by {stop.received.name}; {config.output} is complete")
+            return Outcome("stopped", outcome.texts, stop.exit_code, task)
+        return outcome
 
 
 def _distance(
-    config: SampleConfig, writer: "Prompted", outcome: Outcome, costs: Costs, say: Callable[[str], None]
+    config: SampleConfig,
+    writer: "Prompted",
+    through: "Prompted | SharedWriter",
+    outcome: Outcome,
+    costs: Costs,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """What is known of the way to the base model: `kl`, and where the method tells it `p0` and `ess`."""
-    # Only here: they need torch.
-    from equipoise.methods.guided import Guided
-    from equipoise.methods.kl import kl_to_base
-    from equipoise.policy.sample import NonFiniteLogits
+    from equipoise.methods.guided import Guided  # only here: it needs torch
 
     kl_runs = config.kl_runs(writer.task)
     if kl_runs == 0:
@@ -166,20 +181,43 @@ def _distance(
     wanted = runs * len(writer.task.names)
     if costs.document.get("kl_sentences") == wanted:
         return {}
+    own = costs.log_weights if own_do else None
+    known = have_done(through, partial(_measured, replace(config, task=writer.task), runs, own), say)
+    if known is None:
+        kl = {"value": 0.0, "low": 0.0, "high": 0.0, "how": "it is the base model under the base prompt"}
+        return {"kl": kl, **{name: yields(outcome.texts, writer.task, "both")[name] for name in ("p0", "yield")}}
+    return known
+
+
+def _measured(
+    config: SampleConfig,
+    runs: int,
+    log_weights: Mapping[Key, float] | None,
+    writer: "Prompted",
+    ranks: Ranks,
+    say: Callable[[str], None],
+) -> dict[str, Any] | None:
+    """The writer's KL to the base model from `runs` sentences of each occupation; None where it is that itself, nothing
+    where there is no telling. `log_weights`: those of the writer's own sentences, where they do."""
+    # Only here: they need torch.
+    from equipoise.methods.guided import Guided
+    from equipoise.methods.kl import kl_to_base
+    from equipoise.policy.sample import NonFiniteLogits
+
     # A trained model belongs to the prompt it was trained with; whatever prompt-best asks, its base has --prompt.
     own = config.prompt if config.method == "prompt-best" else config.prompt or writer.prompt_spec
     model = config.base_model or writer.base_model or writer.source.given
-    base = _prompted(replace(config, task=writer.task), model, config.base_prompt or own)
+    base = made_alike(lambda: _prompted(config, model, config.base_prompt or own, ranks), ranks)
     if base.settings == writer.settings:
-        kl = {"value": 0.0, "low": 0.0, "high": 0.0, "how": "it is the base model under the base prompt"}
-        return {"kl": kl, **{name: yields(outcome.texts, writer.task, "both")[name] for name in ("p0", "yield")}}
+        return None
+    wanted = runs * len(writer.task.names)
     say(f"estimating the KL to {base.name} under the prompt {base.prompt.name} from {plural(wanted, 'sentence')}")
     began = time.perf_counter()
     try:
         if isinstance(writer, Guided):
-            known = writer.distance(runs, say, costs.log_weights if own_do else None)
+            known = writer.distance(runs, say, log_weights, ranks)
         else:
-            known = {"kl": kl_to_base(writer, base, runs, say)}
+            known = {"kl": kl_to_base(writer, base, runs, say, ranks)}
     except (UserError, NonFiniteLogits) as error:
         say(f"the KL is left out: {error}")
         return {}
@@ -197,7 +235,7 @@ def check_task(config: SampleConfig) -> None:
         check_without_model(config.ctrlg, config.task, config.max_new_tokens)
 
 
-def _writer(config: SampleConfig) -> "Prompted":
+def _writer(config: SampleConfig, ranks: Ranks) -> "Prompted":
     check_task(config)
     model = config.model
     if model == "auto":
@@ -210,15 +248,20 @@ def _writer(config: SampleConfig) -> "Prompted":
         config,
         model,
         config.best_prompt if config.method == "prompt-best" else config.prompt,
+        ranks,
         config.ctrlg if config.method == "ctrlg" else None,
     )
 
 
-def _prompted(config: SampleConfig, model: str, prompt: str | None, guidance: CtrlGConfig | None = None) -> "Prompted":
+def _prompted(
+    config: SampleConfig, model: str, prompt: str | None, ranks: Ranks, guidance: CtrlGConfig | None = None
+) -> "Prompted":
     from equipoise.methods.guided import Guided
     from equipoise.methods.prompted import Prompted
+    from equipoise.policy.load import own_device
 
     policy = config.policy_of(model)
+    policy = replace(policy, device=own_device(policy.device, ranks))
     options: dict[str, Any] = {
         "prompt": prompt,
         "sampling": config.sampling,

@@ -105,6 +105,9 @@ class SftConfig(OutConfig):
     """Of everything that is random."""
     check: int = 10
     """Sentences per occupation that the trained model writes at the end, for a first look; 0 for none."""
+    pieces: int = 0
+    """Into how many each batch of 16 sentences is cut, each a pass of its own, that the processes share alike. They
+    decide how sums are rounded, and the number of processes nothing. 0: as many as processes."""
     overwrite: bool = False
     """Train anew, giving up the model in the folder."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -113,7 +116,8 @@ class SftConfig(OutConfig):
         if self.task is not None and self.prompt is not None:
             self.task.prompt(self.prompt)
         self.check_out(self.policy.tuning)
-        for name, low in (("sentences", 1), ("epochs", 1), ("check", 0), ("candidates", 1), ("budget", 1)):
+        least = {"sentences": 1, "epochs": 1, "check": 0, "candidates": 1, "budget": 1, "pieces": 0}
+        for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:
                 raise UserError(f"--{name} {value} must be at least {low}")

@@ -9,111 +9,33 @@ import gc
 import json
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from equipoise.documents import read_json
-from equipoise.errors import NonFiniteError, UserError
+from equipoise.errors import LoneError, LostProcess, NonFiniteError, UserError
 from equipoise.methods.costs import costs_path
-from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.gen_filter import raw_path
 from equipoise.methods.generate import NONFINITE_EXIT, TRAINED
-from equipoise.methods.sample import Method, SampleConfig, check_task, sample
+from equipoise.methods.sample import Method, check_task, sample
 from equipoise.methods.sft_config import FORCED, FORCED_SENTENCES, SftConfig, check_own_sentences
-from equipoise.options import OptionalTask
+from equipoise.methods.study_config import METHODS, StudyConfig
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Event
 from equipoise.protocol.task import PROTOCOL, Task
 from equipoise.runs.files import write_file
 from equipoise.runs.locks import locked_folder
 from equipoise.runs.ownership import has_provenance, look, marked
+from equipoise.runs.ranks import Ranks, joined
 
-METHODS: tuple[Method, ...] = get_args(Method)
+__all__ = ["METHODS", "StudyConfig", "study"]
+
 FAILED_EXIT = 1
 SFT_FEWEST = 300
 """For small studies, which are to end in minutes on two cores."""
 RECORD = "study.json"
-
-
-@dataclass(frozen=True)
-class StudyConfig:
-    n: int = 250
-    """Sentences per occupation, of every method."""
-    output_dir: Path = Path("study")
-    """One completions file a method, with what it cost, and study.json."""
-    task: OptionalTask = None
-    """A task file, or the name of a packaged task, for all methods: occupations, classes of terms, frame, bounds and
-    prompts. Default: the task that the trained model was trained on, if it says."""
-    methods: str = ""
-    """Which, separated by commas: prompt-only, prompt-best, gen-filter, ctrlg, sft, ppo. Default: all, ppo where a
-    trained model is found."""
-    trained: str | None = None
-    """The folder of the model trained with PPO. Default: the one in which training leaves it, if there is a model."""
-    model: str = "auto"
-    """The base model of all methods. `auto`: the one that the trained model was trained from, else `bundled`."""
-    prompt: str | None = None
-    """The base model's prompt: the name of one of the task's, or NAME=INSTRUCTION. Default: the one that the trained
-    model was trained with, else the task's first."""
-    best_prompt: str = "require"
-    """The prompt of prompt-best. `require`, which every task has, names the terms of each class."""
-    temperature: float = 1.0
-    """Of all methods: divides the logits."""
-    top_p: float | None = None
-    """Of all methods. Default: 0.95, but 1 for ctrlg."""
-    max_new_tokens: int = 32
-    """A sentence that has not ended by then is cut off."""
-    seed: int = 0
-    """Of all methods: of everything that is random."""
-    filter: Event = "both"
-    """What gen-filter keeps. `both`: sentences with a term of every class. `strict`: those among them that keep within
-    the task's bounds of length and are one complete sentence."""
-    budget: int | None = None
-    """The most that gen-filter draws, all occupations together. Default: 5 for each sentence that is wanted."""
-    kl_sentences: int | None = None
-    """Sentences for the estimate of each method's KL. Default: 25 of each occupation, or n where that is less."""
-    sft_data: str = "forced"
-    """Where sft's sentences come from. `forced`: the base model writes them after a term of each class, as the public
-    study learnt from template sentences, which they are like; for a task without openings, its free samples that
-    comply. `ctrlg`: a run of it with another seed. `gen-filter`: this study's file. Or a completions file."""
-    sft_sentences: int | None = None
-    """Sentences that are written for sft, by `forced` or `ctrlg`. Default: n for each occupation, but 300 to 750."""
-    sft_epochs: int = 5
-    """Times that sft goes through its sentences."""
-    sft_learning_rate: float | None = None
-    """Highest of sft. Default: as `equipoise sft` has it."""
-    batch_size: int | None = None
-    """Sentences at a time. Default: by device; halved where memory does not suffice."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `cuda:1`."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What models compute in. `auto`: bfloat16 where the hardware has it."""
-    use_8bit: bool = False
-    """Keep base weights in 8 bits."""
-    overwrite: bool = False
-    """Make the selected methods' files anew."""
-    ctrlg: CtrlGConfig = field(default_factory=CtrlGConfig)
-
-    def __post_init__(self) -> None:
-        for name in self.methods.split(",") if self.methods else ():
-            if name.strip() not in METHODS:
-                raise UserError(f"there is no method {name.strip()!r}: choose among {', '.join(METHODS)}")
-        for name in ("sft_sentences", "sft_epochs"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
-        self.sampling("prompt-only")  # which checks the numbers
-
-    @property
-    def selected(self) -> tuple[Method, ...]:
-        """The methods asked for, in the study's order; without ppo by default, since that needs a trained model."""
-        asked = {name.strip() for name in self.methods.split(",")} if self.methods else set(METHODS) - {"ppo"}
-        return tuple(method for method in METHODS if method in asked)
-
-    def sampling(self, method: Method, **changes: Any) -> SampleConfig:
-        """How the method's file is made."""
-        shared = {f.name for f in dataclasses.fields(SampleConfig)} & {f.name for f in dataclasses.fields(self)}
-        config = SampleConfig(method=method, output=self.output_dir / f"{method}.csv")
-        return replace(config, **{name: getattr(self, name) for name in shared} | changes)
 
 
 @dataclass(frozen=True)
@@ -132,15 +54,29 @@ def study(
 ) -> StudyOutcome:
     """Make what is missing of the study. Raises UserError for what concerns all methods.
 
-    `begin` is called before each method, whose `progress` counts from its own start.
+    `begin` is called before each method, whose `progress` counts from its own start. Of several processes the first one
+    keeps the files, and all get the same outcome.
     """
-    _check_task(config)
-    config = _resolved(config, say)
-    _check_task(config)
-    _look(config)  # a refusal comes before a lock is put there
-    where = config.output_dir
-    with locked_folder(where, f"making the study in {where}: wait for it, or choose another --output-dir"):
-        return _study(config, say, progress, begin)
+    with joined() as ranks, ExitStack() as opened:
+        say = say if ranks.first else _unsaid
+
+        def open_folder() -> tuple[StudyConfig, dict[str, Any]]:
+            _check_task(config)
+            whole = _resolved(config, say)
+            _check_task(whole)
+            _look(whole)  # a refusal comes before a lock is put there
+            where = whole.output_dir
+            busy = f"making the study in {where}: wait for it, or choose another --output-dir"
+            opened.enter_context(locked_folder(where, busy))
+            return whole, _open(whole)
+
+        ranks.in_pieces(config.pieces)  # or hours later sft would find that they cannot be shared
+        whole, record = ranks.first_does(open_folder)
+        return _study(whole, record, ranks, say, progress, begin)
+
+
+def _unsaid(_line: str) -> None:
+    pass
 
 
 def _check_task(config: StudyConfig) -> None:
@@ -154,19 +90,38 @@ def _check_task(config: StudyConfig) -> None:
 
 def _study(
     config: StudyConfig,
+    record: dict[str, Any],
+    ranks: Ranks,
     say: Callable[[str], None],
     progress: Callable[[int, int], None],
     begin: Callable[[], None],
 ) -> StudyOutcome:
-    record = _open(config)
     status: dict[str, str] = {}
     exit_code = 0
     for number, method in enumerate(config.selected, start=1):
         begin()
         say(f"{method}  (method {number} of {len(config.selected)})")
-        message, code, rows = _run(config, method, say, progress)
-        _release()
-        status[method] = message
+        status[method], code = _make(config, record, method, ranks, say, progress)
+        if code > 128:
+            return StudyOutcome(status, code)
+        exit_code = exit_code or code
+    return StudyOutcome(status, exit_code)
+
+
+def _make(
+    config: StudyConfig,
+    record: dict[str, Any],
+    method: Method,
+    ranks: Ranks,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None],
+) -> tuple[str, int]:
+    """(what happened, exit code) of one method, which is put into the record. Raises UserError where that cannot be
+    written, on all ranks."""
+    message, code, rows = _run(config, method, say, progress)
+    _release()
+
+    def note() -> tuple[str, int]:
         path = config.output_dir / f"{method}.csv"
         if path.exists() and rows is not None:
             entry = {"completions": path.name, "costs": costs_path(path).name, "status": message}
@@ -177,16 +132,16 @@ def _study(
             record["methods"].setdefault(method, {})["status"] = message
             say(f"{method}  {message}")
         _write(config, record)
-        if code > 128:
-            return StudyOutcome(status, code)
-        exit_code = exit_code or code
-    return StudyOutcome(status, exit_code)
+        return message, code
+
+    return ranks.first_does(note)
 
 
 def _run(
     config: StudyConfig, method: Method, say: Callable[[str], None], progress: Callable[[int, int], None]
 ) -> tuple[str, int, int | None]:
-    """(what happened, exit code, rows). Whatever goes wrong is the method's own affair."""
+    """(what happened, exit code, rows). Whatever goes wrong is the method's own affair, but for a process that is gone:
+    raises LostProcess."""
     try:
         if method == "sft":
             made = _sft(config, say, progress)
@@ -201,12 +156,15 @@ def _run(
         if outcome.status == "done":
             return "done", 0, len(outcome.texts)
         return outcome.status, outcome.exit_code, len(outcome.texts)
+    except (LoneError, LostProcess):
+        raise
     except UserError as error:
         return f"failed: {' '.join(str(error).split())}", 2, None
     except NonFiniteError as error:
         return f"failed: {error}", NONFINITE_EXIT, None
     except Exception as error:  # a defect in one method must not lose the hours of the others
-        traceback.print_exc()
+        if not getattr(error, "told", False):
+            traceback.print_exc()
         return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}", FAILED_EXIT, None
 
 
@@ -246,6 +204,7 @@ def _sft(config: StudyConfig, say: Callable[[str], None], progress: Callable[[in
             epochs=config.sft_epochs,
             learning_rate=config.sft_learning_rate,
             seed=config.seed,
+            pieces=config.pieces,
             check=0,
             overwrite=config.overwrite,
             policy=policy,
@@ -298,7 +257,7 @@ def _resolved(config: StudyConfig, say: Callable[[str], None]) -> StudyConfig:
     )
 
 
-FREE_TO_CHANGE = {"methods", "trained", "overwrite", "output_dir", "batch_size", "budget"}
+FREE_TO_CHANGE = {"methods", "trained", "overwrite", "output_dir", "batch_size", "budget", "pieces"}
 """What may differ when a study is continued: which methods, and what does not change their sentences."""
 
 

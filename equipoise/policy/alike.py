@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ class Facts(NamedTuple):
     device: str
     dtype: str
     tokens: str
-    """A hash of the prompts' token ids and of the stop tokens."""
+    """A hash of the token ids of what is read, and of the stop tokens."""
     weights: int
     """64 bits that change with any bit of a weight that is not trained, and so is never sent to others."""
 
@@ -32,7 +32,7 @@ class Facts(NamedTuple):
 FAULTS = (
     "works on another device ({} and {}): start each where there is a GPU for it, or give --device cpu",
     "computes in another dtype ({} and {}): name one with --dtype",
-    "reads the prompts as other tokens: give all hosts the same tokenizer",
+    "reads the texts as other tokens: give all hosts the same tokenizer",
     "has other weights: give all hosts the same model files",
 )
 """What a difference is told as, with process 0's first."""
@@ -40,9 +40,14 @@ FAULTS = (
 
 def check_alike(policy: Policy, prompts: Sequence[Sequence[int]], ranks: Ranks) -> None:
     """Raises UserError, on all ranks, unless all have the same weights, prompts, dtype and kind of device."""
+    compare(lambda: facts(policy, prompts), ranks)
+
+
+def compare(find: Callable[[], Facts], ranks: Ranks) -> None:
+    """Raises UserError, on all ranks, unless all find the same."""
     if ranks.size == 1:
         return
-    seen = ranks.each(lambda: facts(policy, prompts))
+    seen = ranks.each(find)
     for rank, own in enumerate(seen):
         for fault, first, other in zip(FAULTS, seen[0], own, strict=True):
             if other != first:
@@ -51,12 +56,17 @@ def check_alike(policy: Policy, prompts: Sequence[Sequence[int]], ranks: Ranks) 
 
 def facts(policy: Policy, prompts: Sequence[Sequence[int]]) -> Facts:
     """Those of this process."""
-    tokens = json.dumps([list(map(list, prompts)), list(policy.stop_ids)]).encode()
-    dtype = str(policy.dtype).removeprefix("torch.")
-    return Facts(policy.device.type, dtype, hashlib.sha256(tokens).hexdigest()[:16], digest(_kept(policy)))
+    tokens = [list(map(list, prompts)), list(policy.stop_ids)]
+    return facts_of(policy.device, policy.dtype, tokens, _kept(policy))
 
 
-def _kept(policy: Policy) -> Iterator[Tensor]:
+def facts_of(device: torch.device, dtype: torch.dtype, tokens: object, weights: Iterable[Tensor]) -> Facts:
+    """`tokens`: lists of token ids, within lists."""
+    hashed = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
+    return Facts(device.type, str(dtype).removeprefix("torch."), hashed, digest(weights))
+
+
+def _kept(policy: Policy) -> Iterable[Tensor]:
     """Weights that are not trained, and those in 8 bits."""
     for model in (policy.model, policy.reference):
         if model is not None:
@@ -65,7 +75,7 @@ def _kept(policy: Policy) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def digest(tensors: Iterator[Tensor]) -> int:
+def digest(tensors: Iterable[Tensor]) -> int:
     """64 bits that change with any one bit of the tensors, or where two of them change places."""
     sums = [
         part.sum(dtype=torch.int64) * place

@@ -54,20 +54,29 @@ def continuation_nll(
 
 @torch.no_grad()
 def completion_logprobs(
-    policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], rows: int
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    rows: int,
+    ranks: Ranks = ALONE,
 ) -> list[float]:
-    """Log-probability under the policy of each completion (token ids) after its prompt, in nats, `rows` at a time."""
+    """Log-probability under the policy of each completion (token ids) after its prompt, in nats, `rows` at a time,
+    dealt out to the ranks."""
     sums = [0.0] * len(prompts)
     # Rows of one prompt together: a pack holds it once, and it may be three times as long as what is scored.
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
-    for first in range(0, len(order), rows):
-        part = order[first : first + rows]
+    parts = [order[first : first + rows] for first in range(0, len(order), rows)]
+
+    def summed(part: Sequence[int]) -> list[float]:
         rollout = rollout_of([prompts[i] for i in part], [completions[i] for i in part])
         # On a GPU a pack's shape would be recorded as a graph for a single use.
         packed = not policy.graphs.enabled
         flat = score(policy, rollout, 1.0, packed=packed, entropy=False).logprobs.double().cpu()
-        for i, logprobs in zip(part, flat.split(rollout.lengths_B.tolist()), strict=True):
-            sums[i] = float(logprobs.sum())
+        return [float(logprobs.sum()) for logprobs in flat.split(rollout.lengths_B.tolist())]
+
+    for part, found in zip(parts, ranks.deal(parts, summed), strict=True):
+        for i, total in zip(part, found, strict=True):
+            sums[i] = total
     return sums
 
 

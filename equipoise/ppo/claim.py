@@ -27,6 +27,7 @@ from equipoise.runs.checkpoint import Checkpoint, discard_all, newest
 from equipoise.runs.exported import RECORD
 from equipoise.runs.files import set_aside, unwritable, write_json
 from equipoise.runs.ownership import OWNER, Found, look, marked, read_run_record, refuse_checkpoints_own
+from equipoise.runs.ranks import Ranks
 from equipoise.runs.records import differences
 
 ROWS = ("training_metrics.csv", "metrics.jsonl", "samples.jsonl", "eval.jsonl")
@@ -163,11 +164,7 @@ def in_pieces(config: TrainConfig, resumed: Checkpoint | None, processes: int) -
         before = int(recorded.get("pieces") or 1)
     kept = before is not None and before % processes == 0 and ppo.mini_batch_size % before == 0
     pieces = ppo.pieces or (before if before is not None and kept else processes)
-    if pieces % processes:
-        raise UserError(
-            f"{plural(pieces, 'piece')} cannot be shared alike by {processes} processes: give --pieces "
-            f"{processes * -(-pieces // processes)}, or start as many processes as divide {pieces}"
-        )
+    Ranks(size=processes).in_pieces(pieces)
     if ppo.mini_batch_size % pieces:
         larger = pieces * -(-ppo.mini_batch_size // pieces)
         raise UserError(

@@ -14,14 +14,20 @@ from equipoise.policy.load import pick_device, pick_dtype
 from equipoise.policy.source import resolve
 from equipoise.ppo import machine as machines
 from equipoise.ppo.config import TrainConfig
+from equipoise.ppo.machine import GB
 from equipoise.ppo.presets import PRESETS
 from equipoise.protocol.plural import plural
+from equipoise.runs.launch import SHUTDOWN, seconds_to_end
 
 PROMPT_TOKENS = 64  # of the protocol's prompts in any chat template, rounded up
 
-# Free on the GPU for Llama-3.1-8B at the guide's batch, with some room: 22.3 GB measured; in 8 bits 16.8 where all
-# weights were on the GPU before they were rounded, and less since they are rounded one by one (`machine.need`: 14.2).
-EIGHT_BIT_GB, BFLOAT16_GB = 19, 25
+# Free on the GPU for Llama-3.1-8B at the guide's batch, with some room: 22.3 GB measured, and in 8 bits, which are
+# rounded while the weights are read, 14.6 (benchmarks/RESULTS.md); a plan fills no more than `machine.MARGIN` of it.
+EIGHT_BIT_GB, BFLOAT16_GB = 16, 25
+
+
+SAVING_GB_PER_SECOND = 0.5
+"""Hashed and flushed to a disk as most machines have: cautious, as what is at stake is the whole step."""
 
 
 class Choice(NamedTuple):
@@ -71,6 +77,20 @@ def idle_gpus(device: str) -> list[str]:
     return [f"gpus      {used} of the {count} that PyTorch sees: --gpus {count} shares the work among all"]
 
 
+def slow_to_save(checkpoint: int) -> list[str]:
+    """A line where several processes would be killed before a checkpoint of so many bytes is written. Raises
+    UserError."""
+    seconds, given = math.ceil(checkpoint / GB / SAVING_GB_PER_SECOND), seconds_to_end()
+    if seconds <= given:
+        return []
+    enough = 60 * math.ceil(2 * seconds / 60)
+    return [
+        f"saving    a checkpoint of {checkpoint / GB:.1f} GB takes some {seconds} s, and torchrun and --gpus kill "
+        f"their processes {given} s after a signal: set {SHUTDOWN[0]}={enough}, or give torchrun --shutdown-timeout "
+        f"{enough} (torch 2.12 or newer)"
+    ]
+
+
 def preflight(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """The configuration cut to this machine's memory, and what was found and chosen, a line each.
 
@@ -104,6 +124,7 @@ def preflight(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
         f"compute   {device}, {str(dtype).removeprefix('torch.')}{', 8-bit base' if config.policy.use_8bit else ''}",
         *fits,
         *filter(None, [plan.line(rows)]),
+        *slow_to_save(needed.checkpoint),
         *idle_gpus(config.policy.device),
         f"task      {config.task.name}: prompt {config.prompt!r}, {plural(len(config.occupations), 'occupation')}",
         f"steps     {config.steps} of {plural(config.ppo.batch_size, 'sentence')}",

@@ -30,6 +30,8 @@ LAUNCHER = "EQUIPOISE_LAUNCHER"
 SHUTDOWN = ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "50")
 """Seconds that processes have after a signal to finish their step and save, before they are killed; torch 2.11 gives
 them 30, whatever this says."""
+TORCHRUN_SECONDS = 30
+"""What torchrun gives them unless it is told otherwise."""
 MOST = 8
 """Processes for each core. More would only take turns, and fill the memory."""
 
@@ -132,6 +134,16 @@ def _configured(processes: int) -> "LaunchConfig":
     return config
 
 
+def seconds_to_end() -> int:
+    """Seconds that processes have to end after a signal, by the environment and torch; where torchrun and `launch`
+    differ, torchrun's, which tells nobody of its option. Raises UserError for a number that is none."""
+    from torch.distributed.launcher.api import LaunchConfig
+
+    if SHUTDOWN[0] not in os.environ or not hasattr(LaunchConfig, "shutdown_timeout"):
+        return TORCHRUN_SECONDS
+    return _number(SHUTDOWN[0], 0, 999_999, "give seconds")
+
+
 def _code_of(codes: Mapping[int, int]) -> int:
     """The exit code for those of the ranks that failed first, said where a signal killed one. What another process
     that is gone makes the others end with says least."""
@@ -139,8 +151,8 @@ def _code_of(codes: Mapping[int, int]) -> int:
     if codes[rank] >= 0:
         return codes[rank]
     print(
-        f"equipoise: process {rank} was killed by signal {-codes[rank]}; the same command continues from the last "
-        "checkpoint",
+        f"equipoise: process {rank} was killed by signal {-codes[rank]}; the same command continues from what was "
+        "saved",
         file=sys.stderr,
     )
     return 128 - codes[rank]

@@ -18,6 +18,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from equipoise.errors import LoneError, LostProcess, NonFiniteError, UserError
+from equipoise.protocol.plural import plural
 from equipoise.runs.launch import end_with_launcher, launched
 
 if TYPE_CHECKING:
@@ -55,6 +56,16 @@ class Ranks:
         """The same, with so many pieces."""
         assert pieces % self.size == 0, (pieces, self.size)
         return replace(self, pieces=pieces)
+
+    def in_pieces(self, asked: int) -> Ranks:
+        """The same, with the number of pieces that was asked for; 0: one for each process. Raises UserError where they
+        cannot be shared alike."""
+        if asked % self.size:
+            raise UserError(
+                f"{plural(asked, 'piece')} cannot be shared alike by {self.size} processes: give --pieces "
+                f"{self.size * -(-asked // self.size)}, or start as many processes as divide {asked}"
+            )
+        return self.cut_into(asked or self.size)
 
     @property
     def mine(self) -> range:
@@ -108,8 +119,8 @@ class Ranks:
         except RuntimeError as error:
             why = (str(error).splitlines() or [""])[0].rpartition("] ")[2].partition(". ")[0][:80]
             raise LostProcess(
-                "another process of this run has ended or does not answer: the same command continues from the last "
-                f"checkpoint ({why})"
+                "another process of this run has ended or does not answer: the same command continues from what was "
+                f"saved ({why})"
             ) from error
         self.waited.append(time.perf_counter() - started)
 
@@ -173,7 +184,7 @@ class Ranks:
         if others:
             raise UserError(
                 f"at step {step} the weights or the state of process {', '.join(map(str, others))} are not those of "
-                "process 0, and nothing was saved: the same command continues from the last checkpoint. Where this "
+                "process 0, and nothing was saved: the same command continues from what was saved before. Where this "
                 "happens again, a GPU or its memory is faulty"
             )
 

@@ -189,7 +189,6 @@ def test_what_ends_all_processes_alike_is_told_and_returned_by_the_first(command
     [
         (LoneError("process 1: out of memory"), 2),
         (LostProcess("another process has ended"), 1),
-        (KeyboardInterrupt(), 130),
         (OSError(errno.ENOSPC, "No space left on device", "x"), 2),
     ],
 )
@@ -198,6 +197,14 @@ def test_what_one_process_meets_by_itself_it_tells_and_returns(command, rank_1, 
     command(raising(error))
     assert cli.main(["probe"]) == code
     assert capsys.readouterr().err.startswith("equipoise: ")
+
+
+def test_an_interrupt_which_reaches_all_is_told_by_the_first(command, rank_1, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "SHARED", ("probe",))
+    command(raising(KeyboardInterrupt()))
+    assert cli.main(["probe"]) == 130 and capsys.readouterr().err == ""
+    monkeypatch.setenv("RANK", "0")
+    assert cli.main(["probe"]) == 130 and capsys.readouterr().err == "equipoise: interrupted\n"
 
 
 def test_the_first_process_leaves_its_code_for_the_launcher(command, tmp_path, monkeypatch):

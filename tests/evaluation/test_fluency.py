@@ -142,9 +142,7 @@ def test_equal_texts_are_scored_once_and_every_row_gets_its_number(
 ) -> None:
     scored: list[list[str]] = []
     plain = Scorer.__call__
-    monkeypatch.setattr(
-        Scorer, "__call__", lambda self, texts, progress: scored.append(list(texts)) or plain(self, texts)
-    )
+    monkeypatch.setattr(Scorer, "__call__", lambda self, texts, *_: scored.append(list(texts)) or plain(self, texts))
     config = EvaluateConfig(judge=(str(llama), str(llama)), dtype="float32", device="cpu")
     judged = judge(config, [TEXTS[0], TEXTS[1], TEXTS[0]], lambda line: None, lambda done, total: None)
     assert scored == [TEXTS[:2]] * 2
@@ -183,9 +181,12 @@ def test_a_classifier_says_of_each_row_whether_it_is_acceptable(llama: Path, tmp
     model = LlamaForSequenceClassification(config)
     model.save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(llama)
-    tokenizer.pad_token = "</s>"
     tokenizer.save_pretrained(tmp_path)
     options = EvaluateConfig(fluency=False, acceptability=str(tmp_path), dtype="float32", device="cpu")
+    with pytest.raises(UserError, match=r"tokenizer has no padding token.*pad_token"):
+        judge(options, TEXTS, lambda line: None, lambda done, total: None)
+    tokenizer.pad_token = "</s>"
+    tokenizer.save_pretrained(tmp_path)
     texts = [*TEXTS[:4], "", TEXTS[0], *(f"The {word} was a" for word in WORDS[12:40])]
     judged = judge(options, texts, lambda line: None, lambda done, total: None)
     assert judged.acceptable is not None
@@ -204,7 +205,7 @@ def test_the_bundled_judges_caveat_is_recorded_and_names_the_remedy(monkeypatch:
         def __init__(self, *_: object) -> None:
             self.longest = 512
 
-        def __call__(self, texts: list[str], progress: object) -> tuple[np.ndarray, np.ndarray, int]:
+        def __call__(self, texts: list[str], *_: object) -> tuple[np.ndarray, np.ndarray, int]:
             return np.ones(len(texts)), np.ones(len(texts), dtype=int), 0
 
     monkeypatch.setattr(fluency, "Scorer", Silent)

@@ -294,9 +294,9 @@ def test_where_ctrlgs_own_sentences_do_not_serve_others_are_drawn(
     drawn: list[int] = []
     anew = Guided._drawn_anew
 
-    def counted(self: Guided, keys: Any, say: Any) -> dict[Key, float]:
+    def counted(self: Guided, keys: Any, *others: Any) -> dict[Key, float]:
         drawn.append(len(keys))
-        return anew(self, keys, say)
+        return anew(self, keys, *others)
 
     monkeypatch.setattr(Guided, "_drawn_anew", counted)
     path = tmp_path / "out.csv"

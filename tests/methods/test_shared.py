@@ -15,8 +15,11 @@ from equipoise.errors import UserError
 from equipoise.methods import generate as generating
 from equipoise.methods import prompted
 from equipoise.methods.generate import generate
+from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.sample import NonFiniteLogits
-from tests.ranked import rank, together
+from equipoise.policy.ways import Ways
+from equipoise.runs.ranks import Ranks
+from tests.ranked import only_first_has_disk, rank, together, with_ranks
 
 from .test_generate import config, quiet, read
 
@@ -24,7 +27,11 @@ WANTED: dict[str, Any] = {"n": 3}  # 60 rows, eight at a time
 
 
 def writing(model: Path, path: Path, **changes: Any) -> Callable[[], int]:
-    return lambda: cli.run_command(lambda _: generate(config(model, path, **WANTED | changes), quiet).exit_code, [])
+    def work() -> int:
+        only_first_has_disk(path.parent)
+        return generate(config(model, path, **WANTED | changes), quiet).exit_code
+
+    return lambda: cli.run_command(lambda _: work(), [])
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +147,18 @@ def test_a_task_file_need_be_with_the_first_process_alone(
     assert together(2, lambda: cli.run_command(commands.main, argv)) == [0, 0]
     assert len(read(path)) == 20
     assert capfd.readouterr().out.count("is complete") == 1
+
+
+def test_all_compute_in_the_ways_that_the_first_has_found(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def settled(policy: Any, *_: Any) -> None:
+        policy.ways = Ways(packed=rank() == 0, nodes=100 + rank())
+
+    monkeypatch.setattr(prompted, "settle", settled)
+
+    def work(ranks: Ranks) -> None:
+        policy = PolicyConfig(str(tiny_model), dtype="float32", device="cpu")
+        writer = prompted.Prompted(policy, prompt=None, sampling=SamplingConfig(), seed=0)
+        writer.load(quiet, ranks)
+        assert writer.policy is not None and writer.policy.ways == Ways(packed=True, nodes=100)
+
+    with_ranks(2, work)

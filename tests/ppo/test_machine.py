@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.launcher import api
 
 from equipoise import cli
 from equipoise.errors import UserError
@@ -15,7 +16,9 @@ from equipoise.policy.load import load_policy
 from equipoise.policy.source import resolve
 from equipoise.ppo import machine as machines
 from equipoise.ppo.machine import MARGIN, Machine, Need, Work, check, fit, inspect_machine, need
+from equipoise.ppo.preflight import EIGHT_BIT_GB, slow_to_save
 from equipoise.ppo.train import train
+from equipoise.runs import launch
 from tests.default import PROMPTS
 from tests.tiny import tiny_folder
 
@@ -98,6 +101,7 @@ def test_the_estimate_for_the_8b_shape_is_near_what_an_h100_was_measured_to_take
 def test_the_8b_shape_in_8_bits_is_planned_on_a_card_of_16_gb_and_the_70b_shape_on_one_of_141(on_gpu: None) -> None:
     work = Work(16, 64, 64, 32)
     # Linear layers at a byte a weight, embeddings and head at two, a float32 scale a row; one matrix in bfloat16.
+    assert EIGHT_BIT_GB == 16  # a card of 16 GiB has 17.2 of these, less what the driver keeps
     for shape, hidden, inner, layers, card in (("8b", 4096, 14336, 32, 15.6), ("70b", 8192, 28672, 80, 139.0)):
         whole = PolicyConfig(f"shape:llama-3.1-{shape}")
         eight, source = replace(whole, use_8bit=True), resolve(whole.model)
@@ -111,6 +115,7 @@ def test_the_8b_shape_in_8_bits_is_planned_on_a_card_of_16_gb_and_the_70b_shape_
         assert found.loading < need(whole, source, work).loading == 2 * (matrices + rest)
         plan = fit(eight, source, work, card)
         assert plan.need.memory / 1e9 <= MARGIN * card and plan.line(16) is None
+        assert shape == "70b" or card < EIGHT_BIT_GB
         assert need(whole, source, work).memory / 1e9 > card
     eight = PolicyConfig("shape:llama-3.1-8b", use_8bit=True)
     assert need(eight, resolve(eight.model), work).loading < 12e9
@@ -208,3 +213,27 @@ def test_a_checkpoint_on_disk_is_as_large_as_foretold(model: Path, tmp_path: Pat
     )  # random states, headers
     written = (tmp_path / "out" / "model.safetensors").stat().st_size
     assert written == pytest.approx(foretold.export, abs=3000)
+
+
+def test_a_checkpoint_that_takes_longer_than_processes_have_to_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(launch.SHUTDOWN[0], raising=False)
+    assert slow_to_save(15 * 10**9) == []  # 30 s at half a GB a second, which is what torchrun gives
+    (line,) = slow_to_save(96 * 10**9)
+    assert "a checkpoint of 96.0 GB takes some 192 s" in line and "processes 30 s after" in line and "=420" in line
+    if not hasattr(api.LaunchConfig, "shutdown_timeout"):
+        return  # this torch gives 30 s whatever the environment says
+    monkeypatch.setenv(launch.SHUTDOWN[0], "192")
+    assert slow_to_save(96 * 10**9) == []
+    monkeypatch.setenv(launch.SHUTDOWN[0], "191")
+    assert "processes 191 s after" in slow_to_save(96 * 10**9)[0]
+    monkeypatch.setenv(launch.SHUTDOWN[0], "soon")
+    with pytest.raises(UserError, match=r"is 'soon'.*give seconds"):
+        slow_to_save(1)
+
+
+def test_doctor_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    monkeypatch.setattr("equipoise.ppo.preflight.SAVING_GB_PER_SECOND", 1e-9)
+    monkeypatch.delenv(launch.SHUTDOWN[0], raising=False)
+    model = tiny_folder(tmp_path / "model")
+    assert cli.main(["doctor", "--preset", "bundled-cpu", "--model", str(model), "--prompt", "raw"]) == 0
+    assert capsys.readouterr().out.count("kill their processes 30 s after a signal") == 1

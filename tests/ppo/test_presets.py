@@ -93,6 +93,7 @@ def test_a_large_gpu_and_access_get_the_guides_run(hub: list[str]) -> None:
 
 def test_a_24_gb_card_gets_it_in_8_bits(hub: list[str]) -> None:
     config = choose(gpu(23.5)).config
+    assert config == choose(gpu(16.4)).config  # a card of 16 GiB
     assert config.policy.use_8bit and config.policy.model == LLAMA_8B
     assert dataclasses.replace(config, policy=dataclasses.replace(config.policy, use_8bit=False)) == preset("guide")
 

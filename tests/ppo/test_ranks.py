@@ -27,7 +27,7 @@ from equipoise.ppo.log import undefined_keys
 from equipoise.ppo.train import train
 from tests.default import score
 from tests.killing import counted
-from tests.ranked import rank, together
+from tests.ranked import only_first_has_disk, rank, read_only, together
 
 from .small import checkpoints, events, results, rows, small_config
 from .test_run import EVERYTHING
@@ -53,6 +53,7 @@ def reward(texts: Sequence[str], _: Sequence[str]) -> list[float]:
 
 def run(config: TrainConfig, function: Callable[..., Any] | None = None) -> Callable[[], int]:
     def work() -> int:
+        only_first_has_disk(Path(config.run.output_dir).parent)
         with open(os.devnull, "w") as nowhere:
             sys.stdout = nowhere
             return train(config, function).exit_code
@@ -249,6 +250,19 @@ def test_a_full_disk_on_rank_0_ends_all_with_one_line_and_they_go_on_once_there_
     assert checkpoints(where) == [2]
     assert together(2, run(small_config(model, where, **LIGHT))) == [0, 0]
     assert results(where, 4) == expected
+
+
+def test_a_folder_that_rank_0_may_not_write_ends_all_with_one_line(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> int:
+        read_only(tmp_path)
+        return command(small_config(model, tmp_path, **LIGHT))()
+
+    assert together(2, work) == [2, 0]
+    error = capfd.readouterr().err
+    assert error.count("equipoise:") == 1 and "Read-only file system" in error and "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_refused_start_is_refused_by_all_with_one_line(

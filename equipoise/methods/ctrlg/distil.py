@@ -26,7 +26,9 @@ from equipoise.methods.ctrlg.hmm import HMM, Counts, Sequences
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.draw import invert_many, weights
 from equipoise.policy.load import Policy
+from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import sample
+from equipoise.runs.ranks import ALONE, Ranks
 
 FEATURES = 96
 OTHERS = 8
@@ -35,6 +37,7 @@ HELD_OUT = 0.05
 """Share of the sentences that no parameter is fitted to."""
 SOFT = 0.8
 """Share of the counts that comes from all draws of a token, not from the one that was gone on with."""
+_DOUBLE = torch.float64
 SMOOTHING = 1.0
 """Expected observations added to each distribution in the M step, once the sentences are counted."""
 
@@ -137,40 +140,54 @@ def sample_freely(
     seed: int,
     batch: int,
     say: Callable[[str], None],
-) -> Free:
-    """About `count` sentences, equally many for each prompt. Raises NonFiniteLogits."""
+    ranks: Ranks = ALONE,
+) -> Free | None:
+    """About `count` sentences, equally many for each prompt, a batch by each rank at a time; they are kept on rank 0,
+    the others get None. Raises NonFiniteLogits, on all."""
     plain = SamplingConfig(sampling.temperature, 1.0, sampling.max_new_tokens)
     recorder = Recorder(policy.model.config.get_text_config().vocab_size, plain, policy.stop_ids, policy.device)
     generator = torch.Generator().manual_seed(seed)
     each = -(-count // len(prompts))
     which = [i for _ in range(each) for i in range(len(prompts))]
-    parts: list[tuple[Tensor, ...]] = []
+    size = min(batch, len(which))
+
+    def written(chosen: list[int], uniform_BT: Tensor) -> list[Tensor]:
+        filled = chosen + chosen[:1] * (size - len(chosen))  # full batches, so one shape is recorded
+        recorder.mean_V.zero_()
+        rollout = sample(policy, [prompts[i] for i in filled], plain, uniform_BT=uniform_BT, guide=recorder)
+        columns = _columns(rollout, torch.tensor(filled, device=policy.device))
+        kept = [*(column[: len(chosen)] for column in columns), recorder.mean_V.clone()]
+        return kept if ranks.size == 1 else [column.cpu() for column in kept]
+
+    parts: list[list[Tensor]] = []
+    mean_V = torch.zeros(len(recorder.projection_VD), dtype=torch.float64, device=policy.device)
     started, told = time.monotonic(), time.monotonic()
-    for begin in range(0, len(which), batch):
-        chosen = which[begin : begin + batch]
-        filled = chosen + chosen[:1] * (min(batch, len(which)) - len(chosen))  # full batches, so one shape is recorded
-        rollout = sample(policy, [prompts[i] for i in filled], plain, generator, guide=recorder)
-        parts.append(
-            tuple(
-                x[: len(chosen)]
-                for x in (
-                    rollout.tokens_BT,
-                    rollout.lengths_B,
-                    rollout.finished_B,
-                    torch.tensor(filled, device=policy.device),
-                    rollout.report["logprobs"],
-                    rollout.report["features"],
-                    rollout.report["others"],
-                )
-            )
-        )
-        done, now = min(begin + batch, len(which)), time.monotonic()
+    for begin in range(0, len(which), batch * ranks.size):
+        round_ = [
+            # All draw everybody's random numbers, so that a batch has its own, whoever writes it.
+            (which[first : first + batch], torch.rand(size, plain.max_new_tokens, generator=generator, dtype=_DOUBLE))
+            for first in range(begin, min(begin + batch * ranks.size, len(which)), batch)
+        ]
+        for *columns, total_V in ranks.deal(round_, lambda given: written(*given)):
+            if ranks.first:
+                parts.append([column.to(policy.device) for column in columns])
+                mean_V += total_V.to(policy.device)
+        done, now = min(begin + batch * ranks.size, len(which)), time.monotonic()
         if now - told > 20:
             left = (now - started) / done * (len(which) - done)
             say(f"distilling: {done:,} of {len(which):,} sentences, about {left:.0f} s left")
             told = now
-    columns = [torch.cat(x) for x in zip(*parts, strict=True)]
-    return Free(*[*columns, recorder.mean_V / recorder.mean_V.sum()])
+    if not ranks.first:
+        return None
+    together = [torch.cat(column) for column in zip(*parts, strict=True)]
+    return Free(*[*together, mean_V / mean_V.sum()])
+
+
+def _columns(rollout: Rollout, prompts_B: Tensor) -> list[Tensor]:
+    """In the order of `Free`, all but the last."""
+    report = rollout.report
+    of_tokens = [report["logprobs"], report["features"], report["others"]]
+    return [rollout.tokens_BT, rollout.lengths_B, rollout.finished_B, prompts_B, *of_tokens]
 
 
 def symbols(free: Free, class_V: NDArray[np.int32]) -> Tensor:

@@ -17,7 +17,7 @@ from equipoise.documents import parse_json
 from equipoise.errors import UserError
 from equipoise.methods.completions import Key
 from equipoise.methods.ctrlg.config import CtrlGConfig
-from equipoise.methods.ctrlg.distil import fit, sample_freely, symbols
+from equipoise.methods.ctrlg.distil import Free, fit, sample_freely, symbols
 from equipoise.methods.ctrlg.guide import CtrlGuide
 from equipoise.methods.ctrlg.hmm import HMM
 from equipoise.methods.ctrlg.lift import lift
@@ -27,6 +27,7 @@ from equipoise.policy.prompt import Tokenizer, sentences_of, stop_ids
 from equipoise.policy.sample import sample
 from equipoise.protocol.prompts import Prompt
 from equipoise.protocol.task import Task
+from equipoise.runs.ranks import ALONE, Ranks
 
 VERSION = 3
 """Raised when other sentences come of the same settings, so that a file is not continued with them."""
@@ -124,9 +125,12 @@ class CtrlG:
         text = json.dumps(self._distillation, sort_keys=True)
         return self.cache / f"ctrlg-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
 
-    def prepare(self, say: Callable[[str], None] = print, *, may_distil: bool = True) -> dict[str, Any]:
-        """Load the HMM from the cache or distil it, and compute the look-ahead tables. Raises NonFiniteLogits, and
-        UserError where there is none and `may_distil` is false.
+    def prepare(
+        self, say: Callable[[str], None] = print, *, may_distil: bool = True, ranks: Ranks = ALONE
+    ) -> dict[str, Any]:
+        """Load the HMM from the cache or distil it, and compute the look-ahead tables. All ranks get rank 0's HMM,
+        whose cache alone is looked into. Raises, on all, NonFiniteLogits, and UserError where there is none and
+        `may_distil` is false.
 
         Returns facts for a record (JSON values): hidden_states, symbols, automaton_states, held_out_nats_per_token,
         model_nats_per_token (the language model's own), sentences, generated_tokens (0 if the HMM came from the cache),
@@ -136,11 +140,23 @@ class CtrlG:
         self.policy.decoders.clear()
         self.policy.graphs.clear()
         started = time.perf_counter()
-        loaded = self._load()
+        loaded = ranks.first_does(self._load)
         if loaded is None and not may_distil:
             raise UserError(f"there is no hidden Markov model of this very model, prompt and task in {self.cache}")
-        model, symbol_V, facts = loaded or self._distil(say)
+        model, symbol_V, facts = loaded or self._distil(say, ranks)
         distilled = time.perf_counter()
+        ranks.each(lambda: self._look_ahead(model, symbol_V))
+        return facts | {
+            "generated_tokens": 0 if loaded else facts["distilled_tokens"],
+            "hidden_states": self.hidden,
+            "symbols": len(model.emission_SH),
+            "automaton_states": len(self.automaton.next_RC) - 2,
+            "cached": loaded is not None,
+            "distil_s": round(distilled - started, 2),
+            "tables_s": round(time.perf_counter() - distilled, 2),
+        }
+
+    def _look_ahead(self, model: HMM, symbol_V: Tensor) -> None:
         self.guide = CtrlGuide(
             self.automaton,
             model,
@@ -152,15 +168,6 @@ class CtrlG:
         )
         if self.policy.device.type == "cuda":
             torch.cuda.synchronize(self.policy.device)
-        return facts | {
-            "generated_tokens": 0 if loaded else facts["distilled_tokens"],
-            "hidden_states": self.hidden,
-            "symbols": len(model.emission_SH),
-            "automaton_states": len(self.automaton.next_RC) - 2,
-            "cached": loaded is not None,
-            "distil_s": round(distilled - started, 2),
-            "tables_s": round(time.perf_counter() - distilled, 2),
-        }
 
     def _load(self) -> tuple[HMM, Tensor, dict[str, Any]] | None:
         # An HMM that was made in another dtype guides as well: weights are exact whatever guides.
@@ -174,14 +181,26 @@ class CtrlG:
                 continue  # absent, or cut short: made anew
         return None
 
-    def _distil(self, say: Callable[[str], None]) -> tuple[HMM, Tensor, dict[str, Any]]:
+    def _distil(self, say: Callable[[str], None], ranks: Ranks) -> tuple[HMM, Tensor, dict[str, Any]]:
+        """The sentences are dealt out: they take longer the larger the model is, and fitting the HMM, which rank 0 does
+        by itself, does not. Through the CPU the counts of a batch, some 50 MB, would be slower to send than to take."""
         say(f"distilling the model into an HMM of {self.hidden} states, from {self.sentences:,} of its own sentences")
         prompts = list(self.prompts.values())
         seed = self.config.distil_seed
-        free = sample_freely(self.policy, prompts, self.sampling, self.sentences, seed, self.batch_size, say)
+        free = sample_freely(self.policy, prompts, self.sampling, self.sentences, seed, self.batch_size, say, ranks)
         # The recorder's buffers and graphs are not needed again.
         self.policy.decoders.clear()
         self.policy.graphs.clear()
+
+        def fit_and_keep() -> tuple[HMM, Tensor, dict[str, Any]]:
+            assert free is not None
+            return self._fit(free, say)
+
+        return ranks.first_does(fit_and_keep)
+
+    def _fit(self, free: Free, say: Callable[[str], None]) -> tuple[HMM, Tensor, dict[str, Any]]:
+        """The HMM of the sentences, in the cache from now on. Raises UserError."""
+        prompts, seed = list(self.prompts.values()), self.config.distil_seed
         symbol_V = symbols(free, self.automaton.class_V)
         made = fit(free, symbol_V, len(prompts), self.hidden, self.config.em_passes, seed, say)
         facts = {
@@ -204,7 +223,8 @@ class CtrlG:
                 f"cannot write the HMM to {self.cache} ({reason}): make room there, or set EQUIPOISE_CACHE to another "
                 "folder"
             ) from None
-        return made.model, made.symbol_V, facts
+        # On its way to other processes it must not name this one's GPU.
+        return made.model.to(torch.device("cpu")), made.symbol_V, facts
 
     def __call__(self, keys: Sequence[Key], uniform_BT: Tensor) -> Written:
         """The sentences of `keys` from `uniform_BT`, (B, max_new_tokens) float64 in [0, 1) as `prompted.uniforms`
