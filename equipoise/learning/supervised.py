@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from equipoise.errors import NonFiniteError
-from equipoise.learning.optimizer import MasterAdam
+from equipoise.learning.optimizer import MasterAdam, adam_for
 from equipoise.learning.search import BATCH
 from equipoise.policy.load import Policy
 from equipoise.policy.prompt import Tokenizer, continuation_ids, sentences_of
@@ -17,7 +17,8 @@ from equipoise.policy.score import score
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Event
 from equipoise.protocol.task import Task
-from equipoise.runs.ranks import ALONE, PieceSum, Ranks
+from equipoise.runs.pieces import PieceSum
+from equipoise.runs.ranks import ALONE, Ranks
 from equipoise.tables.layout import Columns, Form, arrange
 from equipoise.tables.read import read_table
 
@@ -157,7 +158,7 @@ def supervise(
     finite.
     """
     batch_size, epochs = how.batch_size, how.epochs
-    optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-8)
+    optimizer = adam_for(policy, ranks, eps=1e-8)
     steps = epochs * -(-len(examples) // batch_size)
     rising = round(how.warmup * steps)
     losses: list[Loss] = []
@@ -197,9 +198,9 @@ def _gradients(
             (-(logprobs.sum() / tokens)).backward()
             sums[-1] = logprobs.detach().sum()
         if ranks.pieces > 1:
-            gradients.add(optimizer.take())
+            optimizer.set_aside(gradients)
     if ranks.pieces > 1:
-        optimizer.put(gradients.total())
+        optimizer.add_up(gradients)
     return torch.cat(ranks.gather(torch.stack(sums))).sum()
 
 

@@ -64,9 +64,7 @@ def bench(config: BenchConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
     check_alike(policy, list(prompts.values()), ranks)
     state = State.begin(train, RowLimit(train.ppo.micro_batch_size))
     policy.ways = ranks.first_does(lambda: policy.ways)
-    training = Training(train, policy, new_optimizer(train, policy), state, prompts, ranks=ranks)
-    if ranks.size > 1:
-        training.optimizer.share(ranks)
+    training = Training(train, policy, new_optimizer(train, policy, ranks), state, prompts, ranks=ranks)
     seen: list[dict[str, float]] = []
     for number in range(config.bench_warmup + config.bench_steps):
         step = ppo_step(training)

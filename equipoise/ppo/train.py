@@ -190,10 +190,8 @@ class Trainer:
         config, run, policy = self.config, self.run, self.load()
         leaked = leaked_terms(policy.tokenizer, config.task.prompt(config.prompt), config.task, config.system)
         state = State.begin(config, RowLimit(config.ppo.micro_batch_size, run.log.say), leaked)
-        optimizer = new_optimizer(config, policy)
+        optimizer = new_optimizer(config, policy, self.ranks)
         training = Training(config, policy, optimizer, state, self.prompts.ids, self.functions, self.ranks)
-        if self.ranks.size > 1:
-            optimizer.share(self.ranks)  # nothing rests on all having drawn the same
         if run.resumed is not None:
             run.restore(run.resumed, training.optimizer, state)
         else:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Reply = TypeVar("Reply")
 
 COLLECTIVE = timedelta(minutes=10)
 PATIENT = timedelta(hours=24)
@@ -66,16 +67,34 @@ class Ranks:
         """The rows of each of all pieces; of unequal length where they cannot be equal."""
         return rows.tensor_split(self.pieces)
 
-    def gather(self, x: Tensor) -> list[Tensor]:
-        """Every rank's tensor, of one shape and dtype, in rank order."""
+    def gather(self, x: Tensor, into: list[Tensor] | None = None) -> list[Tensor]:
+        """Every rank's tensor, of one shape and dtype, in rank order; several ranks can name where they are to go."""
         if self.size == 1:
             return [x]
         import torch
 
-        parts = [torch.empty_like(x) for _ in range(self.size)]
+        parts = [torch.empty_like(x) for _ in range(self.size)] if into is None else into
         with self._others() as dist:
             dist.all_gather(parts, x.contiguous())
         return parts
+
+    def exchange(self, x: Tensor) -> Tensor:
+        """(n,) → (n,): every rank's equal part of `x` goes to it; what all have sent to this one, in rank order."""
+        import torch
+
+        received = torch.empty_like(x)
+        with self._others() as dist:
+            dist.all_to_all_single(received, x)
+        return received
+
+    def send_(self, x: Tensor, source: int, target: int) -> None:
+        """Make `x` on rank `target` what it is on rank `source`; the others need not call it."""
+        if source != target:
+            with self._others() as dist:
+                if self.rank == source:
+                    dist.send(x.contiguous(), target)
+                else:
+                    dist.recv(x, source)
 
     def share_(self, x: Tensor) -> None:
         """Make `x` on every rank what it is on rank 0."""
@@ -130,17 +149,28 @@ class Ranks:
 
     def first_does(self, work: Callable[[], Result]) -> Result:
         """Rank 0 works; all get what it returns, or raise what it raises."""
+        return self.first_asks(lambda _: work(), lambda _: None)
+
+    def first_asks(self, work: Callable[[Callable[[Item], Reply]], Result], reply: Callable[[Item], Reply]) -> Result:
+        """Rank 0 works, and meanwhile may ask: `reply` of what it asks is then called on all ranks, which can talk to
+        each other there, and it gets its own. All get what the work returns, or raise what it raises."""
         if self.size == 1:
-            return work()
+            return work(reply)
         if self.first:
+
+            def ask(what: Item) -> Reply:
+                self._broadcast(pickle.dumps(_Question(what)))
+                return reply(what)
+
             try:
-                done = work()
+                done = work(ask)
             except CARRIED as error:
                 self._broadcast(_pickled(None, error))
                 raise
             self._broadcast(_pickled(done, None))
             return done
-        answer = pickle.loads(self._broadcast(b""))
+        while isinstance(answer := pickle.loads(self._broadcast(b"")), _Question):
+            reply(answer.what)
         if isinstance(answer, _Failure):
             raise self._told(answer.error(0))
         result: Result = answer
@@ -220,55 +250,16 @@ class Ranks:
 ALONE = Ranks()
 
 
-class PieceSum:
-    """The sum of all pieces' vectors, added as a balanced tree: neighbours, then neighbours of those, whatever is left
-    over going up as it is. A rank adds its own subtrees as they come, so that few are kept at a time."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
-        self._subtrees: list[tuple[int, Tensor]] = []
-        each = len(ranks.mine)
-        self._whole = ranks.size == 1 or each & (each - 1) == 0
-        """Whether this rank's pieces make up a subtree. If not, they go to the others one by one."""
-
-    def add(self, piece: Tensor) -> None:
-        """The next of this rank's pieces, (n,) float32; it is taken over."""
-        self._subtrees.append((1, piece))
-        while self._whole and len(self._subtrees) > 1 and self._subtrees[-1][0] == self._subtrees[-2][0]:
-            self._join()
-
-    def _join(self) -> None:
-        (left, a), (right, b) = self._subtrees[-2:]
-        self._subtrees[-2:] = [(left + right, a.add_(b))]
-
-    def total(self) -> Tensor:
-        """(n,) the same on all ranks. On GPUs with one piece each NCCL adds in its own order."""
-        ranks = self._ranks
-        if ranks.size == 1:
-            while len(self._subtrees) > 1:
-                self._join()
-            return self._subtrees[0][1]
-        own = [part for _, part in self._subtrees]
-        if own[0].is_cuda and ranks.pieces == ranks.size:
-            ranks.reduce_(own[0])
-            return own[0]
-        gathered = [ranks.gather(part) for part in own]
-        return tree_sum([parts[rank] for rank in range(ranks.size) for parts in gathered])
-
-
-def tree_sum(leaves: Sequence[Tensor]) -> Tensor:
-    """Their sum as a balanced tree over neighbours. The leaves are taken over."""
-    level = list(leaves)
-    while len(level) > 1:
-        pairs = [a.add_(b) for a, b in zip(level[::2], level[1::2], strict=False)]
-        level = pairs + level[len(pairs) * 2 :]
-    return level[0]
-
-
 def _as_tensor(data: bytes) -> Tensor:
     import torch
 
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+class _Question(NamedTuple):
+    """What rank 0 asks all while it works."""
+
+    what: Any
 
 
 class _Failure(NamedTuple):

@@ -39,8 +39,7 @@ def made(config: TrainConfig, ranks: Ranks) -> Training:
     prompts = render_prompts(policy.tokenizer, PROTOCOL.prompt("describe"), PROTOCOL, "").ids
     settle(policy, list(prompts.values()), config.sampling.max_new_tokens)
     state = State.begin(config, RowLimit(config.ppo.micro_batch_size))
-    training = Training(config, policy, new_optimizer(config, policy), state, prompts, ranks=ranks)
-    training.optimizer.share(ranks)
+    training = Training(config, policy, new_optimizer(config, policy, ranks), state, prompts, ranks=ranks)
     return training
 
 

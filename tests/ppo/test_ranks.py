@@ -38,6 +38,7 @@ LIGHT: dict[str, Any] = {"steps": 4, "batch_size": 8, "mini_batch_size": 4, "pie
 CASES: dict[str, dict[str, Any]] = {
     "lora": {},
     "everything": EVERYTHING | {"steps": 3, "pieces": 4, "final_sentences": 30},
+    "full, bfloat16": {"tuning": "full", "dtype": "bfloat16"},
     "early stops, padded, bfloat16": {"target_kl": 1e-3, "scoring": "padded", "dtype": "bfloat16"},
     "micro-batches of one, samples": {
         "batch_size": 16, "mini_batch_size": 8, "micro_batch_size": 1, "warm_start": "samples-if-found",
