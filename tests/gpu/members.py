@@ -1,11 +1,15 @@
 """What the processes of `test_ranks` do, alone or under torchrun: `python -m tests.gpu.members WORK FOLDER SHAPE LAYERS
-DTYPE`. What they came to is written into the folder, under the number of processes and the rank."""
+DTYPE`, the shape being one with random weights or `bundled`. What they came to is written into the folder, under the
+number of processes and the rank."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from equipoise.policy import shapes
 from equipoise.policy.config import PolicyConfig, SamplingConfig
@@ -23,7 +27,9 @@ from equipoise.ppo.step import ppo_step
 from equipoise.ppo.training import Training, new_optimizer
 from equipoise.ppo.update import Update
 from equipoise.protocol.task import PROTOCOL
+from equipoise.runs.pieces import PieceSum
 from equipoise.runs.ranks import Ranks, joined
+from equipoise.runs.tensors import Deferred
 
 STEPS = 20
 
@@ -80,20 +86,79 @@ def steps(folder: Path, training: Training) -> None:
         assert step.problem is None, step.problem
     assert step.timings["ranks/size"] == training.ranks.size
     training.ranks.agree(STEPS, training.optimizer.digest())
-    weights = {name: tensor.cpu().contiguous() for name, tensor in training.optimizer.state()[0].items()}
+    weights = {name: tensor.cpu().clone() for name, tensor in training.optimizer.state()[0].items()}
     save_file(weights, folder / f"steps-{training.ranks.size}-{training.ranks.rank}.safetensors")
 
 
+def states(training: Training) -> dict[str, Tensor]:
+    """On rank 0 the masters and moments of all ranks, on the CPU; nothing elsewhere."""
+    optimizer, found = training.optimizer, dict[str, Tensor]()
+
+    def gather(ask: Callable[[Any], Any]) -> None:
+        for part in optimizer.state(ask=ask):
+            for name, held in part.items():
+                found[name] = (held.read().view(held.shape) if isinstance(held, Deferred) else held).cpu().clone()
+
+    training.ranks.first_asks(gather, optimizer.reply)
+    return found
+
+
+def given(folder: Path, training: Training) -> None:
+    """Masters and moments after steps with gradients that are given: two pieces, whatever the number of processes."""
+    optimizer, ranks = training.optimizer, training.ranks.cut_into(2)
+    optimizer.ranks = ranks
+    optimizer.set_learning_rates(1e-3, 1e-2)
+    for step in range(3):
+        pieces = PieceSum(ranks)
+        for piece in ranks.mine:
+            generator = torch.Generator(training.policy.device).manual_seed(10 * step + piece)
+            for group in optimizer.groups.values():
+                for gradient in group.split(group.grads).values():
+                    gradient.normal_(generator=generator)
+            optimizer.set_aside(pieces)
+        optimizer.add_up(pieces)
+        print(f"norm {optimizer.norms()[0].item():.9g}", flush=True)
+        optimizer.step(1e9)
+    write(folder, "given", training)
+
+
+def full(folder: Path, training: Training) -> None:
+    """Masters and moments after whole steps, saved and put back with others in between."""
+    for _ in range(STEPS // 4):
+        step = ppo_step(training)
+        assert step.problem is None, step.problem
+    optimizer, ranks = training.optimizer, training.ranks
+    ranks.agree(1, optimizer.digest())
+    write(folder, "full", training)
+    saved = states(training)
+    ppo_step(training)
+    moments = {name: x for name, x in saved.items() if name.endswith((".exp_avg", ".exp_avg_sq", ".step"))}
+    optimizer.load_state(saved, moments)
+    write(folder, "restored", training)
+
+
+def write(folder: Path, name: str, training: Training) -> None:
+    """All states by rank 0, and by each the weights that its model computes with."""
+    ranks = training.ranks
+    used = {f"used.{name}": p.detach().cpu().clone() for name, p in training.policy.trained().items()}
+    save_file(states(training) | used, folder / f"{name}-{ranks.size}-{ranks.rank}.safetensors")
+
+
 def main(work: str, folder: Path, shape: str, layers: int, dtype: str) -> None:
-    shapes.SHAPES[shape]["num_hidden_layers"] = layers
+    if shape in shapes.SHAPES:
+        shapes.SHAPES[shape]["num_hidden_layers"] = layers
     with joined() as ranks:
         config = TrainConfig(
             prompt="describe",
-            policy=PolicyConfig(model=f"shape:{shape}", dtype=dtype),
+            policy=PolicyConfig(
+                model=f"shape:{shape}" if shape in shapes.SHAPES else shape,
+                tuning="full" if work in ("given", "full") else "lora",
+                dtype=dtype,  # type: ignore[arg-type]
+            ),
             ppo=PPOConfig(batch_size=32, mini_batch_size=16, micro_batch_size=16, target_kl=1e9),
         )
         training = made(config, ranks)
-        {"gradients": gradients, "steps": steps}[work](folder, training)
+        {"gradients": gradients, "steps": steps, "given": given, "full": full}[work](folder, training)
 
 
 if __name__ == "__main__":

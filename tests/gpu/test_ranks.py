@@ -38,3 +38,23 @@ def test_after_twenty_steps_with_graphs_both_ranks_hold_the_same_bits(tmp_path: 
     members(2, "steps", tmp_path, "bfloat16")
     first, second = (load_file(tmp_path / f"steps-2-{rank}.safetensors") for rank in (0, 1))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_sharded_states_of_two_gpus_are_those_of_one_to_the_last_bit(tmp_path: Path) -> None:
+    for count in (1, 2):
+        members(count, "given", tmp_path, "bfloat16", "bundled")
+    one, two, other = (load_file(tmp_path / f"given-{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert other and all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_full_fine_tuning_on_two_gpus_holds_one_model_and_is_restored_from_rank_0(tmp_path: Path) -> None:
+    members(2, "full", tmp_path, "bfloat16", "bundled")
+    first, second, restored, again = (
+        load_file(tmp_path / f"{name}.safetensors") for name in ("full-2-0", "full-2-1", "restored-2-0", "restored-2-1")
+    )
+    used = [name for name in first if name.startswith("used.")]
+    assert all(torch.equal(first[name], second[name]) for name in used)
+    assert all(torch.equal(first[name], first[name.removeprefix("used.")].to(first[name].dtype)) for name in used)
+    assert all(torch.equal(first[name], restored[name]) for name in first)
+    assert all(torch.equal(first[name], again[name]) for name in used)
