@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from equipoise.errors import UserError
+from equipoise.learning.shards import BLOCK as BLOCK_OF_SHARDS
 from equipoise.policy.config import PolicyConfig
 from equipoise.policy.int8 import BLOCK
 from equipoise.policy.load import pick_device, pick_dtype
@@ -50,6 +51,22 @@ class Work:
     prompt: int
     new: int
     """Tokens of a completion at most."""
+    processes: int = 1
+    """That share the step, each with as many completions."""
+    piece: int = 0
+    """Completions of a piece, whose gradients are summed in float32 where a pass takes fewer; 0: one pass takes all."""
+    pieces: int = 1
+    """Of each process."""
+
+    @property
+    def own(self) -> int:
+        """Completions of the whole step that one process samples and scores."""
+        return -(-self.batch // self.processes)
+
+    @property
+    def sums(self) -> int:
+        """Sums of all gradients in float32 that are kept beside them where states are sharded."""
+        return (self.rows < self.piece) + (self.pieces > 1)
 
     @property
     def packed(self) -> int:
@@ -71,7 +88,7 @@ class Need:
     weights: int
     reference: int
     optimizer: int
-    """Float32 masters where the compute dtype is another, gradients, and Adam's two moments."""
+    """Float32 masters where the compute dtype is another, gradients, and Adam's two moments; sharded: a slice."""
     activations: int
     """The sampler's cache and the logits of scoring a whole batch included."""
     checkpoint: int
@@ -105,27 +122,36 @@ def need(config: PolicyConfig, source: Source, work: Work) -> Need:
     per_token = kept + hidden * layers if config.gradient_checkpointing else kept * layers
     # Logits and their gradient in the compute dtype, or three times in float32.
     predicted = work.rows * work.new * vocabulary * (2 * width if fused else 12)
-    scored = work.batch * work.new * vocabulary * (width if fused else 8) if device.type == "cuda" else 0
+    scored = work.own * work.new * vocabulary * (width if fused else 8) if device.type == "cuda" else 0
     # Without attention heads, as in a state space model, the state is far smaller than this.
     heads = getattr(text, "num_attention_heads", None) or 1
     key_heads = getattr(text, "num_key_value_heads", None) or heads
     head = getattr(text, "head_dim", None) or hidden // heads
-    cache = work.batch * (work.prompt + work.new) * 2 * layers * key_heads * head * width
+    cache = work.own * (work.prompt + work.new) * 2 * layers * key_heads * head * width
     reference = parameters * width if config.tuning == "full" else 0
     matrices = [m.weight.numel() for m in linear] if config.use_8bit else []
     rows = sum(m.out_features for m in linear) if config.use_8bit else 0
+    whole = trained * (masters + 4 + 8 + (width if masters else 0))
+    sharded = config.tuning == "full" and work.processes > 1
     base = (parameters - sum(matrices)) * width + sum(matrices) + 4 * rows  # a float32 scale for each row
     return Need(
         parameters=parameters,
         trained=trained,
         weights=base + (lora * width if config.tuning == "lora" else 0),
         reference=reference,
-        optimizer=trained * (masters + 4 + 8 + (width if masters else 0)),
+        optimizer=_sharded(trained, width, work) if sharded else whole,
         activations=work.packed * per_token * width + predicted + max(scored, cache),
         checkpoint=trained * 12,
         export=parameters * (4 if parameters < 1e9 else 2),
         loading=base + reference + max(matrices, default=0) * width + (3 * 4 * BLOCK if matrices else 0),
     )
+
+
+def _sharded(trained: int, width: int, work: Work) -> int:
+    """Bytes of one of the processes that share the optimizer's states: a slice of masters and moments, whole gradients
+    in the compute dtype, sums of them in float32 where there are several passes, and a block on its way."""
+    sums = work.sums if width < 4 else work.sums - (work.rows < work.piece)
+    return trained * (width + 4 * sums) + trained * 12 // work.processes + min(BLOCK_OF_SHARDS, trained) * (width + 4)
 
 
 class Fit(NamedTuple):
@@ -160,13 +186,24 @@ def fit(config: PolicyConfig, source: Source, work: Work, free_gb: float) -> Fit
 
 
 def check(
-    needed: Need, machine: Machine, device: torch.device, folders: tuple[str, str], checkpoints: int
+    needed: Need,
+    machine: Machine,
+    device: torch.device,
+    folders: tuple[str, str],
+    checkpoints: int,
+    sharing: int = 1,
 ) -> list[str]:
-    """Lines that say what fits. Raises UserError where memory or disk clearly will not do."""
-    free = machine.gpu_free_gb if device.type == "cuda" else machine.memory_free_gb
+    """Lines that say what fits. `sharing`: processes on this machine, which have a GPU each, or one memory together.
+
+    Raises UserError where memory or disk clearly will not do."""
+    free = machine.gpu_free_gb if device.type == "cuda" else machine.memory_free_gb / sharing
     where = "on the GPU" if device.type == "cuda" else "of memory"
+    where += f" for each of {sharing} processes" if sharing > 1 else ""
     if needed.memory / GB > free:
-        remedy = "--use-8bit" if device.type == "cuda" else "--model bundled"
+        remedy = (
+            "--use-8bit" if not needed.reference else "more GPUs (--gpus), which share the optimizer, --tuning lora"
+        )
+        remedy = remedy if device.type == "cuda" else "--model bundled"
         raise UserError(
             f"training needs about {needed.memory / GB:.1f} GB and {free:.1f} GB {where} are free: "
             f"try {remedy}, or a smaller model"
@@ -187,7 +224,8 @@ def check(
             )
     total = sum(size for _, size in by_disk.values())
     return [
-        f"memory    about {needed.memory / GB:.1f} GB of {free:.1f} GB free: weights {needed.weights / GB:.1f}, "
+        f"memory    about {needed.memory / GB:.1f} GB of {free:.1f} GB free"
+        f"{f' for each of {sharing} processes' if sharing > 1 else ''}: weights {needed.weights / GB:.1f}, "
         f"reference {needed.reference / GB:.1f}, optimizer {needed.optimizer / GB:.1f}, "
         f"activations {needed.activations / GB:.1f}",
         f"disk      about {total / GB:.1f} GB for {plural(checkpoints, 'checkpoint')} and the final model",
