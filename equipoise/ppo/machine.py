@@ -57,6 +57,8 @@ class Work:
     """Completions of a piece, whose gradients are summed in float32 where a pass takes fewer; 0: one pass takes all."""
     pieces: int = 1
     """Of each process."""
+    average: bool = False
+    """Whether a moving average of the weights is kept."""
 
     @property
     def own(self) -> int:
@@ -131,7 +133,8 @@ def need(config: PolicyConfig, source: Source, work: Work) -> Need:
     reference = parameters * width if config.tuning == "full" else 0
     matrices = [m.weight.numel() for m in linear] if config.use_8bit else []
     rows = sum(m.out_features for m in linear) if config.use_8bit else 0
-    whole = trained * (masters + 4 + 8 + (width if masters else 0))
+    average = 4 * work.average
+    whole = trained * (masters + 4 + 8 + average + (width if masters else 0))
     sharded = config.tuning == "full" and work.processes > 1
     base = (parameters - sum(matrices)) * width + sum(matrices) + 4 * rows  # a float32 scale for each row
     return Need(
@@ -141,7 +144,7 @@ def need(config: PolicyConfig, source: Source, work: Work) -> Need:
         reference=reference,
         optimizer=_sharded(trained, width, work) if sharded else whole,
         activations=work.packed * per_token * width + predicted + max(scored, cache),
-        checkpoint=trained * 12,
+        checkpoint=trained * (12 + average),
         export=parameters * (4 if parameters < 1e9 else 2),
         loading=base + reference + max(matrices, default=0) * width + (3 * 4 * BLOCK if matrices else 0),
     )
@@ -151,7 +154,8 @@ def _sharded(trained: int, width: int, work: Work) -> int:
     """Bytes of one of the processes that share the optimizer's states: a slice of masters and moments, whole gradients
     in the compute dtype, sums of them in float32 where there are several passes, and a block on its way."""
     sums = work.sums if width < 4 else work.sums - (work.rows < work.piece)
-    return trained * (width + 4 * sums) + trained * 12 // work.processes + min(BLOCK_OF_SHARDS, trained) * (width + 4)
+    states = trained * (12 + 4 * work.average) // work.processes
+    return trained * (width + 4 * sums) + states + min(BLOCK_OF_SHARDS, trained) * (width + 4)
 
 
 class Fit(NamedTuple):

@@ -88,7 +88,7 @@ def preflight(config: TrainConfig, processes: int = 1) -> tuple[TrainConfig, lis
     rows = min(config.ppo.micro_batch_size, piece)
     work = machines.Work(
         *(rows, config.ppo.batch_size, PROMPT_TOKENS, config.sampling.max_new_tokens),
-        *(processes, piece, -(-pieces // processes)),
+        *(processes, piece, -(-pieces // processes), config.ppo.average_weights > 0),
     )
     plan = machines.fit(config.policy, source, work, here.gpu_free_gb)
     needed, run = plan.need, config.run

@@ -1,9 +1,10 @@
 """What the processes of `test_ranks` do, alone or under torchrun: `python -m tests.gpu.members WORK FOLDER SHAPE LAYERS
-DTYPE`, the shape being one with random weights or `bundled`. What they came to is written into the folder, under the
-number of processes and the rank."""
+DTYPE`, with `+` between several works on one model, the shape being one with random weights or `bundled`. What they
+came to is written into the folder, under the number of processes and the rank."""
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,40 +35,53 @@ from equipoise.runs.tensors import Deferred
 STEPS = 20
 
 
-def made(config: TrainConfig, ranks: Ranks) -> Training:
-    """A policy with adapters that do something, the same on all ranks."""
+def made(config: TrainConfig, ranks: Ranks, like: Policy | None = None) -> Training:
+    """A policy with adapters that do something, the same on all ranks; `like`: with the weights of that one."""
     torch.manual_seed(0)
     policy = load_policy(config.policy, PROTOCOL.prompt("describe"), ranks)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in policy.model.named_parameters():
         if "lora_B" in name:  # zeros would hide the adapters
             parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+    if like is not None:
+        for parameter, other in zip(policy.model.parameters(), like.model.parameters(), strict=True):
+            parameter.data.copy_(other.data)
     prompts = render_prompts(policy.tokenizer, PROTOCOL.prompt("describe"), PROTOCOL, "").ids
     settle(policy, list(prompts.values()), config.sampling.max_new_tokens)
     state = State.begin(config, RowLimit(config.ppo.micro_batch_size))
-    training = Training(config, policy, new_optimizer(config, policy, ranks), state, prompts, ranks=ranks)
-    return training
+    return Training(config, policy, new_optimizer(config, policy, ranks), state, prompts, ranks=ranks)
 
 
-def recorded(folder: Path, policy: Policy, prompts: list[list[int]]) -> Rollout:
-    """A rollout, sampled by whoever comes first."""
-    path = folder / "rollout.safetensors"
+def recorded(folder: Path, policy: Policy, prompts: list[list[int]]) -> tuple[Rollout, Tensor]:
+    """A rollout, sampled by whoever comes first, and its log-probabilities as computed by the first in this dtype."""
+    path, scored = folder / "rollout.safetensors", folder / f"scores-{policy.dtype}.safetensors"
     if not path.exists():
         drawn = sample(policy, prompts, SamplingConfig(), torch.Generator().manual_seed(2)).cpu()
         save_file({"tokens": drawn.tokens_BT, "lengths": drawn.lengths_B, "finished": drawn.finished_B}, path)
     found = load_file(path)
-    return Rollout(prompts, found["tokens"], found["lengths"], found["finished"])
+    rollout = Rollout(prompts, found["tokens"], found["lengths"], found["finished"])
+    if not scored.exists():
+        old = torch.zeros(rollout.mask_BT.shape)
+        with torch.no_grad():
+            old[rollout.mask_BT] = score(policy, rollout, 1.0, packed=False).logprobs.cpu()
+        save_file({"old": old}, scored)
+    return rollout, load_file(scored)["old"]
 
 
 def gradients(folder: Path, training: Training) -> None:
-    """The gradient of one mini-batch of 32 recorded completions."""
-    policy, optimizer, ranks = training.policy, training.optimizer, training.ranks
+    """The gradient of one mini-batch of 32 recorded completions in one piece, if this is one process, and in two; in
+    bfloat16, and with the same weights in float32."""
+    config = training.config
+    exactly = replace(config, policy=replace(config.policy, dtype="float32"))
+    for each in (training, made(exactly, training.ranks, training.policy)):
+        for pieces in range(training.ranks.size, 3):
+            gradient(folder, each, training.ranks.cut_into(pieces))
+
+
+def gradient(folder: Path, training: Training, ranks: Ranks) -> None:
+    policy, optimizer = training.policy, training.optimizer
     names = list(training.prompts)
-    rollout = recorded(folder, policy, [training.prompts[names[i % len(names)]] for i in range(32)])
-    old = torch.zeros(rollout.mask_BT.shape)
-    with torch.no_grad():
-        old[rollout.mask_BT] = score(policy, rollout, 1.0, packed=False).logprobs.cpu()
-    ranks.share_(old)
+    rollout, old = recorded(folder, policy, [training.prompts[names[i % len(names)]] for i in range(32)])
     noise = torch.randn(old.shape, generator=torch.Generator().manual_seed(3))
     advantages = torch.where(rollout.mask_BT, noise, 0.0)
     experience = Experience(rollout, old, torch.zeros_like(old), advantages, advantages)
@@ -76,7 +90,8 @@ def gradients(folder: Path, training: Training) -> None:
         optimizer.zero_grad()
         update = Update(policy, optimizer, experience, [torch.arange(32)], config, 1.0, True, RowLimit(32), ranks)
         update.launch()
-    save_file({"gradient": optimizer.take().cpu()}, folder / f"gradients-{ranks.size}-{ranks.rank}.safetensors")
+    name = f"{training.config.policy.dtype}-{ranks.pieces}-{ranks.size}-{ranks.rank}"
+    save_file({"gradient": optimizer.take().cpu()}, folder / f"{name}.safetensors")
 
 
 def steps(folder: Path, training: Training) -> None:
@@ -152,13 +167,14 @@ def main(work: str, folder: Path, shape: str, layers: int, dtype: str) -> None:
             prompt="describe",
             policy=PolicyConfig(
                 model=f"shape:{shape}" if shape in shapes.SHAPES else shape,
-                tuning="full" if work in ("given", "full") else "lora",
+                tuning="lora" if work in ("gradients", "steps") else "full",
                 dtype=dtype,  # type: ignore[arg-type]
             ),
             ppo=PPOConfig(batch_size=32, mini_batch_size=16, micro_batch_size=16, target_kl=1e9),
         )
         training = made(config, ranks)
-        {"gradients": gradients, "steps": steps, "given": given, "full": full}[work](folder, training)
+        for each in work.split("+"):
+            {"gradients": gradients, "steps": steps, "given": given, "full": full}[each](folder, training)
 
 
 if __name__ == "__main__":

@@ -48,12 +48,12 @@ def test_this_machine_is_seen_as_it_is() -> None:
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("tied", "average"), [(False, 0.0), (True, 0.9)])
 def test_the_estimate_counts_the_parameters_and_bytes_that_are_really_there(
-    tmp_path: Path, tuning: str, dtype: str, tied: bool
+    tmp_path: Path, tuning: str, dtype: str, tied: bool, average: float
 ) -> None:
     config = PolicyConfig(str(tiny_folder(tmp_path, tied)), tuning, dtype=dtype, device="cpu", lora_rank=3)  # type: ignore[arg-type]
-    expected = need(config, resolve(config.model), Work(4, 8, 30, 20))
+    expected = need(config, resolve(config.model), Work(4, 8, 30, 20, average=average > 0))
     policy = load_policy(config, PROMPTS["raw"])
     trained = {name: p for name, p in policy.trained().items() if not name.startswith("value_head")}
     frozen = [p for p in policy.model.parameters() if not p.requires_grad]
@@ -62,7 +62,7 @@ def test_the_estimate_counts_the_parameters_and_bytes_that_are_really_there(
     copy = policy.reference.parameters() if policy.reference is not None else ()
     assert expected.reference == sum(p.nbytes for p in copy)
 
-    optimizer = MasterAdam(trained, betas=(0.9, 0.999), eps=1e-8)
+    optimizer = MasterAdam(trained, betas=(0.9, 0.999), eps=1e-8, average=average)
     for parameter in trained.values():
         parameter.sum().backward()
     optimizer.accumulate()
@@ -133,6 +133,9 @@ def test_full_fine_tuning_of_the_8b_shape_is_planned_on_two_cards_of_141_gb_or_f
         assert (found.weights, found.reference, found.checkpoint) == (2 * weights, 2 * weights, 12 * weights)
         plan = fit(config, source, work, card)
         assert plan.need.memory / 1e9 <= MARGIN * card and plan.line(rows) is None
+        averaged = need(config, source, replace(work, average=True))  # measured on two H200: 113.9 GB
+        assert averaged.optimizer == found.optimizer + 4 * weights // processes
+        assert processes != 2 or averaged.memory / 1e9 == pytest.approx(113.9, rel=0.05)
         for more in ({"rows": 1}, {"pieces": 2}):  # gradients are then summed beside those of the next pass
             assert need(config, source, replace(work, **more)).optimizer == found.optimizer + 4 * weights
     assert fit(config, source, Work(8, 64, 64, 32, 2, piece=8), 84.0).need.memory / 1e9 > 84.0
