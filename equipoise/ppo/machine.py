@@ -1,9 +1,10 @@
 """What this machine has, what a run will need of it, and a refusal in time where that does not fit."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -103,15 +104,33 @@ class Need:
         return max(self.loading, self.weights + self.reference + self.optimizer + self.activations)
 
 
-def need(config: PolicyConfig, source: Source, work: Work) -> Need:
-    """Estimate of what a run takes. Loads the model's config, not its weights."""
-    device = pick_device(config.device)
-    width = torch.finfo(pick_dtype(config.dtype, device)).bits // 8
+class Look(NamedTuple):
+    """A model's configuration, and what it would consist of."""
+
+    config: Any
+    parameters: int
+    linear: Sequence[torch.nn.Linear]
+    """All but the output head, without memory."""
+
+
+def look(source: Source) -> Look:
+    """Loads the model's config, not its weights."""
     model_config = load_config(source)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config)
-    parameters = sum(p.numel() for p in model.parameters())
     linear = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n]
+    return Look(model_config, sum(p.numel() for p in model.parameters()), linear)
+
+
+def need(config: PolicyConfig, source: Source, work: Work) -> Need:
+    """Estimate of what a run takes. Loads the model's config, not its weights."""
+    return _need(config, look(source), work)
+
+
+def _need(config: PolicyConfig, looked: Look, work: Work) -> Need:
+    device = pick_device(config.device)
+    width = torch.finfo(pick_dtype(config.dtype, device)).bits // 8
+    model_config, parameters, linear = looked
     lora = sum(config.lora_rank * (m.in_features + m.out_features) for m in linear)
     text = model_config.get_text_config()
     hidden, layers, vocabulary = text.hidden_size, text.num_hidden_layers, text.vocab_size
@@ -175,7 +194,8 @@ class Fit(NamedTuple):
 def fit(config: PolicyConfig, source: Source, work: Work, free_gb: float) -> Fit:
     """The fastest way that is estimated to fit: smaller passes before recomputing, since many small passes cost less
     time than a third more work. On a CPU, and where nothing fits, what is configured."""
-    wanted = Fit(need(config, source, work), work.rows, config.gradient_checkpointing)
+    looked = look(source)
+    wanted = Fit(_need(config, looked, work), work.rows, config.gradient_checkpointing)
     if pick_device(config.device).type != "cuda":
         return wanted
     halved = [work.rows >> n for n in range(work.rows.bit_length())]
@@ -183,7 +203,7 @@ def fit(config: PolicyConfig, source: Source, work: Work, free_gb: float) -> Fit
     for rows, again in ways:
         if config.gradient_checkpointing and not again:
             continue
-        needed = need(replace(config, gradient_checkpointing=again), source, replace(work, rows=rows))
+        needed = _need(replace(config, gradient_checkpointing=again), looked, replace(work, rows=rows))
         if needed.memory / GB <= MARGIN * free_gb:
             return Fit(needed, rows, again)
     return wanted
