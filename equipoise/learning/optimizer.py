@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from equipoise.errors import NonFiniteError
 from equipoise.learning.flat import FlatGroup
 from equipoise.policy.load import Policy
-from equipoise.runs.pieces import PieceSum
+from equipoise.runs.pieces import PieceSum, tree_sum
 from equipoise.runs.ranks import ALONE, Ranks
 from equipoise.runs.tensors import Deferred, is_finite
 
@@ -120,11 +120,24 @@ class MasterAdam:
         """Have the gradients of the next step be the sum over the pieces of all ranks, each of which set its own
         aside."""
         if not self.sharded:
-            self.put(pieces.total())
+            flat = pieces.total()
+            if self.ranks.tensor > 1:
+                self._add_up_layers(flat)
+            self.put(flat)
             return
         parts = zip(*(vector.split(self._sizes()) for vector in pieces.own), strict=True) if pieces.own else ()
         for group, own in zip(self.groups.values(), parts or [None] * len(self.groups), strict=True):
             group.shards.add_up([group.total()] if own is None else own, into=group.grads)
+
+    def _add_up_layers(self, flat: Tensor) -> None:
+        """Where layers are shared each process knows a part of the adapters' gradients, and all of the value head's."""
+        for kind, part in zip(self.groups, flat.split(self._sizes()), strict=True):
+            if kind == "value":
+                self.ranks.share_(part)
+            elif part.is_cuda:
+                self.ranks.reduce_(part)
+            else:
+                part.copy_(tree_sum(self.ranks.gather(part)))
 
     @contextmanager
     def gradients_kept(self) -> Iterator[None]:

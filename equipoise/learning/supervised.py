@@ -197,11 +197,11 @@ def _gradients(
             logprobs = score(policy, as_rollout(part), 1.0, packed=packed, entropy=False).logprobs
             (-(logprobs.sum() / tokens)).backward()
             sums[-1] = logprobs.detach().sum()
-        if ranks.pieces > 1:
+        if ranks.adds_up:
             optimizer.set_aside(gradients)
-    if ranks.pieces > 1:
+    if ranks.adds_up:
         optimizer.add_up(gradients)
-    return torch.cat(ranks.gather(torch.stack(sums))).sum()
+    return ranks.of_all_pieces(torch.stack(sums)).sum()
 
 
 @torch.no_grad()

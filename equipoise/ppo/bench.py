@@ -56,7 +56,8 @@ def bench(config: BenchConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
     if config.per_gpu:
         more = {name: ranks.size * getattr(train.ppo, name) for name in ("batch_size", "mini_batch_size")}
         train = replace(train, ppo=replace(train.ppo, **more))
-    train, _ = in_pieces(train, None, ranks.size)
+    ranks = ranks.sharing_layers(train.policy.tensor_parallel)
+    train, _ = in_pieces(train, None, ranks.dealers)
     ranks = ranks.cut_into(train.ppo.pieces)
     made: list[tuple[Policy, dict[str, list[int]], float]] = []
     ranks.each(lambda: made.append(_loaded(config, train, ranks)))

@@ -108,7 +108,7 @@ class SharedRun:
                 prompts=prompts,
                 changed_functions=changed_functions,
                 edited=edited,
-                processes=ranks.size,
+                processes=ranks.dealers,
             )
             opened.append(run)
             return run.resumed, run.complete, run.config.ppo.pieces

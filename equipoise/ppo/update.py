@@ -75,9 +75,9 @@ class Update:
 
         with self.ranks.by_itself():  # where memory does not suffice, one tries again while the others wait
             stats, summed = self.limit.run(self.policy, gradients, undo=self.optimizer.zero_grad)
-        if self.ranks.pieces > 1:
+        if self.ranks.adds_up:
             self.optimizer.add_up(summed)
-            stats = torch.cat(self.ranks.gather(stats))
+            stats = self.ranks.of_all_pieces(stats)
         self._launched.append(torch.cat([_total(stats), self.optimizer.norms()]))
         if number + 1 < len(self.batches):
             # Laid out while the GPU works: reading the numbers waits for it, once per optimizer step.
@@ -93,7 +93,7 @@ class Update:
                     self.optimizer.accumulate()
                 sums.append(_backward(self.policy, self.optimizer, part, self.config, self.temperature))
             stats.append(_total(torch.stack(sums)))
-            if self.ranks.pieces > 1:
+            if self.ranks.adds_up:
                 self.optimizer.set_aside(summed)
         return torch.stack(stats), summed
 

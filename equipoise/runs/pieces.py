@@ -16,7 +16,7 @@ class PieceSum:
         self._ranks = ranks
         self._subtrees: list[tuple[int, Tensor]] = []
         each = len(ranks.mine)
-        self._whole = ranks.size == 1 or each & (each - 1) == 0
+        self._whole = ranks.dealers == 1 or each & (each - 1) == 0
         """Whether this rank's pieces make up a subtree. If not, they go to the others one by one."""
 
     def add(self, piece: Tensor) -> None:
@@ -28,7 +28,7 @@ class PieceSum:
     @property
     def own(self) -> list[Tensor]:
         """This rank's subtrees: equally many on every rank, and the whole tree's leaves in rank order."""
-        if self._ranks.size == 1:
+        if self._ranks.dealers == 1:
             while len(self._subtrees) > 1:
                 self._join()
         return [part for _, part in self._subtrees]
@@ -40,7 +40,7 @@ class PieceSum:
     def total(self) -> Tensor:
         """(n,) the same on all ranks. On GPUs with one piece each NCCL adds in its own order."""
         ranks, own = self._ranks, self.own
-        if ranks.size == 1:
+        if ranks.dealers == 1:
             return own[0]
         if own[0].is_cuda and ranks.pieces == ranks.size:
             ranks.reduce_(own[0])

@@ -42,6 +42,8 @@ class Ranks:
     """Its number on its host, which is also its GPU's."""
     pieces: int = 1
     """Into how many a mini-batch is cut; a multiple of `size`."""
+    tensor: int = 1
+    """How many share every layer of one model, and compute the same pieces: 1, or all of them."""
     patient: Any = field(default=None, compare=False, repr=False)
     """The group over which results and errors travel."""
     waited: list[float] = field(default_factory=list, compare=False, repr=False)
@@ -54,14 +56,37 @@ class Ranks:
 
     def cut_into(self, pieces: int) -> Ranks:
         """The same, with so many pieces."""
-        assert pieces % self.size == 0, (pieces, self.size)
+        assert pieces % self.dealers == 0, (pieces, self.dealers)
         return replace(self, pieces=pieces)
+
+    def sharing_layers(self, count: int) -> Ranks:
+        """The same, `count` of them (1 or all) sharing every layer. Raises UserError, on all."""
+
+        def check() -> None:
+            if count not in (1, self.size):
+                raise UserError(
+                    f"--tensor-parallel {count} needs {count} processes, and this is one of {self.size}: give "
+                    f"--gpus {count}"
+                )
+
+        self.first_does(check)
+        return replace(self, tensor=count, pieces=max(1, self.pieces // count))
+
+    @property
+    def dealers(self) -> int:
+        """Among how many pieces are dealt out."""
+        return self.size // self.tensor
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether gradients are sums of several, of pieces or of processes."""
+        return self.pieces > 1 or self.tensor > 1
 
     @property
     def mine(self) -> range:
         """The pieces that are this rank's: neighbours, equally many on each."""
-        each = self.pieces // self.size
-        return range(self.rank * each, (self.rank + 1) * each)
+        each, place = self.pieces // self.dealers, self.rank // self.tensor
+        return range(place * each, (place + 1) * each)
 
     def runs(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The rows of each of all pieces; of unequal length where they cannot be equal."""
@@ -77,6 +102,15 @@ class Ranks:
         with self._others() as dist:
             dist.all_gather(parts, x.contiguous())
         return parts
+
+    def of_all_pieces(self, x: Tensor) -> Tensor:
+        """(own pieces, …) → (all pieces, …), the same on all ranks."""
+        if self.tensor == 1:
+            import torch
+
+            return torch.cat(self.gather(x)) if self.size > 1 else x
+        self.share_(x)
+        return x
 
     def exchange(self, x: Tensor) -> Tensor:
         """(n,) → (n,): every rank's equal part of `x` goes to it; what all have sent to this one, in rank order."""
@@ -181,6 +215,9 @@ class Ranks:
         finds it. Where `work` raises on one rank, all raise."""
         if self.size == 1:
             return [work(item) for item in items]
+        if self.tensor > 1:
+            found = [work(item) for item in items]
+            return self.first_does(lambda: found)
         bounds = [len(items) * rank // self.size for rank in (self.rank, self.rank + 1)]
         parts = self.each(lambda: [work(item) for item in items[slice(*bounds)]])
         return [result for part in parts for result in part]
