@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from equipoise.errors import UserError
+from equipoise.policy.int8 import Int8Linear
 from equipoise.runs.ranks import Ranks
 
 OUTPUTS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
@@ -50,6 +51,9 @@ class Cut:
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
+
+    def __deepcopy__(self, _: Any) -> "Cut":
+        return self  # as part of a configuration that is copied: processes are not
 
     def part(self, x: Tensor, dim: int) -> Tensor:
         """This process's equal part of a dimension; a view."""
@@ -138,6 +142,11 @@ def cut_layers(model: Any, cut: Cut) -> None:
     plain = model.get_base_model()
     assert not any("slice" in module.__dict__ for module in plain.modules()), "a layer without adapter"
     plain.is_quantized = True  # which export takes as: merge into the original weights
+
+
+def matrix_weights(model: nn.Module) -> int:
+    """Weights of the matrices that are in 8 bits or cut, and so no parameters: as many as they are whole."""
+    return sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, Int8Linear | SlicedLinear))
 
 
 def _forward(layer: Any) -> Any:

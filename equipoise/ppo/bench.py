@@ -13,6 +13,7 @@ from equipoise.policy.alike import check_alike
 from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import render_prompts
+from equipoise.policy.slices import matrix_weights
 from equipoise.policy.verify import settle
 from equipoise.ppo.claim import in_pieces
 from equipoise.ppo.config import TrainConfig
@@ -41,6 +42,8 @@ def step_flop(config: TrainConfig, policy: Policy, prompts: dict[str, list[int]]
     """FLOP a step needs when nothing is shared: 2 per weight and token forward; backward twice that, or as much again
     where the weights themselves are frozen."""
     weights = sum(p.numel() for n, p in policy.model.named_parameters() if "embed" not in n or "lm_head" in n)
+    # Matrices that are no parameters of the model, in 8 bits or of which this process has a part, count whole.
+    weights += matrix_weights(policy.model)
     prompt = sum(map(len, prompts.values())) / len(prompts)
     rows, full = config.ppo.batch_size, config.policy.tuning == "full"
     sampling = 2 * weights * (rows * tokens + len(prompts) * prompt)

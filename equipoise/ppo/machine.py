@@ -136,7 +136,9 @@ def _need(config: PolicyConfig, looked: Look, work: Work) -> Need:
     hidden, layers, vocabulary = text.hidden_size, text.num_hidden_layers, text.vocab_size
     trained = parameters if config.tuning == "full" else lora
     masters = 4 if width < 4 else 0
-    fused = device.type == "cuda" and config.fused and model_config.model_type == "llama"
+    fused = (
+        device.type == "cuda" and config.fused and config.tensor_parallel == 1 and model_config.model_type == "llama"
+    )
     # Values that a layer keeps for its backward pass, per token: ours 7 of hidden size and 3 of the MLP's, those of
     # transformers and peft some 34 of hidden size. With checkpointing one per layer, and all in one layer at a time.
     kept = 7 * hidden + 3 * text.intermediate_size if fused else 34 * hidden
@@ -152,10 +154,13 @@ def _need(config: PolicyConfig, looked: Look, work: Work) -> Need:
     reference = parameters * width if config.tuning == "full" else 0
     matrices = [m.weight.numel() for m in linear] if config.use_8bit else []
     rows = sum(m.out_features for m in linear) if config.use_8bit else 0
+    cut = config.tensor_parallel
+    shared = sum(m.weight.numel() for m in linear) * width if cut > 1 else 0
     average = 4 * work.average
     whole = trained * (masters + 4 + 8 + average + (width if masters else 0))
     sharded = config.tuning == "full" and work.processes > 1
     base = (parameters - sum(matrices)) * width + sum(matrices) + 4 * rows  # a float32 scale for each row
+    base -= shared - shared // cut
     return Need(
         parameters=parameters,
         trained=trained,
@@ -165,7 +170,10 @@ def _need(config: PolicyConfig, looked: Look, work: Work) -> Need:
         activations=work.packed * per_token * width + predicted + max(scored, cache),
         checkpoint=trained * (12 + average),
         export=parameters * (4 if parameters < 1e9 else 2),
-        loading=base + reference + max(matrices, default=0) * width + (3 * 4 * BLOCK if matrices else 0),
+        loading=base
+        + reference
+        + max(matrices or [m.weight.numel() for m in linear if cut > 1], default=0) * width
+        + (3 * 4 * BLOCK if matrices else 0),
     )
 
 

@@ -83,12 +83,13 @@ def preflight(config: TrainConfig, processes: int = 1) -> tuple[TrainConfig, lis
         raise UserError("--use-8bit needs a CUDA GPU: leave it out on a CPU (in train_rlhf.py: use_8bit=False)")
     dtype = pick_dtype(config.policy.dtype, device)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    pieces = config.ppo.pieces or processes
+    dealers = max(1, processes // config.policy.tensor_parallel)
+    pieces = config.ppo.pieces or dealers
     piece = -(-config.ppo.mini_batch_size // pieces)
     rows = min(config.ppo.micro_batch_size, piece)
     work = machines.Work(
         *(rows, config.ppo.batch_size, PROMPT_TOKENS, config.sampling.max_new_tokens),
-        *(processes, piece, -(-pieces // processes), config.ppo.average_weights > 0),
+        *(dealers, piece, -(-pieces // dealers), config.ppo.average_weights > 0),
     )
     plan = machines.fit(config.policy, source, work, here.gpu_free_gb)
     needed, run = plan.need, config.run
@@ -103,6 +104,7 @@ def preflight(config: TrainConfig, processes: int = 1) -> tuple[TrainConfig, lis
         "all weights, frozen copy as reference" + (f", optimizer in {processes} slices" if processes > 1 else "")
         if config.policy.tuning == "full"
         else f"LoRA rank {config.policy.lora_rank}"
+        + (f", layers cut over {processes} processes" if config.policy.tensor_parallel > 1 else "")
     )
     lines = [
         *here.lines(),

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from equipoise.errors import LoneError, LostProcess, NonFiniteError, UserError
+from equipoise.errors import LoneError, LostProcess, UserError
+from equipoise.runs.carried import CARRIED, Failure, Question, pickled, tried
 from equipoise.runs.launch import end_with_launcher, launched
 
 if TYPE_CHECKING:
@@ -170,10 +171,10 @@ class Ranks:
         """What `work` returns on every rank, in rank order. Where it raises on one, all raise that."""
         if self.size == 1:
             return [work()]
-        done, error = _tried(work)
-        answers = [pickle.loads(data) for data in self._exchange(_pickled(done, error))]
+        done, error = tried(work)
+        answers = [pickle.loads(data) for data in self._exchange(pickled(done, error))]
         for rank, answer in enumerate(answers):
-            if isinstance(answer, _Failure):
+            if isinstance(answer, Failure):
                 raised = error if error is not None and rank == self.rank else answer.error(rank)
                 try:
                     raise self._told(raised)
@@ -193,19 +194,19 @@ class Ranks:
         if self.first:
 
             def ask(what: Item) -> Reply:
-                self._broadcast(pickle.dumps(_Question(what)))
+                self._broadcast(pickle.dumps(Question(what)))
                 return reply(what)
 
             try:
                 done = work(ask)
             except CARRIED as error:
-                self._broadcast(_pickled(None, error))
+                self._broadcast(pickled(None, error))
                 raise
-            self._broadcast(_pickled(done, None))
+            self._broadcast(pickled(done, None))
             return done
-        while isinstance(answer := pickle.loads(self._broadcast(b"")), _Question):
+        while isinstance(answer := pickle.loads(self._broadcast(b"")), Question):
             reply(answer.what)
-        if isinstance(answer, _Failure):
+        if isinstance(answer, Failure):
             raise self._told(answer.error(0))
         result: Result = answer
         return result
@@ -291,58 +292,6 @@ def _as_tensor(data: bytes) -> Tensor:
     import torch
 
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-
-
-class _Question(NamedTuple):
-    """What rank 0 asks all while it works."""
-
-    what: Any
-
-
-class _Failure(NamedTuple):
-    """An error on its way to other processes."""
-
-    pickled: bytes
-    kind: type[BaseException]
-    """What stands for it where it cannot be unpickled."""
-    text: str
-
-    def error(self, rank: int) -> BaseException:
-        try:
-            error = pickle.loads(self.pickled)
-        except Exception:
-            error = None
-        if not isinstance(error, BaseException):
-            error = self.kind(self.text)
-        if type(error) is UserError and rank:
-            error = UserError(f"process {rank}: {error}")
-        return error
-
-
-CARRIED = (Exception, SystemExit)
-"""What ends the work of one ends that of all; not an interrupt, after which nobody waits."""
-
-
-def _tried(work: Callable[[], Result]) -> tuple[Result | None, BaseException | None]:
-    try:
-        return work(), None
-    except CARRIED as error:
-        return None, error
-
-
-def _pickled(done: object, error: BaseException | None) -> bytes:
-    if error is None:
-        return pickle.dumps(done)
-    import torch
-
-    kinds = (UserError, NonFiniteError, torch.OutOfMemoryError)
-    kind: type[BaseException] = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
-    try:
-        pickled = pickle.dumps(error)
-    except Exception:
-        pickled = b""
-    text = str(error) if kind is not RuntimeError else f"{type(error).__name__}: {error}"
-    return pickle.dumps(_Failure(pickled, kind, text))
 
 
 @contextmanager
