@@ -94,6 +94,15 @@ def gradient(folder: Path, training: Training, ranks: Ranks) -> None:
     save_file({"gradient": optimizer.take().cpu()}, folder / f"{name}.safetensors")
 
 
+def cut(folder: Path, shape: str, ranks: Ranks) -> None:
+    """The gradient of the recorded completions in float32, with every layer cut over the processes."""
+    plain = {"fused": False, "cuda_graphs": False}
+    policy = PolicyConfig(f"shape:{shape}", dtype="float32", tensor_parallel=ranks.size, **plain)
+    ppo = PPOConfig(batch_size=32, mini_batch_size=32, micro_batch_size=32)
+    training = made(TrainConfig(prompt="describe", policy=policy, ppo=ppo), ranks.sharing_layers(ranks.size))
+    gradient(folder, training, training.ranks)
+
+
 def steps(folder: Path, training: Training) -> None:
     """The masters after some steps."""
     for _ in range(STEPS):
@@ -163,6 +172,8 @@ def main(work: str, folder: Path, shape: str, layers: int, dtype: str) -> None:
     if shape in shapes.SHAPES:
         shapes.SHAPES[shape]["num_hidden_layers"] = layers
     with joined() as ranks:
+        if work == "cut":
+            return cut(folder, shape, ranks)
         config = TrainConfig(
             prompt="describe",
             policy=PolicyConfig(

@@ -88,3 +88,13 @@ def test_full_fine_tuning_on_two_gpus_holds_one_model_and_is_restored_from_rank_
     assert all(torch.equal(first[name], first[name.removeprefix("used.")].to(first[name].dtype)) for name in used)
     assert all(torch.equal(first[name], restored[name]) for name in first)
     assert all(torch.equal(first[name], again[name]) for name in used)
+
+
+def test_two_gpus_with_half_of_each_layer_compute_the_gradients_of_one(tmp_path: Path) -> None:
+    for count in (1, 2):
+        members(count, "cut", tmp_path)
+    one, two, other = (
+        load_file(tmp_path / f"float32-1-{name}.safetensors")["gradient"].double() for name in ("1-0", "2-0", "2-1")
+    )
+    assert torch.equal(two, other) and one.norm() > 0
+    assert apart(two, one) <= 1e-4, f"{apart(two, one):.2e}"
