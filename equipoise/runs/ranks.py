@@ -43,12 +43,12 @@ class Ranks:
     """Its number on its host, which is also its GPU's."""
     pieces: int = 1
     """Into how many a mini-batch is cut; a multiple of `size`."""
-    tensor: int = 1
-    """How many share every layer of one model, and compute the same pieces: 1, or all of them."""
     patient: Any = field(default=None, compare=False, repr=False)
     """The group over which results and errors travel."""
     waited: list[float] = field(default_factory=list, compare=False, repr=False)
     """Seconds of each wait for the others, until they are taken."""
+    tensor: int = 1
+    """How many share every layer of one model, and compute the same pieces: 1, or all of them."""
 
     @property
     def first(self) -> bool:
