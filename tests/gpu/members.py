@@ -52,9 +52,9 @@ def made(config: TrainConfig, ranks: Ranks, like: Policy | None = None) -> Train
     return Training(config, policy, new_optimizer(config, policy, ranks), state, prompts, ranks=ranks)
 
 
-def recorded(folder: Path, policy: Policy, prompts: list[list[int]]) -> tuple[Rollout, Tensor]:
-    """A rollout, sampled by whoever comes first, and its log-probabilities as computed by the first in this dtype."""
-    path, scored = folder / "rollout.safetensors", folder / f"scores-{policy.dtype}.safetensors"
+def recorded(folder: Path, policy: Policy, prompts: list[list[int]], name: str) -> tuple[Rollout, Tensor]:
+    """A rollout, sampled by whoever comes first, and its log-probabilities as computed by the first of that name."""
+    path, scored = folder / "rollout.safetensors", folder / f"scores-{name}.safetensors"
     if not path.exists():
         drawn = sample(policy, prompts, SamplingConfig(), torch.Generator().manual_seed(2)).cpu()
         save_file({"tokens": drawn.tokens_BT, "lengths": drawn.lengths_B, "finished": drawn.finished_B}, path)
@@ -75,13 +75,13 @@ def gradients(folder: Path, training: Training) -> None:
     exactly = replace(config, policy=replace(config.policy, dtype="float32"))
     for each in (training, made(exactly, training.ranks, training.policy)):
         for pieces in range(training.ranks.size, 3):
-            gradient(folder, each, training.ranks.cut_into(pieces))
+            gradient(folder, each, training.ranks.cut_into(pieces), each.config.policy.dtype)
 
 
-def gradient(folder: Path, training: Training, ranks: Ranks) -> None:
+def gradient(folder: Path, training: Training, ranks: Ranks, name: str) -> None:
     policy, optimizer = training.policy, training.optimizer
     names = list(training.prompts)
-    rollout, old = recorded(folder, policy, [training.prompts[names[i % len(names)]] for i in range(32)])
+    rollout, old = recorded(folder, policy, [training.prompts[names[i % len(names)]] for i in range(32)], name)
     noise = torch.randn(old.shape, generator=torch.Generator().manual_seed(3))
     advantages = torch.where(rollout.mask_BT, noise, 0.0)
     experience = Experience(rollout, old, torch.zeros_like(old), advantages, advantages)
@@ -90,17 +90,16 @@ def gradient(folder: Path, training: Training, ranks: Ranks) -> None:
         optimizer.zero_grad()
         update = Update(policy, optimizer, experience, [torch.arange(32)], config, 1.0, True, RowLimit(32), ranks)
         update.launch()
-    name = f"{training.config.policy.dtype}-{ranks.pieces}-{ranks.size}-{ranks.rank}"
-    save_file({"gradient": optimizer.take().cpu()}, folder / f"{name}.safetensors")
+    file = folder / f"{name}-{ranks.pieces}-{ranks.size}-{ranks.rank}.safetensors"
+    save_file({"gradient": optimizer.take().cpu()}, file)
 
 
-def cut(folder: Path, shape: str, ranks: Ranks) -> None:
+def cut(folder: Path, training: Training) -> None:
     """The gradient of the recorded completions in float32, with every layer cut over the processes."""
-    plain = {"fused": False, "cuda_graphs": False}
-    policy = PolicyConfig(f"shape:{shape}", dtype="float32", tensor_parallel=ranks.size, **plain)
-    ppo = PPOConfig(batch_size=32, mini_batch_size=32, micro_batch_size=32)
-    training = made(TrainConfig(prompt="describe", policy=policy, ppo=ppo), ranks.sharing_layers(ranks.size))
-    gradient(folder, training, training.ranks)
+    ranks, plain = training.ranks, {"fused": False, "cuda_graphs": False}
+    policy = replace(training.config.policy, dtype="float32", tensor_parallel=ranks.size, **plain)
+    sharing = made(replace(training.config, policy=policy), ranks.sharing_layers(ranks.size))
+    gradient(folder, sharing, sharing.ranks, "cut-float32")
 
 
 def steps(folder: Path, training: Training) -> None:
@@ -172,20 +171,18 @@ def main(work: str, folder: Path, shape: str, layers: int, dtype: str) -> None:
     if shape in shapes.SHAPES:
         shapes.SHAPES[shape]["num_hidden_layers"] = layers
     with joined() as ranks:
-        if work == "cut":
-            return cut(folder, shape, ranks)
         config = TrainConfig(
             prompt="describe",
             policy=PolicyConfig(
                 model=f"shape:{shape}" if shape in shapes.SHAPES else shape,
-                tuning="lora" if work in ("gradients", "steps") else "full",
+                tuning="full" if "given" in work else "lora",
                 dtype=dtype,  # type: ignore[arg-type]
             ),
             ppo=PPOConfig(batch_size=32, mini_batch_size=16, micro_batch_size=16, target_kl=1e9),
         )
         training = made(config, ranks)
         for each in work.split("+"):
-            {"gradients": gradients, "steps": steps, "given": given, "full": full}[each](folder, training)
+            {"gradients": gradients, "cut": cut, "steps": steps, "given": given, "full": full}[each](folder, training)
 
 
 if __name__ == "__main__":

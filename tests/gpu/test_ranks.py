@@ -25,13 +25,21 @@ def members(count: int, work: str, folder: Path, shape: str = "llama-3.1-8b", la
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
+Load = Callable[[str], dict[str, Tensor]]
+
+
 @pytest.fixture(scope="module")
-def gradients(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tensor]:
-    """Gradients of one recorded mini-batch, by dtype, pieces, processes and rank."""
-    folder = tmp_path_factory.mktemp("gradients")
-    for count in (1, 2):
-        members(count, "gradients", folder)
-    return lambda name: load_file(folder / f"{name}.safetensors")["gradient"].double()
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    """Gradients of one recorded mini-batch, by dtype, pieces, processes and rank, and masters after steps."""
+    folder = tmp_path_factory.mktemp("lora")
+    members(1, "gradients+cut", folder)
+    members(2, "gradients+cut+steps", folder)
+    return lambda name: load_file(folder / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def gradients(lora: Load) -> Callable[[str], Tensor]:
+    return lambda name: lora(name)["gradient"].double()
 
 
 def apart(one: Tensor, other: Tensor) -> float:
@@ -58,14 +66,19 @@ def test_two_processes_round_no_worse_than_one_piece(gradients: Callable[[str], 
     assert apart(two, exact) <= 1.5 * apart(one, exact) and pieces <= 1e-4, found
 
 
-def test_after_twenty_steps_with_graphs_both_ranks_hold_the_same_bits(tmp_path: Path) -> None:
-    members(2, "steps", tmp_path)
-    first, second = (load_file(tmp_path / f"steps-2-{rank}.safetensors") for rank in (0, 1))
+def test_after_twenty_steps_with_graphs_both_ranks_hold_the_same_bits(lora: Load) -> None:
+    first, second = lora("steps-2-0"), lora("steps-2-1")
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_two_gpus_with_half_of_each_layer_compute_the_gradients_of_one(gradients: Callable[[str], Tensor]) -> None:
+    one, two, other = (gradients(f"cut-float32-1-{name}") for name in ("1-0", "2-0", "2-1"))
+    assert torch.equal(two, other) and one.norm() > 0
+    assert apart(two, one) <= 1e-4, f"{apart(two, one):.2e}"
+
+
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Tensor]]:
+def full(tmp_path_factory: pytest.TempPathFactory) -> Load:
     """States of SmolLM2, all of whose weights are trained, by what was done, processes and rank."""
     folder = tmp_path_factory.mktemp("full")
     members(1, "given", folder, "bundled")
@@ -73,14 +86,14 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, 
     return lambda name: load_file(folder / f"{name}.safetensors")
 
 
-def test_sharded_states_of_two_gpus_are_those_of_one_to_the_last_bit(full: Callable[[str], dict[str, Tensor]]) -> None:
+def test_sharded_states_of_two_gpus_are_those_of_one_to_the_last_bit(full: Load) -> None:
     one, two, other = (full(f"given-{name}") for name in ("1-0", "2-0", "2-1"))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     assert other and all(torch.equal(one[name], other[name]) for name in other)
 
 
 def test_full_fine_tuning_on_two_gpus_holds_one_model_and_is_restored_from_rank_0(
-    full: Callable[[str], dict[str, Tensor]],
+    full: Load,
 ) -> None:
     first, second, restored, again = map(full, ("full-2-0", "full-2-1", "restored-2-0", "restored-2-1"))
     used = [name for name in first if name.startswith("used.")]
@@ -88,13 +101,3 @@ def test_full_fine_tuning_on_two_gpus_holds_one_model_and_is_restored_from_rank_
     assert all(torch.equal(first[name], first[name.removeprefix("used.")].to(first[name].dtype)) for name in used)
     assert all(torch.equal(first[name], restored[name]) for name in first)
     assert all(torch.equal(first[name], again[name]) for name in used)
-
-
-def test_two_gpus_with_half_of_each_layer_compute_the_gradients_of_one(tmp_path: Path) -> None:
-    for count in (1, 2):
-        members(count, "cut", tmp_path)
-    one, two, other = (
-        load_file(tmp_path / f"float32-1-{name}.safetensors")["gradient"].double() for name in ("1-0", "2-0", "2-1")
-    )
-    assert torch.equal(two, other) and one.norm() > 0
-    assert apart(two, one) <= 1e-4, f"{apart(two, one):.2e}"
