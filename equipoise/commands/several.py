@@ -21,18 +21,23 @@ def started(
     """(exit code of the processes that were asked for, None where this one does the work; the other options).
 
     `command`: what Python is to be called with, before the options. Raises UserError."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    own.add_argument("--gpus", type=int)
-    own.add_argument("--processes", type=int)
-    try:
-        asked, rest = own.parse_known_args(options.spelled(argv, names or {}))
-    except argparse.ArgumentError as error:
-        raise UserError(f"{options.plainly(str(error))}; {prog} --help lists the options") from None
-    processes = processes_of(asked.gpus, asked.processes)
+    processes, rest = asked(argv, prog, names)
     if processes == 1 or {"--help", "-h", ALL} & set(rest):
         return None, rest
     print(f"processes {processes} are started, and share the work", flush=True)
     return launch([*command, *rest], processes), rest
+
+
+def asked(argv: list[str], prog: str, names: Mapping[str, str] | None = None) -> tuple[int, list[str]]:
+    """(processes that are asked for, the other options). Raises UserError."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    own.add_argument("--gpus", type=int)
+    own.add_argument("--processes", type=int)
+    try:
+        found, rest = own.parse_known_args(options.spelled(argv, names or {}))
+    except argparse.ArgumentError as error:
+        raise UserError(f"{options.plainly(str(error))}; {prog} --help lists the options") from None
+    return processes_of(found.gpus, found.processes), rest
 
 
 def only_first_speaks(ranks: Ranks) -> None:

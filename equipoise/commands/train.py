@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
 
         def decide() -> tuple[TrainConfig, bool]:
             config, reasons, overwrite = configure(argv)
-            return announced(config, reasons), overwrite
+            return announced(config, reasons, ranks.size), overwrite
 
         config, overwrite = ranks.first_does(decide)
         from equipoise.ppo.train import train
@@ -38,9 +38,9 @@ def main(argv: list[str]) -> int:
         return train(config, overwrite=overwrite).exit_code
 
 
-def announced(config: TrainConfig, reasons: Sequence[str]) -> TrainConfig:
-    """The configuration cut to this machine, after the first lines of a run: `reasons`, then what was found and chosen,
-    something being on the screen all the while.
+def announced(config: TrainConfig, reasons: Sequence[str], processes: int) -> TrainConfig:
+    """The configuration cut to this machine, after the first lines of a run: `reasons`, then what was found and chosen
+    for so many processes, something being on the screen all the while.
 
     Raises UserError where the run cannot fit.
     """
@@ -51,7 +51,7 @@ def announced(config: TrainConfig, reasons: Sequence[str]) -> TrainConfig:
 
         for line in notices(config):
             print(line, flush=True)
-        config, found = preflight(config)
+        config, found = preflight(config, processes)
         importlib.import_module("equipoise.ppo.train")  # as long as something moves
     print("\n".join(found), flush=True)
     return config

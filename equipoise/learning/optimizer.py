@@ -6,48 +6,38 @@ addresses never change, as CUDA graphs need.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from equipoise.runs.ranks import Ranks
+from equipoise.errors import NonFiniteError
+from equipoise.learning.flat import FlatGroup
+from equipoise.policy.load import Policy
+from equipoise.runs.pieces import PieceSum, tree_sum
+from equipoise.runs.ranks import ALONE, Ranks
+from equipoise.runs.tensors import Deferred, is_finite
 
 VALUE_HEAD = "value_head."
 
 
-class _Group:
-    """Parameters of one dtype as views of one buffer; `master` is that buffer itself where it is float32."""
+class Slot(NamedTuple):
+    """One of the vectors that are kept of a group."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        first = next(iter(parameters.values()))
-        assert all(p.dtype == first.dtype for p in parameters.values()), "one dtype per group"
-        self.shapes = {name: p.shape for name, p in parameters.items()}
-        self.buffer = torch.cat([p.detach().reshape(-1) for p in parameters.values()])
-        self.grads = torch.zeros_like(self.buffer)
-        for (name, parameter), view, grad in zip(
-            parameters.items(), self.split(self.buffer).values(), self.split(self.grads).values(), strict=True
-        ):
-            assert name in self.shapes
-            parameter.data = view
-            parameter.grad = grad
-        self.master = nn.Parameter(self.buffer if self.buffer.dtype == torch.float32 else self.buffer.float())
-        self.sum: Tensor | None = None
-        """Gradients of earlier micro-batches, in float32, once there have been any."""
+    kind: str
+    """`policy` or `value`."""
+    suffix: str
+    """Behind a parameter's name: nothing for the masters, `.exp_avg`, `.exp_avg_sq`, `.average`."""
 
-    def total(self) -> Tensor:
-        """All gradients since the last step, flat."""
-        if self.sum is None:
-            return self.grads
-        self.sum.add_(self.grads)
-        self.grads.zero_()
-        return self.sum
 
-    def split(self, flat: Tensor) -> dict[str, Tensor]:
-        """Views of a flat tensor by name, in the parameters' shapes."""
-        parts = flat.split([math.prod(shape) for shape in self.shapes.values()])
-        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+Asked = tuple[Slot, str]
+"""A parameter's part of a vector."""
+Saved = Tensor | Deferred
+CHUNK = 1 << 24
+"""Numbers that are added at a time: a CPU copies them to 64 bits first."""
 
 
 class MasterAdam:
@@ -55,20 +45,39 @@ class MasterAdam:
 
     On a GPU a step is one kernel for each group. Takes the parameters over: their data and gradients become views of
     its buffers, so gradients are never set to None.
+
+    Of several `ranks`, all of which call everything alike, each holds masters and moments whole; `sharded`, a slice of
+    them. Weights and gradients are whole on each in both cases, the weights being rank 0's from the beginning.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], *, betas: tuple[float, float], eps: float, average: float = 0.0
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        betas: tuple[float, float],
+        eps: float,
+        average: float = 0.0,
+        ranks: Ranks = ALONE,
+        sharded: bool = False,
     ) -> None:
         """`average`: decay of a moving average of the policy's weights; 0 for none."""
+        self.ranks, self.sharded = ranks, sharded and ranks.size > 1
         value = {name: p for name, p in parameters.items() if name.startswith(VALUE_HEAD)}
         policy = {name: p for name, p in parameters.items() if name not in value}
-        self.groups = {name: _Group(ps) for name, ps in (("policy", policy), ("value", value)) if ps}
+        kinds = (("policy", policy), ("value", value))
+        self.groups = {name: FlatGroup(ps, ranks, self.sharded) for name, ps in kinds if ps}
         self.adam = torch.optim.Adam(
             [{"params": [group.master]} for group in self.groups.values()], lr=0.0, betas=betas, eps=eps, fused=True
         )
         self.decay = average
         self.average = self.groups["policy"].master.detach().clone() if average and "policy" in self.groups else None
+
+    def release(self) -> None:
+        """Give back the memory of masters and moments, before another optimizer takes the parameters over."""
+        self.groups.clear()
+        self.adam.state.clear()
+        self.adam.param_groups.clear()
+        self.average = None
 
     def set_learning_rates(self, policy: float, value: float) -> None:
         rates = {"policy": policy, "value": value}
@@ -79,7 +88,7 @@ class MasterAdam:
         """Put the parameters' gradients aside, in float32, so that those of another micro-batch can be added."""
         for group in self.groups.values():
             if group.grads.dtype != torch.float32:
-                group.sum = torch.zeros_like(group.master) if group.sum is None else group.sum
+                group.sum = torch.zeros_like(group.grads, dtype=torch.float32) if group.sum is None else group.sum
                 group.total()
 
     def take(self) -> Tensor:
@@ -90,27 +99,57 @@ class MasterAdam:
 
     def put(self, flat: Tensor) -> None:
         """Inverse of `take`."""
-        sizes = [group.grads.numel() for group in self.groups.values()]
-        for group, part in zip(self.groups.values(), flat.split(sizes), strict=True):
+        for group, part in zip(self.groups.values(), flat.split(self._sizes()), strict=True):
             if group.grads.dtype == torch.float32 and group.sum is None:
                 group.grads.copy_(part)
             else:
-                group.sum = torch.empty_like(group.master) if group.sum is None else group.sum
+                group.sum = torch.empty_like(group.grads, dtype=torch.float32) if group.sum is None else group.sum
                 group.sum.copy_(part)
+
+    def _sizes(self) -> list[int]:
+        return [group.grads.numel() for group in self.groups.values()]
+
+    def set_aside(self, pieces: PieceSum) -> None:
+        """The gradients since the last step are those of a whole piece. A single one that each rank has of sharded
+        states stays where it is: it can be added up from there, and its copy in float32 would be larger than the model.
+        """
+        if not (self.sharded and len(self.ranks.mine) == 1):
+            pieces.add(self.take())
+
+    def add_up(self, pieces: PieceSum) -> None:
+        """Have the gradients of the next step be the sum over the pieces of all ranks, each of which set its own
+        aside."""
+        if not self.sharded:
+            flat = pieces.total()
+            if self.ranks.tensor > 1:
+                self._add_up_layers(flat)
+            self.put(flat)
+            return
+        parts = zip(*(vector.split(self._sizes()) for vector in pieces.own), strict=True) if pieces.own else ()
+        for group, own in zip(self.groups.values(), parts or [None] * len(self.groups), strict=True):
+            group.shards.add_up([group.total()] if own is None else own, into=group.grads)
+
+    def _add_up_layers(self, flat: Tensor) -> None:
+        """Where layers are shared each process knows a part of the adapters' gradients, and all of the value head's."""
+        for kind, part in zip(self.groups, flat.split(self._sizes()), strict=True):
+            if kind == "value":
+                self.ranks.share_(part)
+            elif part.is_cuda:
+                self.ranks.reduce_(part)
+            else:
+                part.copy_(tree_sum(self.ranks.gather(part)))
 
     @contextmanager
     def gradients_kept(self) -> Iterator[None]:
         """Whatever is done inside, the gradients are afterwards what they were."""
-        kept = [group.grads.clone() for group in self.groups.values()]
+        kept = [group.grads.clone() if group.grads.any() else None for group in self.groups.values()]
         yield
         for group, grads in zip(self.groups.values(), kept, strict=True):
-            group.grads.copy_(grads)
+            group.grads.zero_() if grads is None else group.grads.copy_(grads)
 
     def norms(self) -> Tensor:
-        """(groups,) norms of the accumulated gradients, the policy's first."""
-        return torch.stack(
-            [torch.linalg.vector_norm(group.total(), dtype=torch.float32) for group in self.groups.values()]
-        )
+        """(groups,) norms of the gradients that the next step is taken with, the policy's first."""
+        return torch.stack([group.norm() for group in self.groups.values()])
 
     def step(self, max_norm: float, norms: Sequence[float] | None = None) -> float:
         """Clip to `max_norm` and step. Returns the policy's norm before clipping, nan where a norm is not finite, and
@@ -124,37 +163,42 @@ class MasterAdam:
                 if group.buffer.is_cuda:
                     self._step_at_once(group, clip, options["lr"])
                 else:
-                    group.master.grad = group.total().float().mul_(clip)
+                    group.master.grad = group.gradient().mul_(clip)
             if not group.buffer.is_cuda:
                 self.adam.step()
+            if self.sharded or not group.buffer.is_cuda:
                 self.copy_masters_to_model()
         self.zero_grad()
         return norms[0] if finite else math.nan
 
     @torch.no_grad()
-    def _step_at_once(self, group: _Group, clip: float, rate: float) -> None:
+    def _step_at_once(self, group: FlatGroup, clip: float, rate: float) -> None:
         """What `adam.step` and `copy_masters_to_model` do, on the state that `adam` would have, but for a count on the
-        CPU."""
+        CPU, and for `copy_masters_to_model` of sharded states."""
         from equipoise.policy.kernels.adam import adam
 
-        state = self.adam.state[group.master]
+        state = self._moments(group)
+        state["step"] += 1
+        used = group.buffer if not self.sharded and group.master.data_ptr() != group.buffer.data_ptr() else None
+        for place, gradient in group.gradients():
+            adam(
+                group.master[place], state["exp_avg"][place], state["exp_avg_sq"][place], gradient, used,
+                step=int(state["step"]), clip=clip, rate=rate,
+                betas=self.adam.defaults["betas"], eps=self.adam.defaults["eps"],
+            )  # fmt: skip
+
+    def _moments(self, group: FlatGroup) -> dict[str, Tensor]:
+        """Those of `adam`, zeros before the first step."""
+        state: dict[str, Tensor] = self.adam.state[group.master]
         if not state:
             state["step"] = torch.zeros(())
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(group.master), torch.zeros_like(group.master)
-        state["step"] += 1
-        used = None if group.master.data_ptr() == group.buffer.data_ptr() else group.buffer
-        adam(
-            group.master, state["exp_avg"], state["exp_avg_sq"], group.total(), used,
-            step=int(state["step"]), clip=clip, rate=rate,
-            betas=self.adam.defaults["betas"], eps=self.adam.defaults["eps"],
-        )  # fmt: skip
+        return state
 
-    @torch.no_grad()
     def copy_masters_to_model(self) -> None:
         """Copy the masters into the parameters the model computes with."""
         for group in self.groups.values():
-            if group.master.data_ptr() != group.buffer.data_ptr():
-                group.buffer.copy_(group.master)
+            group.use(group.master)
 
     @torch.no_grad()
     def update_average(self, steps: int) -> None:
@@ -172,15 +216,13 @@ class MasterAdam:
         if self.average is None:
             yield
             return
-        master = self.groups["policy"].master.data
-        kept = master.clone()
-        master.copy_(self.average)
-        self.copy_masters_to_model()
+        group = self.groups["policy"]
+        kept = group.master.clone() if group.in_place else group.master
+        group.use(self.average)
         try:
             yield
         finally:
-            master.copy_(kept)
-            self.copy_masters_to_model()
+            group.use(kept)
 
     def zero_grad(self) -> None:
         for group in self.groups.values():
@@ -188,69 +230,102 @@ class MasterAdam:
             if group.sum is not None:
                 group.sum.zero_()
 
-    def state(self, copied: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(weights, moments): the masters by name, and Adam's `{name}.exp_avg`, `.exp_avg_sq` and `{group}.step`; with
-        the moments, `{name}.average`. `copied`: on the CPU, in memory of their own."""
-        take = _host_copy if copied else _itself
-        weights: dict[str, Tensor] = {}
-        moments: dict[str, Tensor] = {}
+    def _vectors(self) -> dict[Slot, Tensor]:
+        """What a checkpoint holds, but for counts: slices where states are sharded."""
+        found = {Slot(kind, ""): group.master.detach() for kind, group in self.groups.items()}
         for kind, group in self.groups.items():
-            weights |= group.split(take(group.master.detach()))
-            for slot, value in self.adam.state.get(group.master, {}).items():
-                if slot == "step":
-                    moments[f"{kind}.step"] = take(value)
-                else:
-                    moments |= {f"{name}.{slot}": part for name, part in group.split(take(value)).items()}
+            moments = self.adam.state.get(group.master, {})
+            found |= {Slot(kind, f".{name}"): value for name, value in moments.items() if name != "step"}
         if self.average is not None:
-            parts = self.groups["policy"].split(take(self.average))
-            moments |= {f"{name}.average": part for name, part in parts.items()}
+            found[Slot("policy", ".average")] = self.average
+        return found
+
+    def state(
+        self, copied: bool = False, ask: Callable[[Asked], Tensor | None] | None = None
+    ) -> tuple[dict[str, Saved], dict[str, Saved]]:
+        """(weights, moments): the masters by name, and Adam's `{name}.exp_avg`, `.exp_avg_sq` and `{group}.step`; with
+        the moments, `{name}.average`. `copied`: on the CPU, in memory of their own.
+
+        Sharded states are gathered one by one, when they are read: for rank 0, which `ask`s for them, all ranks giving
+        `reply`, as in `Ranks.first_asks`."""
+        take = _host_copy if copied else _itself
+        saved: dict[str, dict[str, Saved]] = {"weights": {}, "moments": {}}
+        for kind, group in self.groups.items():
+            if group.master in self.adam.state:
+                saved["moments"][f"{kind}.step"] = take(self.adam.state[group.master]["step"])
+        for slot, vector in self._vectors().items():
+            group, part = self.groups[slot.kind], saved["moments" if slot.suffix else "weights"]
+            if not self.sharded:
+                part |= {f"{name}{slot.suffix}": x for name, x in group.split(take(vector)).items()}
+                continue
+            assert ask is not None, "sharded states are gathered by all ranks together"
+            for name, shape in group.shapes.items():
+                part[f"{name}{slot.suffix}"] = Deferred(shape, vector.dtype, partial(_gathered, ask, (slot, name)))
         if copied and torch.cuda.is_available():
             torch.cuda.synchronize()
-        return weights, moments
+        return saved["weights"], saved["moments"]
 
-    @torch.no_grad()
-    def share(self, ranks: Ranks) -> None:
-        """Have every rank hold what rank 0 holds, to the last bit."""
-        moved = ranks.first_does(lambda: [name for name, g in self.groups.items() if g.master in self.adam.state])
-        for name, group in self.groups.items():
-            ranks.share_(group.master.data)
-            if name not in moved:
-                self.adam.state.pop(group.master, None)
-                continue
-            state = self.adam.state[group.master]
-            if not state:
-                state["step"] = torch.zeros(())
-                state["exp_avg"], state["exp_avg_sq"] = (torch.empty_like(group.master) for _ in range(2))
-            for value in (state["step"], state["exp_avg"], state["exp_avg_sq"]):
-                ranks.share_(value.detach())
-        if self.average is not None:
-            ranks.share_(self.average)
-        self.copy_masters_to_model()
+    def reply(self, asked: Asked) -> Tensor | None:
+        """On rank 0, what was asked for, flat and on the CPU; all ranks call it together."""
+        slot, name = asked
+        group = self.groups[slot.kind]
+        return group.shards.collect(self._vectors()[slot], *group.places[name])
+
+    def check_finite(self) -> None:
+        """Raises NonFiniteError where this rank's slice of sharded states is not; others are looked at when they are
+        saved."""
+        for slot, vector in self._vectors().items() if self.sharded else ():
+            if not is_finite(vector):
+                what = slot.suffix.removeprefix(".") or "weights"
+                raise NonFiniteError(f"the {what} of the {slot.kind} hold a NaN or an infinity; nothing was saved")
 
     def digest(self) -> int:
-        """64 bits that change with any bit of the masters."""
-        sums = [int(g.master.detach().view(torch.int32).sum(dtype=torch.int64)) for g in self.groups.values()]
-        return sum(sums) % 2**63
+        """64 bits that change with any bit of the masters, or of the weights in use where those are sharded."""
+        held = [g.buffer if self.sharded else g.master.detach() for g in self.groups.values()]
+        bits = [x.view(torch.int32 if x.element_size() == 4 else torch.int16) for x in held]
+        return sum(int(part.sum(dtype=torch.int64)) for x in bits for part in x.split(CHUNK)) % 2**63
 
     @torch.no_grad()
     def load_state(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
-        """Inverse of `state`. Raises KeyError when a parameter is missing."""
+        """Inverse of `state`, for all ranks from what rank 0 is given. Raises KeyError, on all, when a parameter is
+        missing."""
+        steps = self.ranks.first_does(lambda: self._steps_of(weights, moments))
         self.adam.state.clear()
-        for kind, group in self.groups.items():
-            for name, part in group.split(group.master).items():
-                part.copy_(weights[name])
-            if f"{kind}.step" not in moments:
-                continue
-            state = self.adam.state[group.master]
-            state["step"] = moments[f"{kind}.step"].to("cpu", torch.float32, copy=True)
-            for slot in ("exp_avg", "exp_avg_sq"):
-                state[slot] = torch.empty_like(group.master)
-                for name, part in group.split(state[slot]).items():
-                    part.copy_(moments[f"{name}.{slot}"])
-        if self.average is not None:
-            for name, part in self.groups["policy"].split(self.average).items():
-                part.copy_(moments[f"{name}.average"])
+        for kind, step in steps.items():
+            self._moments(self.groups[kind])["step"].fill_(step)
+        for slot, vector in self._vectors().items():
+            group, saved = self.groups[slot.kind], moments if slot.suffix else weights
+            for name, (start, end) in group.places.items():
+                numbers = saved[f"{name}{slot.suffix}"].reshape(-1) if self.ranks.first else None
+                group.shards.deal(numbers, vector, start, end)
+            if not self.sharded:
+                self.ranks.share_(vector)
         self.copy_masters_to_model()
+
+    def _steps_of(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> dict[str, float]:
+        """The step counts of the groups that have been moved. Raises KeyError unless all there must be is there."""
+        steps = {kind: float(moments[f"{kind}.step"]) for kind in self.groups if f"{kind}.step" in moments}
+        for kind, group in self.groups.items():
+            suffixes = [".exp_avg", ".exp_avg_sq"] if kind in steps else []
+            suffixes += [".average"] if kind == "policy" and self.average is not None else []
+            for name, shape in group.shapes.items():
+                for found in (weights[name], *(moments[f"{name}{suffix}"] for suffix in suffixes)):
+                    assert found.shape == shape, (name, found.shape, shape)
+        return steps
+
+
+def adam_for(policy: Policy, ranks: Ranks, *, eps: float, average: float = 0.0) -> MasterAdam:
+    """Adam on all that a policy trains, as its weights are now. It moves them: see `Policy.forget_recordings`.
+
+    The states of a fully trained model are sharded among the ranks; those of adapters are small."""
+    full = policy.reference is not None
+    return MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=eps, average=average, ranks=ranks, sharded=full)
+
+
+def _gathered(ask: Callable[[Asked], Tensor | None], asked: Asked) -> Tensor:
+    found = ask(asked)
+    assert found is not None, "only rank 0 asks"
+    return found
 
 
 def _itself(flat: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from equipoise.errors import NonFiniteError
-from equipoise.learning.optimizer import MasterAdam
+from equipoise.learning.optimizer import MasterAdam, adam_for
 from equipoise.learning.search import BATCH
 from equipoise.policy.load import Policy
 from equipoise.policy.prompt import Tokenizer, continuation_ids, sentences_of
@@ -17,7 +17,8 @@ from equipoise.policy.score import score
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Event
 from equipoise.protocol.task import Task
-from equipoise.runs.ranks import ALONE, PieceSum, Ranks
+from equipoise.runs.pieces import PieceSum
+from equipoise.runs.ranks import ALONE, Ranks
 from equipoise.tables.layout import Columns, Form, arrange
 from equipoise.tables.read import read_table
 
@@ -157,9 +158,7 @@ def supervise(
     finite.
     """
     batch_size, epochs = how.batch_size, how.epochs
-    optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-8)
-    if ranks.size > 1:
-        optimizer.share(ranks)  # nothing rests on all having drawn the same
+    optimizer = adam_for(policy, ranks, eps=1e-8)
     steps = epochs * -(-len(examples) // batch_size)
     rising = round(how.warmup * steps)
     losses: list[Loss] = []
@@ -200,11 +199,11 @@ def _gradients(
             logprobs = score(policy, as_rollout(part), 1.0, packed=packed, entropy=False).logprobs
             (-(logprobs.sum() / tokens)).backward()
             sums[-1] = logprobs.detach().sum()
-        if ranks.pieces > 1:
-            gradients.add(optimizer.take())
-    if ranks.pieces > 1:
-        optimizer.put(gradients.total())
-    return torch.cat(ranks.gather(torch.stack(sums))).sum()
+        if ranks.adds_up:
+            optimizer.set_aside(gradients)
+    if ranks.adds_up:
+        optimizer.add_up(gradients)
+    return ranks.of_all_pieces(torch.stack(sums)).sum()
 
 
 @torch.no_grad()

@@ -42,6 +42,9 @@ class PolicyConfig:
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
     cuda_graphs: bool = True
     """Record the model's passes as CUDA graphs and replay them. Off: the plain twin, slower, for comparison."""
+    tensor_parallel: int = 1
+    """Cut every layer over so many processes, which together hold one model that is too large for one GPU: as many as
+    are started (--gpus). Needs `lora`; computes by the plain way, without CUDA graphs."""
     fused: bool = True
     """Fewer kernels for LoRA layers and norms. Off: peft's and transformers' own, for comparison."""
     gradient_checkpointing: bool = False
@@ -54,6 +57,13 @@ class PolicyConfig:
             raise UserError(
                 f"lora-rank {self.lora_rank} and lora-alpha {self.lora_alpha} must be positive; 16 and 32 are usual"
             )
+        if self.tensor_parallel < 1:
+            raise UserError(f"tensor-parallel {self.tensor_parallel} must be at least 1")
+        for given, option in ((self.use_8bit, "--use-8bit"), (self.tuning == "full", "--tuning full")):
+            if given and self.tensor_parallel > 1:
+                raise UserError(
+                    f"--tensor-parallel {self.tensor_parallel} does not go with {option}: leave one of them out"
+                )
         if self.use_8bit and self.tuning == "full":
             raise UserError(
                 "--use-8bit freezes the base weights, so they cannot all be trained: use --tuning lora with it"

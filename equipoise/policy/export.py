@@ -27,6 +27,7 @@ from equipoise.policy.card import ModelCard, render
 from equipoise.policy.export_adapter import export_adapter
 from equipoise.policy.hub import quiet_progress
 from equipoise.policy.placed import WEIGHTS, not_ours, put, write_texts
+from equipoise.policy.slices import matrix_weights
 from equipoise.policy.source import Source
 from equipoise.policy.versions import for_both
 from equipoise.policy.weights import load_model
@@ -64,7 +65,7 @@ def export(
         raise UserError(f"{folder} holds an adapter, which would be loaded on top of the exported model: name another")
     plain: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
     if dtype is None:
-        small = sum(p.numel() for p in plain.parameters()) < SMALL
+        small = sum(p.numel() for p in plain.parameters()) + matrix_weights(plain) < SMALL
         compute: torch.dtype = plain.get_input_embeddings().weight.dtype
         dtype = torch.float32 if small or compute == torch.float32 else torch.bfloat16
     weights = merged_weights(model, dtype, source)

@@ -18,6 +18,7 @@ from equipoise.policy.graphs import Graphs
 from equipoise.policy.int8 import to_eight_bits
 from equipoise.policy.joined import adjacent_order
 from equipoise.policy.prompt import Tokenizer, stop_ids
+from equipoise.policy.slices import Cut, check_cut, cut_layers
 from equipoise.policy.source import Source, load_config, load_tokenizer, resolve
 from equipoise.policy.ways import Ways
 from equipoise.policy.weights import load_model
@@ -81,6 +82,8 @@ class Policy:
 
     ways = Ways()
     """How it may be computed; `verify.settle` finds out."""
+    together: Ranks = ALONE
+    """The processes that its layers are cut over, all of which compute the same."""
 
     def __init__(
         self,
@@ -178,7 +181,10 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE) -> P
     source = resolve(config.model)
     attention = _attention(source)
     _check_eight_bit(config, device)
-    model = load_model(source, dtype=dtype, device=device, attn_implementation=attention, eight_bits=config.use_8bit)
+    cut = _cut(config, source, ranks)
+    model = load_model(
+        source, dtype=dtype, device=device, attn_implementation=attention, eight_bits=config.use_8bit, cut=cut
+    )
     tokenizer = load_tokenizer(source)
     reference, note = None, None
     if config.tuning == "full":
@@ -191,7 +197,9 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE) -> P
             parameter.data = parameter.data.to(dtype)
     if config.use_8bit:
         to_eight_bits(model)
-    if config.fused and device.type == "cuda" and attention is not None:
+    if cut is not None:
+        cut_layers(model, cut)
+    elif config.fused and device.type == "cuda" and attention is not None:
         _fuse(model)
         if reference is not None:
             _fuse(reference)
@@ -206,6 +214,7 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE) -> P
     policy = Policy(model, tokenizer, reference=reference, stop_ids=stops, source=source, cuda_graphs=graphs)
     policy.recompute = config.gradient_checkpointing
     policy.notices = (note,) if note else ()
+    policy.together = ranks if cut is not None else ALONE
     model.eval()
     # What has been loaded stays: out of the garbage collector's rounds, which would look through all of it every few
     # steps.
@@ -216,6 +225,8 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE) -> P
 
 def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
     """Load what `config` names to sample from it and nothing else: no adapter, no reference, no parameter trainable."""
+    if config.tensor_parallel > 1:
+        raise UserError(f"--tensor-parallel {config.tensor_parallel} is for training: leave it out, or give --use-8bit")
     device = _used(pick_device(config.device))
     source = resolve(config.model)
     attention = _attention(source)
@@ -246,7 +257,20 @@ def _fuse(model: Any) -> None:
 def _recordable(config: PolicyConfig, attention: str | None) -> bool:
     """Whether the model's passes can be CUDA graphs: not where its attention is its own, which may look at values on
     the host."""
-    return config.cuda_graphs and attention is not None
+    return config.cuda_graphs and attention is not None and config.tensor_parallel == 1
+
+
+def _cut(config: PolicyConfig, source: Source, ranks: Ranks) -> Cut | None:
+    """How the layers are cut over the processes, if they are. Raises UserError."""
+    if config.tensor_parallel == 1:
+        return None
+    if config.tensor_parallel != ranks.size:
+        raise UserError(
+            f"--tensor-parallel {config.tensor_parallel} needs as many processes, and "
+            f"{plural(ranks.size, 'process', 'processes')} was started: give --gpus {config.tensor_parallel}"
+        )
+    check_cut(load_config(source), config.tensor_parallel)
+    return Cut(ranks)
 
 
 def _attention(source: Source) -> str | None:

@@ -31,6 +31,12 @@ class RowLimit:
             try:
                 return attempt(self.rows)
             except torch.OutOfMemoryError:
+                if policy.together.size > 1:
+                    raise UserError(
+                        f"the GPU has too little memory for {self.rows} completions at a time, and of processes that "
+                        "share layers none can try fewer: give a smaller --micro-batch-size, or "
+                        "--gradient-checkpointing"
+                    ) from None
                 if self.rows == 1:
                     raise UserError(
                         "the GPU has too little memory for a single completion: use "

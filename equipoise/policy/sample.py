@@ -167,6 +167,7 @@ def _decode_plainly(
             token = draw(logits_BV, uniform_BT[rows, t], config)
         else:
             token = state.draw(logits_BV, uniform_BT[rows, t], rows)
+        policy.together.share_(token)
         live = ~finished_B[rows]
         tokens_BT[rows, t] = torch.where(live, token, 0)
         taken_B[rows] += live

@@ -1,6 +1,8 @@
 """Named model shapes with random weights: speed and memory of a model that is not at hand. Nothing can be learnt on
 them."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from equipoise.errors import UserError
 from equipoise.policy.int8 import goes_into_eight_bits, put_aside
+from equipoise.policy.slices import Cut
 
 PREFIX = "shape:"
 SHAPES: dict[str, dict[str, Any]] = {
@@ -63,11 +66,16 @@ def shape_config(name: str) -> LlamaConfig:
 
 @torch.no_grad()
 def random_model(
-    name: str, dtype: torch.dtype, device: torch.device, attn_implementation: str | None, eight_bits: bool = False
+    name: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    attn_implementation: str | None,
+    eight_bits: bool = False,
+    cut: Cut | None = None,
 ) -> LlamaForCausalLM:
     """A model of that shape with normal random weights, made on the device, one tensor after the other.
 
-    `eight_bits`: as for `weights.load_model`, with the same random weights rounded.
+    `eight_bits`, `cut`: as for `weights.load_model`, with the same random weights rounded, or cut.
     """
     config = shape_config(name)
     if attn_implementation is not None:
@@ -83,12 +91,17 @@ def random_model(
         model.model.rotary_emb = LlamaRotaryEmbedding(config)  # its frequencies are no parameters
     head = model.get_output_embeddings()
     for owner in model.modules():
-        for module in owner.children():
-            _fill(module, config, device, eight_bits and goes_into_eight_bits(owner, module, head))
+        for name, module in owner.named_children():
+            aside: Callable[..., nn.Parameter] | None = None
+            if goes_into_eight_bits(owner, module, head):
+                aside = partial(cut.put_aside, name) if cut is not None else put_aside if eight_bits else None
+            _fill(module, config, device, aside)
     return model.eval()
 
 
-def _fill(module: nn.Module, config: LlamaConfig, device: torch.device, eight_bits: bool) -> None:
+def _fill(
+    module: nn.Module, config: LlamaConfig, device: torch.device, aside: Callable[..., nn.Parameter] | None
+) -> None:
     """A module's own parameters, which are on the meta device: random matrices, and ones for the norms."""
     for name, parameter in list(module.named_parameters(recurse=False)):
         values = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
@@ -98,5 +111,5 @@ def _fill(module: nn.Module, config: LlamaConfig, device: torch.device, eight_bi
             values.normal_(0.0, config.initializer_range)
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             values[module.padding_idx] = 0.0
-        filled = put_aside(module, values) if eight_bits else nn.Parameter(values)  # type: ignore[arg-type]
+        filled = aside(module, values) if aside is not None else nn.Parameter(values)
         setattr(module, name, filled)

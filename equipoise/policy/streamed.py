@@ -13,6 +13,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from equipoise.policy.int8 import goes_into_eight_bits, put_aside
+from equipoise.policy.slices import Cut
 
 METHOD = "equipoise-int8"
 
@@ -20,10 +21,14 @@ METHOD = "equipoise-int8"
 @register_quantization_config(METHOD)
 class Streamed(QuantizationConfigMixin):  # type: ignore[misc]
     """For `from_pretrained(quantization_config=…)`; the model that comes back has its matrices put aside for
-    `int8.to_eight_bits`, and no trace of a quantizer."""
+    `int8.to_eight_bits`, or with a `cut` for `slices.cut_layers`, and no trace of a quantizer."""
 
-    def __init__(self) -> None:
+    def __init__(self, cut: Cut | None = None) -> None:
         self.quant_method: Any = METHOD
+        self.cut = cut
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"quant_method": METHOD}
 
 
 class OutOfMemory(BaseException):
@@ -39,7 +44,10 @@ class _Quantizer(HfQuantizer):  # type: ignore[misc]
 
     def param_element_size(self, model: Any, param_name: str, param: Tensor) -> float:
         """Bytes of each value: transformers reserves that much memory before it begins."""
-        return 1 if self.param_needs_quantization(model, param_name) else param.element_size()
+        if not self.param_needs_quantization(model, param_name):
+            return param.element_size()
+        cut = self.quantization_config.cut
+        return 1 if cut is None else param.element_size() / cut.ranks.size
 
     def param_needs_quantization(self, model: Any, param_name: str, **__: Any) -> bool:
         """Whether it is the matrix of a layer that `to_eight_bits` would take. Matrices that are used twice, and those
@@ -73,8 +81,13 @@ class _PutAside(ConversionOps):  # type: ignore[misc]
                 continue
             layer = model.get_submodule(name.rpartition(".")[0])
             assert isinstance(layer, nn.Linear)
+            cut = self.quantizer.quantization_config.cut
             try:
-                out[name] = put_aside(layer, tensor)
+                out[name] = (
+                    put_aside(layer, tensor)
+                    if cut is None
+                    else cut.put_aside(name.removesuffix(".weight"), layer, tensor)
+                )
             except torch.OutOfMemoryError as error:
                 raise OutOfMemory from error
         return out

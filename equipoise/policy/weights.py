@@ -16,6 +16,7 @@ from equipoise.policy.adapter_config import CONFIG as ADAPTER
 from equipoise.policy.adapter_config import check_ranks, check_tensors, lora_config
 from equipoise.policy.hub import holds
 from equipoise.policy.int8 import is_put_aside, put_aside
+from equipoise.policy.slices import Cut
 from equipoise.policy.source import (
     Source,
     adapter_base,
@@ -37,11 +38,13 @@ def load_model(
     device: torch.device | str,
     attn_implementation: str | None = None,
     eight_bits: bool = False,
+    cut: Cut | None = None,
 ) -> PreTrainedModel:
     """The model in `dtype` on `device`, in evaluation mode; an adapter comes merged into its base.
 
     With `eight_bits` the linear layers' weights are rounded one by one as they are read, so that no more than one is in
-    memory as it was; the model can compute once `int8.to_eight_bits` has put them in.
+    memory as it was; the model can compute once `int8.to_eight_bits` has put them in. With a `cut` the same goes for
+    this process's parts of them, and `slices.cut_layers`.
 
     Only safetensors are read, and no code that comes with a model is run or fetched (docs/SECURITY.md). Raises
     UserError if the weights cannot be had, do not fit the configuration, or leave any of the model's parameters without
@@ -50,9 +53,9 @@ def load_model(
     device = torch.device(device)
     if source.kind in ("adapter", "checkpoint"):
         merged = _adapter_merged if source.kind == "adapter" else _checkpoint_merged
-        return _rounded(*merged(source, attn_implementation), dtype, device, attn_implementation, eight_bits)
+        return _rounded(*merged(source, attn_implementation), dtype, device, attn_implementation, eight_bits, cut)
     if source.kind == "shape":
-        return shapes.random_model(source.path_or_id, dtype, device, attn_implementation, eight_bits)
+        return shapes.random_model(source.path_or_id, dtype, device, attn_implementation, eight_bits, cut)
     where = place(source)
     if where == source.path_or_id and source.kind == "hub" and holds(where, ADAPTER):
         raise UserError(f"{where} is an adapter, or holds one: download it, and give the folder")
@@ -61,8 +64,8 @@ def load_model(
     options: dict[str, Any] = {}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    if eight_bits and getattr(config, "quantization_config", None) is None:
-        options["quantization_config"] = Streamed()
+    if (eight_bits or cut is not None) and getattr(config, "quantization_config", None) is None:
+        options["quantization_config"] = Streamed(cut)
     if device.type != "cpu":
         # Straight to the device: an 8B model need not fit into main memory first.
         index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
@@ -76,7 +79,7 @@ def load_model(
             output_loading_info=True,
             **options,
         )
-        if eight_bits and not fits_its_configuration(model):
+        if (eight_bits or cut is not None) and not fits_its_configuration(model):
             raise RuntimeError("size mismatch")
     # transformers gives such parameters random values and carries on.
     if missing := sorted(report["missing_keys"]):
@@ -134,6 +137,7 @@ def _rounded(
     device: torch.device,
     attn_implementation: str | None,
     eight_bits: bool,
+    cut: Cut | None,
 ) -> PreTrainedModel:
     """A float32 model, rounded once to the dtypes that its base has when loaded in `dtype`, on `device`; in 8 bits from
     those, a tensor at a time.
@@ -141,10 +145,10 @@ def _rounded(
     Only what the base itself has in `dtype` is rounded. A cast of the whole model would round the frequencies of the
     rotary embedding too, which always are float32, and move every position.
     """
-    if dtype == torch.float32 and not eight_bits:
+    if dtype == torch.float32 and not eight_bits and cut is None:
         return model.to(device=device).eval()
     rounded = load_model(
-        base, dtype=dtype, device=device, attn_implementation=attn_implementation, eight_bits=eight_bits
+        base, dtype=dtype, device=device, attn_implementation=attn_implementation, eight_bits=eight_bits, cut=cut
     )
     if not model.config.get_text_config().tie_word_embeddings:
         untie(rounded)
@@ -154,6 +158,9 @@ def _rounded(
         layer = rounded.get_submodule(name.rpartition(".")[0])
         if isinstance(layer, nn.Linear) and is_put_aside(layer) and parameter is layer.weight:
             put_aside(layer, weights[name].to(device=device, dtype=dtype))
+        elif isinstance(layer, nn.Linear) and "slice" in layer.__dict__ and parameter is layer.weight:
+            assert cut is not None
+            cut.put_aside(name.removesuffix(".weight"), layer, weights[name].to(device=device, dtype=dtype))
         else:
             parameter.copy_(weights[name])
     return rounded.eval()

@@ -13,6 +13,7 @@ from equipoise.policy.alike import check_alike
 from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import render_prompts
+from equipoise.policy.slices import matrix_weights
 from equipoise.policy.verify import settle
 from equipoise.ppo.claim import in_pieces
 from equipoise.ppo.config import TrainConfig
@@ -41,6 +42,8 @@ def step_flop(config: TrainConfig, policy: Policy, prompts: dict[str, list[int]]
     """FLOP a step needs when nothing is shared: 2 per weight and token forward; backward twice that, or as much again
     where the weights themselves are frozen."""
     weights = sum(p.numel() for n, p in policy.model.named_parameters() if "embed" not in n or "lm_head" in n)
+    # Matrices that are no parameters of the model, in 8 bits or of which this process has a part, count whole.
+    weights += matrix_weights(policy.model)
     prompt = sum(map(len, prompts.values())) / len(prompts)
     rows, full = config.ppo.batch_size, config.policy.tuning == "full"
     sampling = 2 * weights * (rows * tokens + len(prompts) * prompt)
@@ -56,7 +59,8 @@ def bench(config: BenchConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
     if config.per_gpu:
         more = {name: ranks.size * getattr(train.ppo, name) for name in ("batch_size", "mini_batch_size")}
         train = replace(train, ppo=replace(train.ppo, **more))
-    train, _ = in_pieces(train, None, ranks.size)
+    ranks = ranks.sharing_layers(train.policy.tensor_parallel)
+    train, _ = in_pieces(train, None, ranks.dealers)
     ranks = ranks.cut_into(train.ppo.pieces)
     made: list[tuple[Policy, dict[str, list[int]], float]] = []
     ranks.each(lambda: made.append(_loaded(config, train, ranks)))
@@ -64,9 +68,7 @@ def bench(config: BenchConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
     check_alike(policy, list(prompts.values()), ranks)
     state = State.begin(train, RowLimit(train.ppo.micro_batch_size))
     policy.ways = ranks.first_does(lambda: policy.ways)
-    training = Training(train, policy, new_optimizer(train, policy), state, prompts, ranks=ranks)
-    if ranks.size > 1:
-        training.optimizer.share(ranks)
+    training = Training(train, policy, new_optimizer(train, policy, ranks), state, prompts, ranks=ranks)
     seen: list[dict[str, float]] = []
     for number in range(config.bench_warmup + config.bench_steps):
         step = ppo_step(training)

@@ -43,6 +43,7 @@ FREE_TO_CHANGE = {
         "steps",
         "preset",
         "policy.gradient_checkpointing",
+        "policy.tensor_parallel",
         "ppo.micro_batch_size",
         "ppo.pieces",
         "evaluation.final_sentences",

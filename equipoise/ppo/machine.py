@@ -1,15 +1,17 @@
 """What this machine has, what a run will need of it, and a refusal in time where that does not fit."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import torch
 from transformers import AutoModelForCausalLM
 
 from equipoise.errors import UserError
+from equipoise.learning.shards import BLOCK as BLOCK_OF_SHARDS
 from equipoise.policy.config import PolicyConfig
 from equipoise.policy.int8 import BLOCK
 from equipoise.policy.load import pick_device, pick_dtype
@@ -50,6 +52,24 @@ class Work:
     prompt: int
     new: int
     """Tokens of a completion at most."""
+    processes: int = 1
+    """That share the step, each with as many completions."""
+    piece: int = 0
+    """Completions of a piece, whose gradients are summed in float32 where a pass takes fewer; 0: one pass takes all."""
+    pieces: int = 1
+    """Of each process."""
+    average: bool = False
+    """Whether a moving average of the weights is kept."""
+
+    @property
+    def own(self) -> int:
+        """Completions of the whole step that one process samples and scores."""
+        return -(-self.batch // self.processes)
+
+    @property
+    def sums(self) -> int:
+        """Sums of all gradients in float32 that are kept beside them where states are sharded."""
+        return (self.rows < self.piece) + (self.pieces > 1)
 
     @property
     def packed(self) -> int:
@@ -71,7 +91,7 @@ class Need:
     weights: int
     reference: int
     optimizer: int
-    """Float32 masters where the compute dtype is another, gradients, and Adam's two moments."""
+    """Float32 masters where the compute dtype is another, gradients, and Adam's two moments; sharded: a slice."""
     activations: int
     """The sampler's cache and the logits of scoring a whole batch included."""
     checkpoint: int
@@ -84,48 +104,85 @@ class Need:
         return max(self.loading, self.weights + self.reference + self.optimizer + self.activations)
 
 
-def need(config: PolicyConfig, source: Source, work: Work) -> Need:
-    """Estimate of what a run takes. Loads the model's config, not its weights."""
-    device = pick_device(config.device)
-    width = torch.finfo(pick_dtype(config.dtype, device)).bits // 8
+class Look(NamedTuple):
+    """A model's configuration, and what it would consist of."""
+
+    config: Any
+    parameters: int
+    linear: Sequence[torch.nn.Linear]
+    """All but the output head, without memory."""
+
+
+def look(source: Source) -> Look:
+    """Loads the model's config, not its weights."""
     model_config = load_config(source)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config)
-    parameters = sum(p.numel() for p in model.parameters())
     linear = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n]
+    return Look(model_config, sum(p.numel() for p in model.parameters()), linear)
+
+
+def need(config: PolicyConfig, source: Source, work: Work) -> Need:
+    """Estimate of what a run takes. Loads the model's config, not its weights."""
+    return _need(config, look(source), work)
+
+
+def _need(config: PolicyConfig, looked: Look, work: Work) -> Need:
+    device = pick_device(config.device)
+    width = torch.finfo(pick_dtype(config.dtype, device)).bits // 8
+    model_config, parameters, linear = looked
     lora = sum(config.lora_rank * (m.in_features + m.out_features) for m in linear)
     text = model_config.get_text_config()
     hidden, layers, vocabulary = text.hidden_size, text.num_hidden_layers, text.vocab_size
     trained = parameters if config.tuning == "full" else lora
     masters = 4 if width < 4 else 0
-    fused = device.type == "cuda" and config.fused and model_config.model_type == "llama"
+    fused = (
+        device.type == "cuda" and config.fused and config.tensor_parallel == 1 and model_config.model_type == "llama"
+    )
     # Values that a layer keeps for its backward pass, per token: ours 7 of hidden size and 3 of the MLP's, those of
     # transformers and peft some 34 of hidden size. With checkpointing one per layer, and all in one layer at a time.
     kept = 7 * hidden + 3 * text.intermediate_size if fused else 34 * hidden
     per_token = kept + hidden * layers if config.gradient_checkpointing else kept * layers
     # Logits and their gradient in the compute dtype, or three times in float32.
     predicted = work.rows * work.new * vocabulary * (2 * width if fused else 12)
-    scored = work.batch * work.new * vocabulary * (width if fused else 8) if device.type == "cuda" else 0
+    scored = work.own * work.new * vocabulary * (width if fused else 8) if device.type == "cuda" else 0
     # Without attention heads, as in a state space model, the state is far smaller than this.
     heads = getattr(text, "num_attention_heads", None) or 1
     key_heads = getattr(text, "num_key_value_heads", None) or heads
     head = getattr(text, "head_dim", None) or hidden // heads
-    cache = work.batch * (work.prompt + work.new) * 2 * layers * key_heads * head * width
+    cache = work.own * (work.prompt + work.new) * 2 * layers * key_heads * head * width
     reference = parameters * width if config.tuning == "full" else 0
     matrices = [m.weight.numel() for m in linear] if config.use_8bit else []
     rows = sum(m.out_features for m in linear) if config.use_8bit else 0
+    cut = config.tensor_parallel
+    shared = sum(m.weight.numel() for m in linear) * width if cut > 1 else 0
+    average = 4 * work.average
+    whole = trained * (masters + 4 + 8 + average + (width if masters else 0))
+    sharded = config.tuning == "full" and work.processes > 1
     base = (parameters - sum(matrices)) * width + sum(matrices) + 4 * rows  # a float32 scale for each row
+    base -= shared - shared // cut
     return Need(
         parameters=parameters,
         trained=trained,
         weights=base + (lora * width if config.tuning == "lora" else 0),
         reference=reference,
-        optimizer=trained * (masters + 4 + 8 + (width if masters else 0)),
+        optimizer=_sharded(trained, width, work) if sharded else whole,
         activations=work.packed * per_token * width + predicted + max(scored, cache),
-        checkpoint=trained * 12,
+        checkpoint=trained * (12 + average),
         export=parameters * (4 if parameters < 1e9 else 2),
-        loading=base + reference + max(matrices, default=0) * width + (3 * 4 * BLOCK if matrices else 0),
+        loading=base
+        + reference
+        + max(matrices or [m.weight.numel() for m in linear if cut > 1], default=0) * width
+        + (3 * 4 * BLOCK if matrices else 0),
     )
+
+
+def _sharded(trained: int, width: int, work: Work) -> int:
+    """Bytes of one of the processes that share the optimizer's states: a slice of masters and moments, whole gradients
+    in the compute dtype, sums of them in float32 where there are several passes, and a block on its way."""
+    sums = work.sums if width < 4 else work.sums - (work.rows < work.piece)
+    states = trained * (12 + 4 * work.average) // work.processes
+    return trained * (width + 4 * sums) + states + min(BLOCK_OF_SHARDS, trained) * (width + 4)
 
 
 class Fit(NamedTuple):
@@ -145,7 +202,8 @@ class Fit(NamedTuple):
 def fit(config: PolicyConfig, source: Source, work: Work, free_gb: float) -> Fit:
     """The fastest way that is estimated to fit: smaller passes before recomputing, since many small passes cost less
     time than a third more work. On a CPU, and where nothing fits, what is configured."""
-    wanted = Fit(need(config, source, work), work.rows, config.gradient_checkpointing)
+    looked = look(source)
+    wanted = Fit(_need(config, looked, work), work.rows, config.gradient_checkpointing)
     if pick_device(config.device).type != "cuda":
         return wanted
     halved = [work.rows >> n for n in range(work.rows.bit_length())]
@@ -153,20 +211,31 @@ def fit(config: PolicyConfig, source: Source, work: Work, free_gb: float) -> Fit
     for rows, again in ways:
         if config.gradient_checkpointing and not again:
             continue
-        needed = need(replace(config, gradient_checkpointing=again), source, replace(work, rows=rows))
+        needed = _need(replace(config, gradient_checkpointing=again), looked, replace(work, rows=rows))
         if needed.memory / GB <= MARGIN * free_gb:
             return Fit(needed, rows, again)
     return wanted
 
 
 def check(
-    needed: Need, machine: Machine, device: torch.device, folders: tuple[str, str], checkpoints: int
+    needed: Need,
+    machine: Machine,
+    device: torch.device,
+    folders: tuple[str, str],
+    checkpoints: int,
+    sharing: int = 1,
 ) -> list[str]:
-    """Lines that say what fits. Raises UserError where memory or disk clearly will not do."""
-    free = machine.gpu_free_gb if device.type == "cuda" else machine.memory_free_gb
+    """Lines that say what fits. `sharing`: processes on this machine, which have a GPU each, or one memory together.
+
+    Raises UserError where memory or disk clearly will not do."""
+    free = machine.gpu_free_gb if device.type == "cuda" else machine.memory_free_gb / sharing
     where = "on the GPU" if device.type == "cuda" else "of memory"
+    where += f" for each of {sharing} processes" if sharing > 1 else ""
     if needed.memory / GB > free:
-        remedy = "--use-8bit" if device.type == "cuda" else "--model bundled"
+        remedy = (
+            "--use-8bit" if not needed.reference else "more GPUs (--gpus), which share the optimizer, --tuning lora"
+        )
+        remedy = remedy if device.type == "cuda" else "--model bundled"
         raise UserError(
             f"training needs about {needed.memory / GB:.1f} GB and {free:.1f} GB {where} are free: "
             f"try {remedy}, or a smaller model"
@@ -187,7 +256,8 @@ def check(
             )
     total = sum(size for _, size in by_disk.values())
     return [
-        f"memory    about {needed.memory / GB:.1f} GB of {free:.1f} GB free: weights {needed.weights / GB:.1f}, "
+        f"memory    about {needed.memory / GB:.1f} GB of {free:.1f} GB free"
+        f"{f' for each of {sharing} processes' if sharing > 1 else ''}: weights {needed.weights / GB:.1f}, "
         f"reference {needed.reference / GB:.1f}, optimizer {needed.optimizer / GB:.1f}, "
         f"activations {needed.activations / GB:.1f}",
         f"disk      about {total / GB:.1f} GB for {plural(checkpoints, 'checkpoint')} and the final model",

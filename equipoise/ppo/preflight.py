@@ -67,11 +67,11 @@ def notices(config: TrainConfig) -> list[str]:
     return [f"note      {notice}" for notice in resolve(config.policy.model).notices]
 
 
-def idle_gpus(device: str) -> list[str]:
+def idle_gpus(device: str, used: int) -> list[str]:
     """A line about GPUs of this host that nobody uses, where nobody asked for a certain one."""
     if device not in ("auto", "cuda"):
         return []
-    count, used = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    count = torch.cuda.device_count()
     if count <= used:
         return []
     return [f"gpus      {used} of the {count} that PyTorch sees: --gpus {count} shares the work among all"]
@@ -91,8 +91,9 @@ def slow_to_save(checkpoint: int) -> list[str]:
     ]
 
 
-def preflight(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
-    """The configuration cut to this machine's memory, and what was found and chosen, a line each.
+def preflight(config: TrainConfig, processes: int = 1) -> tuple[TrainConfig, list[str]]:
+    """The configuration cut to this machine's memory, and what was found and chosen, a line each. So many `processes`
+    share the run; how many of them are on this machine the environment says where they were started elsewhere too.
 
     Raises UserError where the run cannot fit."""
     here = machines.inspect_machine()
@@ -101,8 +102,15 @@ def preflight(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     if config.policy.use_8bit and device.type != "cuda":
         raise UserError("--use-8bit needs a CUDA GPU: leave it out on a CPU (in train_rlhf.py: use_8bit=False)")
     dtype = pick_dtype(config.policy.dtype, device)
-    rows = min(config.ppo.micro_batch_size, config.ppo.mini_batch_size)
-    work = machines.Work(rows, config.ppo.batch_size, PROMPT_TOKENS, config.sampling.max_new_tokens)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    dealers = max(1, processes // config.policy.tensor_parallel)
+    pieces = config.ppo.pieces or dealers
+    piece = -(-config.ppo.mini_batch_size // pieces)
+    rows = min(config.ppo.micro_batch_size, piece)
+    work = machines.Work(
+        *(rows, config.ppo.batch_size, PROMPT_TOKENS, config.sampling.max_new_tokens),
+        *(dealers, piece, -(-pieces // dealers), config.ppo.average_weights > 0),
+    )
     plan = machines.fit(config.policy, source, work, here.gpu_free_gb)
     needed, run = plan.need, config.run
     config = replace(
@@ -111,11 +119,12 @@ def preflight(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
         ppo=replace(config.ppo, micro_batch_size=plan.rows if plan.rows < rows else config.ppo.micro_batch_size),
     )
     kept = run.keep_checkpoints or math.ceil(config.steps / run.save_every)
-    fits = machines.check(needed, here, device, (run.output_dir, run.checkpoint_dir), kept + 1)
+    fits = machines.check(needed, here, device, (run.output_dir, run.checkpoint_dir), kept + 1, local)
     how = (
-        "all weights, frozen copy as reference"
+        "all weights, frozen copy as reference" + (f", optimizer in {processes} slices" if processes > 1 else "")
         if config.policy.tuning == "full"
         else f"LoRA rank {config.policy.lora_rank}"
+        + (f", layers cut over {processes} processes" if config.policy.tensor_parallel > 1 else "")
     )
     lines = [
         *here.lines(),
@@ -125,7 +134,7 @@ def preflight(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
         *fits,
         *filter(None, [plan.line(rows)]),
         *slow_to_save(needed.checkpoint),
-        *idle_gpus(config.policy.device),
+        *idle_gpus(config.policy.device, local),
         f"task      {config.task.name}: prompt {config.prompt!r}, {plural(len(config.occupations), 'occupation')}",
         f"steps     {config.steps} of {plural(config.ppo.batch_size, 'sentence')}",
         f"files     {run.output_dir}/ {run.checkpoint_dir}/ {run.tensorboard_dir}/",

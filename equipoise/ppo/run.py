@@ -14,7 +14,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from equipoise.errors import UserError
-from equipoise.learning.optimizer import MasterAdam
+from equipoise.learning.optimizer import Asked, MasterAdam
 from equipoise.policy.card import ModelCard
 from equipoise.policy.export import export, rehearse
 from equipoise.policy.export_adapter import export_adapter
@@ -38,6 +38,7 @@ from equipoise.runs.files import make_folder, write_file, write_json
 from equipoise.runs.locks import LOCK, FolderLock
 from equipoise.runs.ownership import OWNER, marked
 from equipoise.runs.records import provenance
+from equipoise.runs.tensors import Deferred
 
 
 class Run:
@@ -159,17 +160,29 @@ class Run:
         discard_after(self.checkpoints, step)
         self.saved_step = -1
 
-    def save(self, optimizer: MasterAdam, state: State, *, asynchronous: bool = False) -> None:
+    def save(
+        self,
+        optimizer: MasterAdam,
+        state: State,
+        *,
+        asynchronous: bool = False,
+        ask: Callable[[Asked], Tensor | None] | None = None,
+    ) -> None:
         """Write the checkpoint of `state.step`, unless it is there. Raises NonFiniteError; UserError on a full disk.
 
         `asynchronous`: where that is worth while, copy what is to be saved and go on while it is written; an error
-        then comes out of the next call."""
-        asynchronous, started = asynchronous and self._asynchronous, time.monotonic()
+        then comes out of the next call. `ask` is for states that are sharded, which are gathered while they are
+        written."""
+        asynchronous, started = asynchronous and self._asynchronous and not optimizer.sharded, time.monotonic()
         self.wait()
         if state.step == self.saved_step:
             return
-        weights, moments = optimizer.state(copied=asynchronous)
-        tensors = {"weights": weights, "optimizer": moments, "rng": state.random_states()}
+        weights, moments = optimizer.state(copied=asynchronous, ask=ask)
+        tensors: dict[str, Mapping[str, Tensor | Deferred]] = {
+            "weights": weights,
+            "optimizer": moments,
+            "rng": state.random_states(),
+        }
         documents = {
             "config": self.config.document(),
             "state": state.document(),
@@ -187,7 +200,11 @@ class Run:
         self._save_seconds += time.monotonic() - started
 
     def _write(
-        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any], kept: list[int]
+        self,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Tensor | Deferred]],
+        documents: Mapping[str, Any],
+        kept: list[int],
     ) -> None:
         save_checkpoint(self.checkpoints, step, tensors=tensors, documents=documents)
         self.log.kept(step)
@@ -207,9 +224,8 @@ class Run:
         seconds, self._save_seconds = self._save_seconds, 0.0
         return seconds
 
-    def restore(self, checkpoint: Checkpoint, optimizer: MasterAdam, state: State) -> None:
-        """Put weights, optimizer, random states and everything else back as they were."""
-        optimizer.load_state(checkpoint.tensors("weights"), checkpoint.tensors("optimizer"))
+    def restore(self, checkpoint: Checkpoint, state: State) -> None:
+        """Put random states and everything else back as they were, but for weights and optimizer."""
         state.load(checkpoint.document("state"), checkpoint.tensors("rng"))
         self.saved_step = checkpoint.step
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from equipoise.learning.optimizer import MasterAdam
+from equipoise.learning.optimizer import Asked, MasterAdam
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 from equipoise.ppo.config import TrainConfig
@@ -108,7 +108,7 @@ class SharedRun:
                 prompts=prompts,
                 changed_functions=changed_functions,
                 edited=edited,
-                processes=ranks.size,
+                processes=ranks.dealers,
             )
             opened.append(run)
             return run.resumed, run.complete, run.config.ppo.pieces
@@ -164,8 +164,14 @@ class SharedRun:
     def save(self, optimizer: MasterAdam, state: State, *, asynchronous: bool = False) -> None:
         """`Run.save` on rank 0, once all ranks have been found to hold the same. Raises what it raises, on all."""
         if self.ranks.size > 1 and state.step != self.saved_step:
+            self.ranks.each(optimizer.check_finite)
             self.ranks.agree(state.step, optimizer.digest(), _digest(state))
-        self._first_does(lambda run: run.save(optimizer, state, asynchronous=asynchronous))
+
+        def write(ask: Callable[[Asked], Tensor | None]) -> None:
+            assert self._run is not None
+            self._run.save(optimizer, state, asynchronous=asynchronous, ask=ask)
+
+        self.ranks.first_asks(write, optimizer.reply)
         self._saved_step = state.step
 
     def replace_from(self, step: int, optimizer: MasterAdam, state: State) -> None:
@@ -183,25 +189,24 @@ class SharedRun:
         rank 0, which alone need have them."""
 
         def read(run: Run) -> Any:
-            run.restore(checkpoint, optimizer, state)
+            run.restore(checkpoint, state)
             if self.ranks.size == 1:
                 return None
             # A GPU's own generator is that of rank 0's: no step draws from it.
             host = {name: s for name, s in checkpoint.tensors("rng").items() if not name.startswith("cuda.")}
             return checkpoint.document("state"), host
 
+        self.load_weights(checkpoint, optimizer)
         read_there = self._first_does(read)
         if not self.ranks.first:
             state.load(*read_there)
-        if self.ranks.size > 1:
-            optimizer.share(self.ranks)
         self._saved_step = checkpoint.step
 
     def load_weights(self, checkpoint: Checkpoint, optimizer: MasterAdam) -> None:
         """Put weights and optimizer alone back as they were."""
-        self._first_does(lambda _: optimizer.load_state(checkpoint.tensors("weights"), checkpoint.tensors("optimizer")))
-        if self.ranks.size > 1:
-            optimizer.share(self.ranks)
+        held: list[Mapping[str, Tensor]] = []
+        self._first_does(lambda _: held.extend(checkpoint.tensors(name) for name in ("weights", "optimizer")))
+        optimizer.load_state(*(held or ({}, {})))
 
     def dump(
         self,

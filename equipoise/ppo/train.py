@@ -89,7 +89,7 @@ class Trainer:
         edited: Mapping[str, Any] | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.ranks = ranks
+        self.ranks = ranks.sharing_layers(config.policy.tensor_parallel)
         self.config, self.functions, self.base = config, functions or Functions(), base
         self.overwrite, self.changed_functions, self.edited = overwrite, changed_functions, edited
         self.policy: Policy | None = None
@@ -190,10 +190,8 @@ class Trainer:
         config, run, policy = self.config, self.run, self.load()
         leaked = leaked_terms(policy.tokenizer, config.task.prompt(config.prompt), config.task, config.system)
         state = State.begin(config, RowLimit(config.ppo.micro_batch_size, run.log.say), leaked)
-        optimizer = new_optimizer(config, policy)
+        optimizer = new_optimizer(config, policy, self.ranks)
         training = Training(config, policy, optimizer, state, self.prompts.ids, self.functions, self.ranks)
-        if self.ranks.size > 1:
-            optimizer.share(self.ranks)  # nothing rests on all having drawn the same
         if run.resumed is not None:
             run.restore(run.resumed, training.optimizer, state)
         else:
@@ -265,6 +263,9 @@ def _run_steps(training: Training, run: SharedRun, stop: StopSignals) -> Outcome
             return Outcome("alert", state.step, ALERT_EXIT)
         if step.problem is not None:
             origin = partial(locate, training.policy, step.rollout, step.evidence, config)
+            if training.ranks.tensor > 1:  # which all compute together
+                found = origin()
+                origin = partial(dict, found)
             run.dump(state.step, step.problem, step.rollout, step.evidence, origin)
             if not on_nonfinite(training, run, step.problem):
                 return Outcome("nonfinite", state.step, NONFINITE_EXIT)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from equipoise.learning.optimizer import MasterAdam
+from equipoise.learning.optimizer import MasterAdam, adam_for
 from equipoise.policy.load import Policy
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.functions import Functions
@@ -32,7 +32,6 @@ class Training:
         return {occupation: self.prompts[occupation] for occupation in self.config.occupations}
 
 
-def new_optimizer(config: TrainConfig, policy: Policy) -> MasterAdam:
+def new_optimizer(config: TrainConfig, policy: Policy, ranks: Ranks) -> MasterAdam:
     """Adam on the policy's trained weights as they are now. It moves them: see `Policy.forget_recordings`."""
-    ppo = config.ppo
-    return MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=ppo.adam_eps, average=ppo.average_weights)
+    return adam_for(policy, ranks, eps=config.ppo.adam_eps, average=config.ppo.average_weights)

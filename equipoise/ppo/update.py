@@ -20,7 +20,8 @@ from equipoise.policy.score import Pack, Room, pack, packs, room_for, score, sco
 from equipoise.ppo import maths
 from equipoise.ppo.config import PPOConfig
 from equipoise.ppo.experience import Experience
-from equipoise.runs.ranks import ALONE, PieceSum, Ranks
+from equipoise.runs.pieces import PieceSum
+from equipoise.runs.ranks import ALONE, Ranks
 
 
 class UpdateStats(NamedTuple):
@@ -74,9 +75,9 @@ class Update:
 
         with self.ranks.by_itself():  # where memory does not suffice, one tries again while the others wait
             stats, summed = self.limit.run(self.policy, gradients, undo=self.optimizer.zero_grad)
-        if self.ranks.pieces > 1:
-            self.optimizer.put(summed.total())
-            stats = torch.cat(self.ranks.gather(stats))
+        if self.ranks.adds_up:
+            self.optimizer.add_up(summed)
+            stats = self.ranks.of_all_pieces(stats)
         self._launched.append(torch.cat([_total(stats), self.optimizer.norms()]))
         if number + 1 < len(self.batches):
             # Laid out while the GPU works: reading the numbers waits for it, once per optimizer step.
@@ -92,8 +93,8 @@ class Update:
                     self.optimizer.accumulate()
                 sums.append(_backward(self.policy, self.optimizer, part, self.config, self.temperature))
             stats.append(_total(torch.stack(sums)))
-            if self.ranks.pieces > 1:
-                summed.add(self.optimizer.take())
+            if self.ranks.adds_up:
+                self.optimizer.set_aside(summed)
         return torch.stack(stats), summed
 
     def _parts(self, number: int, rows_at_once: int) -> "list[list[Part]]":

@@ -91,10 +91,11 @@ def warm_start(
         say(f"{label}: learning from {plural(len(examples), 'sentence')}, such as {examples[0].text!r}")
         packed, line = training.config.scoring == "packed", partial(_labelled, say, label)
         with stage(f"{label}: learning") as shown:
+            training.optimizer.release()
             counted = count_calls(check, shown, how.epochs * -(-len(examples) // how.batch_size))
             supervise(policy, examples, generator, how, packed=packed, say=line, check=counted, ranks=ranks)
         policy.forget_recordings()
-    training.optimizer = new_optimizer(training.config, policy)
+    training.optimizer = new_optimizer(training.config, policy, ranks)
 
 
 def both(first: Progress, stage: Stage) -> Progress:

@@ -35,7 +35,7 @@ from equipoise.documents import read_json
 from equipoise.errors import NonFiniteError, UserError
 from equipoise.runs.files import sync_folder
 from equipoise.runs.locks import flock
-from equipoise.runs.tensors import DTYPES, encode, is_finite
+from equipoise.runs.tensors import DTYPES, Deferred, encode, is_finite
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
@@ -84,7 +84,7 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Json]
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor | Deferred]], documents: Mapping[str, Json]
 ) -> Path:
     """Write `folder/checkpoint-{step}`, replacing a complete one of the same step, and return its path.
 

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from equipoise.errors import LoneError, LostProcess, NonFiniteError, UserError
+from equipoise.errors import LoneError, LostProcess, UserError
 from equipoise.protocol.plural import plural
+from equipoise.runs.carried import CARRIED, Failure, Question, pickled, tried
 from equipoise.runs.launch import end_with_launcher, launched
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Reply = TypeVar("Reply")
 
 COLLECTIVE = timedelta(minutes=10)
 PATIENT = timedelta(hours=24)
@@ -46,6 +48,8 @@ class Ranks:
     """The group over which results and errors travel."""
     waited: list[float] = field(default_factory=list, compare=False, repr=False)
     """Seconds of each wait for the others, until they are taken."""
+    tensor: int = 1
+    """How many share every layer of one model, and compute the same pieces: 1, or all of them."""
 
     @property
     def first(self) -> bool:
@@ -54,39 +58,89 @@ class Ranks:
 
     def cut_into(self, pieces: int) -> Ranks:
         """The same, with so many pieces."""
-        assert pieces % self.size == 0, (pieces, self.size)
+        assert pieces % self.dealers == 0, (pieces, self.dealers)
         return replace(self, pieces=pieces)
 
     def in_pieces(self, asked: int) -> Ranks:
         """The same, with the number of pieces that was asked for; 0: one for each process. Raises UserError where they
         cannot be shared alike."""
-        if asked % self.size:
+        if asked % self.dealers:
             raise UserError(
-                f"{plural(asked, 'piece')} cannot be shared alike by {self.size} processes: give --pieces "
-                f"{self.size * -(-asked // self.size)}, or start as many processes as divide {asked}"
+                f"{plural(asked, 'piece')} cannot be shared alike by {self.dealers} processes: give --pieces "
+                f"{self.dealers * -(-asked // self.dealers)}, or start as many processes as divide {asked}"
             )
-        return self.cut_into(asked or self.size)
+        return self.cut_into(asked or self.dealers)
+
+    def sharing_layers(self, count: int) -> Ranks:
+        """The same, `count` of them (1 or all) sharing every layer. Raises UserError, on all."""
+
+        def check() -> None:
+            if count not in (1, self.size):
+                raise UserError(
+                    f"--tensor-parallel {count} needs {count} processes, and this is one of {self.size}: give "
+                    f"--gpus {count}"
+                )
+
+        self.first_does(check)
+        return replace(self, tensor=count, pieces=max(1, self.pieces // count))
+
+    @property
+    def dealers(self) -> int:
+        """Among how many pieces are dealt out."""
+        return self.size // self.tensor
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether gradients are sums of several, of pieces or of processes."""
+        return self.pieces > 1 or self.tensor > 1
 
     @property
     def mine(self) -> range:
         """The pieces that are this rank's: neighbours, equally many on each."""
-        each = self.pieces // self.size
-        return range(self.rank * each, (self.rank + 1) * each)
+        each, place = self.pieces // self.dealers, self.rank // self.tensor
+        return range(place * each, (place + 1) * each)
 
     def runs(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The rows of each of all pieces; of unequal length where they cannot be equal."""
         return rows.tensor_split(self.pieces)
 
-    def gather(self, x: Tensor) -> list[Tensor]:
-        """Every rank's tensor, of one shape and dtype, in rank order."""
+    def gather(self, x: Tensor, into: list[Tensor] | None = None) -> list[Tensor]:
+        """Every rank's tensor, of one shape and dtype, in rank order; several ranks can name where they are to go."""
         if self.size == 1:
             return [x]
         import torch
 
-        parts = [torch.empty_like(x) for _ in range(self.size)]
+        parts = [torch.empty_like(x) for _ in range(self.size)] if into is None else into
         with self._others() as dist:
             dist.all_gather(parts, x.contiguous())
         return parts
+
+    def of_all_pieces(self, x: Tensor) -> Tensor:
+        """(own pieces, …) → (all pieces, …), the same on all ranks."""
+        if self.tensor == 1:
+            import torch
+
+            return torch.cat(self.gather(x)) if self.size > 1 else x
+        self.share_(x)
+        return x
+
+    def exchange(self, x: Tensor) -> Tensor:
+        """(n,) → (n,): every rank's equal part of `x` goes to it; what all have sent to this one, in rank order."""
+        import torch
+
+        received = torch.empty_like(x)
+        with self._others() as dist:
+            dist.all_to_all_single(received, x)
+        return received
+
+    def send_(self, x: Tensor, source: int, target: int) -> None:
+        """Make `x` on rank `target` what it is on rank `source`; the others need not call it."""
+        if source != target:
+            with self._others() as dist:
+                if self.rank == source:
+                    dist.send(x.contiguous(), target)
+                else:
+                    dist.recv(x, source)
 
     def share_(self, x: Tensor) -> None:
         """Make `x` on every rank what it is on rank 0."""
@@ -128,10 +182,10 @@ class Ranks:
         """What `work` returns on every rank, in rank order. Where it raises on one, all raise that."""
         if self.size == 1:
             return [work()]
-        done, error = _tried(work)
-        answers = [pickle.loads(data) for data in self._exchange(_pickled(done, error))]
+        done, error = tried(work)
+        answers = [pickle.loads(data) for data in self._exchange(pickled(done, error))]
         for rank, answer in enumerate(answers):
-            if isinstance(answer, _Failure):
+            if isinstance(answer, Failure):
                 raised = error if error is not None and rank == self.rank else answer.error(rank)
                 try:
                     raise self._told(raised)
@@ -141,18 +195,29 @@ class Ranks:
 
     def first_does(self, work: Callable[[], Result]) -> Result:
         """Rank 0 works; all get what it returns, or raise what it raises."""
+        return self.first_asks(lambda _: work(), lambda _: None)
+
+    def first_asks(self, work: Callable[[Callable[[Item], Reply]], Result], reply: Callable[[Item], Reply]) -> Result:
+        """Rank 0 works, and meanwhile may ask: `reply` of what it asks is then called on all ranks, which can talk to
+        each other there, and it gets its own. All get what the work returns, or raise what it raises."""
         if self.size == 1:
-            return work()
+            return work(reply)
         if self.first:
+
+            def ask(what: Item) -> Reply:
+                self._broadcast(pickle.dumps(Question(what)))
+                return reply(what)
+
             try:
-                done = work()
+                done = work(ask)
             except CARRIED as error:
-                self._broadcast(_pickled(None, error))
+                self._broadcast(pickled(None, error))
                 raise
-            self._broadcast(_pickled(done, None))
+            self._broadcast(pickled(done, None))
             return done
-        answer = pickle.loads(self._broadcast(b""))
-        if isinstance(answer, _Failure):
+        while isinstance(answer := pickle.loads(self._broadcast(b"")), Question):
+            reply(answer.what)
+        if isinstance(answer, Failure):
             raise self._told(answer.error(0))
         result: Result = answer
         return result
@@ -162,6 +227,9 @@ class Ranks:
         finds it. Where `work` raises on one rank, all raise."""
         if self.size == 1:
             return [work(item) for item in items]
+        if self.tensor > 1:
+            found = [work(item) for item in items]
+            return self.first_does(lambda: found)
         bounds = [len(items) * rank // self.size for rank in (self.rank, self.rank + 1)]
         parts = self.each(lambda: [work(item) for item in items[slice(*bounds)]])
         return [result for part in parts for result in part]
@@ -231,101 +299,10 @@ class Ranks:
 ALONE = Ranks()
 
 
-class PieceSum:
-    """The sum of all pieces' vectors, added as a balanced tree: neighbours, then neighbours of those, whatever is left
-    over going up as it is. A rank adds its own subtrees as they come, so that few are kept at a time."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
-        self._subtrees: list[tuple[int, Tensor]] = []
-        each = len(ranks.mine)
-        self._whole = ranks.size == 1 or each & (each - 1) == 0
-        """Whether this rank's pieces make up a subtree. If not, they go to the others one by one."""
-
-    def add(self, piece: Tensor) -> None:
-        """The next of this rank's pieces, (n,) float32; it is taken over."""
-        self._subtrees.append((1, piece))
-        while self._whole and len(self._subtrees) > 1 and self._subtrees[-1][0] == self._subtrees[-2][0]:
-            self._join()
-
-    def _join(self) -> None:
-        (left, a), (right, b) = self._subtrees[-2:]
-        self._subtrees[-2:] = [(left + right, a.add_(b))]
-
-    def total(self) -> Tensor:
-        """(n,) the same on all ranks. On GPUs with one piece each NCCL adds in its own order."""
-        ranks = self._ranks
-        if ranks.size == 1:
-            while len(self._subtrees) > 1:
-                self._join()
-            return self._subtrees[0][1]
-        own = [part for _, part in self._subtrees]
-        if own[0].is_cuda and ranks.pieces == ranks.size:
-            ranks.reduce_(own[0])
-            return own[0]
-        gathered = [ranks.gather(part) for part in own]
-        return tree_sum([parts[rank] for rank in range(ranks.size) for parts in gathered])
-
-
-def tree_sum(leaves: Sequence[Tensor]) -> Tensor:
-    """Their sum as a balanced tree over neighbours. The leaves are taken over."""
-    level = list(leaves)
-    while len(level) > 1:
-        pairs = [a.add_(b) for a, b in zip(level[::2], level[1::2], strict=False)]
-        level = pairs + level[len(pairs) * 2 :]
-    return level[0]
-
-
 def _as_tensor(data: bytes) -> Tensor:
     import torch
 
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-
-
-class _Failure(NamedTuple):
-    """An error on its way to other processes."""
-
-    pickled: bytes
-    kind: type[BaseException]
-    """What stands for it where it cannot be unpickled."""
-    text: str
-
-    def error(self, rank: int) -> BaseException:
-        try:
-            error = pickle.loads(self.pickled)
-        except Exception:
-            error = None
-        if not isinstance(error, BaseException):
-            error = self.kind(self.text)
-        if type(error) is UserError and rank:
-            error = UserError(f"process {rank}: {error}")
-        return error
-
-
-CARRIED = (Exception, SystemExit)
-"""What ends the work of one ends that of all; not an interrupt, after which nobody waits."""
-
-
-def _tried(work: Callable[[], Result]) -> tuple[Result | None, BaseException | None]:
-    try:
-        return work(), None
-    except CARRIED as error:
-        return None, error
-
-
-def _pickled(done: object, error: BaseException | None) -> bytes:
-    if error is None:
-        return pickle.dumps(done)
-    import torch
-
-    kinds = (UserError, NonFiniteError, torch.OutOfMemoryError)
-    kind: type[BaseException] = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
-    try:
-        pickled = pickle.dumps(error)
-    except Exception:
-        pickled = b""
-    text = str(error) if kind is not RuntimeError else f"{type(error).__name__}: {error}"
-    return pickle.dumps(_Failure(pickled, kind, text))
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,7 +27,28 @@ DTYPES = {
 }
 
 
-def encode(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+@dataclass(frozen=True)
+class Deferred:
+    """A tensor that is fetched when it is written, from where it is too large to be kept beside others. Whoever makes
+    one has seen to it that it is finite."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+    """(numel,) on the CPU."""
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def element_size(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel() * self.element_size()
+
+
+def encode(tensors: Mapping[str, Tensor | Deferred]) -> Iterator[bytes | memoryview]:
     """The bytes of a safetensors file, tensor by tensor.
 
     The library's own writer needs every tensor on the CPU, contiguous and unshared at once, and its file read back for
@@ -42,12 +64,15 @@ def encode(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     header += b" " * (-len(header) % 8)
     yield len(header).to_bytes(8, "little") + header
     for _, tensor in ordered:
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        values = tensor.read() if isinstance(tensor, Deferred) else tensor
+        data = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         for start in range(0, len(data), _CHUNK):
             yield data[start : start + _CHUNK]
 
 
-def is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor | Deferred) -> bool:
+    if isinstance(tensor, Deferred):
+        return True
     values = tensor.detach()
     if not values.is_floating_point() or not values.numel():
         return True

@@ -10,7 +10,9 @@ from torch.distributed.launcher import api
 
 from equipoise import cli
 from equipoise.errors import UserError
+from equipoise.learning.flat import FlatGroup
 from equipoise.learning.optimizer import MasterAdam
+from equipoise.learning.shards import Shards
 from equipoise.policy.config import PolicyConfig
 from equipoise.policy.load import load_policy
 from equipoise.policy.source import resolve
@@ -19,6 +21,7 @@ from equipoise.ppo.machine import MARGIN, Machine, Need, Work, check, fit, inspe
 from equipoise.ppo.preflight import EIGHT_BIT_GB, slow_to_save
 from equipoise.ppo.train import train
 from equipoise.runs import launch
+from equipoise.runs.ranks import Ranks
 from tests.default import PROMPTS
 from tests.tiny import tiny_folder
 
@@ -48,12 +51,12 @@ def test_this_machine_is_seen_as_it_is() -> None:
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("tied", "average"), [(False, 0.0), (True, 0.9)])
 def test_the_estimate_counts_the_parameters_and_bytes_that_are_really_there(
-    tmp_path: Path, tuning: str, dtype: str, tied: bool
+    tmp_path: Path, tuning: str, dtype: str, tied: bool, average: float
 ) -> None:
     config = PolicyConfig(str(tiny_folder(tmp_path, tied)), tuning, dtype=dtype, device="cpu", lora_rank=3)  # type: ignore[arg-type]
-    expected = need(config, resolve(config.model), Work(4, 8, 30, 20))
+    expected = need(config, resolve(config.model), Work(4, 8, 30, 20, average=average > 0))
     policy = load_policy(config, PROMPTS["raw"])
     trained = {name: p for name, p in policy.trained().items() if not name.startswith("value_head")}
     frozen = [p for p in policy.model.parameters() if not p.requires_grad]
@@ -62,7 +65,7 @@ def test_the_estimate_counts_the_parameters_and_bytes_that_are_really_there(
     copy = policy.reference.parameters() if policy.reference is not None else ()
     assert expected.reference == sum(p.nbytes for p in copy)
 
-    optimizer = MasterAdam(trained, betas=(0.9, 0.999), eps=1e-8)
+    optimizer = MasterAdam(trained, betas=(0.9, 0.999), eps=1e-8, average=average)
     for parameter in trained.values():
         parameter.sum().backward()
     optimizer.accumulate()
@@ -121,6 +124,45 @@ def test_the_8b_shape_in_8_bits_is_planned_on_a_card_of_16_gb_and_the_70b_shape_
     assert need(eight, resolve(eight.model), work).loading < 12e9
 
 
+def test_full_fine_tuning_of_the_8b_shape_is_planned_on_two_cards_of_141_gb_or_four_of_80(on_gpu: None) -> None:
+    config = PolicyConfig("shape:llama-3.1-8b", "full")
+    source, weights = resolve(config.model), 8_030_261_248
+    alone = need(config, source, Work(16, 64, 64, 32))
+    assert alone.optimizer == 18 * weights
+    for processes, card in ((2, 141.0), (4, 84.0), (8, 84.0)):
+        rows = 16 // processes
+        work = Work(rows, 64, 64, 32, processes, piece=rows)
+        found = need(config, source, work)
+        # Gradients of two bytes, a slice of master and moments of twelve, a block in bfloat16 and in float32.
+        assert found.optimizer == 2 * weights + 12 * weights // processes + 6 * 2**26
+        assert (found.weights, found.reference, found.checkpoint) == (2 * weights, 2 * weights, 12 * weights)
+        plan = fit(config, source, work, card)
+        assert plan.need.memory / 1e9 <= MARGIN * card and plan.line(rows) is None
+        averaged = need(config, source, replace(work, average=True))  # measured on two H200: 113.9 GB
+        assert averaged.optimizer == found.optimizer + 4 * weights // processes
+        assert processes != 2 or averaged.memory / 1e9 == pytest.approx(113.9, rel=0.05)
+        for more in ({"rows": 1}, {"pieces": 2}):  # gradients are then summed beside those of the next pass
+            assert need(config, source, replace(work, **more)).optimizer == found.optimizer + 4 * weights
+    assert fit(config, source, Work(8, 64, 64, 32, 2, piece=8), 84.0).need.memory / 1e9 > 84.0
+    adapters = replace(config, tuning="lora")
+    assert (
+        need(adapters, source, Work(8, 64, 64, 32, 2, 8)).optimizer
+        == need(adapters, source, Work(8, 64, 64, 32)).optimizer
+    )
+
+
+def test_a_slice_is_what_a_process_is_foretold_to_hold(tmp_path: Path) -> None:
+    config = PolicyConfig(str(tiny_folder(tmp_path)), "full", dtype="bfloat16", device="cpu")
+    policy = load_policy(config, PROMPTS["raw"])
+    trained = {name: p for name, p in policy.trained().items() if not name.startswith("value_head")}
+    group = FlatGroup(trained, Ranks(0, 1), sharded=False)
+    slices = [Shards(group.buffer.numel(), Ranks(rank, 3)) for rank in range(3)]
+    foretold = need(config, resolve(config.model), Work(4, 12, 30, 20, 3, piece=4))
+    block = 6 * foretold.trained
+    for own in slices:
+        assert foretold.optimizer - block == pytest.approx(group.grads.nbytes + 12 * own.own, abs=12 * 16 * 3)
+
+
 def test_memory_that_only_loading_takes_counts(tmp_path: Path) -> None:
     assert replace(NEED, loading=11 * 10**9).memory == 11 * 10**9
     assert replace(NEED, loading=9 * 10**9).memory == 10 * 10**9
@@ -156,10 +198,34 @@ def test_too_little_memory_is_refused_with_numbers_and_a_remedy(disk) -> None:
     with pytest.raises(UserError, match=r"needs about 10.0 GB and 9.5 GB of memory are free: try --model bundled"):
         check(NEED, replace(ROOMY, memory_free_gb=9.5), CPU, folders, 2)
     with pytest.raises(UserError, match=r"10.0 GB and 9.5 GB on the GPU are free: try --use-8bit"):
-        check(NEED, replace(ROOMY, gpu_free_gb=9.5), GPU, folders, 2)
+        check(replace(NEED, reference=0, weights=7 * 10**9), replace(ROOMY, gpu_free_gb=9.5), GPU, folders, 2)
     # The other kind of memory does not matter.
     assert check(NEED, replace(ROOMY, gpu_free_gb=0.1), CPU, folders, 2)
     assert check(NEED, replace(ROOMY, memory_free_gb=0.1), GPU, folders, 2)
+
+
+def test_processes_on_one_machine_have_a_gpu_each_and_one_memory_together(disk) -> None:
+    disk(10**13)
+    folders, tight = ("out", "checkpoints"), replace(ROOMY, gpu_free_gb=10.1, memory_free_gb=19.9)
+    assert "10.0 GB of 10.1 GB free for each of 2 processes" in check(NEED, tight, GPU, folders, 2, sharing=2)[0]
+    with pytest.raises(UserError, match=r"10.0 GB and 9.9 GB of memory for each of 2 processes are free: try --model"):
+        check(NEED, tight, CPU, folders, 2, sharing=2)
+    with pytest.raises(
+        UserError, match=r"on the GPU are free: try more GPUs \(--gpus\), .* --tuning lora, or a smaller"
+    ):
+        check(NEED, replace(ROOMY, gpu_free_gb=9.5), GPU, folders, 2)
+
+
+def test_the_doctor_plans_for_the_number_of_processes(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["doctor", "--preset", "bundled-cpu", "--model", str(model), "--prompt", "raw", "--device", "cpu"]
+    assert cli.main([*argv, "--tuning", "full", "--processes", "2"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "frozen copy as reference, optimizer in 2 slices" in out and "GB free for each of 2 processes: weights" in out
+    )
+    assert cli.main([*argv, "--tuning", "full"]) == 0
+    assert "slices" not in capsys.readouterr().out
+    assert cli.main([*argv, "--processes", "0"]) == 2
 
 
 def test_too_little_disk_is_refused_counting_all_checkpoints_and_the_model(disk) -> None:

@@ -21,7 +21,8 @@ from equipoise.ppo import update as updating
 from equipoise.ppo.config import PPOConfig
 from equipoise.ppo.experience import Experience
 from equipoise.ppo.update import Update, UpdateStats, mini_batches
-from equipoise.runs.ranks import PieceSum, Ranks
+from equipoise.runs.pieces import PieceSum
+from equipoise.runs.ranks import Ranks
 from tests.tiny import bare_policy, next_logprobs, perturb, pretend_graphs
 
 PROMPTS = [[1, 2, 3], [4], [1, 2, 3], [2, 2], [4], [1, 2], [3], [1, 2, 3]]

@@ -45,6 +45,7 @@ from equipoise.ppo.train import Outcome, train
 from equipoise.ppo.training import Training, new_optimizer
 from equipoise.protocol.lexicon import NO_CLASS
 from equipoise.protocol.task import PROTOCOL, Task
+from equipoise.runs.ranks import ALONE
 from tests.default import LEXICON, OCCUPATIONS, PROMPTS, strict_success
 from tests.default import score as reward
 from tests.tasks import one_class_task
@@ -228,7 +229,7 @@ def test_later_rounds_learn_what_the_policy_writes_by_itself(model: Path, monkey
     prompts = {job: prompt_ids(policy.tokenizer, PROMPTS["raw"], job, PROTOCOL) for job in OCCUPATIONS}
     whole = TrainConfig(warm_start=config, sampling=SamplingConfig(max_new_tokens=12))
     state = State.begin(whole, RowLimit(16))
-    training = Training(whole, policy, new_optimizer(whole, policy), state, prompts)
+    training = Training(whole, policy, new_optimizer(whole, policy, ALONE), state, prompts)
     warm_start.warm_start(training, say=lambda _: None)
     assert [kind for kind, _ in calls] == [True, False, False] and len(shown) == 3
     before = mean_logprob(load(model), shown[0])

@@ -19,7 +19,8 @@ from equipoise import cli
 from equipoise.errors import LostProcess, NonFiniteError, UserError
 from equipoise.runs import ranks as running
 from equipoise.runs.launch import launched, processes_of
-from equipoise.runs.ranks import ALONE, PieceSum, Ranks, joined, tree_sum
+from equipoise.runs.pieces import PieceSum, tree_sum
+from equipoise.runs.ranks import ALONE, Ranks, joined
 from tests.killing import exit_code, in_child
 from tests.ranked import SECONDS, start, with_ranks
 
