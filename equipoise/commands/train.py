@@ -11,7 +11,7 @@ from equipoise import options
 from equipoise.commands.several import HELP, only_first_speaks, started
 from equipoise.errors import UserError
 from equipoise.ppo.config import TrainConfig
-from equipoise.ppo.presets import PRESETS, for_task, preset
+from equipoise.ppo.presets import PRESETS, additions, for_task, preset
 from equipoise.protocol.task import PROTOCOL, Task, read_task
 from equipoise.runs.console import loading, quiet
 from equipoise.runs.ranks import joined
@@ -59,8 +59,8 @@ def announced(config: TrainConfig, reasons: Sequence[str]) -> TrainConfig:
 
 DESCRIPTION = (
     "Fine-tune a language model with PPO. Without options: what this machine can run. The same command again continues "
-    "the run. Also: --preset NAME (guide, bundled-gpu, varied, bundled-cpu), --config FILE.yaml for defaults, "
-    f"--overwrite to start anew. {HELP}"
+    "the run. Also: --algorithm grpo, rloo or reinforce++, --preset NAME (guide, bundled-gpu, varied, bundled-cpu), "
+    f"--config FILE.yaml for defaults, --overwrite to start anew. {HELP}"
 )
 
 
@@ -118,7 +118,7 @@ def configure(
         config = choice.config
         reasons = [f"preset    {'; '.join(choice.reasons)}. Another: --preset {' | '.join(PRESETS)}, --model NAME"]
     config, changes = _complete(config, line)
-    return config, [*reasons, *line.sources, *changes], line.overwrite
+    return config, [*reasons, *line.sources, *changes, *additions(config)], line.overwrite
 
 
 def _read(argv: Sequence[str], edited: Mapping[str, Any], prog: str) -> CommandLine:

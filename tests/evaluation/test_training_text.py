@@ -19,9 +19,9 @@ from equipoise.ppo.config import (
     RunConfig,
     TrainConfig,
     WarmStartConfig,
-    WatchConfig,
 )
 from equipoise.ppo.presets import PRESETS
+from equipoise.ppo.watch_config import WatchConfig
 from equipoise.protocol.reward import RewardWeights
 from equipoise.protocol.task import PROTOCOL, Task
 from tests.evaluation.hostile import example, training_run

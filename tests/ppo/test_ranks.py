@@ -180,7 +180,7 @@ def test_a_signal_while_the_untrained_model_is_measured_stops_all(
     def measured(*given: Any) -> Any:
         if rank() == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return plain(*given)
+        return plain(*given, **options)
 
     monkeypatch.setattr(loop, "base_rates", measured)
     config = small_config(model, tmp_path, **LIGHT, base_samples=40)
@@ -323,8 +323,8 @@ def test_another_model_on_another_host_is_told_before_anything_is_trained(
 ) -> None:
     plain = loop.load_policy
 
-    def load(*given: Any) -> Any:
-        policy = plain(*given)
+    def load(*given: Any, **options: Any) -> Any:
+        policy = plain(*given, **options)
         if rank() == 1:
             policy.model.get_input_embeddings().weight.data[3, 4] += 1e-6
         return policy
@@ -341,10 +341,10 @@ def test_a_benchmark_that_one_process_cannot_begin_ends_all_with_one_line(
 ) -> None:
     plain = benchmark.load_policy
 
-    def load(*given: Any) -> Any:
+    def load(*given: Any, **options: Any) -> Any:
         if rank() == 1:
             raise UserError("1 GPU cannot be shared")
-        return plain(*given)
+        return plain(*given, **options)
 
     monkeypatch.setattr(benchmark, "load_policy", load)
     argv = ["--preset", "bundled-cpu", "--model", str(model), "--prompt", "raw", "--dtype", "float32"]
