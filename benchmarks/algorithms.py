@@ -20,13 +20,13 @@ from equipoise.ppo.summary import SUMMARY, objects, read_rows, training_summary
 
 COLUMNS = {
     "steps": ("steps", "{:.0f}", 1),
-    "reward": ("reward", "{:.2f}", 1),
+    "reward": ("reward", "{:z.2f}", 1),
     "good_step": ("0.9 at step", "{:.0f}", 1),
     "both": ("both classes %", "{:.1f}", 100),
     "strict": ("strict %", "{:.1f}", 100),
     "effective_pairs": ("effective pairs", "{:.1f}", 1),
     "unique": ("different texts %", "{:.0f}", 100),
-    "kl": ("KL", "{:.1f}", 1),
+    "kl": ("KL", "{:z.1f}", 1),
     "seconds": ("s", "{:.0f}", 1),
     "peak_gb": ("GB", "{:.1f}", 1),
 }

@@ -59,8 +59,8 @@ def announced(config: TrainConfig, reasons: Sequence[str]) -> TrainConfig:
 
 DESCRIPTION = (
     "Fine-tune a language model with PPO. Without options: what this machine can run. The same command again continues "
-    "the run. Also: --algorithm grpo, rloo or reinforce++, --preset NAME (guide, bundled-gpu, varied, bundled-cpu), "
-    f"--config FILE.yaml for defaults, --overwrite to start anew. {HELP}"
+    "the run. Also: --preset NAME (guide, bundled-gpu, varied, bundled-cpu), --config FILE.yaml for defaults, "
+    f"--overwrite to start anew, --algorithm grpo, rloo or reinforce++. {HELP}"
 )
 
 

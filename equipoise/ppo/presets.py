@@ -87,8 +87,8 @@ PRESETS = {
 
 
 ADDED = {"entropy_coef": "an entropy bonus", "average_weights": "a moving average of the weights"}
-"""What the preset `guide` adds to the guide's numbers, by the option. Without the bonus the `study` prompt stalls at one
-class on the bundled model; the average of the last 50 steps succeeds more often than any one of them."""
+"""What the preset `guide` adds to the guide's numbers, by the option. Without the bonus the `study` prompt stalls at
+one class on the bundled model; the average of the last 50 steps succeeds more often than any one of them."""
 
 
 def additions(config: TrainConfig) -> list[str]:
