@@ -155,8 +155,7 @@ class PPOConfig:
         """Raises UserError for an option that was given and that the algorithm has no use for."""
         method = self.method
         of_values = ("value_learning_rate", "value_warmup_steps", "value_clip", "gae_lambda")
-        idle = () if method.value_head else of_values
-        idle += () if method.token_credit else ("gamma",)
+        idle = [*(() if method.value_head else of_values), *(() if method.token_credit else ("gamma",))]
         for each in fields(self):
             if each.name in idle and getattr(self, each.name) != each.default:
                 what = "rewards from token to token" if each.name == "gamma" else "a value head"
