@@ -27,7 +27,7 @@ from equipoise.errors import UserError
 from equipoise.policy.placed import MODELS
 from equipoise.ppo import sweep_jobs
 from equipoise.ppo.base import BaseRates
-from equipoise.ppo.claim import FREE_TO_CHANGE
+from equipoise.ppo.claim import FREE_TO_CHANGE, as_now
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.machine import inspect_machine
 from equipoise.ppo.preflight import choose
@@ -205,7 +205,7 @@ def is_finished(plan: Plan) -> bool:
     if result is None:
         return False
     wanted = plan.config.document()
-    if changed := differences(result["config"], wanted, FREE_TO_CHANGE):
+    if changed := differences(as_now(result["config"]), wanted, FREE_TO_CHANGE):
         raise UserError(
             f"{plan.folder} holds a finished run with other settings ({'; '.join(changed)}): give the setting another "
             "name, choose another --output-dir, or delete that folder"

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from equipoise.commands import doctor
 from equipoise.errors import UserError
 from equipoise.policy.algorithms import ALGORITHMS
 from equipoise.policy.config import SamplingConfig
@@ -21,11 +22,14 @@ from equipoise.policy.load import Policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import sample
-from equipoise.ppo import maths
+from equipoise.ppo import claim, maths
 from equipoise.ppo.advantages import estimate, experience_of
 from equipoise.ppo.config import PPOConfig, TrainConfig
 from equipoise.ppo.experience import Experience, Scored
+from equipoise.ppo.facts import facts
 from equipoise.ppo.step import occupations_of
+from equipoise.ppo.sweep import read_plans
+from equipoise.ppo.tool_config import SweepConfig
 from equipoise.ppo.train import train
 from equipoise.ppo.update import Update, UpdateStats
 from tests.tiny import perturb, pretend_graphs
@@ -33,6 +37,7 @@ from tests.tiny import perturb, pretend_graphs
 from .small import checkpoints, results, rows, small_config, tensors
 from .test_update import PROMPTS, policy_of
 
+ROOT = Path(__file__).parents[2]
 OTHERS = ("grpo", "rloo", "reinforce++")
 GROUPED = ("grpo", "rloo")
 
@@ -386,3 +391,64 @@ def test_a_reward_that_is_not_finite_ends_a_step_before_its_update(
     assert [row["step"] for row in rows(tmp_path)] == [1, 3]
     kinds = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
     assert [event["what"] for event in kinds if event["kind"] == "nonfinite"] == ["the reward is not finite"]
+
+
+# Records
+
+
+def test_the_first_lines_name_algorithm_and_groups_and_the_closing_screen_its_name(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--preset", "bundled-cpu", "--model", str(model), "--prompt", "raw", "--device", "cpu"]
+    assert doctor.main([*words, "--algorithm", "grpo", "--batch-size", "48"]) == 0
+    assert "steps     20 of 48 sentences, GRPO, groups of 8 of one occupation" in capsys.readouterr().out
+    assert doctor.main(words) == 0
+    assert "steps     20 of 64 sentences, PPO\n" in capsys.readouterr().out
+    train(small_config(model, tmp_path, steps=1, algorithm="reinforce++"))
+    assert "summary of 1 step of REINFORCE++" in capsys.readouterr().out
+
+
+def test_a_card_says_how_its_groups_and_its_kl_were() -> None:
+    config = TrainConfig(ppo=PPOConfig(algorithm="grpo", num_generations=4))
+    assert facts(config, 7, 0.125, warmed=False).startswith("GRPO, 7 steps of 64 sentences in groups of 4, LoRA")
+    assert "KL coefficient 0.125 in the loss" in facts(config, 7, 0.125, warmed=False)
+    assert "in the loss" not in facts(TrainConfig(ppo=PPOConfig(algorithm="rloo")), 7, 0.1, warmed=False)
+
+
+def test_a_run_of_before_there_was_a_choice_goes_on_as_ppo_and_as_nothing_else(model: Path, tmp_path: Path) -> None:
+    config = small_config(model, tmp_path, steps=2)
+    train(config)
+    # What the record of such a run holds; checkpoints, which are sealed, are told by the same function.
+    path = tmp_path / "out" / "run.json"
+    record = json.loads(path.read_text())
+    for name in ("algorithm", "num_generations"):
+        del record["config"]["ppo"][name]
+    path.write_text(json.dumps(record))
+    assert claim.as_now(record["config"]) == config.document()
+    assert train(replace(config, steps=3)).status == "done"
+    with pytest.raises(UserError, match="algorithm: ppo → rloo"):
+        train(small_config(model, tmp_path, steps=4, algorithm="rloo"))
+
+
+def test_a_sweep_takes_the_algorithm_as_a_setting(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        "base: {preset: bundled-cpu}\nsettings:\n  a: {algorithm: grpo, num_generations: 4}\n"
+        "  reinforce++: {algorithm: reinforce++}\n"
+    )
+    plans = read_plans(SweepConfig(file, str(tmp_path / "out")))
+    assert [(plan.name, plan.config.ppo.algorithm) for plan in plans] == [
+        ("a-0", "grpo"),
+        ("reinforce++-0", "reinforce++"),
+    ]
+    file.write_text("base: {preset: bundled-cpu}\nsettings:\n  a: {algorithm: reinforce}\n")
+    with pytest.raises(UserError, match="algorithm"):
+        read_plans(SweepConfig(file, str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("name", ["algorithms", "guide"])
+def test_the_sweeps_of_the_comparison_can_be_read(name: str, tmp_path: Path) -> None:
+    plans = read_plans(SweepConfig(ROOT / "benchmarks" / f"{name}.yaml", str(tmp_path)))
+    assert len(plans) == {"algorithms": 24, "guide": 9}[name]
+    assert {plan.config.steps for plan in plans} == {400}
+    assert {plan.config.evaluation.final_sentences for plan in plans} == {1000}

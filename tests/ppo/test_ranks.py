@@ -37,6 +37,9 @@ METRICS = (ROOT / "docs" / "METRICS.md").read_text(encoding="utf-8")
 LIGHT: dict[str, Any] = {"steps": 4, "batch_size": 8, "mini_batch_size": 4, "pieces": 4, "save_every": 2}
 CASES: dict[str, dict[str, Any]] = {
     "lora": {},
+    "grpo": {"algorithm": "grpo", "num_generations": 4, "kl_coef": 0.2},
+    "rloo": {"algorithm": "rloo", "num_generations": 2, "scoring": "padded"},
+    "reinforce++": {"algorithm": "reinforce++", "average_weights": 0.5},
     "everything": EVERYTHING | {"steps": 3, "pieces": 4, "final_sentences": 30},
     "early stops, padded, bfloat16": {"target_kl": 1e-3, "scoring": "padded", "dtype": "bfloat16"},
     "micro-batches of one, samples": {
@@ -103,6 +106,9 @@ SLOW = pytest.mark.slow
     ("case", "sizes"),
     [
         ("lora", (2,)),
+        ("grpo", (2,)),
+        pytest.param("rloo", (2, 4), marks=SLOW),
+        pytest.param("reinforce++", (2,), marks=SLOW),
         ("everything", (2, 4)),
         ("early stops, padded, bfloat16", (2,)),
         pytest.param("lora", (4,), marks=SLOW),
