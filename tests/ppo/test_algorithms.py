@@ -1,5 +1,6 @@
 """GRPO, RLOO and REINFORCE++: advantages and losses by hand and by definition, and whole runs of each."""
 
+import copy
 import json
 import math
 import statistics
@@ -354,13 +355,6 @@ def test_a_run_continues_byte_for_byte_and_has_no_number_that_its_algorithm_lack
 
 
 @pytest.mark.parametrize("algorithm", OTHERS)
-def test_another_algorithm_is_refused_by_a_run_that_began_with_one(algorithm: str, model: Path, tmp_path: Path) -> None:
-    train(small_config(model, tmp_path, steps=2, algorithm=algorithm))
-    with pytest.raises(UserError, match=r"algorithm"):
-        train(small_config(model, tmp_path, steps=2))
-
-
-@pytest.mark.parametrize("algorithm", OTHERS)
 def test_a_batch_that_holds_no_difference_moves_next_to_nothing(algorithm: str, model: Path, tmp_path: Path) -> None:
     """No penalty and one reward for all."""
     config = small_config(model, tmp_path, steps=2, algorithm=algorithm, kl_coef=0.0, learning_rate=1e-3)
@@ -421,10 +415,11 @@ def test_a_run_of_before_there_was_a_choice_goes_on_as_ppo_and_as_nothing_else(m
     # What the record of such a run holds; checkpoints, which are sealed, are told by the same function.
     path = tmp_path / "out" / "run.json"
     record = json.loads(path.read_text())
+    whole = copy.deepcopy(record["config"])
     for name in ("algorithm", "num_generations"):
         del record["config"]["ppo"][name]
     path.write_text(json.dumps(record))
-    assert claim.as_now(record["config"]) == config.document()
+    assert claim.as_now(record["config"]) == whole
     assert train(replace(config, steps=3)).status == "done"
     with pytest.raises(UserError, match="algorithm: ppo → rloo"):
         train(small_config(model, tmp_path, steps=4, algorithm="rloo"))
@@ -437,10 +432,8 @@ def test_a_sweep_takes_the_algorithm_as_a_setting(model: Path, tmp_path: Path) -
         "  reinforce++: {algorithm: reinforce++}\n"
     )
     plans = read_plans(SweepConfig(file, str(tmp_path / "out")))
-    assert [(plan.name, plan.config.ppo.algorithm) for plan in plans] == [
-        ("a-0", "grpo"),
-        ("reinforce++-0", "reinforce++"),
-    ]
+    found = {plan.name: plan.config.ppo.algorithm for plan in plans}
+    assert found == {"a-0": "grpo", "reinforce++-0": "reinforce++"}
     file.write_text("base: {preset: bundled-cpu}\nsettings:\n  a: {algorithm: reinforce}\n")
     with pytest.raises(UserError, match="algorithm"):
         read_plans(SweepConfig(file, str(tmp_path / "out")))
