@@ -11,7 +11,7 @@ from equipoise import options
 from equipoise.commands.several import HELP, only_first_speaks, started
 from equipoise.errors import UserError
 from equipoise.ppo.config import TrainConfig
-from equipoise.ppo.presets import PRESETS, additions, for_task, preset
+from equipoise.ppo.presets import PRESETS, additions, for_model, for_task, preset
 from equipoise.protocol.task import PROTOCOL, Task, read_task
 from equipoise.runs.console import loading, quiet
 from equipoise.runs.ranks import joined
@@ -175,4 +175,6 @@ def _complete(config: TrainConfig, line: CommandLine) -> tuple[TrainConfig, list
         blamed = [name for flag, name in line.script.items() if re.search(rf"(?<!\w){flag[2:]}\b(?!-)", str(error))]
         raise UserError(f"{error} (from {' and '.join(blamed)} in train_rlhf.py)" if blamed else error) from None
     given = {word.removeprefix("--").partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
-    return parsed, [why for name, why in changes.items() if name not in given | settings.keys()]
+    given |= {name.replace("-", "_") for name in settings}
+    parsed, told = for_model(parsed, given)
+    return parsed, [*(why for name, why in changes.items() if name not in given), *told]

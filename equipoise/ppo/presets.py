@@ -1,5 +1,6 @@
 """Named configurations, and what they become on another task. Needs no torch, as options do not."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from equipoise.errors import UserError
@@ -100,6 +101,20 @@ def additions(config: TrainConfig) -> list[str]:
         return []
     without = " ".join(f"--{name.replace('_', '-')} 0" for name, value in found.items() if value)
     return [f"guide     beside the guide's own numbers: {' and '.join(told)}; without: {without}"]
+
+
+def for_model(config: TrainConfig, given: Collection[str]) -> tuple[TrainConfig, list[str]]:
+    """What the preset `guide` becomes on the bundled model, and a line that says so: all weights are trained, unless
+    `given`, the names of the options that were, has `tuning` in it.
+
+    The guide's learning rate is one for all weights. Adapters, which the 8B model has because nothing else fits, need
+    some thirty times as much to learn as fast (docs/LOG.md)."""
+    policy = config.policy
+    asked = "tuning" in given or policy.use_8bit
+    if config.preset != "guide" or policy.model != "bundled" or policy.tuning == "full" or asked:
+        return config, []
+    why = "all weights of the bundled model, since adapters hardly learn at the guide's learning rate"
+    return replace(config, policy=replace(policy, tuning="full")), [f"tuning    {why}; --tuning lora keeps them"]
 
 
 def preset(name: str, task: Task = PROTOCOL) -> TrainConfig:

@@ -16,6 +16,8 @@ from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.machine import Machine
 from equipoise.ppo.preflight import choose
 from equipoise.ppo.presets import PRESETS, preset
+from equipoise.ppo.sweep import read_plans
+from equipoise.ppo.tool_config import SweepConfig
 from tests.tasks import one_class_task
 
 CPU = Machine(gpu=None, gpu_free_gb=0.0, memory_free_gb=8.0, cores=2)
@@ -52,6 +54,24 @@ def test_bundled_gpu_has_the_guides_numbers_on_the_bundled_model() -> None:
     mine = preset("bundled-gpu")
     assert (mine.policy.model, mine.prompt, mine.steps) == ("bundled", "describe", 2000)
     assert mine.ppo == preset("guide").ppo
+
+
+def test_on_the_bundled_model_the_guides_preset_trains_all_weights_unless_asked_otherwise(tmp_path: Path) -> None:
+    config, told, _ = configure(["--preset", "guide", "--model", "bundled"])
+    assert config.policy.tuning == "full" and [line for line in told if line.startswith("tuning ")]
+    assert config.ppo == preset("guide").ppo
+    file = tmp_path / "run.yaml"
+    file.write_text("preset: guide\nmodel: bundled\ntuning: lora\n")
+    for words in (["--preset", "guide", "--model", "bundled", "--tuning", "lora"], ["--config", str(file)]):
+        config, told, _ = configure(words)
+        assert config.policy.tuning == "lora" and not [line for line in told if line.startswith("tuning ")]
+    assert configure(["--preset", "guide"])[0].policy.tuning == "lora"
+    assert configure(["--preset", "bundled-cpu"])[0].policy.tuning == "lora"
+    assert configure(["--preset", "guide", "--model", "bundled", "--use-8bit"])[0].policy.tuning == "lora"
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text("base: {preset: guide, model: bundled}\nsettings:\n  all: {}\n  adapters: {tuning: lora}\n")
+    plans = read_plans(SweepConfig(sweep, str(tmp_path / "out")))
+    assert [plan.config.policy.tuning for plan in plans] == ["full", "lora"]
 
 
 def test_the_guides_preset_says_what_it_adds_and_how_to_do_without() -> None:
