@@ -126,7 +126,7 @@ class Update:
             if number == len(self._launched):
                 self.launch()
             values = self._launched[number].tolist()
-            stats, norms = dict(zip(STATS, values, strict=False)), values[len(STATS) :]
+            stats, norms = dict(zip(STATS, values[: len(STATS)], strict=True)), values[len(STATS) :]
             if bad := [f"{name} is {value}" for name, value in stats.items() if not math.isfinite(value)]:
                 nonfinite = bad[0]
                 break
