@@ -32,6 +32,9 @@ COLUMNS = {
 }
 """Of each number its title, how it is written, and its factor there."""
 
+FINAL = ("both", "strict", "effective_pairs", "unique", "kl")
+"""Those that the closing summary measures."""
+
 Row = dict[str, Any]
 
 
@@ -52,10 +55,10 @@ def read_runs(folders: list[Path]) -> list[Row]:
                 "setting": named[1],
                 "seed": named[2],
                 "steps": steps[-1]["step"],
-                "reward": learnt["reward_last"],
+                "reward": round(learnt["reward_last"], 5),
                 "good_step": learnt["good_step"],
-                **{key: final.get(key) for key in ("both", "strict", "effective_pairs", "unique", "kl")},
-                "seconds": learnt["train_seconds"],
+                **{key: round(final[key], 5) if key in final else None for key in FINAL},
+                "seconds": round(learnt["train_seconds"], 5),
                 "peak_gb": max(peaks),
             }
         )
