@@ -105,14 +105,19 @@ def additions(config: TrainConfig) -> list[str]:
 
 def for_model(config: TrainConfig, given: Collection[str]) -> tuple[TrainConfig, list[str]]:
     """What the preset `guide` becomes on the bundled model, and a line that says so: all weights are trained, unless
-    `given`, the names of the options that were, has `tuning` in it.
+    `given`, the names of the options that were, has `tuning` in it; the line then says what adapters would need.
 
     The guide's learning rate is one for all weights. Adapters, which the 8B model has because nothing else fits, need
     some thirty times as much to learn as fast (docs/LOG.md)."""
     policy = config.policy
-    asked = "tuning" in given or policy.use_8bit
-    if config.preset != "guide" or policy.model != "bundled" or policy.tuning == "full" or asked:
+    if config.preset != "guide" or policy.model != "bundled" or policy.tuning == "full":
         return config, []
+    if "tuning" in given or policy.use_8bit:
+        slow = config.ppo.learning_rate <= PRESETS["guide"].ppo.learning_rate
+        what = "all weights do, or --learning-rate 3e-4"
+        return config, [
+            f"note      adapters hardly learn at the guide's learning rate on this model: {what}"
+        ] if slow else []
     why = "all weights of the bundled model, since adapters hardly learn at the guide's learning rate"
     return replace(config, policy=replace(policy, tuning="full")), [f"tuning    {why}; --tuning lora keeps them"]
 

@@ -65,6 +65,10 @@ def test_on_the_bundled_model_the_guides_preset_trains_all_weights_unless_asked_
     for words in (["--preset", "guide", "--model", "bundled", "--tuning", "lora"], ["--config", str(file)]):
         config, told, _ = configure(words)
         assert config.policy.tuning == "lora" and not [line for line in told if line.startswith("tuning ")]
+        assert [line for line in told if line.startswith("note ") and "--learning-rate 3e-4" in line]
+    faster = ["--preset", "guide", "--model", "bundled", "--tuning", "lora", "--learning-rate", "3e-4"]
+    assert not [line for line in configure(faster)[1] if "adapters" in line]
+    assert not [line for line in configure(["--preset", "guide"])[1] if "adapters" in line]
     assert configure(["--preset", "guide"])[0].policy.tuning == "lora"
     assert configure(["--preset", "bundled-cpu"])[0].policy.tuning == "lora"
     assert configure(["--preset", "guide", "--model", "bundled", "--use-8bit"])[0].policy.tuning == "lora"
