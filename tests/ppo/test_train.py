@@ -143,7 +143,11 @@ def test_every_key_of_a_run_is_defined_and_every_defined_key_is_in_a_run(model: 
     logged = {key for line in itertools.chain(*lines) for key in json.loads(line)}
     logged -= {"step"}
     assert undefined_keys(logged, METRICS) == []
-    assert set(defined_keys(METRICS)) - logged == {"time/wait", "ranks/size"}  # of several processes
+    several, groups = {"time/wait", "ranks/size"}, {"ppo/kl_loss", "group/reward_std", "group/alike"}
+    assert set(defined_keys(METRICS)) - logged == several | groups  # of several processes, and of other algorithms
+    train(small_config(model, tmp_path / "grpo", steps=1, algorithm="grpo"))
+    line = json.loads((tmp_path / "grpo" / "out" / "metrics.jsonl").read_text())
+    assert groups <= set(line) and undefined_keys(set(line) - {"step"}, METRICS) == []
     columns = (tmp_path / "out/training_metrics.csv").read_text().splitlines()[0].split(",")
     assert columns[0] == "step" and not any(c.startswith(("time/", "speed/", "memory/")) for c in columns)
 
