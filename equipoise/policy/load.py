@@ -94,6 +94,7 @@ class Policy:
         stop_ids: tuple[int, ...],
         source: Source | None = None,
         cuda_graphs: bool = False,
+        value_head: bool = True,
     ) -> None:
         trains = any(parameter.requires_grad for parameter in model.parameters())
         has_reference = reference is not None or isinstance(model, PeftModel)
@@ -110,12 +111,16 @@ class Policy:
         self.device = next(model.parameters()).device
         self.graphs = Graphs(self.device, enabled=cuda_graphs)
         self.dtype = _compute_dtype(model)
-        # All zeros: the first values are 0, not noise that the first advantages would be measured against.
-        width = getattr(model.get_output_embeddings(), "in_features", model.config.get_text_config().hidden_size)
-        self.value_head = nn.Linear(width, 1, device=self.device)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self.value_head = self._new_value_head() if value_head else None
         _no_dropout(model)
+
+    def _new_value_head(self) -> nn.Linear:
+        """All zeros: the first values are 0, not noise that the first advantages would be measured against."""
+        hidden = self.model.config.get_text_config().hidden_size
+        head = nn.Linear(getattr(self.model.get_output_embeddings(), "in_features", hidden), 1, device=self.device)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return head
 
     @contextmanager
     def as_reference(self, reference: bool = True) -> Iterator[nn.Module]:
@@ -151,12 +156,14 @@ class Policy:
         return logits, caught[0]
 
     def value(self, hidden: Tensor) -> Tensor:
-        """Predicted return for each hidden state: (..., H) → (...), float32.
+        """Predicted return for each hidden state: (..., H) → (...), float32; zeros where there is no value head.
 
         The trunk gets no gradient from it. Its features tell how far a sentence has come; letting the value loss
         rewrite them would move the policy for reasons other than the reward. The features are normalised to length 1,
         so that one learning rate of the head suits models of every width.
         """
+        if self.value_head is None:
+            return torch.zeros(hidden.shape[:-1], device=hidden.device)
         width = hidden.shape[-1]
         features = nn.functional.layer_norm(hidden.detach().float(), (width,)) * width**-0.5
         return self.value_head(features).squeeze(-1)  # type: ignore[no-any-return]
@@ -170,10 +177,11 @@ class Policy:
     def trained(self) -> dict[str, nn.Parameter]:
         """Every parameter the optimizer owns, by name; the value head's begin with `value_head.`"""
         named = adjacent_order({n: p for n, p in self.model.named_parameters() if p.requires_grad})
-        return named | {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
+        head = self.value_head.named_parameters() if self.value_head is not None else ()
+        return named | {f"value_head.{n}": p for n, p in head}
 
 
-def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE) -> Policy:
+def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE, *, value_head: bool = True) -> Policy:
     """Load what `config` names, ready to train, on the device of this rank. Raises UserError for anything the user can
     mend."""
     device = _used(pick_device(own_device(config.device, ranks)))
@@ -211,7 +219,9 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE) -> P
         )
     stops = stop_ids(tokenizer, model.generation_config, prompt)
     graphs = _recordable(config, attention)
-    policy = Policy(model, tokenizer, reference=reference, stop_ids=stops, source=source, cuda_graphs=graphs)
+    policy = Policy(
+        model, tokenizer, reference=reference, stop_ids=stops, source=source, cuda_graphs=graphs, value_head=value_head
+    )
     policy.recompute = config.gradient_checkpointing
     policy.notices = (note,) if note else ()
     policy.together = ranks if cut is not None else ALONE

@@ -268,9 +268,20 @@ def _name(record: Found) -> str | None:
     return name if isinstance(name, str) else None
 
 
+def as_now(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded configuration, with the options that there were not yet when it was written: at their defaults, which
+    leave everything as it was."""
+    default = TrainConfig().document()
+    filled = {name: value for name, value in default.items() if name != "task"} | dict(recorded)
+    for name, value in recorded.items():
+        if isinstance(value, Mapping) and isinstance(default.get(name), Mapping) and name != "task":
+            filled[name] = {**default[name], **value}
+    return filled
+
+
 def _changes(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
     """What differs between a recorded configuration and this one and matters to the numbers."""
-    old, new = dict(recorded), config.document()
+    old, new = as_now(recorded), config.document()
     reward = dict(old.get("reward", {}))
     # Records of before tasks had files are of the default task, with the bounds among the reward's numbers.
     bounds = (reward.pop("min_words", None), reward.pop("max_words", None))

@@ -28,6 +28,7 @@ class Scored(NamedTuple):
     logprobs: Tensor
     entropies: Tensor
     values: Tensor
+    """0 where the policy has no value head."""
     reference: Tensor
 
     def kl_BT(self, rollout: Rollout) -> Tensor:
@@ -40,7 +41,12 @@ class Experience(NamedTuple):
 
     rollout: Rollout
     old_logp_BT: Tensor
-    old_values_BT: Tensor
-    returns_BT: Tensor
+    old_values_BT: Tensor | None
+    """None where there is no value head; the returns likewise."""
+    returns_BT: Tensor | None
     advantages_BT: Tensor
-    """Whitened over the whole batch."""
+    """As the loss multiplies with them."""
+    reference_BT: Tensor | None = None
+    """log π_ref, where the KL to the reference is in the loss; else None."""
+    kl_coef: float = 0.0
+    """The weight of that KL."""

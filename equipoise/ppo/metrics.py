@@ -9,7 +9,8 @@ from torch import Tensor
 from equipoise.measures.variety import pair_counts
 from equipoise.policy.rollout import Rollout
 from equipoise.ppo import maths
-from equipoise.ppo.config import TrainConfig
+from equipoise.ppo.advantages import Estimated
+from equipoise.ppo.config import PPOConfig, TrainConfig
 from equipoise.ppo.experience import Rewarded, Scored
 from equipoise.ppo.state import State
 from equipoise.ppo.update import UpdateStats
@@ -25,7 +26,7 @@ def step_metrics(
     rollout: Rollout,
     rewarded: Rewarded,
     scored: Scored,
-    advantages: maths.Advantages,
+    advantages: Estimated,
     update: UpdateStats,
 ) -> dict[str, float]:
     """All metrics of a step; KLs in nats per sentence. `state` as it was when the step was paid."""
@@ -62,22 +63,50 @@ def step_metrics(
         "kl/ref": kl,
         "kl/ref_k3": kl_k3_BT.sum(1).mean().item(),
         "kl/coef": state.kl_coef,
-        "kl/penalty": state.kl_coef * kl,
+        **({} if config.ppo.method.kl_in_loss else {"kl/penalty": state.kl_coef * kl}),
         "ppo/update_kl": update.update_kl,
         "ppo/updates": update.updates,
         "ppo/early_stop": int(update.early_stop),
         "ppo/ratio_max": update.ratio_max,
         "ppo/clip_fraction": update.clip_fraction,
         "ppo/policy_loss": update.policy_loss,
-        "ppo/value_loss": update.value_loss,
+        **_losses(update),
         "ppo/entropy": maths.masked_mean(scored.entropies, mask_BT).item(),
         "ppo/grad_norm": update.grad_norm,
         "ppo/learning_rate": learning_rate,
-        "value/mean": maths.masked_mean(scored.values, mask_BT).item(),
-        "value/explained_variance": maths.explained_variance(scored.values, advantages.returns, mask_BT).item(),
-        "advantage/std": advantages.advantages[mask_BT].std(unbiased=False).item(),
+        **_values(scored, advantages, mask_BT),
+        "advantage/std": advantages.raw_BT[mask_BT].std(unbiased=False).item(),
+        **_groups(config.ppo, rewarded),
         "guard/skipped": state.skipped,
     } | _function(rewarded)
+
+
+def _losses(update: UpdateStats) -> dict[str, float]:
+    """The losses that not every algorithm has."""
+    found = {"ppo/value_loss": update.value_loss, "ppo/kl_loss": update.kl_loss}
+    return {key: loss for key, loss in found.items() if loss is not None}
+
+
+def _values(scored: Scored, advantages: Estimated, mask_BT: Tensor) -> dict[str, float]:
+    """How good the value head is, where there is one."""
+    if advantages.returns_BT is None:
+        return {}
+    return {
+        "value/mean": maths.masked_mean(scored.values, mask_BT).item(),
+        "value/explained_variance": maths.explained_variance(scored.values, advantages.returns_BT, mask_BT).item(),
+    }
+
+
+def _groups(ppo: PPOConfig, rewarded: Rewarded) -> dict[str, float]:
+    """How far rewards differ within groups, where sentences are compared within them."""
+    if not ppo.method.grouped:
+        return {}
+    paid = rewarded.paid_B.double().view(-1, ppo.group_size)
+    alike = paid.amax(1) == paid.amin(1)
+    return {
+        "group/reward_std": paid.std(1).mean().item(),
+        "group/alike": alike.double().mean().item(),
+    }
 
 
 def _function(rewarded: Rewarded) -> dict[str, float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from equipoise.learning.optimizer import MasterAdam
+from equipoise.policy.algorithms import Algorithm
 from equipoise.policy.load import Policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.rollout import Rollout
@@ -31,10 +32,13 @@ class UpdateStats(NamedTuple):
     ratio_max: float
     clip_fraction: float
     policy_loss: float
-    value_loss: float
+    value_loss: float | None
+    """None without a value head."""
     grad_norm: float
     nonfinite: str | None
     """What was not finite, where something was; the parameters are as they were before that optimizer step."""
+    kl_loss: float | None = None
+    """None where the KL to the reference is not in the loss."""
 
 
 def mini_batches(config: PPOConfig, generator: torch.Generator) -> list[Tensor]:
@@ -84,7 +88,7 @@ class Update:
             self._ahead[number + 1, self.limit.rows] = self._parts(number + 1, self.limit.rows)
 
     def _gradients(self, pieces: "Sequence[Sequence[Part]]") -> tuple[Tensor, PieceSum]:
-        """((own pieces, 5) `STATS`, their gradients). A single piece's gradients stay where they are."""
+        """((own pieces, 6) `STATS`, their gradients). A single piece's gradients stay where they are."""
         stats, summed = [], PieceSum(self.ranks)
         for parts in pieces:
             sums = []
@@ -103,10 +107,10 @@ class Update:
             return self._ahead.pop((number, rows_at_once))
         pieces = self.ranks.runs(self.batches[number])
         room = self._room(pieces) if len(pieces[0]) <= rows_at_once else None
-        tokens = int(self.experience.rollout.lengths_B[self.batches[number]].sum())
+        columns = columns_of(self.experience, self.batches[number], self.config.method)
+        rollout, packed = self.experience.rollout, self.packed
         return [
-            _lay_out(self.policy, self.experience, pieces[own], rows_at_once, self.packed, tokens, room)
-            for own in self.ranks.mine
+            _lay_out(self.policy, rollout, columns, pieces[own], rows_at_once, packed, room) for own in self.ranks.mine
         ]
 
     def _room(self, pieces: Sequence[Tensor]) -> Room | None:
@@ -122,8 +126,8 @@ class Update:
         for number in range(len(self.batches)):
             if number == len(self._launched):
                 self.launch()
-            *values, policy_norm, value_norm = self._launched[number].tolist()
-            stats = dict(zip(STATS, values, strict=True))
+            values = self._launched[number].tolist()
+            stats, norms = dict(zip(STATS, values[: len(STATS)], strict=True)), values[len(STATS) :]
             if bad := [f"{name} is {value}" for name, value in stats.items() if not math.isfinite(value)]:
                 nonfinite = bad[0]
                 break
@@ -131,17 +135,18 @@ class Update:
             if stats["kl"] > self.config.target_kl:
                 early_stop = True
                 break
-            grad_norm = self.optimizer.step(self.config.max_grad_norm, (policy_norm, value_norm))
+            grad_norm = self.optimizer.step(self.config.max_grad_norm, norms)
             if not math.isfinite(grad_norm):
-                nonfinite = f"gradient norm is {policy_norm} (value head {value_norm})"
+                head = f" (value head {norms[1]})" if len(norms) > 1 else ""
+                nonfinite = f"gradient norm is {norms[0]}{head}"
                 break
             seen.append({**stats, "grad_norm": grad_norm})
         self.optimizer.zero_grad()
-        return _summed_up(seen, update_kl, early_stop, nonfinite)
+        return _summed_up(self.config, seen, update_kl, early_stop, nonfinite)
 
 
 def _summed_up(
-    seen: Sequence[Mapping[str, float]], update_kl: float, early_stop: bool, nonfinite: str | None
+    config: PPOConfig, seen: Sequence[Mapping[str, float]], update_kl: float, early_stop: bool, nonfinite: str | None
 ) -> UpdateStats:
     """The statistics of the optimizer steps that were taken."""
 
@@ -155,77 +160,103 @@ def _summed_up(
         ratio_max=math.exp(max((s["log_ratio_max"] for s in seen), default=0.0)),
         clip_fraction=mean("clip_fraction"),
         policy_loss=mean("policy_loss"),
-        value_loss=mean("value_loss"),
+        value_loss=mean("value_loss") if config.method.value_head else None,
         grad_norm=mean("grad_norm"),
         nonfinite=nonfinite,
+        kl_loss=mean("kl_loss") if config.method.kl_in_loss else None,
     )
 
 
-STATS = ("policy_loss", "value_loss", "kl", "clip_fraction", "log_ratio_max")
+STATS = ("policy_loss", "value_loss", "kl_loss", "kl", "clip_fraction", "log_ratio_max")
+
+Columns = dict[str, Tensor]
+"""What the loss needs besides the scores, by name: (B, T) of the batch, or (N,) of a micro-batch on the device, there 0
+for spare tokens.
+
+old_logp, advantages, weight (1 / tokens of the whole mini-batch, so that cutting it into micro-batches changes
+nothing); old_values and returns with a value head; share (1 / tokens of the completion / completions of the
+mini-batch) where completions weigh alike; row (its number in the micro-batch) where a completion has one ratio;
+reference and kl_weight (the coefficient times the token's weight) where the KL to the reference is in the loss. An
+algorithm has no others than it uses.
+"""
 
 
 class Part(NamedTuple):
-    """A micro-batch on the device. (N,) tensors, those after `weight` 0 for spare tokens; `weight` is 1 / tokens of the
-    whole mini-batch, so that cutting it into micro-batches changes nothing."""
+    """A micro-batch on the device."""
 
     source: Pack | Rollout
-    old_logp: Tensor
-    old_values: Tensor
-    returns: Tensor
-    advantages: Tensor
-    weight: Tensor
+    columns: Columns
+
+
+def columns_of(experience: Experience, rows: Tensor, method: Algorithm) -> Columns:
+    """(B, T) columns for a mini-batch of these rows, but for `row`, which depends on how it is cut."""
+    lengths_B, like = experience.rollout.lengths_B, experience.old_logp_BT
+    weight_BT = torch.full_like(like, 1 / int(lengths_B[rows].sum()))
+    columns = {"old_logp": like, "advantages": experience.advantages_BT, "weight": weight_BT}
+    if experience.old_values_BT is not None and experience.returns_BT is not None:
+        columns |= {"old_values": experience.old_values_BT, "returns": experience.returns_BT}
+    if method.sentence_mean:
+        columns["share"] = (1 / (lengths_B.to(like.dtype) * len(rows)))[:, None].expand_as(like)
+    if experience.reference_BT is not None:
+        columns |= {"reference": experience.reference_BT}
+        columns["kl_weight"] = experience.kl_coef * columns.get("share", weight_BT)
+    if method.whole_ratio:
+        columns["row"] = torch.zeros(like.shape, dtype=torch.long)
+    return columns
 
 
 def _lay_out(
     policy: Policy,
-    experience: Experience,
+    rollout: Rollout,
+    columns: Columns,
     rows: Tensor,
     rows_at_once: int,
     packed: bool,
-    tokens: int,
     room: Room | None,
 ) -> list[Part]:
-    mask_BT = experience.rollout.mask_BT
+    mask_BT = rollout.mask_BT
     parts = []
     for micro in rows.split(rows_at_once):
-        whole = experience.rollout.select(micro)
+        whole = rollout.select(micro)
         groups = packs(policy, whole) if packed else None
         for group in groups or [torch.arange(len(micro))]:
             part = whole if len(group) == len(micro) else whole.select(group)
             source = pack(policy, part, room=room if part is whole else None) if groups is not None else part
             mask = mask_BT[micro[group]]
-            columns = [x[micro[group]][mask] for x in experience[1:]]
-            columns.append(torch.full_like(columns[0], 1 / tokens))
+            own = {name: x[micro[group]][mask] for name, x in columns.items()}
+            if "row" in own:
+                own["row"] = torch.nonzero(mask)[:, 0]
             if isinstance(source, Pack):
-                columns = [pad(x, (0, len(source.targets_N) - len(x))) for x in columns]
-            parts.append(Part(source, *(x.to(policy.device, non_blocking=True) for x in columns)))
+                own = {name: pad(x, (0, len(source.targets_N) - len(x))) for name, x in own.items()}
+            parts.append(Part(source, {name: x.to(policy.device, non_blocking=True) for name, x in own.items()}))
     return parts
 
 
 def _backward(policy: Policy, optimizer: MasterAdam, part: Part, config: PPOConfig, temperature: float) -> Tensor:
-    """Forward and backward over one micro-batch, gradients added up in the optimizer. (5,) `STATS`, on the device."""
+    """Forward and backward over one micro-batch, gradients added up in the optimizer. (6,) `STATS`, on the device."""
+    names = tuple(part.columns)
     if isinstance(part.source, Pack):
-        key = ("update", temperature, config.clip, config.value_clip, config.entropy_coef)
-        inputs = (*part.source, *part[1:])
+        key = ("update", temperature, config.clip, config.value_clip, config.entropy_coef, names)
+        inputs = (*part.source, *part.columns.values())
 
         def function(*x: Tensor) -> tuple[Tensor]:
-            return (
-                _loss_and_gradients(policy, Pack(*x[: len(Pack._fields)]), x[len(Pack._fields) :], config, temperature),
-            )
+            source, columns = Pack(*x[: len(Pack._fields)]), dict(zip(names, x[len(Pack._fields) :], strict=True))
+            return (_loss_and_gradients(policy, source, columns, config, temperature),)
 
         if not policy.graphs.has(key, *inputs):
             with optimizer.gradients_kept():  # recording runs the function once, which adds to them
                 policy.graphs.record(key, function, *inputs)
         (stats,) = policy.graphs(key, function, *inputs)
     else:
-        stats = _loss_and_gradients(policy, part.source, part[1:], config, temperature)
+        stats = _loss_and_gradients(policy, part.source, part.columns, config, temperature)
     return stats.clone()
 
 
 def _loss_and_gradients(
-    policy: Policy, source: Pack | Rollout, columns: Sequence[Tensor], config: PPOConfig, temperature: float
+    policy: Policy, source: Pack | Rollout, columns: Columns, config: PPOConfig, temperature: float
 ) -> Tensor:
-    old_logp, old_values, returns, advantages, weight = columns
+    old_logp, weight = columns["old_logp"], columns["weight"]
+    share = columns.get("share", weight)
     entropy = config.entropy_coef != 0
     if isinstance(source, Pack):
         new = score_pack(policy, source, temperature, reference=False, entropy=entropy)
@@ -235,16 +266,25 @@ def _loss_and_gradients(
         real = weight > 0
     # A spare token's score is a number like any other: it is put to its old value, and weighs nothing.
     logprobs = torch.where(real, new.logprobs, 0.0)
-    surrogate = maths.policy_loss(logprobs, old_logp, advantages, config.clip)
-    value_loss = maths.value_loss(torch.where(real, new.values, 0.0), old_values, returns, config.value_clip)
-    # The value head has a learning rate of its own and shares no weights, so its loss needs no coefficient.
-    policy_sum, value_sum = (surrogate.loss * weight).sum(), (value_loss * weight).sum()
-    (policy_sum + value_sum - config.entropy_coef * (new.entropies * weight).sum()).backward()
+    surrogate = maths.policy_loss(logprobs, old_logp, columns["advantages"], config.clip, columns.get("row"))
+    policy_sum = (surrogate.loss * share).sum()
+    loss, value_sum, kl_sum = policy_sum, torch.zeros_like(policy_sum), torch.zeros_like(policy_sum)
+    if "returns" in columns:
+        old_values, values = columns["old_values"], torch.where(real, new.values, 0.0)
+        value_loss = maths.value_loss(values, old_values, columns["returns"], config.value_clip)
+        # The value head has a learning rate of its own and shares no weights, so its loss needs no coefficient.
+        value_sum = (value_loss * weight).sum()
+        loss = loss + value_sum
+    if "reference" in columns:
+        kl_sum = (maths.kl_k3(logprobs, columns["reference"]) * columns["kl_weight"]).sum()
+        loss = loss + kl_sum
+    (loss - config.entropy_coef * (new.entropies * weight).sum()).backward()
     kl = (maths.kl_k3(old_logp, logprobs.detach()) * weight).sum()
-    clipped = (surrogate.clipped * weight).sum()
-    return torch.stack([policy_sum.detach(), value_sum.detach(), kl, clipped, surrogate.log_ratio.abs().max()])
+    clipped = (surrogate.clipped * share).sum()
+    sums = [policy_sum.detach(), value_sum.detach(), kl_sum.detach(), kl, clipped]
+    return torch.stack([*sums, surrogate.log_ratio.abs().max()])
 
 
 def _total(stats: Tensor) -> Tensor:
-    """(n, 5) parts' statistics as their whole's: sums, and the largest log-ratio."""
+    """(n, 6) parts' statistics as their whole's: sums, and the largest log-ratio."""
     return torch.cat([stats[:, :-1].sum(0), stats[:, -1:].max(0).values])
