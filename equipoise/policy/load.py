@@ -233,14 +233,17 @@ def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
     return Policy(model, tokenizer, reference=None, stop_ids=stops, source=source, cuda_graphs=graphs)
 
 
-def _fuse(model: Any) -> None:
-    """Fewer, larger kernels. The modules that do it need Triton, which PyTorch brings along for GPUs only."""
+def _fuse(model: Any) -> str | None:
+    """Fewer, larger kernels; a line where they are not the largest. The modules that do it need Triton, which PyTorch
+    brings along for GPUs only."""
     from equipoise.policy import fused, llama
 
-    if llama.supported(model):
+    reason = llama.not_covered(model)
+    if reason is None:
         llama.fuse_layers(model)
-    else:
-        fused.fuse(model)
+        return None
+    fused.fuse(model)
+    return f"the fast layer does not cover {reason} of this {model.config.model_type} model: it is computed more slowly"
 
 
 def _recordable(config: PolicyConfig, attention: str | None) -> bool:

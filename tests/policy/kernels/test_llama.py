@@ -44,7 +44,7 @@ def make(tuning: str, *, fused: bool, eight_bit: bool = False, optimizer: bool =
                 parameter.data.normal_(0, 0.3)
     if eight_bit:
         to_eight_bits(model)
-    assert llama.supported(model)
+    assert llama.not_covered(model) is None
     for part in (model, reference) if fused else ():
         if part is not None:
             llama.fuse_layers(part)
