@@ -103,7 +103,7 @@ def _prepare_backward_kernel(
     h, d = tl.arange(0, BH)[:, None], tl.arange(0, P)[None]
     total = tl.zeros((BH, P), tl.float32)
     for row in range(program, M, PROGRAMS):
-        base, real, count = _tile(row.to(tl.int64), part, HEADS, KEY_HEADS, D, BH, P)
+        base, real, count = _tile(row, part, HEADS, KEY_HEADS, D, BH, P)
         grad = tl.load(dy + base + d, real, 0.0)
         if part < 2:
             grad = grad.to(tl.float32)

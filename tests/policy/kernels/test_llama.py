@@ -2,12 +2,15 @@
 
 import copy
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from equipoise.learning.optimizer import MasterAdam
 from equipoise.policy import llama
@@ -22,6 +25,7 @@ from equipoise.policy.sample import sample
 from equipoise.policy.score import Pack, pack, score, score_pack
 from equipoise.policy.verify import settle
 from equipoise.policy.ways import Ways
+from tests.families import family_model
 from tests.tiny import pretend_graphs
 
 PROMPTS = [[5, 6, 7, 8 + i % 2, *[9] * (i % 3)] for i in range(4)]
@@ -126,20 +130,35 @@ def test_decoding_draws_the_tokens_of_the_plain_sampler(eight_bit: bool) -> None
     assert finite and torch.equal(fast.tokens_BT, plain.tokens_BT) and torch.equal(fast.lengths_B, plain.lengths_B)
 
 
-def test_other_architectures_and_sizes_keep_their_layers() -> None:
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=20,
-            hidden_size=64,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            head_dim=16,
-        )
-    )
-    assert not llama.supported(model)  # heads of 16
-    assert not llama.supported(torch.nn.Linear(2, 2))
+def small(**changes: Any) -> LlamaForCausalLM:
+    sizes = {
+        "vocab_size": 20, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    }  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**{**sizes, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (lambda: torch.nn.Linear(2, 2), "no list of decoder layers"),
+        (lambda: small(num_attention_heads=1, head_dim=512), "heads of 512"),
+        (lambda: small(intermediate_size=40), "projections to 40, 40"),
+        (lambda: small(hidden_act="relu"), "its activation"),
+        (lambda: family_model("qwen3-moe"), "a mixture of experts"),
+        (lambda: family_model("bamba"), "a state beside or in place of attention"),
+        (lambda: family_model("cohere"), "layers of the kind CohereDecoderLayer"),
+    ],
+)
+def test_what_is_not_covered_is_named(model: Callable[[], torch.nn.Module], reason: str) -> None:
+    assert llama.not_covered(model()) == reason
+
+
+def test_a_norm_of_another_kind_is_not_taken_for_one_that_is_known() -> None:
+    model = small()
+    norm = model.model.layers[0].post_attention_layernorm
+    assert llama.not_covered(model) is None
+    norm.forward = lambda x: LlamaRMSNorm.forward(norm, x) * 1.01
+    assert llama.not_covered(model) == "its norm (LlamaRMSNorm)"
 
 
 def test_the_fused_model_is_found_to_have_the_numbers_of_one_row_by_itself(

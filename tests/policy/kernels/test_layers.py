@@ -1,0 +1,37 @@
+"""The fused layer of every architecture against transformers' own passes of single rows, in Triton's interpreter."""
+
+import pytest
+import torch
+
+from tests import layers
+
+QUICK = {("gemma3", "full"), ("gpt2", "lora"), ("gemma2", "decoding")}
+"""Between them: both kinds of norm, all four places of one, norms of heads, windows, caps, biases, no rotation."""
+
+
+def cases(*works: str) -> list[object]:
+    return [
+        pytest.param(name, work, marks=() if (name, work) in QUICK else pytest.mark.slow, id=f"{name}-{work}")
+        for name in layers.LAYERS
+        for work in works
+    ]
+
+
+def agree(name: str, tuning: str, **options: object) -> None:
+    found, gradients = layers.scores_and_gradients(name, tuning=tuning, fused=True, **options)
+    expected, own = layers.scores_and_gradients(name, tuning=tuning, fused=False, **options)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+    assert gradients.keys() == own.keys()
+    for key, gradient in own.items():
+        torch.testing.assert_close(gradients[key], gradient, rtol=2e-4, atol=5e-5, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.parametrize(("name", "tuning"), cases("lora", "full"))
+def test_packed_scores_and_gradients_are_those_of_single_rows(name: str, tuning: str) -> None:
+    agree(name, tuning)
+
+
+@pytest.mark.parametrize(("name", "work"), cases("decoding"))
+def test_decoding_over_the_static_cache_gives_the_logits_of_whole_rows(name: str, work: str) -> None:
+    found, expected = layers.decoded(name)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=5e-5)
