@@ -75,8 +75,9 @@ def fuse(model: nn.Module) -> None:
             module.forward = _mlp_forward(module)
     # Rotary embedding is a function of the model's own file: five kernels for each of q and k, or one.
     home: Any = sys.modules[type(next(m for m in model.modules() if hasattr(m, "layer_idx"))).__module__]
-    if not hasattr(home.apply_rotary_pos_emb, "_torchdynamo_orig_callable"):
-        home.apply_rotary_pos_emb = torch.compile(home.apply_rotary_pos_emb, dynamic=True)
+    rotate = getattr(home, "apply_rotary_pos_emb", None)
+    if rotate is not None and not hasattr(rotate, "_torchdynamo_orig_callable"):
+        home.apply_rotary_pos_emb = torch.compile(rotate, dynamic=True)
 
 
 def _lora_forward(layer: LoraLayer) -> Any:

@@ -191,8 +191,9 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE) -> P
             parameter.data = parameter.data.to(dtype)
     if config.use_8bit:
         to_eight_bits(model)
+    slower = None
     if config.fused and device.type == "cuda" and attention is not None:
-        _fuse(model)
+        slower = _fuse(model)
         if reference is not None:
             _fuse(reference)
     if config.gradient_checkpointing:
@@ -205,7 +206,7 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE) -> P
     graphs = _recordable(config, attention)
     policy = Policy(model, tokenizer, reference=reference, stop_ids=stops, source=source, cuda_graphs=graphs)
     policy.recompute = config.gradient_checkpointing
-    policy.notices = (note,) if note else ()
+    policy.notices = tuple(line for line in (note, slower) if line)
     model.eval()
     # What has been loaded stays: out of the garbage collector's rounds, which would look through all of it every few
     # steps.
@@ -225,12 +226,14 @@ def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
     model.eval().requires_grad_(False)
     if config.use_8bit:
         to_eight_bits(model)
-    if config.fused and device.type == "cuda" and attention is not None:
-        _fuse(model)
+    fast = config.fused and device.type == "cuda" and attention is not None
+    slower = _fuse(model) if fast else None
     tokenizer = load_tokenizer(source)
     stops = stop_ids(tokenizer, model.generation_config, prompt)
     graphs = _recordable(config, attention)
-    return Policy(model, tokenizer, reference=None, stop_ids=stops, source=source, cuda_graphs=graphs)
+    policy = Policy(model, tokenizer, reference=None, stop_ids=stops, source=source, cuda_graphs=graphs)
+    policy.notices = (slower,) if slower else ()
+    return policy
 
 
 def _fuse(model: Any) -> str | None:

@@ -58,23 +58,23 @@ def bench(config: BenchConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
         train = replace(train, ppo=replace(train.ppo, **more))
     train, _ = in_pieces(train, None, ranks.size)
     ranks = ranks.cut_into(train.ppo.pieces)
-    made: list[tuple[Policy, dict[str, list[int]], float]] = []
+    made: list[tuple[Policy, dict[str, list[int]], dict[str, float]]] = []
     ranks.each(lambda: made.append(_loaded(config, train, ranks)))
-    policy, prompts, loaded = made[0]
+    policy, prompts, seconds = made[0]
     check_alike(policy, list(prompts.values()), ranks)
     state = State.begin(train, RowLimit(train.ppo.micro_batch_size))
     policy.ways = ranks.first_does(lambda: policy.ways)
     training = Training(train, policy, new_optimizer(train, policy), state, prompts, ranks=ranks)
     if ranks.size > 1:
         training.optimizer.share(ranks)
-    seen: list[dict[str, float]] = []
+    every: list[dict[str, float]] = []
     for number in range(config.bench_warmup + config.bench_steps):
         step = ppo_step(training)
         # Random weights have nothing to say of the reward: a failed step is a failed benchmark.
         assert step.problem is None, step.problem
-        if number >= config.bench_warmup:
-            seen.append({**step.timings, "updates": step.metrics["ppo/updates"], "tokens": step.metrics["text/tokens"]})
+        every.append({**step.timings, "updates": step.metrics["ppo/updates"], "tokens": step.metrics["text/tokens"]})
         print(f"step {number + 1}: {step.timings['time/step']:.3f} s", flush=True)
+    seen = every[config.bench_warmup :]
     median = {key: statistics.median(s[key] for s in seen) for key in seen[0]}
     flop = step_flop(train, policy, prompts, median["tokens"])
     return {
@@ -82,7 +82,9 @@ def bench(config: BenchConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
         "model": train.policy.model,
         "device": torch.cuda.get_device_name() if policy.device.type == "cuda" else "cpu",
         "torch": torch.__version__,
-        "load_s": round(loaded, 2),
+        **seconds,
+        **{f"first_{phase}_s": round(every[0][f"time/{phase}"], 3) for phase in ("step", "sample", "score", "update")},
+        "slowest_later_s": round(max((s["time/step"] for s in every[1:]), default=0.0), 4),
         "processes": ranks.size,
         "pieces": ranks.pieces,
         "batch": train.ppo.batch_size,
@@ -100,8 +102,11 @@ def bench(config: BenchConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
     }
 
 
-def _loaded(config: BenchConfig, train: TrainConfig, ranks: Ranks) -> tuple[Policy, dict[str, list[int]], float]:
-    """The policy, its prompts by occupation, and the seconds that loading took. Raises UserError."""
+def _loaded(
+    config: BenchConfig, train: TrainConfig, ranks: Ranks
+) -> tuple[Policy, dict[str, list[int]], dict[str, float]]:
+    """The policy, its prompts by occupation, and the seconds that loading and comparing its ways took. Raises
+    UserError."""
     torch.manual_seed(train.seed)
     prompt, started = train.task.prompt(train.prompt), time.perf_counter()
     if config.memory_gb:
@@ -116,8 +121,10 @@ def _loaded(config: BenchConfig, train: TrainConfig, ranks: Ranks) -> tuple[Poli
     if config.prompt_tokens:
         # In front, where all prompts share it, as a longer chat header would be.
         prompts = {o: [p[0]] * (config.prompt_tokens - len(p)) + p for o, p in prompts.items()}
+    started = time.perf_counter()
     settle(policy, list(prompts.values()), train.sampling.max_new_tokens)
-    return policy, prompts, loaded
+    _wait(policy.device)
+    return policy, prompts, {"load_s": round(loaded, 2), "settle_s": round(time.perf_counter() - started, 2)}
 
 
 def scaling(results: Sequence[dict[str, Any]]) -> list[str]:

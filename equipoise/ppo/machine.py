@@ -98,10 +98,13 @@ def need(config: PolicyConfig, source: Source, work: Work) -> Need:
     hidden, layers, vocabulary = text.hidden_size, text.num_hidden_layers, text.vocab_size
     trained = parameters if config.tuning == "full" else lora
     masters = 4 if width < 4 else 0
-    fused = device.type == "cuda" and config.fused and model_config.model_type == "llama"
-    # Values that a layer keeps for its backward pass, per token: ours 7 of hidden size and 3 of the MLP's, those of
-    # transformers and peft some 34 of hidden size. With checkpointing one per layer, and all in one layer at a time.
-    kept = 7 * hidden + 3 * text.intermediate_size if fused else 34 * hidden
+    fused = device.type == "cuda" and config.fused and all(type(m).__name__ in LAYOUTS for m in decoder_layers(model))
+    # Values that a layer keeps for its backward pass, per token: ours 7 of hidden size and 3 of the MLP's, 4 more with
+    # norms after attention and MLP or of heads; those of transformers and peft some 34 of hidden size. With
+    # checkpointing one per layer, and all in one layer at a time.
+    plain = model_config.model_type == "llama"
+    inner = getattr(text, "intermediate_size", None) or 4 * hidden
+    kept = (7 if plain else 11) * hidden + 3 * inner if fused else 34 * hidden
     per_token = kept + hidden * layers if config.gradient_checkpointing else kept * layers
     # Logits and their gradient in the compute dtype, or three times in float32.
     predicted = work.rows * work.new * vocabulary * (2 * width if fused else 12)

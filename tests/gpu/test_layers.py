@@ -1,0 +1,49 @@
+"""The fused layer of every architecture against transformers' own passes of single rows, compiled and on a GPU."""
+
+import pytest
+import torch
+
+from equipoise.policy.verify import settle
+from equipoise.policy.ways import Ways
+from tests import layers
+
+pytestmark = pytest.mark.gpu
+NAMES = list(layers.LAYERS)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("name", NAMES)
+def test_packed_scores_and_gradients_are_those_of_single_rows(name: str, tuning: str) -> None:
+    found, gradients = layers.scores_and_gradients(name, tuning=tuning, fused=True, padded=True, device="cuda")
+    expected, own = layers.scores_and_gradients(name, tuning=tuning, fused=False, device="cuda")
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-4)
+    for key, gradient in own.items():
+        difference = float((gradients[key] - gradient).norm())
+        assert difference <= 2e-3 * float(gradient.norm()) + 1e-5, f"{key}: {difference / float(gradient.norm()):.5f}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decoding_over_the_static_cache_gives_the_logits_of_whole_rows(name: str) -> None:
+    found, expected = layers.decoded(name, device="cuda")
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=5e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_bfloat16_it_is_as_far_from_float32_as_transformers_own(name: str) -> None:
+    exact, _ = layers.scores_and_gradients(name, tuning="lora", fused=False, device="cuda")
+    options = {"tuning": "lora", "device": "cuda", "dtype": torch.bfloat16}
+    found, _ = layers.scores_and_gradients(name, fused=True, **options)
+    plain, _ = layers.scores_and_gradients(name, fused=False, **options)
+    assert (found - exact).abs().mean() <= 2 * (plain - exact).abs().mean() + 0.01
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gpt2", "olmo2"])
+def test_from_graphs_it_is_found_to_have_the_numbers_of_one_row_by_itself(name: str) -> None:
+    policy = layers.policy(name, tuning="lora", fused=True, device="cuda")
+    policy.graphs.enabled = True
+    policy.model.config.sliding_window = None  # short texts: no window ends before them
+    for module in policy.model.modules():
+        if hasattr(module, "sliding_window"):
+            module.sliding_window = None
+    settle(policy, layers.PROMPTS, 3, lambda line: pytest.fail(line))
+    assert policy.ways == Ways() or policy.ways.fast
