@@ -69,6 +69,11 @@ def trie_attention(
     """
     paths_RL, places_M, fill_BP, slot, hidden_BL, beyond_BL = take_trie(kwargs)
     scale = scaling or query.shape[-1] ** -0.5
+    if slot is not None or paths_RL is not None:
+        # Whoever asks for more than is computed here is told, and computed otherwise (`verify.settle`).
+        more = [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]
+        if more or kwargs.get("dropout"):
+            raise NotImplementedError(f"attention with {', '.join(more) or 'dropout'}")
     if slot is not None:
         assert hidden_BL is not None
         cache: Any = module.kv_cache

@@ -164,7 +164,7 @@ def _describe(layer: Any) -> LayerSpec | str:
     if not getattr(own.attention, "is_causal", True) or hasattr(layer, "crossattention"):
         return "attention to what comes after"
     norms = [n for n in own.norms if n is not None]
-    kinds = {_norm_kind(norm) for norm in (*norms, own.query_norm, own.key_norm) if norm is not None}
+    kinds = {norm_kind(norm) for norm in (*norms, own.query_norm, own.key_norm) if norm is not None}
     if len(kinds) != 1 or None in kinds:
         return f"its norm ({type(norms[0]).__name__})"
     ((layer_norm, offset),) = (kind for kind in kinds if kind is not None)
@@ -208,9 +208,9 @@ def _strange(layer: Any) -> str:
 
 
 @torch.no_grad()
-def _norm_kind(norm: Any) -> tuple[bool, float] | None:
-    """(whether it is a layer norm, what it adds to its weights), found by trying it with other weights; None for
-    anything else."""
+def norm_kind(norm: Any) -> tuple[bool, float] | None:
+    """(whether it is a layer norm, what an RMS norm adds to its weights), found by trying it with other weights; None
+    for anything else."""
     if type(norm) is nn.LayerNorm:
         return (True, 0.0) if norm.weight is not None and norm.bias is not None else None
     if not hasattr(norm, "weight") or epsilon(norm) is None or norm.weight.dim() != 1:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from equipoise.policy.attention import take_trie
-from equipoise.policy.fused import norm_forward
+from equipoise.policy.fused import is_llama_norm, norm_forward
 from equipoise.policy.int8 import Int8Linear
 from equipoise.policy.joined import accumulate, gradient, joined, joined_gradients, put_together
 from equipoise.policy.kernels import attention, decoding, elementwise, heads, int8
@@ -47,7 +47,7 @@ def fuse_layers(model: nn.Module) -> None:
             torch.cuda.empty_cache()  # the matrices that were put together have left holes of another size
     for module in model.modules():
         norm = getattr(module, "norm", None)
-        if isinstance(getattr(module, "layers", None), nn.ModuleList) and hasattr(norm, "variance_epsilon"):
+        if isinstance(getattr(module, "layers", None), nn.ModuleList) and is_llama_norm(norm):
             norm.forward = norm_forward(norm)
     head = model.get_output_embeddings()  # type: ignore[operator]
     if head.weight.requires_grad and head.bias is None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from equipoise.errors import UserError
 from equipoise.policy.adapters import with_adapters
@@ -101,6 +102,8 @@ class Policy:
         self.stop_ids = stop_ids
         self.source = source
         self.recompute = False
+        self.unproven = False
+        """Whether our own attention is on trial in this model; `verify.settle` keeps it or gives back the model's."""
         self.notices: tuple[str, ...] = ()
         """Lines that the user should see."""
         self.decoders: dict[Any, Any] = {}  # `sample.sample_static` keeps its buffers here
@@ -158,6 +161,17 @@ class Policy:
         features = nn.functional.layer_norm(hidden.detach().float(), (width,)) * width**-0.5
         return self.value_head(features).squeeze(-1)  # type: ignore[no-any-return]
 
+    def give_back_attention(self) -> None:
+        """Have the model compute attention as it does itself, from now on and for good, and nothing recorded: that may
+        look at values on the host."""
+        for part in (self.model, self.reference):
+            if part is not None:
+                plain = part.get_base_model() if isinstance(part, PeftModel) else part
+                plain.set_attn_implementation("sdpa")
+        self.forget_recordings()
+        self.graphs.enabled = False
+        self.unproven = False
+
     def forget_recordings(self) -> None:
         """Drop recorded graphs and the decoders' buffers: they read the weights where a new optimizer, which moves the
         weights, no longer keeps them, and they hold memory."""
@@ -176,7 +190,7 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE) -> P
     device = _used(pick_device(own_device(config.device, ranks)))
     dtype = pick_dtype(config.dtype, device)
     source = resolve(config.model)
-    attention = _attention(source)
+    attention, known = _attention(source)
     _check_eight_bit(config, device)
     model = load_model(source, dtype=dtype, device=device, attn_implementation=attention, eight_bits=config.use_8bit)
     tokenizer = load_tokenizer(source)
@@ -191,11 +205,7 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE) -> P
             parameter.data = parameter.data.to(dtype)
     if config.use_8bit:
         to_eight_bits(model)
-    slower = None
-    if config.fused and device.type == "cuda" and attention is not None:
-        slower = _fuse(model)
-        if reference is not None:
-            _fuse(reference)
+    slower = [_fuse(part, config, attention) for part in (model, reference) if part is not None][0]
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
         # Nothing is random in a pass, and reading the generator's state could not be recorded in a CUDA graph.
@@ -206,6 +216,7 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE) -> P
     graphs = _recordable(config, attention)
     policy = Policy(model, tokenizer, reference=reference, stop_ids=stops, source=source, cuda_graphs=graphs)
     policy.recompute = config.gradient_checkpointing
+    policy.unproven = attention is not None and not known
     policy.notices = tuple(line for line in (note, slower) if line)
     model.eval()
     # What has been loaded stays: out of the garbage collector's rounds, which would look through all of it every few
@@ -219,34 +230,37 @@ def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
     """Load what `config` names to sample from it and nothing else: no adapter, no reference, no parameter trainable."""
     device = _used(pick_device(config.device))
     source = resolve(config.model)
-    attention = _attention(source)
+    attention, known = _attention(source)
     _check_eight_bit(config, device)
     dtype = pick_dtype(config.dtype, device)
     model = load_model(source, dtype=dtype, device=device, attn_implementation=attention, eight_bits=config.use_8bit)
     model.eval().requires_grad_(False)
     if config.use_8bit:
         to_eight_bits(model)
-    fast = config.fused and device.type == "cuda" and attention is not None
-    slower = _fuse(model) if fast else None
+    slower = _fuse(model, config, attention)
     tokenizer = load_tokenizer(source)
     stops = stop_ids(tokenizer, model.generation_config, prompt)
     graphs = _recordable(config, attention)
     policy = Policy(model, tokenizer, reference=None, stop_ids=stops, source=source, cuda_graphs=graphs)
+    policy.unproven = attention is not None and not known
     policy.notices = (slower,) if slower else ()
     return policy
 
 
-def _fuse(model: Any) -> str | None:
-    """Fewer, larger kernels; a line where they are not the largest. The modules that do it need Triton, which PyTorch
-    brings along for GPUs only."""
+def _fuse(model: Any, config: PolicyConfig, attention: str | None) -> str | None:
+    """Fewer, larger kernels on a GPU; a line that says why, where they are not the largest. The modules that do it need
+    Triton, which PyTorch brings along for GPUs only."""
+    if not config.fused or model.device.type != "cuda":
+        return None
     from equipoise.policy import fused, llama
 
-    reason = llama.not_covered(model)
-    if reason is None:
+    reason, kind = llama.not_covered(model), model.config.model_type
+    if reason is None and attention is not None:
         llama.fuse_layers(model)
         return None
-    fused.fuse(model)
-    return f"the fast layer does not cover {reason} of this {model.config.model_type} model: it is computed more slowly"
+    if attention is not None:
+        fused.fuse(model, known=kind in PLAIN_ATTENTION)
+    return f"{kind} models take the slow path on a GPU: the fast layer does not cover {reason or 'their attention'}"
 
 
 def _recordable(config: PolicyConfig, attention: str | None) -> bool:
@@ -255,9 +269,17 @@ def _recordable(config: PolicyConfig, attention: str | None) -> bool:
     return config.cuda_graphs and attention is not None
 
 
-def _attention(source: Source) -> str | None:
-    """Our own where the model's attention is plain; None leaves the model its own."""
-    return TRIE_ATTENTION if load_config(source).model_type in PLAIN_ATTENTION else None
+def _attention(source: Source) -> tuple[str | None, bool]:
+    """(our own attention where the model may take it, else None, whether it is known to be the model's own). On trial
+    where it is not known: `verify.settle` decides."""
+    config = load_config(source)
+    if config.model_type in PLAIN_ATTENTION:
+        return TRIE_ATTENTION, True
+    kind = AutoModelForCausalLM._model_mapping[type(config)]
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    # What our own leaves to sdpa must be what the model itself would compute: sinks and the like are not.
+    ours = all(k._supports_attention_backend and k._supports_sdpa for k in kinds)
+    return (TRIE_ATTENTION if ours else None), False
 
 
 def _check_eight_bit(config: PolicyConfig, device: torch.device) -> None:
