@@ -90,7 +90,13 @@ def model(name: str, attention: str) -> Any:
 
 
 def policy(
-    name: str, *, tuning: str, fused: bool, device: str = "cpu", eight_bit: bool = False, dtype: torch.dtype = torch.float32
+    name: str,
+    *,
+    tuning: str,
+    fused: bool,
+    device: str = "cpu",
+    eight_bit: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Policy:
     """As training has it; `fused=False`: with transformers' own attention, written out."""
     made = model(name, TRIE_ATTENTION if fused else "eager").to(device=device, dtype=dtype)

@@ -9,7 +9,6 @@ own.
 """
 
 import sys
-
 from typing import Any, NamedTuple
 
 import torch

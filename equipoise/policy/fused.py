@@ -74,7 +74,11 @@ def fuse(model: nn.Module, known: bool) -> None:
             module.forward = _lora_forward(module)
         elif type(module).__name__.endswith("RMSNorm") and is_llama_norm(module):
             module.forward = norm_forward(module)
-        elif known and hasattr(module, "gate_proj") and isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation):
+        elif (
+            known
+            and hasattr(module, "gate_proj")
+            and isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation)
+        ):
             module.forward = _mlp_forward(module)
     if not known:
         return

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLayer
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
 from transformers.pytorch_utils import Conv1D
 
@@ -105,6 +105,12 @@ def decoder_layers(model: nn.Module) -> list[Any]:
     return list(longest)
 
 
+def known_layers(model: nn.Module) -> bool:
+    """Whether all decoder layers are of classes that the fused layer knows. Their weights need not be there."""
+    layers = decoder_layers(model)
+    return bool(layers) and all(type(layer).__name__ in LAYOUTS for layer in layers)
+
+
 def parts(layer: Any) -> Parts:
     """The modules of a layer whose class is in `LAYOUTS`."""
     attention = layer.attn if hasattr(layer, "attn") else layer.self_attn
@@ -176,9 +182,8 @@ def _describe(layer: Any) -> LayerSpec | str:
     heads = inner // size
     if size % 2 or size > 256:
         return f"heads of {size}"
-    window = {"module": own.attention, "config": getattr(own.attention, "config", None)}.get(
-        LAYOUTS[name].window or "", None
-    )
+    windowed = {"module": own.attention, "config": getattr(own.attention, "config", None), None: None}
+    window = windowed[LAYOUTS[name].window]
     return LayerSpec(
         heads=heads,
         key_heads=(out // size - heads) // 2,
@@ -213,11 +218,12 @@ def norm_kind(norm: Any) -> tuple[bool, float] | None:
     for anything else."""
     if type(norm) is nn.LayerNorm:
         return (True, 0.0) if norm.weight is not None and norm.bias is not None else None
-    if not hasattr(norm, "weight") or epsilon(norm) is None or norm.weight.dim() != 1:
+    eps = epsilon(norm)
+    if eps is None or not isinstance(getattr(norm, "weight", None), Tensor) or norm.weight.dim() != 1:
         return None
     twin = copy.deepcopy(norm).float()
     x = torch.linspace(-2.0, 3.0, len(norm.weight), device=norm.weight.device)[None]
-    normed = x * torch.rsqrt(x.square().mean() + epsilon(norm))
+    normed = x * torch.rsqrt(x.square().mean() + eps)
     seen = []
     for value in (0.0, 1.0):
         twin.weight.fill_(value)

@@ -46,7 +46,7 @@ def fuse_layers(model: nn.Module) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the matrices that were put together have left holes of another size
     for module in model.modules():
-        norm = getattr(module, "norm", None)
+        norm: Any = getattr(module, "norm", None)
         if isinstance(getattr(module, "layers", None), nn.ModuleList) and is_llama_norm(norm):
             norm.forward = norm_forward(norm)
     head = model.get_output_embeddings()  # type: ignore[operator]

@@ -205,7 +205,9 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE) -> P
             parameter.data = parameter.data.to(dtype)
     if config.use_8bit:
         to_eight_bits(model)
-    slower = [_fuse(part, config, attention) for part in (model, reference) if part is not None][0]
+    slower = _fuse(model, config, attention)
+    if reference is not None:
+        _fuse(reference, config, attention)
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
         # Nothing is random in a pass, and reading the generator's state could not be recorded in a CUDA graph.

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from equipoise.errors import UserError
 from equipoise.policy.config import PolicyConfig
 from equipoise.policy.int8 import BLOCK
+from equipoise.policy.layer_spec import known_layers
 from equipoise.policy.load import pick_device, pick_dtype
 from equipoise.policy.source import Source, load_config
 from equipoise.protocol.plural import plural
@@ -98,7 +99,7 @@ def need(config: PolicyConfig, source: Source, work: Work) -> Need:
     hidden, layers, vocabulary = text.hidden_size, text.num_hidden_layers, text.vocab_size
     trained = parameters if config.tuning == "full" else lora
     masters = 4 if width < 4 else 0
-    fused = device.type == "cuda" and config.fused and all(type(m).__name__ in LAYOUTS for m in decoder_layers(model))
+    fused = device.type == "cuda" and config.fused and known_layers(model)
     # Values that a layer keeps for its backward pass, per token: ours 7 of hidden size and 3 of the MLP's, 4 more with
     # norms after attention and MLP or of heads; those of transformers and peft some 34 of hidden size. With
     # checkpointing one per layer, and all in one layer at a time.

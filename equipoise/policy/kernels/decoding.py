@@ -1,6 +1,5 @@
 """Attention for one new token a row over a static cache, and how that cache is begun; as `attention` in all else."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -99,9 +98,7 @@ def _decode_kernel(
     tl.store(target, (acc / total[:, None]).to(out.dtype.element_ty), inside(member < GROUP, d, D, P))
 
 
-def decode(
-    qkv: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, hidden_BS: Tensor, slot: Tensor, form: Form
-) -> Tensor:
+def decode(qkv: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, hidden_BS: Tensor, slot: Tensor, form: Form) -> Tensor:
     """Attention of one new token a row, qkv (B, ·), whose key and value go to place `slot` (1,) of the cache, later
     places being empty: (B, heads · D). hidden_BS: True where the row does not see an earlier place, because it holds
     nothing for the row or lies beyond the layer's window."""

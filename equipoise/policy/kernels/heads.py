@@ -50,11 +50,8 @@ def _partner(d, R: tl.constexpr):
 @triton.jit
 def _weights(wq, wk, part, h, d, real, D: tl.constexpr, WHOLE: tl.constexpr, OFFSET: tl.constexpr):
     at = h * D + d if WHOLE else h * 0 + d
-    if part == 0:
-        w = tl.load(wq + at, real, 0.0)
-    else:
-        w = tl.load(wk + at, real, 0.0)
-    return w.to(tl.float32) + OFFSET
+    w = tl.load(wq + at, real & (part == 0), 0.0).to(tl.float32) + tl.load(wk + at, real & (part == 1), 0.0)
+    return w + OFFSET
 
 
 @triton.jit
@@ -76,12 +73,12 @@ def _prepare_kernel(
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     base, real, count = _tile(row, part, HEADS, KEY_HEADS, D, BH, P)
     h, d = tl.arange(0, BH)[:, None], tl.arange(0, P)[None]
-    value = tl.load(x + base + d, real, 0.0)
+    read = tl.load(x + base + d, real, 0.0)
     if part == 2:
-        tl.store(y + base + d, value, real)
+        tl.store(y + base + d, read, real)
         return
     other, sign = _partner(d, R)
-    value, second = value.to(tl.float32), tl.load(x + base + other, real, 0.0).to(tl.float32)
+    value, second = read.to(tl.float32), tl.load(x + base + other, real, 0.0).to(tl.float32)
     if NORM:
         scale = _scale(value, count, eps, D, WHOLE)
         value *= scale * _weights(wq, wk, part, h, d, real, D, WHOLE, OFFSET)
@@ -104,9 +101,11 @@ def _prepare_backward_kernel(
     total = tl.zeros((BH, P), tl.float32)
     for row in range(program, M, PROGRAMS):
         base, real, count = _tile(row, part, HEADS, KEY_HEADS, D, BH, P)
-        grad = tl.load(dy + base + d, real, 0.0)
-        if part < 2:
-            grad = grad.to(tl.float32)
+        above = tl.load(dy + base + d, real, 0.0)
+        if part == 2:
+            tl.store(dx + base + d, above, real)
+        else:
+            grad = above.to(tl.float32)
             if R > 0:
                 other, sign = _partner(d, R)
                 second = tl.load(dy + base + other, real, 0.0).to(tl.float32)
@@ -121,20 +120,15 @@ def _prepare_backward_kernel(
                     total += grad * value
                 grad *= _weights(wq, wk, part, h, d, real, D, WHOLE, OFFSET)
                 product = tl.sum(grad * value, 1)[:, None]
-                if WHOLE:
-                    mean = tl.sum(product, 0)[:, None] / (count * D)
-                else:
-                    mean = product / D
+                mean = tl.sum(product, 0)[:, None] / (count * D) if WHOLE else product / D
                 grad = (grad - value * mean) * scale
             tl.store(dx + base + d, grad.to(dx.dtype.element_ty), real)
-        else:
-            tl.store(dx + base + d, grad, real)
-    if WEIGHT:
+    if WEIGHT:  # noqa: SIM102 (one is known when the kernel is compiled, the other when it runs)
         if part < 2:
             if WHOLE:
-                count = tl.where(part == 0, HEADS, KEY_HEADS)
+                total_count = tl.where(part == 0, HEADS, KEY_HEADS)
                 target = dw + (program * (HEADS + KEY_HEADS) + part * HEADS) * D + h * D + d
-                tl.store(target, total, (h < count) & (d < D))
+                tl.store(target, total, (h < total_count) & (d < D))
             else:
                 columns = tl.arange(0, P)
                 tl.store(dw + (program * 2 + part) * D + columns, tl.sum(total, 0), columns < D)
@@ -153,16 +147,12 @@ def _options(form: Form, rotated: int, norms: HeadNorms | None) -> dict[str, obj
     }  # fmt: skip
 
 
-def prepare(
-    qkv: Tensor, cos: Tensor, sin: Tensor, form: Form, rotated: int, norms: HeadNorms | None
-) -> Tensor:
+def prepare(qkv: Tensor, cos: Tensor, sin: Tensor, form: Form, rotated: int, norms: HeadNorms | None) -> Tensor:
     """qkv (M, ·) with its queries and keys normalised, and the first `rotated` places of each head rotated by cos, sin
     (M, rotated)."""
     out = torch.empty_like(qkv)
     query, key, eps = (norms.query, norms.key, norms.eps) if norms is not None else (qkv, qkv, 0.0)
-    _prepare_kernel[(qkv.shape[0], 3)](
-        qkv, out, cos, sin, query, key, eps, **_options(form, rotated, norms)
-    )
+    _prepare_kernel[(qkv.shape[0], 3)](qkv, out, cos, sin, query, key, eps, **_options(form, rotated, norms))
     return out
 
 
