@@ -19,6 +19,7 @@ from equipoise.policy.graphs import Graphs
 from equipoise.policy.int8 import to_eight_bits
 from equipoise.policy.joined import adjacent_order
 from equipoise.policy.prompt import Tokenizer, stop_ids
+from equipoise.policy.rooms import Rooms
 from equipoise.policy.source import Source, load_config, load_tokenizer, resolve
 from equipoise.policy.ways import Ways
 from equipoise.policy.weights import load_model
@@ -109,6 +110,7 @@ class Policy:
         self.decoders: dict[Any, Any] = {}  # `sample.sample_static` keeps its buffers here
         self.device = next(model.parameters()).device
         self.graphs = Graphs(self.device, enabled=cuda_graphs)
+        self.rooms = Rooms()
         self.dtype = _compute_dtype(model)
         # All zeros: the first values are 0, not noise that the first advantages would be measured against.
         width = getattr(model.get_output_embeddings(), "in_features", model.config.get_text_config().hidden_size)
@@ -176,6 +178,7 @@ class Policy:
         """Drop recorded graphs and the decoders' buffers: they read the weights where a new optimizer, which moves the
         weights, no longer keeps them, and they hold memory."""
         self.graphs.clear()
+        self.rooms.clear()
         self.decoders.clear()
 
     def trained(self) -> dict[str, nn.Parameter]:

@@ -1,11 +1,18 @@
 """The fused layer of every architecture against transformers' own passes of single rows, compiled and on a GPU."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from equipoise.policy.verify import settle
+from equipoise.policy.config import SamplingConfig
+from equipoise.policy.sample import sample
+from equipoise.policy.score import score
+from equipoise.policy.verify import one_by_one, settle
 from equipoise.policy.ways import Ways
 from tests import layers
+from tests.families import family_folder
+from tests.policy.test_families import NEW, loaded, prompts
 
 pytestmark = pytest.mark.gpu
 NAMES = list(layers.LAYERS)
@@ -47,3 +54,29 @@ def test_from_graphs_it_is_found_to_have_the_numbers_of_one_row_by_itself(name: 
             module.sliding_window = None
     settle(policy, layers.PROMPTS, 3, lambda line: pytest.fail(line))
     assert policy.ways == Ways() or policy.ways.fast
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "recorded"),
+    [
+        ("cohere", "layers of the kind CohereDecoderLayer", True),
+        ("qwen3-moe", "a mixture of experts", None),
+        ("bloom", "layers of the kind BloomBlock", False),
+        ("bamba", "a state beside or in place of attention", False),
+    ],
+)
+def test_what_is_not_covered_is_said_in_one_line_and_has_the_models_own_numbers(
+    name: str, reason: str, recorded: bool | None, tmp_path: Path
+) -> None:
+    policy, said = loaded(family_folder(name, tmp_path), device="cuda"), []
+    settle(policy, prompts(), NEW, said.append)
+    kind = policy.model.config.model_type
+    assert said.count(f"{kind} models take the slow path on a GPU: the fast layer does not cover {reason}") == 1
+    assert recorded is None or policy.graphs.enabled is recorded
+    assert policy.graphs.enabled or recorded is not None or any("cannot be recorded" in line for line in said)
+    print(name, "recorded" if policy.graphs.enabled else "not recorded", said)
+    with torch.no_grad():
+        for seed in (1, 2):
+            drawn = sample(policy, prompts(), SamplingConfig(max_new_tokens=NEW), torch.Generator().manual_seed(seed))
+            found = score(policy, drawn, 1.0, packed=True).logprobs
+            assert (found - one_by_one(policy, drawn)).abs().max() < 2e-3
