@@ -39,7 +39,7 @@ _LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8,
 }  # fmt: skip
-_GEMMA3_ROPE = {
+GEMMA3_ROPE = {
     "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
 }
@@ -58,7 +58,7 @@ LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": (
         "gemma3_text",
         {
-            **_BASE, **_MIXED, "query_pre_attn_scalar": 11, "rope_parameters": _GEMMA3_ROPE,
+            **_BASE, **_MIXED, "query_pre_attn_scalar": 11, "rope_parameters": GEMMA3_ROPE,
             "tie_word_embeddings": True,
         },
     ),

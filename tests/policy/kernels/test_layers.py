@@ -35,3 +35,33 @@ def test_packed_scores_and_gradients_are_those_of_single_rows(name: str, tuning:
 def test_decoding_over_the_static_cache_gives_the_logits_of_whole_rows(name: str, work: str) -> None:
     found, expected = layers.decoded(name)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("qwen2", {"sliding_window": 64}),
+        ("gemma2", {"attn_logit_softcapping": None}),
+        ("gemma2", {"final_logit_softcapping": None}),
+        ("gemma2", {"query_pre_attn_scalar": 32}),
+        ("gemma3", {"sliding_window": 64}),
+        ("gemma3", {"rope_parameters": {k: layers.GEMMA3_ROPE["full_attention"] for k in layers.GEMMA3_ROPE}}),
+        ("mistral", {"sliding_window": 64}),
+        ("phi3", {"sliding_window": None}),
+        ("phi3-partial", {"partial_rotary_factor": 1.0}),
+        ("olmo3", {"sliding_window": 64}),
+        ("smollm3", {"no_rope_layers": [1, 1]}),
+        ("gpt2", {"activation_function": "relu"}),
+    ],
+)
+def test_what_the_architectures_differ_in_shows_in_the_numbers(
+    name: str, change: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else the tests above would prove nothing."""
+    rows = layers.rollout()
+    with torch.no_grad():
+        before = layers.by_transformers(layers.policy(name, tuning="lora", fused=False), rows)
+        kind, settings = layers.LAYERS[name]
+        monkeypatch.setitem(layers.LAYERS, name, (kind, {**settings, **change}))
+        after = layers.by_transformers(layers.policy(name, tuning="lora", fused=False), rows)
+    assert (before - after).abs().max() > 0.01
