@@ -161,7 +161,7 @@ def _clear_spare(paths, places, out, M, width, block, BLOCK: tl.constexpr, SIZE:
         tl.store(target, zeros, inside(real & ~reached, d, SIZE, P))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "L", "M"])
 def _forward_kernel(
     qkv, cos, sin, paths, places, out, lse, R, L, M, scale, window, cap,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D2: tl.constexpr, P2: tl.constexpr, CAP: tl.constexpr,
@@ -210,7 +210,7 @@ def _forward_kernel(
         tl.store(lse + node_q * HEADS + head, top + tl.log(total), own)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "L", "M"])
 def _query_backward_kernel(
     qkv, cos, sin, paths, places, out, lse, dout, dqkv, dkv, R, L, M, scale, window, cap,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D2: tl.constexpr, P2: tl.constexpr, CAP: tl.constexpr,
@@ -271,7 +271,7 @@ def _query_backward_kernel(
         tl.store(target + D2, g2.to(dqkv.dtype.element_ty), there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def _key_backward_kernel(
     qkv, cos, sin, paths, places, out, lse, dout, dkv, L, scale, window, cap,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D2: tl.constexpr, P2: tl.constexpr, CAP: tl.constexpr,
@@ -329,19 +329,25 @@ def _key_backward_kernel(
 
 
 BLOCK = 32  # places at a time: a row computes the nodes of its own completion, which are about that many
+# Numbers of rows, nodes and places are not specialised on: kernels would be compiled anew for those that 16 divides.
 
 
 def precision(x: Tensor) -> str:
     return "ieee" if x.dtype == torch.float32 else "tf32"
 
 
-def _tile(qkv: Tensor, form: Form) -> dict[str, object]:
+def _tile(qkv: Tensor, form: Form, window: int, block: int) -> dict[str, object]:
     # A second stage of loads would not fit beside tiles of wide heads.
     stages = 2 if form.size * qkv.element_size() <= 512 else 1
     return {
-        **form.options, "WINDOW": form.window > 0, "BQ": BLOCK, "BK": BLOCK, "PRECISION": precision(qkv),
+        **form.options, "WINDOW": window > 0, "BQ": block, "BK": block, "PRECISION": precision(qkv),
         "num_stages": stages,
     }  # fmt: skip
+
+
+def _window(form: Form, length: int) -> int:
+    """0 where it holds all of every row: one kernel less to compile."""
+    return form.window if form.window < length else 0
 
 
 def attend(
@@ -353,9 +359,10 @@ def attend(
     rows, length = paths_RL.shape
     out = qkv.new_empty(nodes, heads * form.size)
     lse = torch.empty(nodes, heads, dtype=torch.float32, device=qkv.device)
+    window = _window(form, length)
     _forward_kernel[(triton.cdiv(length, BLOCK), heads, rows + 1)](
-        qkv, cos, sin, paths_RL, places_M, out, lse, rows, length, nodes, form.scale, form.window, form.cap,
-        **_tile(qkv, form), num_warps=4 if form.size <= 128 else 8,
+        qkv, cos, sin, paths_RL, places_M, out, lse, rows, length, nodes, form.scale, window, form.cap,
+        **_tile(qkv, form, window, BLOCK), num_warps=4 if form.size <= 128 else 8,
     )  # fmt: skip
     return out, lse
 
@@ -370,9 +377,11 @@ def attend_backward(
     dqkv = torch.empty_like(qkv)
     dkv = torch.empty(nodes, 2 * key_heads * form.size, dtype=torch.float32, device=qkv.device)
     shared = (qkv, cos, sin, paths_RL, places_M, out, lse, dout)
-    numbers, options = (form.scale, form.window, form.cap), _tile(qkv, form)
-    count = triton.cdiv(length, BLOCK)
-    # Eight warps, or the three sums of the second kernel would not fit into registers.
+    window, block = _window(form, length), BLOCK if form.size <= 128 else BLOCK // 2
+    numbers, options = (form.scale, window, form.cap), _tile(qkv, form, window, block)
+    count = triton.cdiv(length, block)
+    # Eight warps, or the three sums of the second kernel would not fit into registers; of wide heads half as many
+    # places at a time for the same reason, which also halves what the compiler has to do.
     _query_backward_kernel[(count, heads, rows + 1)](
         *shared, dqkv, dkv, rows, length, nodes, *numbers, **options, num_warps=4 if form.size <= 128 else 8
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 from equipoise.policy.kernels.attention import Form, capped, inside, load_rotated, precision, rotate
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "N", "S"])
 def _fill_kernel(
     qkv, cos, sin, fill, cache, B, N, S,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D2: tl.constexpr, P2: tl.constexpr, CAP: tl.constexpr,
@@ -39,7 +39,7 @@ def fill(qkv: Tensor, cos: Tensor, sin: Tensor, fill_BP: Tensor, cache: Tensor, 
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "S"])
 def _decode_kernel(
     qkv, cos, sin, cache, hidden, slot_, out, B, S, scale, cap,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D2: tl.constexpr, P2: tl.constexpr, CAP: tl.constexpr,

@@ -110,7 +110,7 @@ def add_normed(
     return h, rstd[0], y, None if then is None else rstd[1]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "PROGRAMS"])
 def _norm_backward_kernel(
     dy, h, w, rstd, more, dx, dw, M, H, PROGRAMS,
     BLOCK: tl.constexpr, MORE: tl.constexpr, WEIGHT: tl.constexpr, OFFSET: tl.constexpr, LAYER: tl.constexpr,
@@ -147,7 +147,7 @@ def _norm_backward_kernel(
             tl.store(dw + (PROGRAMS + program) * H + columns, plain, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def _add_rows_kernel(total, rows, P, H, BP: tl.constexpr, BH: tl.constexpr):
     columns = tl.program_id(0) * BH + tl.arange(0, BH)
     programs = tl.arange(0, BP)[:, None]
@@ -257,7 +257,7 @@ def activate_backward(x: Tensor, dout_MF: Tensor, activation: int, gated: bool) 
     return dx
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _adapters_kernel(
     out, low, b, more, M, N, first, second, scale,
     RANK: tl.constexpr, PARTS: tl.constexpr, RB: tl.constexpr, MORE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -299,7 +299,7 @@ def add_adapters(
     return out_MN
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _adapter_gradient_kernel(
     grad, low, db, M, N, first, second, scale,
     RANK: tl.constexpr, PARTS: tl.constexpr, RB: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,

@@ -90,7 +90,7 @@ def _prepare_kernel(
     tl.store(y + base + d, value.to(y.dtype.element_ty), real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "PROGRAMS"])
 def _prepare_backward_kernel(
     dy, x, dx, cos, sin, wq, wk, dw, M, PROGRAMS, eps,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BH: tl.constexpr, R: tl.constexpr,
