@@ -62,6 +62,7 @@ LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "wide-heads": ("gemma2", {**_BASE, **_MIXED, "head_dim": 256, "attn_logit_softcapping": 1.5}),
     "mistral": ("mistral", {**_BASE, "sliding_window": WINDOW}),
     "phi3": ("phi3", {**_BASE, **_PHI, "sliding_window": WINDOW}),
     "phi3-partial": ("phi3", {**_BASE, **_PHI, "partial_rotary_factor": 0.75}),
