@@ -13,9 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from equipoise.learning.optimizer import MasterAdam
-from equipoise.policy import llama
+from equipoise.policy import llama, load
 from equipoise.policy.attention import TRIE_ATTENTION
-from equipoise.policy.config import SamplingConfig
+from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.decode import StaticDecoder
 from equipoise.policy.int8 import to_eight_bits
 from equipoise.policy.joined import joined
@@ -167,3 +167,27 @@ def test_the_fused_model_is_found_to_have_the_numbers_of_one_row_by_itself(
     policy = pretend_graphs(make("lora", fused=True, optimizer=False), monkeypatch)
     settle(policy, PROMPTS, 3, lambda line: pytest.fail(line))
     assert policy.ways == Ways() and not policy.decoders
+
+
+@pytest.mark.parametrize(
+    ("name", "attention", "line"),
+    [
+        ("qwen3-moe", TRIE_ATTENTION, "a mixture of experts"),
+        ("bloom", None, "layers of the kind BloomBlock"),
+        ("qwen3", TRIE_ATTENTION, None),
+    ],
+)
+def test_one_line_says_what_the_slow_path_is_taken_for(
+    name: str, attention: str | None, line: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = family_model(name, **({"intermediate_size": 64, "head_dim": 8} if name == "qwen3" else {}))
+    ids = torch.arange(3, 30)[None]
+    before = model(ids).logits
+    assert load._fuse(model, PolicyConfig(), attention) is None  # on a CPU there is nothing to say
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    said = load._fuse(model, PolicyConfig(), attention)
+    kind = model.config.model_type
+    assert said == (line and f"{kind} models take the slow path on a GPU: the fast layer does not cover {line}")
+    assert load._fuse(model, PolicyConfig(fused=False), attention) is None
+    monkeypatch.undo()
+    torch.testing.assert_close(model(ids).logits, before, atol=1e-5, rtol=0)
