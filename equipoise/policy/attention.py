@@ -81,13 +81,7 @@ def trie_attention(
         hidden_BL = beyond_BL if sliding_window and beyond_BL is not None else hidden_BL
         return _attend(query, cache[0], cache[1], hidden_BL[:, None, None], scale, softcap).transpose(1, 2), None
     if paths_RL is None or places_M is None:
-        if softcap:
-            own: Any = sys.modules[type(module).__module__]
-            mask = _added(attention_mask, query, key)
-            return own.eager_attention_forward(
-                module, query, key, value, mask, scaling=scaling, softcap=softcap, **kwargs
-            )
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return _as_without(module, query, key, value, attention_mask, scaling, softcap, **kwargs)
     if fill_BP is not None:
         for place, x in ((0, key), (1, value)):
             started: Any = module.kv_cache
@@ -140,6 +134,18 @@ class _Pick(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         out = grad.new_zeros(ctx.rows, *grad.shape[1:])
         return out.index_copy_(0, ctx.saved_tensors[0], grad), None
+
+
+def _as_without(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+    scaling: float | None, softcap: float | None, **kwargs: Any,
+) -> tuple[Tensor, Any]:  # fmt: skip
+    """What transformers itself would compute, neither for a trie nor over a static cache."""
+    if softcap:
+        own: Any = sys.modules[type(module).__module__]
+        added = _added(mask, query, key)
+        return own.eager_attention_forward(module, query, key, value, added, scaling=scaling, softcap=softcap, **kwargs)
+    return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
 
 
 def _added(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
