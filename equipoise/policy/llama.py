@@ -18,9 +18,9 @@ from transformers.activations import SiLUActivation
 
 from equipoise.policy.attention import take_trie
 from equipoise.policy.fused import norm_forward
-from equipoise.policy.int8 import Int8Linear
+from equipoise.policy.eightbit import EightBitLinear, kernels
 from equipoise.policy.joined import accumulate, gradient, joined, joined_gradients, put_together
-from equipoise.policy.kernels import attention, elementwise, int8
+from equipoise.policy.kernels import attention, elementwise
 
 
 def supported(model: nn.Module) -> bool:
@@ -52,11 +52,12 @@ class _Projection:
         self.lora = isinstance(modules[0], LoraLayer)
         bases: list[Any] = [m.base_layer for m in modules] if self.lora else list(modules)
         self.sizes = tuple(base.out_features for base in bases)
-        self.int8 = isinstance(bases[0], Int8Linear)
-        self.weights = [] if self.int8 else [base.weight for base in bases]
-        if self.int8:
-            self.q, self.scales = torch.cat([base.q for base in bases]), torch.cat([base.scale for base in bases])
-            self.dtype = bases[0].dtype
+        self.rounded = isinstance(bases[0], EightBitLinear)
+        self.weights = [] if self.rounded else [base.weight for base in bases]
+        if self.rounded:
+            bits = torch.cat([base.q.view(torch.uint8) for base in bases])
+            self.q, self.scales = bits.view(bases[0].q.dtype), torch.cat([base.scale for base in bases])
+            self.kernels = kernels(self.q)
             for base, q, scale in zip(bases, self.q.split(self.sizes), self.scales.split(self.sizes), strict=True):
                 base.q, base.scale = q, scale
         self.a: list[nn.Parameter] = []
@@ -79,7 +80,7 @@ class _Projection:
 
     def forward(self, x_MK: Tensor, more_MN: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(y + more, x·Aᵀ or None)."""
-        out = int8.product(x_MK, self.q, self.scales) if self.int8 else x_MK @ joined(self.weights).T
+        out = self.kernels.product(x_MK, self.q, self.scales) if self.rounded else x_MK @ joined(self.weights).T
         if self.adapted:
             low = x_MK @ joined(self.a).T
             return elementwise.add_adapters(out, low, joined(self.b), self.sizes, self.scale, more_MN), low
@@ -87,13 +88,16 @@ class _Projection:
 
     def add_to(self, sum_MN: Tensor, x_MK: Tensor) -> Tensor:
         """sum + y, in place where no adapters are."""
-        if self.adapted or self.int8:
+        if self.adapted or self.rounded:
             return self.forward(x_MK, sum_MN)[0]
         return sum_MN.addmm_(x_MK, joined(self.weights).T)
 
     def backward(self, grad_MN: Tensor, x_MK: Tensor, low: Tensor | None) -> Tensor:
         """Gradient of x; those of the trained weights are added to their `.grad`."""
-        grad_x = grad_MN @ (int8.matrix(self.q, self.scales, self.dtype) if self.int8 else joined(self.weights))
+        if self.rounded:
+            grad_x = self.kernels.product_back(grad_MN, self.q, self.scales)
+        else:
+            grad_x = grad_MN @ joined(self.weights)
         if self.weights and self.weights[0].requires_grad:
             accumulate(self.weights, grad_MN, x_MK)
         if low is not None and self.a[0].requires_grad:
@@ -279,7 +283,7 @@ def _plain(layer: Any) -> bool:
     modules = [getattr(layer.self_attn, f"{n}_proj") for n in "qkvo"]
     modules += [getattr(layer.mlp, f"{n}_proj") for n in ("gate", "up", "down")]
     bases = [m.base_layer if isinstance(m, LoraLayer) else m for m in modules]
-    if any(type(b) not in (nn.Linear, Int8Linear) or b.bias is not None for b in bases):
+    if any(type(b) not in (nn.Linear, EightBitLinear) or b.bias is not None for b in bases):
         return False
     widths = [(b.out_features for b in bases[:3]), (b.out_features for b in bases[4:6])]
     return all(elementwise.tile(tuple(w)) >= 16 for w in widths)

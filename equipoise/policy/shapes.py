@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from equipoise.errors import UserError
-from equipoise.policy.int8 import goes_into_eight_bits, put_aside
+from equipoise.policy.eightbit import goes_into_eight_bits, put_aside
 
 PREFIX = "shape:"
 SHAPES: dict[str, dict[str, Any]] = {
@@ -63,7 +63,7 @@ def shape_config(name: str) -> LlamaConfig:
 
 @torch.no_grad()
 def random_model(
-    name: str, dtype: torch.dtype, device: torch.device, attn_implementation: str | None, eight_bits: bool = False
+    name: str, dtype: torch.dtype, device: torch.device, attn_implementation: str | None, eight_bits: torch.dtype | None = None
 ) -> LlamaForCausalLM:
     """A model of that shape with normal random weights, made on the device, one tensor after the other.
 
@@ -84,11 +84,11 @@ def random_model(
     head = model.get_output_embeddings()
     for owner in model.modules():
         for module in owner.children():
-            _fill(module, config, device, eight_bits and goes_into_eight_bits(owner, module, head))
+            _fill(module, config, device, eight_bits if goes_into_eight_bits(owner, module, head) else None)
     return model.eval()
 
 
-def _fill(module: nn.Module, config: LlamaConfig, device: torch.device, eight_bits: bool) -> None:
+def _fill(module: nn.Module, config: LlamaConfig, device: torch.device, eight_bits: torch.dtype | None) -> None:
     """A module's own parameters, which are on the meta device: random matrices, and ones for the norms."""
     for name, parameter in list(module.named_parameters(recurse=False)):
         values = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
@@ -98,5 +98,5 @@ def _fill(module: nn.Module, config: LlamaConfig, device: torch.device, eight_bi
             values.normal_(0.0, config.initializer_range)
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             values[module.padding_idx] = 0.0
-        filled = put_aside(module, values) if eight_bits else nn.Parameter(values)  # type: ignore[arg-type]
+        filled = put_aside(module, name, values, eight_bits) if eight_bits else nn.Parameter(values)  # type: ignore[arg-type]
         setattr(module, name, filled)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from equipoise.errors import UserError
 from equipoise.policy.config import PolicyConfig
-from equipoise.policy.int8 import BLOCK
+from equipoise.policy.eightbit import BLOCK
 from equipoise.policy.load import pick_device, pick_dtype
 from equipoise.policy.source import Source, load_config
 from equipoise.protocol.plural import plural
