@@ -187,6 +187,11 @@ def goes_into_eight_bits(owner: nn.Module, child: nn.Module, head: nn.Module | N
     return type(child) is nn.Linear and child is not head and not isinstance(owner, nn.ModuleDict)
 
 
+def in_eight_bits(model: nn.Module) -> torch.dtype | None:
+    """The format of its rounded weights, None where it has none."""
+    return next((m.q.dtype for m in model.modules() if isinstance(m, EightBitLinear)), None)
+
+
 def weight_count(model: nn.Module) -> dict[str, int]:
     """Numbers in each parameter by name, those in 8 bits included under their layer's `weight`; shared ones once."""
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}

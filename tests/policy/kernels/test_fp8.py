@@ -1,0 +1,61 @@
+"""FP8 kernels against their plain twin in `policy.eightbit`."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from equipoise.policy import eightbit
+from equipoise.policy.eightbit import FP8
+from equipoise.policy.kernels import fp8
+
+
+def matrix(rows: int, columns: int, seed: int) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 5), width=st.sampled_from([1, 16, 70, 256]), power=st.integers(-40, 36),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]), by=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_rows_are_rounded_to_the_bytes_of_the_plain_twin(
+    rows: int, width: int, power: int, dtype: torch.dtype, by: bool, seed: int
+) -> None:
+    x = (matrix(rows, width, seed) * 2.0**power).to(dtype)
+    each = matrix(1, width, seed + 1)[0].abs() if by else None
+    expected = eightbit.quantise(x if each is None else x * each, FP8)
+    q, scale = fp8.quantise(x, each)
+    assert torch.equal(scale[:, 0], expected.scale)
+    assert torch.equal(q.view(torch.uint8), expected.q.view(torch.uint8))
+
+
+def test_rows_of_zeros_of_one_huge_value_and_of_tiny_ones_are_rounded_as_the_plain_twin_does() -> None:
+    x = matrix(4, 64, 0)
+    x[0] = 0
+    x[1, 5], x[2, 7] = 3e38, -1e-3 * 448
+    x[3] *= 1e-36
+    q, scale = fp8.quantise(x)
+    expected = eightbit.quantise(x, FP8)
+    assert torch.equal(scale[:, 0], expected.scale) and torch.equal(q.float(), expected.q.float())
+    assert not q[0].float().any() and q[1].float().count_nonzero() == 1
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    rows=st.sampled_from([1, 16, 17, 65]), inner=st.sampled_from([5, 128, 140]), outputs=st.sampled_from([3, 32, 40])
+)
+def test_products_and_the_way_back_are_the_plain_twins(rows: int, inner: int, outputs: int) -> None:
+    weight, x, upstream = matrix(outputs, inner, 1), matrix(rows, inner, 2), matrix(rows, outputs, 3)
+    w = eightbit.quantise(weight, FP8)
+    torch.testing.assert_close(fp8.product(x, *w), eightbit.product(x, *w), rtol=1e-5, atol=1e-5)
+    found, expected = fp8.product_back(upstream, *w), eightbit.product_back(upstream, *w)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (16, 128), (130, 70), (256, 260)])
+def test_a_transposed_matrix_is_that_to_the_byte(shape: tuple[int, int]) -> None:
+    q = eightbit.quantise(matrix(*shape, 0), FP8).q
+    found = fp8.transposed(q)
+    assert found.is_contiguous() and torch.equal(found.view(torch.uint8), q.view(torch.uint8).T)
