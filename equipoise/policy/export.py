@@ -24,6 +24,7 @@ from equipoise.errors import NonFiniteError, UserError
 from equipoise.policy.adapter_config import CONFIG as ADAPTER_CONFIG
 from equipoise.policy.beside import generation_config, save_tokenizer
 from equipoise.policy.card import ModelCard, render
+from equipoise.policy.eightbit import weight_count
 from equipoise.policy.export_adapter import export_adapter
 from equipoise.policy.hub import quiet_progress
 from equipoise.policy.placed import WEIGHTS, not_ours, put, write_texts
@@ -64,7 +65,7 @@ def export(
         raise UserError(f"{folder} holds an adapter, which would be loaded on top of the exported model: name another")
     plain: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
     if dtype is None:
-        small = sum(p.numel() for p in plain.parameters()) < SMALL
+        small = sum(weight_count(plain).values()) < SMALL
         compute: torch.dtype = plain.get_input_embeddings().weight.dtype
         dtype = torch.float32 if small or compute == torch.float32 else torch.bfloat16
     weights = merged_weights(model, dtype, source)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 from equipoise.policy.attention import take_trie
-from equipoise.policy.fused import norm_forward
 from equipoise.policy.eightbit import EightBitLinear, kernels
+from equipoise.policy.fused import norm_forward
 from equipoise.policy.joined import accumulate, gradient, joined, joined_gradients, put_together
 from equipoise.policy.kernels import attention, elementwise
 

@@ -14,8 +14,8 @@ from equipoise.errors import UserError
 from equipoise.policy.adapters import with_adapters
 from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
 from equipoise.policy.config import PolicyConfig, check_device
-from equipoise.policy.graphs import Graphs
 from equipoise.policy.eightbit import format_for, to_eight_bits
+from equipoise.policy.graphs import Graphs
 from equipoise.policy.joined import adjacent_order
 from equipoise.policy.prompt import Tokenizer, stop_ids
 from equipoise.policy.source import Source, load_config, load_tokenizer, resolve

@@ -63,7 +63,11 @@ def shape_config(name: str) -> LlamaConfig:
 
 @torch.no_grad()
 def random_model(
-    name: str, dtype: torch.dtype, device: torch.device, attn_implementation: str | None, eight_bits: torch.dtype | None = None
+    name: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    attn_implementation: str | None,
+    eight_bits: torch.dtype | None = None,
 ) -> LlamaForCausalLM:
     """A model of that shape with normal random weights, made on the device, one tensor after the other.
 

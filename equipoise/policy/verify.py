@@ -18,8 +18,8 @@ from equipoise.errors import UserError
 from equipoise.policy import trie
 from equipoise.policy.attention import TRIE_ATTENTION
 from equipoise.policy.config import SamplingConfig
-from equipoise.policy.eightbit import in_eight_bits
 from equipoise.policy.draw import invert, weights
+from equipoise.policy.eightbit import in_eight_bits
 from equipoise.policy.families import position_limit, rotary_limit, window
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout

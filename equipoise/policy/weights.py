@@ -14,8 +14,8 @@ from equipoise.errors import UserError
 from equipoise.policy import saved, shapes
 from equipoise.policy.adapter_config import CONFIG as ADAPTER
 from equipoise.policy.adapter_config import check_ranks, check_tensors, lora_config
-from equipoise.policy.hub import holds
 from equipoise.policy.eightbit import NotFinite, is_put_aside, put_aside
+from equipoise.policy.hub import holds
 from equipoise.policy.source import (
     Source,
     adapter_base,

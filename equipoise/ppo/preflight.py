@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-from equipoise.errors import UserError
 from equipoise.policy.config import LLAMA_8B
 from equipoise.policy.eightbit import NAMES
 from equipoise.policy.hub import hub_access

@@ -313,7 +313,10 @@ def test_memory_is_reserved_for_the_8_bits_and_not_for_the_whole_model(
 
     monkeypatch.setattr("transformers.modeling_utils.caching_allocator_warmup", warm_up)
     model = AutoModelForCausalLM.from_pretrained(
-        tiny_folder(tmp_path, tie=False), dtype=torch.bfloat16, device_map={"": "cpu"}, quantization_config=Streamed(torch.int8)
+        tiny_folder(tmp_path, tie=False),
+        dtype=torch.bfloat16,
+        device_map={"": "cpu"},
+        quantization_config=Streamed(torch.int8),
     )
     to_eight_bits(model)
     assert sum(reserved) == sum(t.nbytes for n, t in model.state_dict().items() if not n.endswith(".scale"))

@@ -23,7 +23,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from equipoise.errors import NonFiniteError, UserError
+from equipoise.policy import export as exporting
 from equipoise.policy.config import LLAMA_8B
+from equipoise.policy.eightbit import to_eight_bits
 from equipoise.policy.export import ModelCard, export, merged_weights
 from equipoise.policy.source import Source, resolve
 from equipoise.protocol.task import PROTOCOL
@@ -170,6 +172,20 @@ def test_the_file_has_the_dtype_asked_for_and_says_so(tmp_path: Path, dtype: tor
 def test_a_small_model_is_float32_by_default_whatever_it_was_trained_in(tmp_path: Path) -> None:
     export(with_adapters(tiny_model()).to(torch.bfloat16), tiny_tokenizer(), tmp_path, card=CARD)
     assert reload(tmp_path).dtype == torch.float32
+
+
+def test_weights_in_8_bits_count_where_the_dtype_of_the_file_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model().save_pretrained(tmp_path / "base")
+    model = tiny_model().bfloat16()
+    whole = sum(p.numel() for p in model.parameters())
+    to_eight_bits(model)
+    assert sum(p.numel() for p in model.parameters()) < whole - 1000
+    for small, expected in ((whole + 1, torch.float32), (whole - 1000, torch.bfloat16)):
+        monkeypatch.setattr(exporting, "SMALL", small)
+        export(model, tiny_tokenizer(), tmp_path / str(small), card=CARD, source=resolve(str(tmp_path / "base")))
+        assert reload(tmp_path / str(small)).dtype == expected
 
 
 # --- the folder

@@ -1,8 +1,8 @@
 """Products with FP8 weights W = q · scale (e4m3, a scale a row): activations are rounded row by row as they come.
 
 x·Wᵀ sums over K, along which both x and W lie in memory, as FP8 tensor cores want them. grad·W sums over N: there W is
-transposed first, into memory that the next layer uses again. Its scales lie along that sum, so they go into the gradient
-before that is rounded.
+transposed first, into memory that the next layer uses again. Its scales lie along that sum, so they go into the
+gradient before that is rounded.
 
 Shapes: M rows, K inputs and N outputs of a layer. Sums are float32, results have x's dtype.
 """
