@@ -138,7 +138,7 @@ def kernels(q: Tensor) -> ModuleType:
 def product(x_MK: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:
     """x·Wᵀ (M, N), W = q · scale, in x's dtype. On a GPU by `kernels`; what is written out here is their plain twin."""
     if x_MK.is_cuda:
-        return kernels(q_NK).product(x_MK.contiguous(), q_NK, scale_N)  # type: ignore[no-any-return]
+        return kernels(q_NK).product(x_MK.contiguous(), q_NK, scale_N)
     if q_NK.dtype == torch.int8:
         return x_MK @ (q_NK * scale_N[:, None]).to(x_MK.dtype).T
     x = quantise(x_MK, FP8)
@@ -148,7 +148,7 @@ def product(x_MK: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:
 def product_back(grad_MN: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:
     """grad·W (M, K), in grad's dtype: the gradient of x. The rounding of x counts as if it were none."""
     if grad_MN.is_cuda:
-        return kernels(q_NK).product_back(grad_MN.contiguous(), q_NK, scale_N)  # type: ignore[no-any-return]
+        return kernels(q_NK).product_back(grad_MN.contiguous(), q_NK, scale_N)
     if q_NK.dtype == torch.int8:
         return grad_MN @ (q_NK * scale_N[:, None]).to(grad_MN.dtype)
     # W's scales lie along the sum: they go into the gradient before it is rounded.
