@@ -136,11 +136,10 @@ def main(argv: list[str]) -> int:
     for name, version in before["versions"].items():
         if (now := next(iter(results.values()))[name]) != version and name != "equipoise":
             print(f"note: {name} is {now}, the baseline's was {version}")
-    found = [
-        f"{n}: {line}" for n, r in results.items() if n in before["cases"] for line in slower(r, before["cases"][n])
-    ]
-    new = [n for n in results if n not in before["cases"]]
-    print("\n".join([*(f"{n}: not in the baseline" for n in new), *(found or [f"nothing above {path.name}"])]))
+    known = {name: case for name, case in before["cases"].items() if name in results}
+    found = [f"{name}: {line}" for name, case in known.items() for line in slower(results[name], case)]
+    new = [f"{name}: not in the baseline" for name in results if name not in known]
+    print("\n".join([*new, *(found or [f"nothing above {path.name}"])]))
     return 1 if found else 0
 
 

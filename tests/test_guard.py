@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -110,6 +109,11 @@ def test_the_baselines_that_are_kept_can_be_read(guard: ModuleType) -> None:
         assert document["cases"].keys() == (guard.CPU if document["device"].startswith("CPU ") else guard.GPU).keys()
 
 
-def test_the_device_of_this_machine_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_is_named_with_its_number_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    assert sys.modules["guard"].device_name() or True
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("os.cpu_count", lambda: 7)
+    made = importlib.import_module("guard")
+    name = made.device_name()
+    assert name.startswith("CPU ") and name.endswith(" 7 cores")
+    assert made.file_of(name, Path("x")).name.endswith("7-cores.json")
