@@ -25,9 +25,9 @@ LEAST = 0.03
 """Share of the step that a phase has to have grown by: the shortest ones vary by more than 5 % of themselves."""
 PHASES = ("step", "sample", "score", "update")
 GPU = {
-    "8b": [*GUIDE_STEP, "--bench-steps", "9"],
-    "8b in 8 bits": [*GUIDE_STEP, "--use-8bit", "--bench-steps", "9"],
-    # No step may end before the others, whatever its sentences were.
+    # No update may end before the others, whatever its sentences were.
+    "8b": [*GUIDE_STEP, *shlex.split("--target-kl 1000 --bench-steps 9")],
+    "8b in 8 bits": [*GUIDE_STEP, *shlex.split("--use-8bit --target-kl 1000 --bench-steps 9")],
     "bundled, all weights": shlex.split("--preset bundled-gpu --full-length --target-kl 1000 --bench-steps 20"),
 }
 CPU = {

@@ -108,6 +108,8 @@ class EightBitLinear(nn.Module):
         self.register_buffer("scale", rounded.scale)
         self.register_buffer("q", rounded.q)
         self.bias = linear.bias
+        if rounded.q.is_cuda and rounded.q.dtype == FP8:
+            kernels(rounded.q).prepare(rounded.q.device)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = _Product.apply(x, self.q, self.scale)

@@ -9,6 +9,7 @@ are one matrix product. Gradients of weights are added to `.grad` within the bac
 Shapes: M tokens, H hidden, K inputs and N outputs of a projection.
 """
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 from equipoise.policy.attention import take_trie
-from equipoise.policy.eightbit import EightBitLinear, kernels
+from equipoise.policy.eightbit import FP8, EightBitLinear
 from equipoise.policy.fused import norm_forward
 from equipoise.policy.joined import accumulate, gradient, joined, joined_gradients, put_together
-from equipoise.policy.kernels import attention, elementwise
+from equipoise.policy.kernels import attention, elementwise, fp8, int8
 
 
 def supported(model: nn.Module) -> bool:
@@ -31,8 +32,11 @@ def supported(model: nn.Module) -> bool:
 
 def fuse_layers(model: nn.Module) -> None:
     """Replace the forward of every decoder layer, of the last norm and of a trained head. Call `supported` first."""
+    before: _Layer | None = None
     for layer in _layers(model):
-        layer.forward = _Layer(layer).forward
+        made = _Layer(layer)
+        made.follow(before)
+        layer.forward, before = made.forward, made
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the matrices that were put together have left holes of another size
     for module in model.modules():
@@ -57,9 +61,10 @@ class _Projection:
         if self.rounded:
             bits = torch.cat([base.q.view(torch.uint8) for base in bases])
             self.q, self.scales = bits.view(bases[0].q.dtype), torch.cat([base.scale for base in bases])
-            self.kernels = kernels(self.q)
+            self.fp8 = self.q.dtype == FP8
             for base, q, scale in zip(bases, self.q.split(self.sizes), self.scales.split(self.sizes), strict=True):
                 base.q, base.scale = q, scale
+        self.following: Tensor | None = None
         self.a: list[nn.Parameter] = []
         self.b: list[nn.Parameter] = []
         self.scale = 1.0
@@ -80,10 +85,16 @@ class _Projection:
 
     def forward(self, x_MK: Tensor, more_MN: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(y + more, x·Aᵀ or None)."""
-        out = self.kernels.product(x_MK, self.q, self.scales) if self.rounded else x_MK @ joined(self.weights).T
+        by = None
+        if self.rounded and self.fp8:
+            out, by = fp8.product_unfinished(x_MK, self.q, self.scales)
+        else:
+            out = int8.product(x_MK, self.q, self.scales) if self.rounded else x_MK @ joined(self.weights).T
         if self.adapted:
             low = x_MK @ joined(self.a).T
-            return elementwise.add_adapters(out, low, joined(self.b), self.sizes, self.scale, more_MN), low
+            return elementwise.add_adapters(out, low, joined(self.b), self.sizes, self.scale, more_MN, by), low
+        if by is not None:
+            return fp8.finish(out, by, more_MN), None
         return (out if more_MN is None else out.add_(more_MN)), None
 
     def add_to(self, sum_MN: Tensor, x_MK: Tensor) -> Tensor:
@@ -94,19 +105,28 @@ class _Projection:
 
     def backward(self, grad_MN: Tensor, x_MK: Tensor, low: Tensor | None) -> Tensor:
         """Gradient of x; those of the trained weights are added to their `.grad`."""
-        if self.rounded:
-            grad_x = self.kernels.product_back(grad_MN, self.q, self.scales)
+        by = None
+        if self.rounded and self.fp8:
+            grad_x, by = fp8.back_unfinished(grad_MN, self.q, self.scales, self.following)
+        elif self.rounded:
+            grad_x = int8.product_back(grad_MN, self.q, self.scales)
         else:
             grad_x = grad_MN @ joined(self.weights)
         if self.weights and self.weights[0].requires_grad:
             accumulate(self.weights, grad_MN, x_MK)
-        if low is not None and self.a[0].requires_grad:
+        through = low is not None and self.a[0].requires_grad
+        if by is not None and not through:
+            fp8.finish(grad_x, by)
+        if low is not None and through:
             rank = len(self.a[0])
             grad_low = torch.empty_like(low)
             columns = zip(grad_low.split(rank, 1), grad_MN.split(self.sizes, 1), self.b, strict=True)
             for target, part, b in columns:
                 torch.addmm(target, part, b.detach(), beta=0, alpha=self.scale, out=target)
-            grad_x.addmm_(grad_low, joined(self.a))
+            if by is not None:
+                fp8.add_low(grad_x, by, grad_low, joined(self.a))
+            else:
+                grad_x.addmm_(grad_low, joined(self.a))
             accumulate(self.a, grad_low, x_MK)
             grads = joined_gradients(self.b)
             if grads is not None:
@@ -194,6 +214,12 @@ class _Layer:
         if fill_BP is not None:
             attention.fill(kept.qkv, cos, sin, fill_BP, self.attention.kv_cache, self.heads, self.key_heads)
         return out.view_as(hidden_states)
+
+    def follow(self, before: "_Layer | None") -> None:
+        """Tell each rounded projection whose turn it is after its own on the way back; `before` is the layer below."""
+        order = [self.down, self.gate_up, self.o, self.qkv, *([before.down] if before is not None else [])]
+        for own, after in pairwise(order):
+            own.following = after.q if after.rounded else None
 
     def _trains(self) -> bool:
         return self.qkv.adapted or not self.qkv.lora
