@@ -166,7 +166,7 @@ def _adapters_kernel(
 
 def add_adapters(
     out_MN: Tensor, low: Tensor, b_NR: Tensor, sizes: tuple[int, ...], scale: float, more_MN: Tensor | None,
-    by: tuple[Tensor, Tensor] | None = None,
+    by: tuple[Tensor, Tensor | None] | None = None,
 ) -> Tensor:  # fmt: skip
     """out · by + scale · low·Bᵀ + more, in place. `sizes`: the widths of up to three projections side by side in N;
     each reads its own R columns of low (M, parts · R). `by`: what rows (M,) and columns (N,) are multiplied by."""
