@@ -2,6 +2,7 @@
 
 import copy
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from equipoise.policy.config import SamplingConfig
 from equipoise.policy.decode import StaticDecoder
 from equipoise.policy.eightbit import FP8, to_eight_bits
 from equipoise.policy.joined import joined
+from equipoise.policy.kernels import fp8
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import sample
@@ -79,8 +81,11 @@ CASES = [
 
 @pytest.mark.parametrize(("tuning", "eight_bits", "optimizer", "padded"), CASES)
 def test_scores_and_gradients_are_those_of_the_plain_layer(
-    tuning: str, eight_bits: torch.dtype | None, optimizer: bool, padded: bool
+    tuning: str, eight_bits: torch.dtype | None, optimizer: bool, padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    turns: list[tuple[Tensor, Tensor | None]] = []
+    transposed = fp8.transposed
+    monkeypatch.setattr(fp8, "transposed", lambda *turn: turns.append(turn) or transposed(*turn))
     weights = torch.randn(int(rollout().lengths_B.sum()), generator=torch.Generator().manual_seed(2))
     found: list[dict[str, Tensor]] = []
     for fused in (True, False):
@@ -97,6 +102,9 @@ def test_scores_and_gradients_are_those_of_the_plain_layer(
         assert all(g is not None for g in gradients.values())
         found.append(out | gradients)  # type: ignore[arg-type]
     assert found[0].keys() == found[1].keys()
+    # Whose turn was told to be next was next: down, gate and up, output, then query, key and value of each layer.
+    assert len(turns) == (8 if eight_bits == FP8 else 0)
+    assert all(told is q for (_, told), (q, _) in pairwise(turns)) and (not turns or turns[-1][1] is None)
     for name, expected in found[1].items():
         if eight_bits and name in gradients:  # a value between two of FP8's falls to either side by the last bit
             assert (found[0][name] - expected).norm() < 0.04 * expected.norm()
