@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -14,15 +15,18 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from equipoise.errors import UserError
-from equipoise.policy import eightbit, shapes
+from equipoise.policy import eightbit, load, shapes
 from equipoise.policy.adapters import with_adapters
-from equipoise.policy.config import PolicyConfig
+from equipoise.policy.alike import _kept, digest
+from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.eightbit import FP8, EightBitLinear, quantise, to_eight_bits
+from equipoise.policy.load import Policy
 from equipoise.policy.source import resolve
 from equipoise.policy.streamed import Streamed, _Quantizer
+from equipoise.policy.verify import _settle_in_float32
 from equipoise.policy.weights import load_model
 from tests.families import FAMILIES, family_folder
-from tests.tiny import tiny_folder, tiny_model
+from tests.tiny import tiny_folder, tiny_model, words_folder
 
 FORMATS = [torch.int8, FP8]
 
@@ -353,3 +357,57 @@ def test_layers_of_another_kind_stay_as_they_are(tmp_path: Path) -> None:
     assert not any(isinstance(module, EightBitLinear) for module in adapted.modules())
     after = {n.replace("base_model.model.", "").replace(".base_layer", ""): b for n, b in bytes_of(adapted).items()}
     assert before.items() <= after.items()
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "expected"),
+    [
+        ((8, 6), torch.bfloat16, torch.int8),  # RTX 3090
+        ((8, 9), torch.bfloat16, FP8),  # RTX 4090
+        ((9, 0), torch.bfloat16, FP8),  # H100
+        ((12, 0), torch.bfloat16, FP8),  # RTX 5090
+        ((9, 0), torch.float32, torch.int8),  # FP8 products are bfloat16
+    ],
+)
+def test_fp8_is_taken_where_the_card_multiplies_it(
+    capability: tuple[int, int], dtype: torch.dtype, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    name = str(dtype).removeprefix("torch.")
+    config = PolicyConfig("nowhere", use_8bit=True, dtype=name)  # type: ignore[arg-type]
+    assert eightbit.format_for(torch.device("cuda"), dtype) == expected
+    assert load.eight_bits(config, torch.device("cuda")) == expected
+    assert load.eight_bits(replace(config, use_8bit=False), torch.device("cuda")) is None
+    with pytest.raises(UserError, match="--use-8bit needs a CUDA GPU"):
+        load.eight_bits(config, torch.device("cpu"))
+
+
+def test_records_and_first_lines_say_which_format_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from equipoise.methods import prompted
+    from equipoise.ppo import preflight
+    from tests.ppo.small import small_config
+
+    config = PolicyConfig(str(words_folder(tmp_path / "model")), use_8bit=True, device="cpu", dtype="float32")
+    for into in (torch.int8, FP8):
+        for module in (prompted, preflight):
+            monkeypatch.setattr(module, "eight_bits", lambda *_, into=into: into)
+        writer = prompted.Prompted(config, prompt="raw", sampling=SamplingConfig(), seed=0)
+        # Files that were begun before there were two formats hold sentences of int8.
+        assert writer.settings.get("base_weights") == (None if into == torch.int8 else "FP8")
+        _, lines = preflight.preflight(small_config(tmp_path / "model", tmp_path, use_8bit=True))
+        assert f"compute   cpu, float32, base weights in {eightbit.NAMES[into]}" in lines
+
+
+def test_both_formats_are_told_apart_on_several_hosts_and_are_not_made_float32_to_try_them() -> None:
+    for into in FORMATS:
+        model, other = tiny_model().bfloat16(), tiny_model().bfloat16()
+        to_eight_bits(model, into)
+        to_eight_bits(other, into)
+        digests = []
+        for each in (model, other):
+            policy = Policy(each.requires_grad_(False), None, reference=None, stop_ids=(2,))  # type: ignore[arg-type]
+            digests.append(digest(_kept(policy)))
+            assert not _settle_in_float32(policy, [[5, 6]], 2)
+            each.model.layers[1].mlp.up_proj.q.view(torch.uint8)[3, 4] ^= 1  # type: ignore[index,union-attr]
+        digests.append(digest(_kept(policy)))
+        assert digests[0] == digests[1] != digests[2]
