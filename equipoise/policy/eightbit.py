@@ -60,6 +60,14 @@ def quantise(weight_NK: Tensor, into: torch.dtype = torch.int8) -> Rounded:
 
     Raises NotFinite.
     """
+    found = _quantised(weight_NK, into)
+    if not bool(found.scale.isfinite().all()):
+        raise NotFinite
+    return found
+
+
+def _quantised(weight_NK: Tensor, into: torch.dtype) -> Rounded:
+    """`quantise`; rows with a value that is not finite have a scale that is none."""
     rows, columns = weight_NK.shape
     q = torch.empty(rows, columns, dtype=into, device=weight_NK.device)
     scale = torch.empty(rows, dtype=torch.float32, device=weight_NK.device)
@@ -70,8 +78,6 @@ def quantise(weight_NK: Tensor, into: torch.dtype = torch.int8) -> Rounded:
         scale[first : first + step] = largest
         block = block / largest[:, None]
         q[first : first + step] = block.round_() if into == torch.int8 else block.clamp_(-MOST[into], MOST[into])
-    if not bool(scale.isfinite().all()):
-        raise NotFinite
     return Rounded(q, scale)
 
 
@@ -143,7 +149,7 @@ def product(x_MK: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:
         return kernels(q_NK).product(x_MK.contiguous(), q_NK, scale_N)
     if q_NK.dtype == torch.int8:
         return x_MK @ (q_NK * scale_N[:, None]).to(x_MK.dtype).T
-    x = quantise(x_MK, FP8)
+    x = _quantised(x_MK, FP8)
     return ((x.q.float() @ q_NK.float().T) * x.scale[:, None] * scale_N).to(x_MK.dtype)
 
 
@@ -154,7 +160,7 @@ def product_back(grad_MN: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:
     if q_NK.dtype == torch.int8:
         return grad_MN @ (q_NK * scale_N[:, None]).to(grad_MN.dtype)
     # W's scales lie along the sum: they go into the gradient before it is rounded.
-    grad = quantise(grad_MN * scale_N, FP8)
+    grad = _quantised(grad_MN * scale_N, FP8)
     return ((grad.q.float() @ q_NK.float()) * grad.scale[:, None]).to(grad_MN.dtype)
 
 

@@ -39,12 +39,14 @@ def _quantise_kernel(x, by, q, scale, K, MOST: tl.constexpr, BLOCK: tl.constexpr
     if BY:
         value *= tl.load(by + columns, inside, 0.0)
     step = tl.maximum(tl.max(tl.abs(value), 0), 1.1754943508222875e-38) / MOST
+    step += tl.sum(value * 0.0, 0)  # NaN where a value is infinite or NaN, which a maximum does not tell
     tl.store(scale + row, step)
     tl.store(q + row * K + columns, _rounded(tl.clamp(value / step, -MOST, MOST)).to(tl.float8e4nv), inside)
 
 
 def quantise(x_MK: Tensor, by_K: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(q (M, K) FP8, scale (M,) float32) of x · by, each row by its largest absolute value."""
+    """(q (M, K) FP8, scale (M,) float32) of x · by, each row by its largest absolute value. The scale of a row
+    with a value that is not finite is NaN."""
     rows, width = x_MK.shape
     q = torch.empty(rows, width, dtype=FP8, device=x_MK.device)
     scale = torch.empty(rows, dtype=torch.float32, device=x_MK.device)

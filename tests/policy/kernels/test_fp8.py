@@ -1,5 +1,7 @@
 """FP8 kernels against their plain twin in `policy.eightbit`."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -52,6 +54,18 @@ def test_products_and_the_way_back_are_the_plain_twins(rows: int, inner: int, ou
     torch.testing.assert_close(fp8.product(x, *w), eightbit.product(x, *w), rtol=1e-5, atol=1e-5)
     found, expected = fp8.product_back(upstream, *w), eightbit.product_back(upstream, *w)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_not_lost_on_the_way(bad: float) -> None:
+    x, w = matrix(3, 64, 0), eightbit.quantise(matrix(32, 64, 1), FP8)
+    x[1, 5] = bad
+    for found in (fp8.product(x, *w), eightbit.product(x, *w)):
+        assert not found[1].isfinite().any() and found[[0, 2]].isfinite().all()
+    grad = matrix(3, 32, 2)
+    grad[2, 0] = bad
+    for found in (fp8.product_back(grad, *w), eightbit.product_back(grad, *w)):
+        assert not found[2].isfinite().any() and found[:2].isfinite().all()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (16, 128), (130, 70), (256, 260)])
