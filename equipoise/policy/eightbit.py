@@ -26,6 +26,8 @@ BLOCK = 1 << 22
 FP8 = torch.float8_e4m3fn
 MOST = {torch.int8: 127.0, FP8: 448.0}
 """The formats, and the largest number that each can hold."""
+LEAST = 2.0**-100
+"""What the largest value of an FP8 row counts as at least, so that what the row is multiplied by has an end."""
 NAMES = {torch.int8: "int8", FP8: "FP8"}
 
 
@@ -74,10 +76,15 @@ def _quantised(weight_NK: Tensor, into: torch.dtype) -> Rounded:
     step = max(1, BLOCK // max(1, columns))
     for first in range(0, rows, step):
         block = weight_NK[first : first + step].float()
-        largest = block.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / MOST[into]
-        scale[first : first + step] = largest
-        block = block / largest[:, None]
-        q[first : first + step] = block.round_() if into == torch.int8 else block.clamp_(-MOST[into], MOST[into])
+        if into == torch.int8:
+            each = block.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / MOST[into]
+            q[first : first + step] = (block / each[:, None]).round_()
+        else:  # multiplied, which a GPU does ten times as fast as it divides
+            largest = block.abs().amax(1).clamp(min=LEAST)
+            each = largest / MOST[into]
+            by = torch.full_like(largest, MOST[into]) / largest  # a number over a tensor is rounded twice
+            q[first : first + step] = (block * by[:, None]).clamp_(-MOST[into], MOST[into])
+        scale[first : first + step] = each
     return Rounded(q, scale)
 
 

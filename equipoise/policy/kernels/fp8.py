@@ -19,41 +19,51 @@ from torch import Tensor
 
 FP8 = torch.float8_e4m3fn
 MOST = 448.0
+LEAST = 2.0**-100
+"""What the largest value of a row counts as at least, so that what a row is multiplied by has an end."""
 
 
 @triton.jit
 def _rounded(value):
-    """To the nearest number of e4m3, of two the even one. The cast does so too, but Triton's interpreter forgets to
-    carry from the mantissa into the exponent. 3 bits of mantissa, and the least exponent is -6."""
+    """To the nearest number of e4m3, of two the even one; for Triton's interpreter, whose cast forgets to carry from
+    the mantissa into the exponent. A GPU casts as it should, and to the largest number what is beyond it."""
     exponent = tl.maximum((value.to(tl.int32, bitcast=True) >> 23) & 255, 127 - 6)
     large = (((exponent + 20) << 23) | (1 << 22)).to(tl.float32, bitcast=True)
     return (value + large) - large
 
 
 @triton.jit
-def _quantise_kernel(x, by, q, scale, K, MOST: tl.constexpr, BLOCK: tl.constexpr, BY: tl.constexpr):
+def _quantise_kernel(
+    x, by, q, scale, K, MOST: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr, BY: tl.constexpr,
+    CARRY: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < K
     value = tl.load(x + row * K + columns, inside, 0.0).to(tl.float32)
     if BY:
         value *= tl.load(by + columns, inside, 0.0)
-    step = tl.maximum(tl.max(tl.abs(value), 0), 1.1754943508222875e-38) / MOST
-    step += tl.sum(value * 0.0, 0)  # NaN where a value is infinite or NaN, which a maximum does not tell
-    tl.store(scale + row, step)
-    tl.store(q + row * K + columns, _rounded(tl.clamp(value / step, -MOST, MOST)).to(tl.float8e4nv), inside)
+    # As integers absolute values have the same order, and NaN, which else a maximum hides, is the largest.
+    largest = tl.max(value.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0).to(tl.float32, bitcast=True)
+    largest = tl.where(largest < LEAST, LEAST, largest)
+    tl.store(scale + row, tl.div_rn(largest, MOST))
+    value *= tl.div_rn(MOST, largest)
+    if CARRY:
+        value = _rounded(tl.clamp(value, -MOST, MOST))
+    tl.store(q + row * K + columns, value.to(tl.float8e4nv), inside)
 
 
 def quantise(x_MK: Tensor, by_K: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(q (M, K) FP8, scale (M,) float32) of x · by, each row by its largest absolute value. The scale of a row
-    with a value that is not finite is NaN."""
+    with a value that is not finite is not finite."""
     rows, width = x_MK.shape
     q = torch.empty(rows, width, dtype=FP8, device=x_MK.device)
     scale = torch.empty(rows, dtype=torch.float32, device=x_MK.device)
     block = triton.next_power_of_2(width)
     _quantise_kernel[(rows,)](
         x_MK, x_MK if by_K is None else by_K, q, scale, width,
-        MOST=MOST, BLOCK=block, BY=by_K is not None, num_warps=max(4, min(32, block // 1024)),
+        MOST=MOST, LEAST=LEAST, BLOCK=block, BY=by_K is not None, CARRY=not x_MK.is_cuda,
+        num_warps=max(4, min(32, block // 1024)),
     )  # fmt: skip
     return q, scale
 
