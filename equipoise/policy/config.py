@@ -34,8 +34,7 @@ class PolicyConfig:
     lora_alpha: int = 32
     """What the adapters add is scaled by lora-alpha / lora-rank."""
     use_8bit: bool = False
-    """Keep the frozen base weights in 8 bits: FP8 where the card multiplies it (compute capability 8.9), else int8, for
-    cards with 16 or 24 GB. Needs `lora` and a GPU."""
+    """Keep the frozen base weights in 8 bits, for cards with 16 or 24 GB. Needs `lora` and a GPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the model computes in. `auto`: bfloat16 where the hardware has it. Trained weights and optimizer are always
     float32, and so are log-probabilities, values and losses."""

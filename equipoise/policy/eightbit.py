@@ -2,7 +2,7 @@
 
 Each row of a matrix has a scale, by its largest absolute value. Two formats:
 
-- FP8 (e4m3: 4 bits of exponent, 3 of mantissa) where the card has it. Activations, and gradients on their way back, are
+- FP8 (e4m3: 4 bits of exponent, 3 of mantissa) where it is asked for and the card has it. Activations, and gradients on their way back, are
   rounded to it as well, row by row as they come, and products are FP8 times FP8, summed in float32.
 - int8 elsewhere: 255 steps a row, weights only; products are in the model's own dtype.
 
@@ -12,6 +12,7 @@ looks for outliers in every layer, took six times as long for a PPO step (`bench
 Shapes: M rows (tokens), K inputs and N outputs of a layer.
 """
 
+import os
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ MOST = {torch.int8: 127.0, FP8: 448.0}
 """The formats, and the largest number that each can hold."""
 LEAST = 2.0**-100
 """What the largest value of an FP8 row counts as at least, so that what the row is multiplied by has an end."""
+ASKED = "EQUIPOISE_FP8"
 NAMES = {torch.int8: "int8", FP8: "FP8"}
 
 
@@ -49,9 +51,10 @@ class Rounded(NamedTuple):
 
 
 def format_for(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """FP8 where the card multiplies it (compute capability 8.9: Ada, Hopper, Blackwell) and bfloat16 is what the
-    products are wanted in; else int8."""
-    if device.type != "cuda" or dtype != torch.bfloat16:
+    """int8; with EQUIPOISE_FP8=1, FP8 where the card multiplies it (compute capability 8.9: Ada, Hopper, Blackwell) and
+    bfloat16 is what the products are wanted in. Not by itself: its noise between two passes is as large as target_kl,
+    which then ends updates early (docs/LOG.md)."""
+    if os.environ.get(ASKED) != "1" or device.type != "cuda" or dtype != torch.bfloat16:
         return torch.int8
     return FP8 if torch.cuda.get_device_capability(device) >= (8, 9) else torch.int8
 

@@ -369,10 +369,13 @@ def test_layers_of_another_kind_stay_as_they_are(tmp_path: Path) -> None:
         ((9, 0), torch.float32, torch.int8),  # FP8 products are bfloat16
     ],
 )
-def test_fp8_is_taken_where_the_card_multiplies_it(
+def test_fp8_is_taken_where_it_is_asked_for_and_the_card_multiplies_it(
     capability: tuple[int, int], dtype: torch.dtype, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.delenv(eightbit.ASKED, raising=False)
+    assert eightbit.format_for(torch.device("cuda"), dtype) == torch.int8
+    monkeypatch.setenv(eightbit.ASKED, "1")
     name = str(dtype).removeprefix("torch.")
     config = PolicyConfig("nowhere", use_8bit=True, dtype=name)  # type: ignore[arg-type]
     assert eightbit.format_for(torch.device("cuda"), dtype) == expected
