@@ -1,10 +1,10 @@
-"""Frozen base weights in 8 bits: half the memory of bfloat16, and on cards that multiply FP8 the faster choice too.
+"""Frozen base weights in 8 bits: half the memory of bfloat16, for cards with 16 or 24 GB.
 
 Each row of a matrix has a scale, by its largest absolute value. Two formats:
 
-- FP8 (e4m3: 4 bits of exponent, 3 of mantissa) where it is asked for and the card has it. Activations, and gradients on their way back, are
-  rounded to it as well, row by row as they come, and products are FP8 times FP8, summed in float32.
-- int8 elsewhere: 255 steps a row, weights only; products are in the model's own dtype.
+- int8: 255 steps a row, weights only; products are in the model's own dtype.
+- FP8 (e4m3: 4 bits of exponent, 3 of mantissa), where it is asked for and the card has it. Activations, and gradients
+  on their way back, are rounded to it as well, row by row as they come; products are FP8 times FP8, summed in float32.
 
 Nothing is decided on the host, so CUDA graphs record it. bitsandbytes' LLM.int8(), which also rounds activations and
 looks for outliers in every layer, took six times as long for a PPO step (`benchmarks/RESULTS.md`).
