@@ -18,7 +18,7 @@ from equipoise.policy import llama
 from equipoise.policy.attention import TRIE_ATTENTION
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.decode import StaticDecoder
-from equipoise.policy.int8 import to_eight_bits
+from equipoise.policy.eightbit import to_eight_bits
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.score import Pack, pack, score_pack

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
 from transformers.pytorch_utils import Conv1D
 
-from equipoise.policy.int8 import Int8Linear
+from equipoise.policy.eightbit import EightBitLinear
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _describe(layer: Any) -> LayerSpec | str:
     own = parts(layer)
     linear = [*own.qkv, own.o, *own.gate_up, own.down]
     for module in linear:
-        if type(base(module)) not in (nn.Linear, Conv1D, Int8Linear):
+        if type(base(module)) not in (nn.Linear, Conv1D, EightBitLinear):
             return f"weights of the kind {type(base(module)).__name__}"
     if not getattr(own.attention, "is_causal", True) or hasattr(layer, "crossattention"):
         return "attention to what comes after"

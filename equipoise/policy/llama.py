@@ -9,6 +9,7 @@ are one matrix product. Gradients of weights are added to `.grad` within the bac
 Shapes: M tokens, H hidden, K inputs and N outputs of a projection.
 """
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from equipoise.policy.attention import take_trie
+from equipoise.policy.eightbit import FP8, EightBitLinear, kernels
 from equipoise.policy.fused import is_llama_norm, norm_forward
-from equipoise.policy.int8 import Int8Linear
 from equipoise.policy.joined import accumulate, gradient, joined, joined_gradients, put_together
-from equipoise.policy.kernels import attention, decoding, elementwise, heads, int8
+from equipoise.policy.kernels import attention, decoding, elementwise, fp8, heads, int8
 from equipoise.policy.layer_spec import LayerSpec, base, describe, epsilon, parts, width
 
 
@@ -41,8 +42,11 @@ def fuse_layers(model: nn.Module) -> None:
     """Replace the forward of every decoder layer, of the last norm and of a trained head. Ask `not_covered` first."""
     described = describe(model)
     assert not isinstance(described, str), described
+    before: _Layer | None = None
     for layer, spec in described:
-        layer.forward = _Layer(layer, spec).forward
+        made = _Layer(layer, spec)
+        made.follow(before)
+        layer.forward, before = made.forward, made
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the matrices that were put together have left holes of another size
     for module in model.modules():
@@ -65,13 +69,15 @@ class _Projection:
         self.transposed = isinstance(bases[0], Conv1D)
         self.biases = [b.bias for b in bases if b.bias is not None]
         assert len(self.biases) in (0, len(bases))
-        self.int8 = isinstance(bases[0], Int8Linear)
-        self.weights = [] if self.int8 else [b.weight for b in bases]
-        if self.int8:
-            self.q, self.scales = torch.cat([b.q for b in bases]), torch.cat([b.scale for b in bases])
-            self.dtype = bases[0].dtype
+        self.rounded = isinstance(bases[0], EightBitLinear)
+        self.weights = [] if self.rounded else [b.weight for b in bases]
+        if self.rounded:
+            bits = torch.cat([b.q.view(torch.uint8) for b in bases])
+            self.q, self.scales = bits.view(bases[0].q.dtype), torch.cat([b.scale for b in bases])
+            self.fp8 = self.q.dtype == FP8
             for own, q, scale in zip(bases, self.q.split(self.sizes), self.scales.split(self.sizes), strict=True):
                 own.q, own.scale = q, scale
+        self.following: Tensor | None = None
         self.a: list[nn.Parameter] = []
         self.b: list[nn.Parameter] = []
         self.scale = 1.0
@@ -97,8 +103,11 @@ class _Projection:
 
     def forward(self, x_MK: Tensor, more_MN: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(y + more, x·Aᵀ or None)."""
-        if self.int8:
-            out = int8.product(x_MK, self.q, self.scales)
+        by = None
+        if self.rounded and self.fp8 and not self.biases:
+            out, by = fp8.product_unfinished(x_MK, self.q, self.scales)
+        elif self.rounded:
+            out = kernels(self.q).product(x_MK, self.q, self.scales)
             out = out.add_(joined(self.biases)) if self.biases else out
         elif self.biases:
             out = torch.addmm(joined(self.biases), x_MK, self._matrix().T)
@@ -106,18 +115,26 @@ class _Projection:
             out = x_MK @ self._matrix().T
         if self.adapted:
             low = x_MK @ joined(self.a).T
-            return elementwise.add_adapters(out, low, joined(self.b), self.sizes, self.scale, more_MN), low
+            return elementwise.add_adapters(out, low, joined(self.b), self.sizes, self.scale, more_MN, by), low
+        if by is not None:
+            return fp8.finish(out, by, more_MN), None
         return (out if more_MN is None else out.add_(more_MN)), None
 
     def add_to(self, sum_MN: Tensor, x_MK: Tensor) -> Tensor:
         """sum + y, in place where no adapters are."""
-        if self.adapted or self.int8 or self.biases:
+        if self.adapted or self.rounded or self.biases:
             return self.forward(x_MK, sum_MN)[0]
         return sum_MN.addmm_(x_MK, self._matrix().T)
 
     def backward(self, grad_MN: Tensor, x_MK: Tensor, low: Tensor | None) -> Tensor:
         """Gradient of x; those of the trained weights are added to their `.grad`."""
-        grad_x = grad_MN @ (int8.matrix(self.q, self.scales, self.dtype) if self.int8 else self._matrix())
+        by = None
+        if self.rounded and self.fp8:
+            grad_x, by = fp8.back_unfinished(grad_MN, self.q, self.scales, self.following)
+        elif self.rounded:
+            grad_x = int8.product_back(grad_MN, self.q, self.scales)
+        else:
+            grad_x = grad_MN @ self._matrix()
         if self.weights and self.weights[0].requires_grad:
             if self.transposed:
                 accumulate(self.weights, x_MK, grad_MN)
@@ -126,13 +143,19 @@ class _Projection:
         if self.biases and self.biases[0].requires_grad:
             for bias, part in zip(self.biases, grad_MN.split(self.sizes, 1), strict=True):
                 gradient(bias).add_(part.sum(0))
-        if low is not None and self.a[0].requires_grad:
+        through = low is not None and self.a[0].requires_grad
+        if by is not None and not through:
+            fp8.finish(grad_x, by)
+        if low is not None and through:
             rank = len(self.a[0])
             grad_low = torch.empty_like(low)
             columns = zip(grad_low.split(rank, 1), grad_MN.split(self.sizes, 1), self.b, strict=True)
             for target, part, b in columns:
                 torch.addmm(target, part, b.detach(), beta=0, alpha=self.scale, out=target)
-            grad_x.addmm_(grad_low, joined(self.a))
+            if by is not None:
+                fp8.add_low(grad_x, by, grad_low, joined(self.a))
+            else:
+                grad_x.addmm_(grad_low, joined(self.a))
             accumulate(self.a, grad_low, x_MK)
             grads = joined_gradients(self.b)
             if grads is not None:
@@ -234,6 +257,12 @@ class _Layer:
         if taken.fill_BP is not None:
             decoding.fill(kept.ready, cos, sin, taken.fill_BP, self.attention.kv_cache, form)
         return out.view_as(hidden_states)
+
+    def follow(self, before: "_Layer | None") -> None:
+        """Tell each rounded projection whose turn it is after its own on the way back; `before` is the layer below."""
+        order = [self.down, self.gate_up, self.o, self.qkv, *([before.down] if before is not None else [])]
+        for own, after in pairwise(order):
+            own.following = after.q if after.rounded else None
 
     def _trains(self) -> bool:
         return self.qkv.adapted or not self.qkv.lora

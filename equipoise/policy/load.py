@@ -15,8 +15,8 @@ from equipoise.errors import UserError
 from equipoise.policy.adapters import with_adapters
 from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
 from equipoise.policy.config import PolicyConfig, check_device
+from equipoise.policy.eightbit import format_for, to_eight_bits
 from equipoise.policy.graphs import Graphs
-from equipoise.policy.int8 import to_eight_bits
 from equipoise.policy.joined import adjacent_order
 from equipoise.policy.prompt import Tokenizer, stop_ids
 from equipoise.policy.rooms import Rooms
@@ -194,8 +194,8 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE) -> P
     dtype = pick_dtype(config.dtype, device)
     source = resolve(config.model)
     attention, known = _attention(source)
-    _check_eight_bit(config, device)
-    model = load_model(source, dtype=dtype, device=device, attn_implementation=attention, eight_bits=config.use_8bit)
+    into = eight_bits(config, device)
+    model = load_model(source, dtype=dtype, device=device, attn_implementation=attention, eight_bits=into)
     tokenizer = load_tokenizer(source)
     reference, note = None, None
     if config.tuning == "full":
@@ -206,8 +206,8 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE) -> P
     for parameter in model.parameters():
         if parameter.requires_grad:  # some models keep a few weights in float32; one dtype is trained
             parameter.data = parameter.data.to(dtype)
-    if config.use_8bit:
-        to_eight_bits(model)
+    if into is not None:
+        to_eight_bits(model, into)
     slower = _fuse(model, config, attention)
     if reference is not None:
         _fuse(reference, config, attention)
@@ -236,12 +236,12 @@ def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
     device = _used(pick_device(config.device))
     source = resolve(config.model)
     attention, known = _attention(source)
-    _check_eight_bit(config, device)
+    into = eight_bits(config, device)
     dtype = pick_dtype(config.dtype, device)
-    model = load_model(source, dtype=dtype, device=device, attn_implementation=attention, eight_bits=config.use_8bit)
+    model = load_model(source, dtype=dtype, device=device, attn_implementation=attention, eight_bits=into)
     model.eval().requires_grad_(False)
-    if config.use_8bit:
-        to_eight_bits(model)
+    if into is not None:
+        to_eight_bits(model, into)
     slower = _fuse(model, config, attention)
     tokenizer = load_tokenizer(source)
     stops = stop_ids(tokenizer, model.generation_config, prompt)
@@ -287,9 +287,13 @@ def _attention(source: Source) -> tuple[str | None, bool]:
     return (TRIE_ATTENTION if ours else None), False
 
 
-def _check_eight_bit(config: PolicyConfig, device: torch.device) -> None:
-    if config.use_8bit and device.type != "cuda":
-        raise UserError("--use-8bit needs a CUDA GPU: leave it out on a CPU")
+def eight_bits(config: PolicyConfig, device: torch.device) -> torch.dtype | None:
+    """What the frozen weights are rounded to, None where they are not. Raises UserError."""
+    if not config.use_8bit:
+        return None
+    if device.type != "cuda":
+        raise UserError("--use-8bit needs a CUDA GPU: leave it out on a CPU (in train_rlhf.py: use_8bit=False)")
+    return format_for(device, pick_dtype(config.dtype, device))
 
 
 def _compute_dtype(model: Any) -> torch.dtype:

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from equipoise.errors import UserError
-from equipoise.policy.int8 import goes_into_eight_bits, put_aside
+from equipoise.policy.eightbit import goes_into_eight_bits, put_aside
 
 PREFIX = "shape:"
 SHAPES: dict[str, dict[str, Any]] = {
@@ -150,7 +150,11 @@ def shape_config(name: str) -> PreTrainedConfig:
 
 @torch.no_grad()
 def random_model(
-    name: str, dtype: torch.dtype, device: torch.device, attn_implementation: str | None, eight_bits: bool = False
+    name: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    attn_implementation: str | None,
+    eight_bits: torch.dtype | None = None,
 ) -> PreTrainedModel:
     """A model of that shape with normal random weights, made on the device, one tensor after the other.
 
@@ -170,7 +174,7 @@ def random_model(
     head = model.get_output_embeddings()
     for owner in model.modules():
         for module in owner.children():
-            _fill(module, config, device, eight_bits and goes_into_eight_bits(owner, module, head))
+            _fill(module, config, device, eight_bits if goes_into_eight_bits(owner, module, head) else None)
     return model.eval()
 
 
@@ -185,7 +189,7 @@ def _fill_buffers(model: Any, config: PreTrainedConfig, device: torch.device) ->
     assert not left, left
 
 
-def _fill(module: nn.Module, config: PreTrainedConfig, device: torch.device, eight_bits: bool) -> None:
+def _fill(module: nn.Module, config: PreTrainedConfig, device: torch.device, eight_bits: torch.dtype | None) -> None:
     """A module's own parameters, which are on the meta device: random matrices, and ones for the norms."""
     for name, parameter in list(module.named_parameters(recurse=False)):
         values = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
@@ -195,5 +199,5 @@ def _fill(module: nn.Module, config: PreTrainedConfig, device: torch.device, eig
             values.normal_(0.0, config.initializer_range)
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             values[module.padding_idx] = 0.0
-        filled = put_aside(module, values) if eight_bits else nn.Parameter(values)  # type: ignore[arg-type]
+        filled = put_aside(module, name, values, eight_bits) if eight_bits else nn.Parameter(values)  # type: ignore[arg-type]
         setattr(module, name, filled)

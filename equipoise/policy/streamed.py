@@ -12,18 +12,19 @@ from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from equipoise.policy.int8 import goes_into_eight_bits, put_aside
+from equipoise.policy.eightbit import goes_into_eight_bits, put_aside
 
-METHOD = "equipoise-int8"
+METHOD = "equipoise-8bit"
 
 
 @register_quantization_config(METHOD)
 class Streamed(QuantizationConfigMixin):  # type: ignore[misc]
     """For `from_pretrained(quantization_config=…)`; the model that comes back has its matrices put aside for
-    `int8.to_eight_bits`, and no trace of a quantizer."""
+    `eightbit.to_eight_bits`, and no trace of a quantizer. `into`: one of `eightbit.MOST`."""
 
-    def __init__(self) -> None:
+    def __init__(self, into: torch.dtype) -> None:
         self.quant_method: Any = METHOD
+        self.into = into
 
 
 class OutOfMemory(BaseException):
@@ -74,7 +75,7 @@ class _PutAside(ConversionOps):  # type: ignore[misc]
             layer = model.get_submodule(name.rpartition(".")[0])
             assert isinstance(layer, nn.Linear)
             try:
-                out[name] = put_aside(layer, tensor)
+                out[name] = put_aside(layer, name, tensor, self.quantizer.quantization_config.into)
             except torch.OutOfMemoryError as error:
                 raise OutOfMemory from error
         return out

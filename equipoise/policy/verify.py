@@ -19,6 +19,7 @@ from equipoise.policy import trie
 from equipoise.policy.attention import TRIE_ATTENTION
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.draw import invert, weights
+from equipoise.policy.eightbit import in_eight_bits
 from equipoise.policy.families import position_limit, rotary_limit, window
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout, rollout_of
@@ -104,7 +105,8 @@ def _settle_in_float32(policy: Policy, prompts: list[list[int]], steps: int) -> 
     """The same with the weights as float32 meanwhile, where memory has room for them: what a model attends to does not
     depend on the dtype, and rounding cannot hide it then. Whether that could be done."""
     tensors = [t for t in (*policy.model.parameters(), *policy.model.buffers()) if t.is_floating_point()]
-    whole = all(t.is_floating_point() for t in policy.model.parameters())
+    # Rounded weights stay so, and the rounding of their activations differs between two ways in any dtype.
+    whole = all(t.is_floating_point() for t in policy.model.parameters()) and not in_eight_bits(policy.model)
     # Fused layers hold on to their weights.
     fused = policy.device.type == "cuda" and policy.model.config._attn_implementation == TRIE_ATTENTION
     fused = fused and not policy.unproven

@@ -7,9 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import transformers
+from torch import nn
 
 from equipoise import __version__
 from equipoise.policy.alike import check_alike
+from equipoise.policy.eightbit import NAMES, EightBitLinear, in_eight_bits
 from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import render_prompts
@@ -37,10 +40,22 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
     return 10 * 2 * n**3 / (time.perf_counter() - start) / 1e12
 
 
+def multiplied_weights(model: Any) -> int:
+    """Weights that a token is multiplied with, whatever they are kept in: all matrices, adapters and output head (also
+    where it shares the embedding's weights) included, but no table that rows are only read from."""
+    head, found = model.get_output_embeddings(), dict[int, int]()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and (head is None or module.weight is not head.weight):
+            continue
+        matrices = [module.q] if isinstance(module, EightBitLinear) else module.parameters(recurse=False)
+        found |= {id(m): m.numel() for m in matrices if m.dim() > 1}
+    return sum(found.values())
+
+
 def step_flop(config: TrainConfig, policy: Policy, prompts: dict[str, list[int]], tokens: float) -> float:
     """FLOP a step needs when nothing is shared: 2 per weight and token forward; backward twice that, or as much again
     where the weights themselves are frozen."""
-    weights = sum(p.numel() for n, p in policy.model.named_parameters() if "embed" not in n or "lm_head" in n)
+    weights = multiplied_weights(policy.model)
     prompt = sum(map(len, prompts.values())) / len(prompts)
     rows, full = config.ppo.batch_size, config.policy.tuning == "full"
     sampling = 2 * weights * (rows * tokens + len(prompts) * prompt)
@@ -82,6 +97,9 @@ def bench(config: BenchConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
         "model": train.policy.model,
         "device": torch.cuda.get_device_name() if policy.device.type == "cuda" else "cpu",
         "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "dtype": str(policy.dtype).removeprefix("torch."),
+        "base_weights": NAMES[kept] if (kept := in_eight_bits(policy.model)) else None,
         **seconds,
         **{f"first_{phase}_s": round(every[0][f"time/{phase}"], 3) for phase in ("step", "sample", "score", "update")},
         "slowest_later_s": round(max((s["time/step"] for s in every[1:]), default=0.0), 4),

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from equipoise.errors import UserError
 from equipoise.policy.config import PolicyConfig
-from equipoise.policy.int8 import BLOCK
+from equipoise.policy.eightbit import BLOCK
 from equipoise.policy.layer_spec import known_layers
 from equipoise.policy.load import pick_device, pick_dtype
 from equipoise.policy.source import Source, load_config
@@ -119,13 +119,15 @@ def need(config: PolicyConfig, source: Source, work: Work) -> Need:
     matrices = [m.weight.numel() for m in linear] if config.use_8bit else []
     rows = sum(m.out_features for m in linear) if config.use_8bit else 0
     base = (parameters - sum(matrices)) * width + sum(matrices) + 4 * rows  # a float32 scale for each row
+    # On the way back: gate and up, the largest, written out in the compute dtype, or transposed in FP8 with the next.
+    turned = 4 * max(matrices, default=0)
     return Need(
         parameters=parameters,
         trained=trained,
         weights=base + (lora * width if config.tuning == "lora" else 0),
         reference=reference,
         optimizer=trained * (masters + 4 + 8 + (width if masters else 0)),
-        activations=work.packed * per_token * width + predicted + max(scored, cache),
+        activations=work.packed * per_token * width + predicted + max(scored, cache) + turned,
         checkpoint=trained * 12,
         export=parameters * (4 if parameters < 1e9 else 2),
         loading=base + reference + max(matrices, default=0) * width + (3 * 4 * BLOCK if matrices else 0),

@@ -259,8 +259,8 @@ def activate_backward(x: Tensor, dout_MF: Tensor, activation: int, gated: bool) 
 
 @triton.jit(do_not_specialize=["M"])
 def _adapters_kernel(
-    out, low, b, more, M, N, first, second, scale,
-    RANK: tl.constexpr, PARTS: tl.constexpr, RB: tl.constexpr, MORE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    out, low, b, more, by_rows, by_columns, M, N, first, second, scale, RANK: tl.constexpr, PARTS: tl.constexpr,
+    RB: tl.constexpr, MORE: tl.constexpr, BY: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     start = tl.program_id(1) * BN
@@ -275,6 +275,8 @@ def _adapters_kernel(
     place = rows[:, None].to(tl.int64) * N + columns[None]
     inside = rows[:, None] < M
     total = tl.load(out + place, inside, 0.0).to(tl.float32)
+    if BY:
+        total *= tl.load(by_rows + rows, rows < M, 0.0)[:, None] * tl.load(by_columns + columns)[None]
     total += tl.dot(x, tl.trans(y), input_precision="ieee") * scale
     if MORE:
         total += tl.load(more + place, inside, 0.0).to(tl.float32)
@@ -282,19 +284,20 @@ def _adapters_kernel(
 
 
 def add_adapters(
-    out_MN: Tensor, low: Tensor, b_NR: Tensor, sizes: tuple[int, ...], scale: float, more_MN: Tensor | None
-) -> Tensor:
-    """out += scale · low·Bᵀ + more, in place. `sizes`: the widths of up to three projections side by side in N; each
-    reads its own R columns of low (M, parts · R)."""
+    out_MN: Tensor, low: Tensor, b_NR: Tensor, sizes: tuple[int, ...], scale: float, more_MN: Tensor | None,
+    by: tuple[Tensor, Tensor | None] | None = None,
+) -> Tensor:  # fmt: skip
+    """out · by + scale · low·Bᵀ + more, in place. `sizes`: the widths of up to three projections side by side in N;
+    each reads its own R columns of low (M, parts · R). `by`: what rows (M,) and columns (N,) are multiplied by."""
     rows, width = out_MN.shape
     rank = b_NR.shape[1]
     bounds = [sum(sizes[:i]) for i in (1, 2)]
     block = tile(sizes)
     few = rows <= 32
     _adapters_kernel[(triton.cdiv(rows, 16 if few else 64), width // block)](
-        out_MN, low, b_NR, out_MN if more_MN is None else more_MN, rows, width, *bounds, scale,
+        out_MN, low, b_NR, out_MN if more_MN is None else more_MN, *(by or (low, low)), rows, width, *bounds, scale,
         RANK=rank, PARTS=len(sizes), RB=max(16, triton.next_power_of_2(rank)), MORE=more_MN is not None,
-        BM=16 if few else 64, BN=block,
+        BY=by is not None, BM=16 if few else 64, BN=block,
     )  # fmt: skip
     return out_MN
 

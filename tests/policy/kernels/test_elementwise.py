@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, rms_norm, silu
 
-from equipoise.policy.int8 import Int8Linear
+from equipoise.policy.eightbit import EightBitLinear
 from equipoise.policy.kernels import elementwise, int8
 from equipoise.policy.kernels.adam import adam
 from equipoise.policy.kernels.elementwise import Norm
@@ -121,7 +121,7 @@ def test_adam_in_one_pass_is_pytorchs_adam() -> None:
 def test_eight_bit_products_are_those_of_the_weights_written_out(rows: int, inner: int, outputs: int) -> None:
     torch.manual_seed(rows)
     linear = torch.nn.Linear(inner, outputs, bias=False)
-    layer, x = Int8Linear(linear), torch.randn(rows, inner)
+    layer, x = EightBitLinear(linear), torch.randn(rows, inner)
     weights = layer.q.float() * layer.scale[:, None]
     step = linear.weight.detach().abs().amax(1, keepdim=True) / 127
     assert ((weights - linear.weight).abs() <= 0.5001 * step).all()  # to the nearest of 255 steps
