@@ -96,7 +96,7 @@ def policy(
     tuning: str,
     fused: bool,
     device: str = "cpu",
-    eight_bit: bool = False,
+    eight_bits: torch.dtype | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Policy:
     """As training has it; `fused=False`: with transformers' own attention, written out."""
@@ -109,8 +109,8 @@ def policy(
         for key, parameter in made.named_parameters():
             if "lora_" in key:
                 parameter.data.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    if eight_bit:
-        to_eight_bits(made)
+    if eight_bits:
+        to_eight_bits(made, eight_bits)
     if fused:
         for part in (made, reference):
             if part is not None:

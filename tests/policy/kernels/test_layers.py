@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from equipoise.policy.eightbit import FP8
 from tests import layers
 
 QUICK = {("gemma3", "full"), ("gpt2", "lora"), ("gemma2", "decoding")}
@@ -65,3 +66,16 @@ def test_what_the_architectures_differ_in_shows_in_the_numbers(
         monkeypatch.setitem(layers.LAYERS, name, (kind, {**settings, **change}))
         after = layers.by_transformers(layers.policy(name, tuning="lora", fused=False), rows)
     assert (before - after).abs().max() > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("into", [torch.int8, FP8])
+@pytest.mark.parametrize("name", layers.LAYERS)
+def test_weights_in_8_bits_give_the_scores_and_gradients_of_single_rows(name: str, into: torch.dtype) -> None:
+    found, gradients = layers.scores_and_gradients(name, tuning="lora", fused=True, eight_bits=into)
+    expected, own = layers.scores_and_gradients(name, tuning="lora", fused=False, eight_bits=into)
+    # A value between two of FP8's falls to either side by the last bit.
+    most = 1e-3 if into == torch.int8 else 0.08
+    assert (found - expected).norm() < most * expected.norm()
+    for key, gradient in own.items():
+        assert (gradients[key] - gradient).norm() < most * gradient.norm() + 1e-6, key
