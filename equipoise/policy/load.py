@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from equipoise.errors import UserError
 from equipoise.policy.adapters import with_adapters
 from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
 from equipoise.policy.config import PolicyConfig, check_device
+from equipoise.policy.eightbit import format_for, to_eight_bits
 from equipoise.policy.graphs import Graphs
-from equipoise.policy.int8 import to_eight_bits
 from equipoise.policy.joined import adjacent_order
 from equipoise.policy.prompt import Tokenizer, stop_ids
 from equipoise.policy.slices import Cut, check_cut, cut_layers
+from equipoise.policy.rooms import Rooms
 from equipoise.policy.source import Source, load_config, load_tokenizer, resolve
 from equipoise.policy.ways import Ways
 from equipoise.policy.weights import load_model
@@ -105,11 +107,14 @@ class Policy:
         self.stop_ids = stop_ids
         self.source = source
         self.recompute = False
+        self.unproven = False
+        """Whether our own attention is on trial in this model; `verify.settle` keeps it or gives back the model's."""
         self.notices: tuple[str, ...] = ()
         """Lines that the user should see."""
         self.decoders: dict[Any, Any] = {}  # `sample.sample_static` keeps its buffers here
         self.device = next(model.parameters()).device
         self.graphs = Graphs(self.device, enabled=cuda_graphs)
+        self.rooms = Rooms()
         self.dtype = _compute_dtype(model)
         self.value_head = self._new_value_head() if value_head else None
         _no_dropout(model)
@@ -168,10 +173,22 @@ class Policy:
         features = nn.functional.layer_norm(hidden.detach().float(), (width,)) * width**-0.5
         return self.value_head(features).squeeze(-1)  # type: ignore[no-any-return]
 
+    def give_back_attention(self) -> None:
+        """Have the model compute attention as it does itself, from now on and for good, and nothing recorded: that may
+        look at values on the host."""
+        for part in (self.model, self.reference):
+            if part is not None:
+                plain = part.get_base_model() if isinstance(part, PeftModel) else part
+                plain.set_attn_implementation("sdpa")
+        self.forget_recordings()
+        self.graphs.enabled = False
+        self.unproven = False
+
     def forget_recordings(self) -> None:
         """Drop recorded graphs and the decoders' buffers: they read the weights where a new optimizer, which moves the
         weights, no longer keeps them, and they hold memory."""
         self.graphs.clear()
+        self.rooms.clear()
         self.decoders.clear()
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -187,12 +204,10 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE, *, v
     device = _used(pick_device(own_device(config.device, ranks)))
     dtype = pick_dtype(config.dtype, device)
     source = resolve(config.model)
-    attention = _attention(source)
-    _check_eight_bit(config, device)
+    attention, known = _attention(source)
+    into = eight_bits(config, device)
     cut = _cut(config, source, ranks)
-    model = load_model(
-        source, dtype=dtype, device=device, attn_implementation=attention, eight_bits=config.use_8bit, cut=cut
-    )
+    model = load_model(source, dtype=dtype, device=device, attn_implementation=attention, eight_bits=into, cut=cut)
     tokenizer = load_tokenizer(source)
     reference, note = None, None
     if config.tuning == "full":
@@ -203,14 +218,15 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE, *, v
     for parameter in model.parameters():
         if parameter.requires_grad:  # some models keep a few weights in float32; one dtype is trained
             parameter.data = parameter.data.to(dtype)
-    if config.use_8bit:
-        to_eight_bits(model)
+    if into is not None:
+        to_eight_bits(model, into)
+    slower = None
     if cut is not None:
         cut_layers(model, cut)
-    elif config.fused and device.type == "cuda" and attention is not None:
-        _fuse(model)
+    else:
+        slower = _fuse(model, config, attention)
         if reference is not None:
-            _fuse(reference)
+            _fuse(reference, config, attention)
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
         # Nothing is random in a pass, and reading the generator's state could not be recorded in a CUDA graph.
@@ -223,7 +239,8 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE, *, v
         model, tokenizer, reference=reference, stop_ids=stops, source=source, cuda_graphs=graphs, value_head=value_head
     )
     policy.recompute = config.gradient_checkpointing
-    policy.notices = (note,) if note else ()
+    policy.unproven = attention is not None and not known
+    policy.notices = tuple(line for line in (note, slower) if line)
     policy.together = ranks if cut is not None else ALONE
     model.eval()
     # What has been loaded stays: out of the garbage collector's rounds, which would look through all of it every few
@@ -239,29 +256,37 @@ def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
         raise UserError(f"--tensor-parallel {config.tensor_parallel} is for training: leave it out, or give --use-8bit")
     device = _used(pick_device(config.device))
     source = resolve(config.model)
-    attention = _attention(source)
-    _check_eight_bit(config, device)
+    attention, known = _attention(source)
+    into = eight_bits(config, device)
     dtype = pick_dtype(config.dtype, device)
-    model = load_model(source, dtype=dtype, device=device, attn_implementation=attention, eight_bits=config.use_8bit)
+    model = load_model(source, dtype=dtype, device=device, attn_implementation=attention, eight_bits=into)
     model.eval().requires_grad_(False)
-    if config.use_8bit:
-        to_eight_bits(model)
-    if config.fused and device.type == "cuda" and attention is not None:
-        _fuse(model)
+    if into is not None:
+        to_eight_bits(model, into)
+    slower = _fuse(model, config, attention)
     tokenizer = load_tokenizer(source)
     stops = stop_ids(tokenizer, model.generation_config, prompt)
     graphs = _recordable(config, attention)
-    return Policy(model, tokenizer, reference=None, stop_ids=stops, source=source, cuda_graphs=graphs)
+    policy = Policy(model, tokenizer, reference=None, stop_ids=stops, source=source, cuda_graphs=graphs)
+    policy.unproven = attention is not None and not known
+    policy.notices = (slower,) if slower else ()
+    return policy
 
 
-def _fuse(model: Any) -> None:
-    """Fewer, larger kernels. The modules that do it need Triton, which PyTorch brings along for GPUs only."""
+def _fuse(model: Any, config: PolicyConfig, attention: str | None) -> str | None:
+    """Fewer, larger kernels on a GPU; a line that says why, where they are not the largest. The modules that do it need
+    Triton, which PyTorch brings along for GPUs only."""
+    if not config.fused or model.device.type != "cuda":
+        return None
     from equipoise.policy import fused, llama
 
-    if llama.supported(model):
+    reason, kind = llama.not_covered(model), model.config.model_type
+    if reason is None and attention is not None:
         llama.fuse_layers(model)
-    else:
-        fused.fuse(model)
+        return None
+    if attention is not None:
+        fused.fuse(model, known=kind in PLAIN_ATTENTION)
+    return f"{kind} models take the slow path on a GPU: the fast layer does not cover {reason or 'their attention'}"
 
 
 def _recordable(config: PolicyConfig, attention: str | None) -> bool:
@@ -283,14 +308,26 @@ def _cut(config: PolicyConfig, source: Source, ranks: Ranks) -> Cut | None:
     return Cut(ranks)
 
 
-def _attention(source: Source) -> str | None:
-    """Our own where the model's attention is plain; None leaves the model its own."""
-    return TRIE_ATTENTION if load_config(source).model_type in PLAIN_ATTENTION else None
+def _attention(source: Source) -> tuple[str | None, bool]:
+    """(our own attention where the model may take it, else None, whether it is known to be the model's own). On trial
+    where it is not known: `verify.settle` decides."""
+    config = load_config(source)
+    if config.model_type in PLAIN_ATTENTION:
+        return TRIE_ATTENTION, True
+    kind = AutoModelForCausalLM._model_mapping[type(config)]
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    # What our own leaves to sdpa must be what the model itself would compute: sinks and the like are not.
+    ours = all(k._supports_attention_backend and k._supports_sdpa for k in kinds)
+    return (TRIE_ATTENTION if ours else None), False
 
 
-def _check_eight_bit(config: PolicyConfig, device: torch.device) -> None:
-    if config.use_8bit and device.type != "cuda":
-        raise UserError("--use-8bit needs a CUDA GPU: leave it out on a CPU")
+def eight_bits(config: PolicyConfig, device: torch.device) -> torch.dtype | None:
+    """What the frozen weights are rounded to, None where they are not. Raises UserError."""
+    if not config.use_8bit:
+        return None
+    if device.type != "cuda":
+        raise UserError("--use-8bit needs a CUDA GPU: leave it out on a CPU (in train_rlhf.py: use_8bit=False)")
+    return format_for(device, pick_dtype(config.dtype, device))
 
 
 def _compute_dtype(model: Any) -> torch.dtype:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from equipoise.errors import UserError
 from equipoise.policy.config import LLAMA_8B
+from equipoise.policy.eightbit import NAMES
 from equipoise.policy.hub import hub_access
-from equipoise.policy.load import pick_device, pick_dtype
+from equipoise.policy.load import eight_bits, pick_device, pick_dtype
 from equipoise.policy.source import resolve
 from equipoise.ppo import machine as machines
 from equipoise.ppo.config import PPOConfig, TrainConfig
@@ -105,8 +105,7 @@ def preflight(config: TrainConfig, processes: int = 1) -> tuple[TrainConfig, lis
     here = machines.inspect_machine()
     source = resolve(config.policy.model)
     device = pick_device(config.policy.device)
-    if config.policy.use_8bit and device.type != "cuda":
-        raise UserError("--use-8bit needs a CUDA GPU: leave it out on a CPU (in train_rlhf.py: use_8bit=False)")
+    into = eight_bits(config.policy, device)
     dtype = pick_dtype(config.policy.dtype, device)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     dealers = max(1, processes // config.policy.tensor_parallel)
@@ -136,7 +135,7 @@ def preflight(config: TrainConfig, processes: int = 1) -> tuple[TrainConfig, lis
         *here.lines(),
         f"model     {source.path_or_id} ({needed.parameters / 1e6:.0f} M parameters; "
         f"{needed.trained / 1e6:.1f} M trained: {how})",
-        f"compute   {device}, {str(dtype).removeprefix('torch.')}{', 8-bit base' if config.policy.use_8bit else ''}",
+        f"compute   {device}, {str(dtype).removeprefix('torch.')}{f', base weights in {NAMES[into]}' if into else ''}",
         *fits,
         *filter(None, [plan.line(rows)]),
         *slow_to_save(needed.checkpoint),

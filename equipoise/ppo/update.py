@@ -17,7 +17,8 @@ from equipoise.policy.algorithms import Algorithm
 from equipoise.policy.load import Policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.rollout import Rollout
-from equipoise.policy.score import Pack, Room, pack, packs, room_for, score, score_pack
+from equipoise.policy.rooms import Room
+from equipoise.policy.score import Pack, pack, packs, room_for, score, score_pack
 from equipoise.ppo import maths
 from equipoise.ppo.config import PPOConfig
 from equipoise.ppo.experience import Experience
