@@ -19,8 +19,8 @@ from equipoise.policy.eightbit import format_for, to_eight_bits
 from equipoise.policy.graphs import Graphs
 from equipoise.policy.joined import adjacent_order
 from equipoise.policy.prompt import Tokenizer, stop_ids
-from equipoise.policy.slices import Cut, check_cut, cut_layers
 from equipoise.policy.rooms import Rooms
+from equipoise.policy.slices import Cut, check_cut, cut_layers
 from equipoise.policy.source import Source, load_config, load_tokenizer, resolve
 from equipoise.policy.ways import Ways
 from equipoise.policy.weights import load_model

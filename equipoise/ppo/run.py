@@ -109,7 +109,8 @@ class Run:
         that is in force for so many `processes`.
         """
         check_installed(config.run.track)
-        check_push(config.run, resolve(config.policy.model))
+        if config.run.push_to_hub:
+            check_push(config.run, resolve(config.policy.model))
         check_folders(config)  # before a lock or anything else is put there
         output, board = Path(config.run.output_dir), _board(config)
         made = Made((output, Path(config.run.checkpoint_dir), board))

@@ -52,10 +52,13 @@ def software(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
 
 SOURCE = (
     "equipoise/**/*.py",
+    "equipoise/py.typed",
     "equipoise/evaluation/templates/*",
     "equipoise/protocol/tasks/*.yaml",
+    "equipoise/ppo/curves.json",
     "equipoise/ppo/recorded/*",
     "equipoise/methods/ctrlg/packaged/*",
+    "equipoise/plugins/lm_eval/*.yaml",
 )
 """What of the package, were it in no commit yet, would change what a program does."""
 

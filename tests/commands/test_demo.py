@@ -46,7 +46,7 @@ def test_the_demo_from_end_to_end_and_again(
     model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     prepare = writer.CtrlG.prepare
-    monkeypatch.setattr(writer.CtrlG, "prepare", lambda self, say, may_distil: prepare(self, say))
+    monkeypatch.setattr(writer.CtrlG, "prepare", lambda self, say, may_distil, ranks: prepare(self, say, ranks=ranks))
     # One terminal has room for one bar: the report's texts are counted on the demo's own.
     monkeypatch.setattr(Progress, "__call__", lambda *_: pytest.fail("a second bar"))
     counted: list[tuple[int, int]] = []

@@ -191,7 +191,7 @@ def test_a_signal_while_the_untrained_model_is_measured_stops_all(
 ) -> None:
     plain = loop.base_rates
 
-    def measured(*given: Any) -> Any:
+    def measured(*given: Any, **options: Any) -> Any:
         if rank() == 1:
             os.kill(os.getpid(), signal.SIGINT)
         return plain(*given, **options)

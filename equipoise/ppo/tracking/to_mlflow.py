@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from equipoise.documents import parse_json
 from equipoise.ppo.tracking.tracker import Opened, Row, Start, cell, columns, flat
 
 EXPERIMENT = "equipoise"
@@ -77,7 +78,7 @@ class ToMlflow:
         names, path = columns(row.samples), f"samples/step-{row.step:06d}.json"
         data = [[cell(sample.get(name)) for name in names] for sample in row.samples]
         self._client.log_dict(self._id, {"columns": names, "data": data}, path)
-        logged = json.loads(self._client.get_run(self._id).data.tags.get("mlflow.loggedArtifacts", "[]"))
+        logged = parse_json(self._client.get_run(self._id).data.tags.get("mlflow.loggedArtifacts", "[]"))
         if (entry := {"path": path, "type": "table"}) not in logged:
             self._client.set_tag(self._id, "mlflow.loggedArtifacts", json.dumps([*logged, entry]))
 
