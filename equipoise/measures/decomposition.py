@@ -1,7 +1,7 @@
 """What a KL to the reference model is spent on: compliance, variety of pairs, and the rest, which is waste.
 
-With the classes of outcomes {fails} ∪ {succeeds with pair k}, data processing gives KL(π‖π_ref) ≥ KL between the classes'
-probabilities (Cover & Thomas, Elements of Information Theory, 2nd ed., section 2.8), which is
+With the classes of outcomes {fails} ∪ {succeeds with pair k}, data processing gives KL(π‖π_ref) ≥ KL between the
+classes' probabilities (Cover & Thomas, Elements of Information Theory, 2nd ed., section 2.8), which is
 
     Σ_k c·q_k·ln(c·q_k / A_k) + (1−c)·ln((1−c) / (1−p0)) = kl(c‖p0) + c·KL(q‖A/p0):
 

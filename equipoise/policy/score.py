@@ -24,11 +24,12 @@ BUCKET = 64  # nodes and tokens are padded to multiples of at least this on a GP
 
 class Scores(NamedTuple):
     """Each (N,) float32: log-probability of the token in nats, entropy of its distribution in nats, predicted
-    return."""
+    return, and KL of its distribution to the reference's in nats, 0 unless it was asked for."""
 
     logprobs: Tensor
     entropies: Tensor
     values: Tensor
+    kl: Tensor
 
 
 class Pack(NamedTuple):
@@ -107,6 +108,16 @@ def entropies(logits_NV: Tensor, temperature: float) -> Tensor:
     return -(log_p_NV.exp() * log_p_NV).sum(-1)
 
 
+def exact_kl(logits_NV: Tensor, reference_NV: Tensor, temperature: float) -> Tensor:
+    """(N,) KL in nats of each row's distribution to the reference's, over the whole vocabulary: the expectation of
+    log π − log π_ref over the next token (Rao-Blackwellised: A. Amini, T. Vieira and R. Cotterell 2025, "Better
+    Estimation of the KL Divergence Between Language Models"). A token masked to −inf in the policy counts 0."""
+    least = torch.finfo(torch.float32).min
+    log_p_NV = torch.log_softmax(logits_NV.float() / temperature, dim=-1).clamp(min=least)
+    log_q_NV = torch.log_softmax(reference_NV.float() / temperature, dim=-1).clamp(min=least)
+    return (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1)
+
+
 def score(
     policy: Policy,
     rollout: Rollout,
@@ -115,10 +126,11 @@ def score(
     packed: bool,
     reference: bool = False,
     entropy: bool = True,
+    kl: bool = False,
     recorded: bool = True,
 ) -> Scores:
-    """Score every completion token. `reference` uses the frozen model; `entropy=False` leaves zeros there.
-    `recorded=False` records no graph, for a batch that is seen once. Where the model's numbers are not those of the
+    """Score every completion token. `reference` uses the frozen model; `entropy=False` leaves zeros there, and so does
+    `kl=False`. The KL has a gradient by the policy, not by the reference. `recorded=False` records no graph, for a batch that is seen once. Where the model's numbers are not those of the
     way that is asked for (`policy.ways`), a plainer one is taken.
 
     Gradients flow when grad mode is on. Raises nothing: a non-finite model gives non-finite scores, which the caller
@@ -127,15 +139,21 @@ def score(
     groups = packs(policy, rollout) if packed else None
     if groups is not None and len(groups) > 1:
         parts = [
-            _score_packed(policy, rollout.select(rows), temperature, reference, entropy, recorded) for rows in groups
+            _score_packed(policy, rollout.select(rows), temperature, (reference, entropy, kl), recorded)
+            for rows in groups
         ]
         return Scores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
     if groups is not None:
-        return _score_packed(policy, rollout, temperature, reference, entropy, recorded)
+        return _score_packed(policy, rollout, temperature, (reference, entropy, kl), recorded)
+    compute = _padded if policy.ways.padded and not _too_long(policy, rollout) else plain.forward
+    base_NV = None
+    if kl:
+        with torch.no_grad(), policy.as_reference() as model:
+            base_NV = compute(policy, model, rollout)[0]
     with policy.as_reference(reference) as model:
-        compute = _padded if policy.ways.padded and not _too_long(policy, rollout) else plain.forward
         logits_NV, hidden_NH = compute(policy, model, rollout)
-    return _scores(policy, logits_NV, hidden_NH, rollout.tokens_N.to(policy.device), temperature, entropy)
+    tokens_N = rollout.tokens_N.to(policy.device)
+    return _scores(policy, logits_NV, hidden_NH, tokens_N, temperature, entropy, base_NV)
 
 
 def packs(policy: Policy, rollout: Rollout) -> list[Tensor] | None:
@@ -164,23 +182,35 @@ def _too_long(policy: Policy, rollout: Rollout) -> bool:
 
 
 def _score_packed(
-    policy: Policy, rollout: Rollout, temperature: float, reference: bool, entropy: bool, recorded: bool
+    policy: Policy, rollout: Rollout, temperature: float, asked: tuple[bool, bool, bool], recorded: bool
 ) -> Scores:
     if torch.is_grad_enabled():
-        return score_pack(policy, pack(policy, rollout, padded=False), temperature, reference, entropy)
+        return score_pack(policy, pack(policy, rollout, padded=False), temperature, *asked)
     batch = pack(policy, rollout)
-    key = ("score", temperature, reference, entropy)
+    key = ("score", temperature, *asked)
 
     def function(*x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(score_pack(policy, Pack(*x), temperature, reference, entropy))
+        return tuple(score_pack(policy, Pack(*x), temperature, *asked))
 
     outputs = policy.graphs(key, function, *batch) if recorded else function(*batch)
     n = int(rollout.lengths_B.sum())
     return Scores(*(x[:n].clone() for x in outputs))
 
 
-def score_pack(policy: Policy, batch: Pack, temperature: float, reference: bool, entropy: bool) -> Scores:
+def score_pack(
+    policy: Policy, batch: Pack, temperature: float, reference: bool, entropy: bool, kl: bool = False
+) -> Scores:
     """The same for a pack, spare tokens included. A function of tensors alone, so it can be recorded."""
+    base_NV = None
+    if kl:
+        with torch.no_grad():
+            base_NV = _forward_pack(policy, batch, True)[0]
+    logits_NV, hidden_NH = _forward_pack(policy, batch, reference)
+    return _scores(policy, logits_NV, hidden_NH, batch.targets_N, temperature, entropy, base_NV)
+
+
+def _forward_pack(policy: Policy, batch: Pack, reference: bool) -> tuple[Tensor, Tensor]:
+    """(N, V) logits and (N, H) hidden states at the tokens that predict."""
     with policy.as_reference(reference) as model:
         logits, hidden = policy.forward(
             model,
@@ -189,19 +219,27 @@ def score_pack(policy: Policy, batch: Pack, temperature: float, reference: bool,
             logits_to_keep=batch.predictors_N,
             **_attention(policy, model, batch),
         )
-    return _scores(policy, logits[0], hidden[0], batch.targets_N, temperature, entropy)
+    return logits[0], hidden[0]
 
 
 def _scores(
-    policy: Policy, logits_NV: Tensor, hidden_NH: Tensor, tokens_N: Tensor, temperature: float, entropy: bool
+    policy: Policy,
+    logits_NV: Tensor,
+    hidden_NH: Tensor,
+    tokens_N: Tensor,
+    temperature: float,
+    entropy: bool,
+    base_NV: Tensor | None,
 ) -> Scores:
+    values_N = policy.value(hidden_NH)
+    kl_N = torch.zeros_like(values_N) if base_NV is None else exact_kl(logits_NV, base_NV, temperature)
     if logits_NV.is_cuda:
         from equipoise.policy.kernels import vocabulary
 
-        return Scores(*vocabulary.logprobs(logits_NV, tokens_N, temperature, entropy), policy.value(hidden_NH))
+        return Scores(*vocabulary.logprobs(logits_NV, tokens_N, temperature, entropy), values_N, kl_N)
     logprobs_N = token_logprobs(logits_NV, tokens_N, temperature)
     entropy_N = entropies(logits_NV, temperature) if entropy else torch.zeros_like(logprobs_N)
-    return Scores(logprobs_N, entropy_N, policy.value(hidden_NH))
+    return Scores(logprobs_N, entropy_N, values_N, kl_N)
 
 
 def _attention(policy: Policy, model: Any, batch: Pack) -> dict[str, Any]:

@@ -69,6 +69,11 @@ class PPOConfig:
     """KL(π_old‖π_θ) per token at which the update of a PPO step ends. Not the distance to the reference model."""
     kl_coef: float = 0.05
     """β: price of one nat of KL(π‖π_ref), in units of reward."""
+    kl_in: Literal["reward", "both", "loss"] = "reward"
+    """Where KL(π‖π_ref) is charged for. `reward`: log π − log π_ref of each sampled token, in its reward. `both`: the
+    exact KL over the whole vocabulary, at the places visited: that of a place in the loss, that of the places after it
+    in the reward; the same objective with less noise, for a second pass of the reference. `loss`: without the
+    latter."""
     ref_kl_target: float | None = None
     """KL(π‖π_ref) in nats per sentence that β is steered towards; None keeps β. It cannot be near 0 when the goal is
     met."""

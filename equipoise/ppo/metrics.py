@@ -38,46 +38,57 @@ def step_metrics(
     complete, some = sum(r.complete for r in rewards), sum(r.some for r in rewards)
     strict = sum(task.strict(r.text) for r in rewards) * share
     finished = rollout.finished_B.float().mean().item()
-    return {
-        "reward/mean": mean_reward,
-        "reward/std": parts[:, 0].std(unbiased=False).item(),
-        "reward/base": base,
-        "reward/bonus": bonus,
-        "reward/length_penalty": length,
-        "reward/repetition_penalty": repetition,
-        "reward/training": rewarded.paid_B.mean().item(),
-        "reward/diversity_bonus": rewarded.bonus_B.mean().item(),
-        "reward/missing_eos": -config.missing_eos_penalty * (1 - finished),
-        "reward/strict_bonus": config.strict_bonus * strict,
-        "compliance/both": complete * share,
-        "compliance/one": (some - complete) * share,
-        "compliance/none": (len(rewards) - some) * share,
-        "compliance/in_length": sum(task.in_length(r.words) for r in rewards) * share,
-        "compliance/strict": strict,
-        "text/words": sum(r.words for r in rewards) * share,
-        "text/unique": len({r.text for r in rewards}) * share,
-        "text/pairs": len(pair_counts(r.first for r in rewards)),
-        "text/tokens": rollout.lengths_B.float().mean().item(),
-        "text/finished": finished,
-        "kl/ref": kl,
-        "kl/ref_k3": kl_k3_BT.sum(1).mean().item(),
-        "kl/coef": state.kl_coef,
-        "kl/penalty": state.kl_coef * kl,
-        "ppo/update_kl": update.update_kl,
-        "ppo/updates": update.updates,
-        "ppo/early_stop": int(update.early_stop),
-        "ppo/ratio_max": update.ratio_max,
-        "ppo/clip_fraction": update.clip_fraction,
-        "ppo/policy_loss": update.policy_loss,
-        "ppo/value_loss": update.value_loss,
-        "ppo/entropy": maths.masked_mean(scored.entropies, mask_BT).item(),
-        "ppo/grad_norm": update.grad_norm,
-        "ppo/learning_rate": learning_rate,
-        "value/mean": maths.masked_mean(scored.values, mask_BT).item(),
-        "value/explained_variance": maths.explained_variance(scored.values, advantages.returns, mask_BT).item(),
-        "advantage/std": advantages.advantages[mask_BT].std(unbiased=False).item(),
-        "guard/skipped": state.skipped,
-    } | _function(rewarded)
+    return (
+        {
+            "reward/mean": mean_reward,
+            "reward/std": parts[:, 0].std(unbiased=False).item(),
+            "reward/base": base,
+            "reward/bonus": bonus,
+            "reward/length_penalty": length,
+            "reward/repetition_penalty": repetition,
+            "reward/training": rewarded.paid_B.mean().item(),
+            "reward/diversity_bonus": rewarded.bonus_B.mean().item(),
+            "reward/missing_eos": -config.missing_eos_penalty * (1 - finished),
+            "reward/strict_bonus": config.strict_bonus * strict,
+            "compliance/both": complete * share,
+            "compliance/one": (some - complete) * share,
+            "compliance/none": (len(rewards) - some) * share,
+            "compliance/in_length": sum(task.in_length(r.words) for r in rewards) * share,
+            "compliance/strict": strict,
+            "text/words": sum(r.words for r in rewards) * share,
+            "text/unique": len({r.text for r in rewards}) * share,
+            "text/pairs": len(pair_counts(r.first for r in rewards)),
+            "text/tokens": rollout.lengths_B.float().mean().item(),
+            "text/finished": finished,
+            "kl/ref": kl,
+            "kl/ref_k3": kl_k3_BT.sum(1).mean().item(),
+            "kl/coef": state.kl_coef,
+            "kl/penalty": state.kl_coef * kl,
+            "ppo/update_kl": update.update_kl,
+            "ppo/updates": update.updates,
+            "ppo/early_stop": int(update.early_stop),
+            "ppo/ratio_max": update.ratio_max,
+            "ppo/clip_fraction": update.clip_fraction,
+            "ppo/policy_loss": update.policy_loss,
+            "ppo/value_loss": update.value_loss,
+            "ppo/entropy": maths.masked_mean(scored.entropies, mask_BT).item(),
+            "ppo/grad_norm": update.grad_norm,
+            "ppo/learning_rate": learning_rate,
+            "value/mean": maths.masked_mean(scored.values, mask_BT).item(),
+            "value/explained_variance": maths.explained_variance(scored.values, advantages.returns, mask_BT).item(),
+            "advantage/std": advantages.advantages[mask_BT].std(unbiased=False).item(),
+            "guard/skipped": state.skipped,
+        }
+        | _function(rewarded)
+        | _exact(config, scored, mask_BT)
+    )
+
+
+def _exact(config: TrainConfig, scored: Scored, mask_BT: Tensor) -> dict[str, float]:
+    """The exact KL at the places visited, where it is computed."""
+    if config.ppo.kl_in == "reward":
+        return {}
+    return {"kl/exact": torch.where(mask_BT, scored.exact, 0.0).sum(1).mean().item()}
 
 
 def _function(rewarded: Rewarded) -> dict[str, float]:

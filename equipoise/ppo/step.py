@@ -93,7 +93,8 @@ def ppo_step(training: Training) -> Step:
     kl_BT = scored.kl_BT(rollout)
     if not bool(kl_BT.isfinite().all() and scored.values.isfinite().all()):
         return failed("log-probabilities or values are not finite", evidence=scored._asdict())
-    token_rewards_BT = maths.token_rewards(rewarded.paid_B, kl_BT, rollout.mask_BT, state.kl_coef)
+    charged_BT = scored.charged_BT(rollout, ppo.kl_in)
+    token_rewards_BT = maths.token_rewards(rewarded.paid_B, charged_BT, rollout.mask_BT, state.kl_coef)
     advantages = maths.gae(token_rewards_BT, scored.values, rollout.mask_BT, ppo.gamma, ppo.gae_lambda)
     whitened_BT = maths.whiten(advantages.advantages, rollout.mask_BT)
 
@@ -102,6 +103,8 @@ def ppo_step(training: Training) -> Step:
         experience = Experience(rollout, scored.logprobs, scored.values, advantages.returns, whitened_BT)
         temperature, packed = config.sampling.temperature, config.scoring == "packed"
         updates = Update(policy, optimizer, experience, batches, ppo, temperature, packed, state.limit, ranks)
+        if ppo.kl_in != "reward":  # in proportion to the advantages, which are whitened
+            updates.kl_price = state.kl_coef * maths.scale(advantages.advantages, rollout.mask_BT).item()
         updates.launch()
         # On the host, while a GPU is at the first mini-batch.
         batch = remember(rewarded.rewards, occupations, rollout, scored, config.task)
@@ -152,7 +155,7 @@ def reward_sentences(training: Training, rollout: Rollout, occupations: Sequence
 
 
 Launched = list[tuple[Tensor, Tensor]]
-"""For each group of completions its row numbers, and (4, N) numbers on the device in the order of `Scored`."""
+"""For each group of completions its row numbers, and (5, N) numbers on the device in the order of `Scored`."""
 
 
 def launch_scores(
@@ -177,7 +180,7 @@ def launch_scores(
     with torch.no_grad():
         for group in groups:
             part = rollout.select(group)
-            scores = score(policy, part, temperature, packed=packed)
+            scores = score(policy, part, temperature, packed=packed, kl=ppo.kl_in != "reward")
             reference = score(policy, part, temperature, packed=packed, reference=True, entropy=False)
             # Copied, since the next replay of a recorded graph writes its results into the same memory.
             launched.append((group, torch.stack([*scores, reference.logprobs])))

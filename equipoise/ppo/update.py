@@ -62,6 +62,8 @@ class Update:
     packed: bool
     limit: RowLimit
     ranks: Ranks = ALONE
+    kl_price: float = 0.0
+    """Price of a nat of the exact KL to the reference, in units of whitened advantages; with --kl-in reward unused."""
     _ahead: "dict[tuple[int, int], list[list[Part]]]" = field(default_factory=dict)
     _launched: list[Tensor] = field(default_factory=list)
     """Of each mini-batch begun, on the device: `STATS`, then the gradient norms of policy and value head."""
@@ -105,9 +107,13 @@ class Update:
         room = self._room(pieces) if len(pieces[0]) <= rows_at_once else None
         tokens = int(self.experience.rollout.lengths_B[self.batches[number]].sum())
         return [
-            _lay_out(self.policy, self.experience, pieces[own], rows_at_once, self.packed, tokens, room)
+            _lay_out(self.policy, self.experience, pieces[own], rows_at_once, self.packed, self._weights(tokens), room)
             for own in self.ranks.mine
         ]
+
+    def _weights(self, tokens: int) -> tuple[float, ...]:
+        """Of each token of a mini-batch with so many: in the means, and of the exact KL where that is in the loss."""
+        return (1 / tokens,) if self.config.kl_in == "reward" else (1 / tokens, self.kl_price / tokens)
 
     def _room(self, pieces: Sequence[Tensor]) -> Room | None:
         """One shape for all pieces, so that no rank waits for another that records a new one."""
@@ -165,8 +171,8 @@ STATS = ("policy_loss", "value_loss", "kl", "clip_fraction", "log_ratio_max")
 
 
 class Part(NamedTuple):
-    """A micro-batch on the device. (N,) tensors, those after `weight` 0 for spare tokens; `weight` is 1 / tokens of the
-    whole mini-batch, so that cutting it into micro-batches changes nothing."""
+    """A micro-batch on the device. (N,) tensors, `weight` and `kl_weight` 0 for spare tokens; `weight` is 1 / tokens of
+    the whole mini-batch, so that cutting it into micro-batches changes nothing."""
 
     source: Pack | Rollout
     old_logp: Tensor
@@ -174,6 +180,12 @@ class Part(NamedTuple):
     returns: Tensor
     advantages: Tensor
     weight: Tensor
+    kl_weight: Tensor | None = None
+    """`weight` times the price of a nat; None where the loss has no KL."""
+
+    @property
+    def columns(self) -> tuple[Tensor, ...]:
+        return tuple(x for x in self[1:] if x is not None)
 
 
 def _lay_out(
@@ -182,7 +194,7 @@ def _lay_out(
     rows: Tensor,
     rows_at_once: int,
     packed: bool,
-    tokens: int,
+    weights: Sequence[float],
     room: Room | None,
 ) -> list[Part]:
     mask_BT = experience.rollout.mask_BT
@@ -195,7 +207,7 @@ def _lay_out(
             source = pack(policy, part, room=room if part is whole else None) if groups is not None else part
             mask = mask_BT[micro[group]]
             columns = [x[micro[group]][mask] for x in experience[1:]]
-            columns.append(torch.full_like(columns[0], 1 / tokens))
+            columns += [torch.full_like(columns[0], weight) for weight in weights]
             if isinstance(source, Pack):
                 columns = [pad(x, (0, len(source.targets_N) - len(x))) for x in columns]
             parts.append(Part(source, *(x.to(policy.device, non_blocking=True) for x in columns)))
@@ -205,8 +217,8 @@ def _lay_out(
 def _backward(policy: Policy, optimizer: MasterAdam, part: Part, config: PPOConfig, temperature: float) -> Tensor:
     """Forward and backward over one micro-batch, gradients added up in the optimizer. (5,) `STATS`, on the device."""
     if isinstance(part.source, Pack):
-        key = ("update", temperature, config.clip, config.value_clip, config.entropy_coef)
-        inputs = (*part.source, *part[1:])
+        key = ("update", temperature, config.clip, config.value_clip, config.entropy_coef, config.kl_in)
+        inputs = (*part.source, *part.columns)
 
         def function(*x: Tensor) -> tuple[Tensor]:
             return (
@@ -218,20 +230,20 @@ def _backward(policy: Policy, optimizer: MasterAdam, part: Part, config: PPOConf
                 policy.graphs.record(key, function, *inputs)
         (stats,) = policy.graphs(key, function, *inputs)
     else:
-        stats = _loss_and_gradients(policy, part.source, part[1:], config, temperature)
+        stats = _loss_and_gradients(policy, part.source, part.columns, config, temperature)
     return stats.clone()
 
 
 def _loss_and_gradients(
     policy: Policy, source: Pack | Rollout, columns: Sequence[Tensor], config: PPOConfig, temperature: float
 ) -> Tensor:
-    old_logp, old_values, returns, advantages, weight = columns
-    entropy = config.entropy_coef != 0
+    old_logp, old_values, returns, advantages, weight, *kl_weight = columns
+    entropy, exact = config.entropy_coef != 0, bool(kl_weight)
     if isinstance(source, Pack):
-        new = score_pack(policy, source, temperature, reference=False, entropy=entropy)
+        new = score_pack(policy, source, temperature, reference=False, entropy=entropy, kl=exact)
         real = source.real_N
     else:
-        new = score(policy, source, temperature, packed=False, entropy=entropy)
+        new = score(policy, source, temperature, packed=False, entropy=entropy, kl=exact)
         real = weight > 0
     # A spare token's score is a number like any other: it is put to its old value, and weighs nothing.
     logprobs = torch.where(real, new.logprobs, 0.0)
@@ -239,7 +251,8 @@ def _loss_and_gradients(
     value_loss = maths.value_loss(torch.where(real, new.values, 0.0), old_values, returns, config.value_clip)
     # The value head has a learning rate of its own and shares no weights, so its loss needs no coefficient.
     policy_sum, value_sum = (surrogate.loss * weight).sum(), (value_loss * weight).sum()
-    (policy_sum + value_sum - config.entropy_coef * (new.entropies * weight).sum()).backward()
+    loss = policy_sum + value_sum - config.entropy_coef * (new.entropies * weight).sum()
+    (loss + (new.kl * kl_weight[0]).sum() if exact else loss).backward()
     kl = (maths.kl_k3(old_logp, logprobs.detach()) * weight).sum()
     clipped = (surrogate.clipped * weight).sum()
     return torch.stack([policy_sum.detach(), value_sum.detach(), kl, clipped, surrogate.log_ratio.abs().max()])

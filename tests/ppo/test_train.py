@@ -173,7 +173,7 @@ def test_the_numbers_of_a_step_by_hand() -> None:
     # All of a sentence's KL sits on its first token: 1, 2, 3 and −2 nats; k3 of k nats is e^−k − 1 + k.
     kl_BT = torch.zeros(4, 3)
     kl_BT[:, 0] = torch.tensor([1.0, 2.0, 3.0, -2.0])
-    scored = Scored(kl_BT - 5.0, 2 * ones, first, torch.full((4, 3), -5.0))
+    scored = Scored(kl_BT - 5.0, 2 * ones, first, 0 * ones, torch.full((4, 3), -5.0))
     advantages = Advantages(first, 2 * first)
     config = TrainConfig(missing_eos_penalty=0.4, strict_bonus=0.2)
     state = State.begin(config, RowLimit(16))
