@@ -146,7 +146,7 @@ def search(
                 assert pair is not None, "a sentence that succeeds strictly holds every class"
                 found.setdefault(text, Found(example._replace(text=text), pair))
         progress(min(len(found), target), target, drawn)
-    return Collected(_kept(policy, wanted, task, list(found.values()), sampling.temperature, generator, ranks), drawn)
+    return Collected(_kept(policy, wanted, task, list(found.values()), sampling, generator, ranks), drawn)
 
 
 def hopeless(found: int, drawn: int, budget: int, fewest: int = BATCH) -> bool:
@@ -170,7 +170,7 @@ def _kept(
     wanted: Search,
     task: Task,
     found: Sequence[Found],
-    temperature: float,
+    sampling: SamplingConfig,
     generator: torch.Generator,
     ranks: Ranks,
 ) -> list[Example]:
@@ -179,7 +179,7 @@ def _kept(
     if wanted.candidates == 1 or len(found) <= 1:
         return [f.example for f in found][:count]
     if wanted.keep == "conditional" and not wanted.forced:
-        return conditional(policy, found, count, temperature, generator, ranks)
+        return conditional(policy, found, count, sampling, generator, ranks)
     return likeliest(policy, found, task, count, ranks)
 
 
@@ -282,7 +282,7 @@ def conditional(
     policy: Policy,
     found: Sequence[Found],
     count: int,
-    temperature: float,
+    sampling: SamplingConfig,
     generator: torch.Generator,
     ranks: Ranks = ALONE,
 ) -> list[Example]:
@@ -293,7 +293,7 @@ def conditional(
     """
     examples = [f.example for f in found]
     log_ratio = RowLimit(EVALUATION_ROWS, lambda _: None).run(
-        policy, lambda r: kl_to_reference(policy, [as_rollout(examples)], temperature, r, ranks)
+        policy, lambda r: kl_to_reference(policy, [as_rollout(examples)], sampling, r, ranks)
     )
     uniform = torch.rand(len(examples), generator=generator, dtype=torch.float64)
     keys = -log_ratio - torch.log(-torch.log(uniform))

@@ -5,21 +5,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from equipoise.policy.config import SamplingConfig
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout, rollout_of
-from equipoise.policy.score import score
+from equipoise.policy.score import nucleus_mass, score
 from equipoise.protocol.task import Task
 from equipoise.runs.ranks import ALONE, Ranks
 
 
 @torch.no_grad()
 def kl_to_reference(
-    policy: Policy, rollouts: Sequence[Rollout], temperature: float, rows: int, ranks: Ranks = ALONE
+    policy: Policy, rollouts: Sequence[Rollout], sampling: SamplingConfig, rows: int, ranks: Ranks = ALONE
 ) -> Tensor:
-    """(B,) log π − log π_ref of each completion, nats: k1 of KL(π‖π_ref). `rows` at a time, dealt out to the ranks."""
+    """(B,) log π − log π_ref of each completion, nats: k1 of KL(π‖π_ref). `rows` at a time, dealt out to the ranks.
+
+    π is what the completions were sampled from: with a nucleus its probabilities are those within, which sum to 1.
+    π_ref is the reference at the same temperature, all of it; temperature 0 is taken for 1."""
+    temperature = sampling.temperature or 1.0
 
     def log_ratio(part: Rollout) -> Tensor:
-        return _summed(policy, part, temperature, False) - _summed(policy, part, temperature, True)
+        own, base = (_summed(policy, part, temperature, reference) for reference in (False, True))
+        if sampling.temperature == 0 or sampling.top_p == 1:
+            return own - base
+        return own - base - _by_row(nucleus_mass(policy, part, sampling), part)
 
     return torch.cat(ranks.deal([part for rollout in rollouts for part in _parts(rollout, rows)], log_ratio))
 
@@ -87,8 +95,12 @@ def _parts(rollout: Rollout, rows: int) -> list[Rollout]:
 def _summed(policy: Policy, rollout: Rollout, temperature: float, reference: bool) -> Tensor:
     """(B,) log-probability of each completion, on the CPU. Not recorded: such a batch is seen once."""
     scores = score(policy, rollout, temperature, packed=True, reference=reference, entropy=False, recorded=False)
-    parts = scores.logprobs.double().cpu().split(rollout.lengths_B.tolist())
-    return torch.stack([part.sum() for part in parts])
+    return _by_row(scores.logprobs, rollout)
+
+
+def _by_row(values_N: Tensor, rollout: Rollout) -> Tensor:
+    """(B,) sums over the tokens of each completion, on the CPU."""
+    return torch.stack([part.sum() for part in values_N.double().cpu().split(rollout.lengths_B.tolist())])
 
 
 EVALUATION_ROWS = 128  # completions scored at a time, at first

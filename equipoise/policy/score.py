@@ -6,7 +6,7 @@ are flat over the N real completion tokens, row by row (`Rollout.tokens_N` order
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,8 @@ from torch.nn.functional import pad
 
 from equipoise.policy import plain, trie
 from equipoise.policy.attention import TRIE_ATTENTION
+from equipoise.policy.config import SamplingConfig
+from equipoise.policy.draw import weights
 from equipoise.policy.graphs import round_up
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
@@ -130,8 +132,9 @@ def score(
     recorded: bool = True,
 ) -> Scores:
     """Score every completion token. `reference` uses the frozen model; `entropy=False` leaves zeros there, and so does
-    `kl=False`. The KL has a gradient by the policy, not by the reference. `recorded=False` records no graph, for a batch that is seen once. Where the model's numbers are not those of the
-    way that is asked for (`policy.ways`), a plainer one is taken.
+    `kl=False`. The KL has a gradient by the policy, not by the reference. `recorded=False` records no graph, for a
+    batch that is seen once. Where the model's numbers are not those of the way that is asked for (`policy.ways`), a
+    plainer one is taken.
 
     Gradients flow when grad mode is on. Raises nothing: a non-finite model gives non-finite scores, which the caller
     tests.
@@ -145,8 +148,7 @@ def score(
         return Scores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
     if groups is not None:
         return _score_packed(policy, rollout, temperature, (reference, entropy, kl), recorded)
-    compute = _padded if policy.ways.padded and not _too_long(policy, rollout) else plain.forward
-    base_NV = None
+    compute, base_NV = _compute(policy, rollout), None
     if kl:
         with torch.no_grad(), policy.as_reference() as model:
             base_NV = compute(policy, model, rollout)[0]
@@ -154,6 +156,28 @@ def score(
         logits_NV, hidden_NH = compute(policy, model, rollout)
     tokens_N = rollout.tokens_N.to(policy.device)
     return _scores(policy, logits_NV, hidden_NH, tokens_N, temperature, entropy, base_NV)
+
+
+@torch.no_grad()
+def nucleus_mass(policy: Policy, rollout: Rollout, sampling: SamplingConfig) -> Tensor:
+    """(N,) log of the probability that the policy's nucleus holds where each completion token was drawn, 0 at top-p 1.
+    What is sampled from the nucleus has a probability larger by its inverse."""
+    if sampling.top_p >= 1:
+        return torch.zeros(int(rollout.lengths_B.sum()), device=policy.device)
+    groups = packs(policy, rollout)
+    if groups is not None:
+        parts = [_forward_pack(policy, pack(policy, rollout.select(rows), padded=False), False)[0] for rows in groups]
+    else:
+        with policy.as_reference(False) as model:
+            parts = [_compute(policy, rollout)(policy, model, rollout)[0]]
+    return torch.cat(
+        [weights(rows_NV, sampling).double().sum(-1).log() for part in parts for rows_NV in part.split(256)]
+    )
+
+
+def _compute(policy: Policy, rollout: Rollout) -> Callable[[Policy, Any, Rollout], tuple[Tensor, Tensor]]:
+    """How rows that are not packed are computed."""
+    return _padded if policy.ways.padded and not _too_long(policy, rollout) else plain.forward
 
 
 def packs(policy: Policy, rollout: Rollout) -> list[Tensor] | None:

@@ -124,7 +124,7 @@ def evaluate(
     `tick`: as of `draw_sentences`."""
     drawn = draw_sentences(policy, task, prompts, sampling, count, name, rows, tick, ranks)
     kl_B = RowLimit(EVALUATION_ROWS, lambda _: None).run(
-        policy, lambda r: kl_to_reference(policy, drawn.rollouts, sampling.temperature or 1.0, r, ranks)
+        policy, lambda r: kl_to_reference(policy, drawn.rollouts, sampling, r, ranks)
     )
     finished = torch.cat([rollout.finished_B for rollout in drawn.rollouts]).double().mean().item()
     return {**measure(drawn.texts, drawn.occupations, task), "kl": kl_B.mean().item(), "finished": finished}, drawn

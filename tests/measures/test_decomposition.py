@@ -145,7 +145,7 @@ def test_the_guides_weights_recover_every_pairs_probability() -> None:
 @pytest.mark.parametrize("even", [False, True])
 def test_the_interval_of_the_waste_covers_at_its_rate(even: bool) -> None:
     """400 studies: 40 pairs whose probabilities span five nats, weights with a heavy tail (σ 1.5), 40,000 of the
-    guide's sentences and 1,000 of the policy's. At least 91 % of the 95 % intervals hold the truth (2.7 % is their error)."""
+    guide's sentences and 1,000 of the policy's. At least 91 % of the intervals hold the truth."""
     generator = random.Random(1 + even)
     pairs = [(str(i), "x") for i in range(40)]
     p0, share, sigma, waste = 2e-4, 0.97, 1.5, 1.2

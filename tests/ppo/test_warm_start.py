@@ -198,11 +198,11 @@ def test_conditional_draws_in_proportion_to_the_ratio_of_reference_and_policy(
     generator = torch.Generator().manual_seed(0)
     first: Counter[str] = Counter()
     for _ in range(4000):
-        first.update(e.text for e in conditional(None, made, 1, 1.0, generator))  # type: ignore[arg-type]
+        first.update(e.text for e in conditional(None, made, 1, SamplingConfig(), generator))  # type: ignore[arg-type]
     weights = torch.tensor([1, 1 / 2, 1 / 5])
     for i, share in enumerate((weights / weights.sum()).tolist()):
         assert abs(first[str(i)] / 4000 - share) < 4 * math.sqrt(share * (1 - share) / 4000)
-    assert {e.text for e in conditional(None, made, 5, 1.0, generator)} == {"0", "1", "2"}  # type: ignore[arg-type]
+    assert {e.text for e in conditional(None, made, 5, SamplingConfig(), generator)} == {"0", "1", "2"}  # type: ignore[arg-type]
 
 
 def test_later_rounds_learn_what_the_policy_writes_by_itself(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
