@@ -13,7 +13,7 @@ the mean of KL within the classes. Everything in nats per sentence.
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from equipoise.measures.shares import Z_95, kl_bound
 
@@ -202,3 +202,47 @@ def _variance(values: Mapping[Pair | None, float], seen: Mapping[Pair | None, Ou
 def _part(value: float, error: float) -> Part:
     half = Z_95 * error
     return Part(value, value - half, value + half)
+
+
+# As records hold them
+
+
+def outcomes_document(seen: Mapping[Pair | None, Outcomes]) -> list[dict[str, Any]]:
+    return [{"pair": pair and list(pair), **each._asdict()} for pair, each in seen.items()]
+
+
+def read_outcomes(document: Any) -> dict[Pair | None, Outcomes]:
+    """Raises ValueError for what is no such document."""
+    try:
+        read = {
+            None if row["pair"] is None else tuple(map(str, row["pair"])): Outcomes(
+                int(row["n"]), float(row["mean"]), float(row["variance"])
+            )
+            for row in document
+        }
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"no outcomes of sentences ({error})") from None
+    if any(each.n < 1 or not math.isfinite(each.mean) or not 0 <= each.variance < math.inf for each in read.values()):
+        raise ValueError("outcomes need counts of 1 or more, finite means and variances of 0 or more")
+    return read
+
+
+def rates_document(rates: PairRates) -> dict[str, Any]:
+    pairs = [{"pair": list(pair), **rate._asdict()} for pair, rate in rates.rates.items()]
+    return {"pairs": pairs, "unseen": rates.unseen, "n": rates.n}
+
+
+def read_rates(document: Any) -> PairRates:
+    """Raises ValueError for what is no such document."""
+    try:
+        rates = {
+            tuple(map(str, row["pair"])): Rate(float(row["value"]), float(row["variance"])) for row in document["pairs"]
+        }
+        read = PairRates(rates, float(document["unseen"]), int(document["n"]))
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"no probabilities of pairs ({error})") from None
+    if not all(0 < rate.value < 1 and 0 <= rate.variance < math.inf for rate in rates.values()):
+        raise ValueError("probabilities of pairs lie between 0 and 1, their variances are 0 or more")
+    if not (0 < read.unseen < math.inf and 0 < read.p0 < 1):
+        raise ValueError("probabilities of pairs must have a sum below 1, and an upper limit for others")
+    return read

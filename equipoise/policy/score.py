@@ -170,9 +170,8 @@ def nucleus_mass(policy: Policy, rollout: Rollout, sampling: SamplingConfig) -> 
     else:
         with policy.as_reference(False) as model:
             parts = [_compute(policy, rollout)(policy, model, rollout)[0]]
-    return torch.cat(
-        [weights(rows_NV, sampling).double().sum(-1).log() for part in parts for rows_NV in part.split(256)]
-    )
+    rows = [weights(rows_NV, sampling) for part in parts for rows_NV in torch.split(part, 256)]
+    return torch.cat([row_NV.sum(-1, dtype=torch.float64).log() for row_NV in rows])
 
 
 def _compute(policy: Policy, rollout: Rollout) -> Callable[[Policy, Any, Rollout], tuple[Tensor, Tensor]]:
