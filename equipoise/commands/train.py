@@ -30,12 +30,21 @@ def main(argv: list[str]) -> int:
 
         def decide() -> tuple[TrainConfig, bool]:
             config, reasons, overwrite = configure(argv)
-            return announced(config, reasons, ranks.size), overwrite
+            return with_target(announced(config, reasons, ranks.size)), overwrite
 
         config, overwrite = ranks.first_does(decide)
         from equipoise.ppo.train import train
 
         return train(config, overwrite=overwrite).exit_code
+
+
+def with_target(config: TrainConfig) -> TrainConfig:
+    """With the sentences of the target that the warm start begins with, if it has one. Raises UserError."""
+    if config.warm_start.warm_start_target == "off":
+        return config
+    from equipoise.methods.target import prepared
+
+    return prepared(config)
 
 
 def announced(config: TrainConfig, reasons: Sequence[str], processes: int) -> TrainConfig:

@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise, permutations
@@ -178,8 +178,8 @@ def _kept(
     count = wanted.sentences
     if wanted.candidates == 1 or len(found) <= 1:
         return [f.example for f in found][:count]
-    if wanted.keep == "conditional" and not wanted.forced:
-        return conditional(policy, found, count, sampling, generator, ranks)
+    if wanted.keep != "likeliest" and not wanted.forced:
+        return conditional(policy, found, count, sampling, generator, ranks, alike=wanted.keep == "even")
     return likeliest(policy, found, task, count, ranks)
 
 
@@ -285,11 +285,14 @@ def conditional(
     sampling: SamplingConfig,
     generator: torch.Generator,
     ranks: Ranks = ALONE,
+    *,
+    alike: bool = False,
 ) -> list[Example]:
     """`count` sentences drawn without replacement in proportion to π_ref/π, π being the policy that wrote them.
 
     With all of them that is importance resampling towards π_ref conditioned on success; with a share of them it goes
     part of the way, which the next round goes on from. Drawn by the Gumbel-top-k trick (Kool, van Hoof & Welling 2019).
+    `alike`: as many of each pair, as far as they go, so that the proportion holds within the pairs only.
     """
     examples = [f.example for f in found]
     log_ratio = RowLimit(EVALUATION_ROWS, lambda _: None).run(
@@ -297,4 +300,12 @@ def conditional(
     )
     uniform = torch.rand(len(examples), generator=generator, dtype=torch.float64)
     keys = -log_ratio - torch.log(-torch.log(uniform))
-    return [examples[i] for i in keys.topk(min(count, len(examples))).indices.tolist()]
+    order = keys.argsort(descending=True).tolist()
+    if alike:
+        places: Counter[tuple[str, ...]] = Counter()
+        rank = {}
+        for i in order:
+            rank[i] = places[found[i].pair]
+            places[found[i].pair] += 1
+        order.sort(key=rank.__getitem__)
+    return [examples[i] for i in order[:count]]

@@ -5,20 +5,31 @@ the untrained model. Both waste nothing: no policy with as many successes and as
 model. Compare the generation with distributional control of M. Khalifa, H. Elsahar and M. Dymetman (ICLR 2021).
 """
 
+import hashlib
+import json
 import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from equipoise.errors import UserError
-from equipoise.measures.decomposition import Pair, PairRates, pair_rates
+from equipoise.measures.decomposition import Pair, PairRates, pair_rates, rates_document
 from equipoise.methods.completions import Key, all_keys
+from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.guided import Guided, effective_size
+from equipoise.policy import bundled
+from equipoise.policy.config import SamplingConfig
+from equipoise.ppo.config import TrainConfig
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
+from equipoise.runs.files import write_json, write_whole
+from equipoise.runs.rows import serialise
 
 Target = Literal["near", "even"]
+SEED = 0
+"""Of the sentences and of the choice: the same for every seed of a run."""
 COPIES = 4
 """A sentence is learnt so many times at most, where a pair has too few."""
 
@@ -41,13 +52,14 @@ class Chosen(NamedTuple):
 
 def write(writer: Guided, runs: int, say: Callable[[str], None]) -> list[Weighted]:
     """`runs` sentences for each occupation. Raises UserError where Ctrl-G does not write strictly successful ones."""
-    if not writer.covers_all or writer.event != "strict":
-        raise UserError(
-            "a target needs all that succeeds strictly: Ctrl-G at temperature 1 and top-p 1, its shape strict"
-        )
     keys = all_keys(runs, writer.task.names)
     if writer.policy is None:
         writer.load(say)
+    if not writer.covers_all or writer.event != "strict":
+        raise UserError(
+            f"a target needs all that succeeds strictly and nothing else, and Ctrl-G writes {writer.event}, at "
+            f"{writer.sampling.describe()}: use temperature 1, top-p 1, the shape strict and the task's bounds"
+        )
     size = writer.batch_size
     found = []
     for first in range(0, len(keys), size):
@@ -99,3 +111,38 @@ def resample(found: Sequence[Weighted], target: Target, count: int, seed: int) -
         chosen += [found[place] for _, place in (own * copies)[:quota]]
         effective += effective_size([found[place].log_weight for _, place in of_pair[pair]])
     return Chosen(chosen, effective)
+
+
+def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainConfig:
+    """The configuration with the file that its `warm_start_target` stands for, if it has one: written once for a model,
+    task and prompt, and kept in the cache folder. Beside it, `.json` added, lie the probabilities of the pairs.
+
+    Raises UserError, NonFiniteLogits.
+    """
+    warm = config.warm_start
+    if warm.warm_start_target == "off" or warm.warm_start_file:
+        return config
+    if config.system:
+        raise UserError("--warm-start-target knows no system message: leave --system out, or --warm-start-target")
+    sampling = SamplingConfig(1.0, 1.0, config.sampling.max_new_tokens)
+    policy = replace(config.policy, tuning="full")
+    writer = Guided(policy, CtrlGConfig(), prompt=config.prompt, sampling=sampling, seed=SEED, task=config.task)
+    runs = -(-warm.warm_start_pool // len(config.task.names))
+    wanted = [warm.warm_start_target, warm.warm_start_sentences, runs, writer.settings, config.task.document()]
+    name = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
+    path = bundled.cache_folder() / f"target-{name}.csv"
+    if not path.is_file():
+        count = plural(runs * len(config.task.names), "sentence")
+        say(f"writing {count} with Ctrl-G, to choose those of the target {warm.warm_start_target!r} from")
+        found = write(writer, runs, say)
+        writer.unload()
+        chosen = resample(found, warm.warm_start_target, warm.warm_start_sentences, SEED)
+        say(f"{plural(len(chosen.sentences), 'sentence')} chosen, effective sample size {chosen.effective:,.0f}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path.with_suffix(".csv.json"), rates_document(rates_of(found)) | {"ess": chosen.effective})
+            rows = [(each.occupation, str(i), each.text) for i, each in enumerate(chosen.sentences)]
+            write_whole(path, serialise([("Occupation", "RunID", "Text"), *rows]))
+        except OSError as error:
+            raise UserError(f"cannot write {path} ({error.strerror}): make room, or set EQUIPOISE_CACHE") from None
+    return replace(config, warm_start=replace(warm, warm_start_file=str(path)))

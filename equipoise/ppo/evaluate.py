@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from equipoise.measures.decomposition import Outcomes, Pair, outcomes
 from equipoise.measures.variety import effective, pair_counts
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.likelihood import EVALUATION_ROWS, continuation_nll, kl_to_reference
@@ -30,6 +31,8 @@ class Drawn(NamedTuple):
     occupations: list[str]
     texts: list[str]
     rollouts: list[Rollout]
+    log_ratios: tuple[float, ...] = ()
+    """log π − log π_ref of each in nats, where it was measured."""
 
 
 def draw_sentences(
@@ -127,7 +130,14 @@ def evaluate(
         policy, lambda r: kl_to_reference(policy, drawn.rollouts, sampling, r, ranks)
     )
     finished = torch.cat([rollout.finished_B for rollout in drawn.rollouts]).double().mean().item()
-    return {**measure(drawn.texts, drawn.occupations, task), "kl": kl_B.mean().item(), "finished": finished}, drawn
+    found = {**measure(drawn.texts, drawn.occupations, task), "kl": kl_B.mean().item(), "finished": finished}
+    return found, drawn._replace(log_ratios=tuple(kl_B.tolist()))
+
+
+def strict_outcomes(drawn: Drawn, task: Task) -> dict[Pair | None, Outcomes]:
+    """What the distance to the reference is split by: success with each pair, failure, and of either the log ratios."""
+    pairs = [task.match(text).first if task.strict(text) else None for text in drawn.texts]
+    return outcomes(zip(pairs, drawn.log_ratios, strict=True))
 
 
 def fluency(policy: Policy, drawn: Drawn, task: Task, ranks: Ranks = ALONE) -> float | None:

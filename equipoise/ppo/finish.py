@@ -5,10 +5,11 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from equipoise.measures.decomposition import outcomes_document
 from equipoise.policy.sample import NonFiniteLogits
 from equipoise.ppo.choice import Evaluation, because, better, words
 from equipoise.ppo.closing import show
-from equipoise.ppo.evaluate import evaluate, fluency, groups
+from equipoise.ppo.evaluate import evaluate, fluency, groups, strict_outcomes
 from equipoise.ppo.facts import facts
 from equipoise.ppo.shared import SharedRun
 from equipoise.ppo.summary import FINAL, SUMMARY, alerts, left_out_warm_start, read_rows, training_summary
@@ -76,6 +77,7 @@ def _final(training: Training, run: SharedRun) -> dict[str, Any]:
     ranks.first_does(lambda: write_file(Path(config.run.output_dir) / FINAL, lines))
     return {
         "final": {**measured, "nll": nll},
+        "outcomes": outcomes_document(strict_outcomes(drawn, config.task)),
         "groups": groups(drawn.texts, drawn.occupations, config.occupations, config.task) if config.holdout else {},
         "generation": f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}",
         "final_seconds": time.monotonic() - started,

@@ -18,10 +18,10 @@ from equipoise.ppo.config import (
     PPOConfig,
     RunConfig,
     TrainConfig,
-    WarmStartConfig,
     WatchConfig,
 )
 from equipoise.ppo.presets import PRESETS
+from equipoise.ppo.warm_start_config import WarmStartConfig
 from equipoise.protocol.reward import RewardWeights
 from equipoise.protocol.task import PROTOCOL, Task
 from tests.evaluation.hostile import example, training_run

@@ -39,10 +39,11 @@ from equipoise.policy.sample import sample_dealt
 from equipoise.policy.score import score
 from equipoise.ppo import train as training
 from equipoise.ppo import warm_start
-from equipoise.ppo.config import TrainConfig, WarmStartConfig
+from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.state import State
 from equipoise.ppo.train import Outcome, train
 from equipoise.ppo.training import Training, new_optimizer
+from equipoise.ppo.warm_start_config import WarmStartConfig
 from equipoise.protocol.lexicon import NO_CLASS
 from equipoise.protocol.task import PROTOCOL, Task
 from equipoise.runs.ranks import ALONE
