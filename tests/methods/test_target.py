@@ -57,10 +57,7 @@ def test_even_draws_every_pair_alike_and_within_a_pair_by_the_weights() -> None:
     texts = Counter(each.text for each in made.sentences if each.pair != C)
     assert set(texts.values()) == {1}
     first = Counter(
-        each.text
-        for seed in range(2000)
-        for each in resample(pool, "even", 3, seed).sentences
-        if each.pair == B
+        each.text for seed in range(2000) for each in resample(pool, "even", 3, seed).sentences if each.pair == B
     )
     assert first["bold loyal 1"] / 2000 == pytest.approx(0.75, abs=0.04)
 
@@ -123,7 +120,7 @@ def test_without_them_the_run_says_who_writes_them(words: Path, tmp_path: Path) 
     assert prepared(plain) is plain
 
 
-def test_the_rates_agree_with_ctrl_gs_own_estimate(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_p0_of_the_rates_is_the_mean_weight(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "cache"))
     small = CtrlGConfig(hidden_states=8, distil_sentences=200, em_passes=1)
     policy = PolicyConfig(model=str(words), device="cpu", dtype="float32")
