@@ -204,6 +204,33 @@ def _part(value: float, error: float) -> Part:
     return Part(value, value - half, value + half)
 
 
+def pooled(samples: Iterable[Mapping[Pair | None, Outcomes]]) -> dict[Pair | None, Outcomes]:
+    """Several samples as one."""
+    together: dict[Pair | None, Outcomes] = {}
+    for sample in samples:
+        for pair, each in sample.items():
+            n, mean, variance = together.get(pair, Outcomes(0, 0.0, 0.0))
+            total, step = n + each.n, each.mean - mean
+            squares = n * variance + each.n * each.variance + step * step * n * each.n / total
+            together[pair] = Outcomes(total, mean + step * each.n / total, squares / total)
+    return together
+
+
+def least_variety(reference: PairRates, points: int = 61) -> list[tuple[float, float]]:
+    """(effective pairs, least KL(q‖p) of any q over the pairs seen with so many), from p itself to all pairs alike.
+
+    Among all q of one entropy the nearest to p is proportional to a power of it (Lagrange; here from 1 down to 0)."""
+    p = [rate.value / reference.p0 for rate in reference.rates.values()]
+    curve = []
+    for i in range(points):
+        powers = [x ** (1 - i / (points - 1)) for x in p]
+        q = [x / math.fsum(powers) for x in powers]
+        entropy = -math.fsum(x * math.log(x) for x in q)
+        kl = math.fsum(x * math.log(x / y) for x, y in zip(q, p, strict=True))
+        curve.append((math.exp(entropy), max(0.0, kl)))
+    return curve
+
+
 # As records hold them
 
 

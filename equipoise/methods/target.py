@@ -10,15 +10,15 @@ import json
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from equipoise.errors import UserError
-from equipoise.measures.decomposition import Pair, PairRates, pair_rates, rates_document
+from equipoise.measures.decomposition import Pair, PairRates, rates_document
 from equipoise.methods.completions import Key, all_keys
 from equipoise.methods.ctrlg.config import CtrlGConfig
-from equipoise.methods.guided import Guided, effective_size
+from equipoise.methods.guided import Guided, effective_size, rates_by_pair
 from equipoise.policy import bundled
 from equipoise.policy.config import SamplingConfig
 from equipoise.ppo.config import TrainConfig
@@ -77,12 +77,9 @@ def weighted(task: Task, key: Key, text: str, log_weight: float) -> Weighted:
     return Weighted(key.occupation, text, pair, log_weight)
 
 
-def rates_of(found: Sequence[Weighted]) -> PairRates:
+def rates_of(found: Iterable[Weighted]) -> PairRates:
     """How often the untrained model succeeds with each pair."""
-    groups: dict[str, list[tuple[Pair, float]]] = defaultdict(list)
-    for each in found:
-        groups[each.occupation].append((each.pair, math.exp(each.log_weight)))
-    return pair_rates(groups.values())
+    return rates_by_pair((each.occupation, each.pair, each.log_weight) for each in found)
 
 
 def resample(found: Sequence[Weighted], target: Target, count: int, seed: int) -> Chosen:

@@ -67,9 +67,13 @@ def completion_logprobs(
     completions: Sequence[Sequence[int]],
     rows: int,
     ranks: Ranks = ALONE,
+    nucleus: SamplingConfig | None = None,
 ) -> list[float]:
     """Log-probability under the policy of each completion (token ids) after its prompt, in nats, `rows` at a time,
-    dealt out to the ranks."""
+    dealt out to the ranks.
+
+    `nucleus`: how the completions were sampled, at temperature 1; the probabilities are then those within the nucleus.
+    """
     sums = [0.0] * len(prompts)
     # Rows of one prompt together: a pack holds it once, and it may be three times as long as what is scored.
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
@@ -80,6 +84,8 @@ def completion_logprobs(
         # On a GPU a pack's shape would be recorded as a graph for a single use.
         packed = not policy.graphs.enabled
         flat = score(policy, rollout, 1.0, packed=packed, entropy=False).logprobs.double().cpu()
+        if nucleus is not None:
+            flat = flat - nucleus_mass(policy, rollout, nucleus).double().cpu()
         return [float(logprobs.sum()) for logprobs in flat.split(rollout.lengths_B.tolist())]
 
     for part, found in zip(parts, ranks.deal(parts, summed), strict=True):
