@@ -127,66 +127,77 @@ def split(seen: Mapping[Pair | None, Outcomes], reference: PairRates) -> Split:
     sentences, and of A. Raises ValueError where the policy has fewer than two sentences, and where the reference was
     never or always seen to succeed.
     """
-    n = sum(each.n for each in seen.values())
+    n, p0 = sum(each.n for each in seen.values()), reference.p0
     if n < 2:
         raise ValueError("two sentences are needed")
-    if not 0 < reference.p0 < 1:
-        raise ValueError(f"the reference succeeds with probability {reference.p0:g}: nothing can be compared with that")
-    pooled: dict[Pair | None, int] = defaultdict(int)
+    if not 0 < p0 < 1:
+        raise ValueError(f"the reference succeeds with probability {p0:g}: nothing can be compared with that")
+    shares: dict[Pair | None, float] = defaultdict(float)
     for pair, each in seen.items():
-        pooled[pair if pair is None or pair in reference.rates else ()] += each.n
-    share = 1 - pooled.get(None, 0) / n
-    p0, kl = reference.p0, math.fsum(each.n * each.mean for each in seen.values()) / n
+        shares[pair if pair is None or pair in reference.rates else UNSEEN] += each.n / n
+    share = 1 - shares[None]
+    level = {pair: math.log(m / _probability(reference, pair)) for pair, m in shares.items() if m}
+    coarse = {fails: math.log(m / p) for fails, m, p in ((True, 1 - share, 1 - p0), (False, share, p0)) if m > 0}
+    of_pair = {pair: level[pair if pair is None or pair in reference.rates else UNSEEN] for pair in seen}
+    of_outcome = {pair: coarse[pair is None] for pair in seen}
+
+    kl = math.fsum(each.n * each.mean for each in seen.values()) / n
     compliance = kl_bound(share, p0)
-    known = {pair: m / n for pair, m in pooled.items() if pair}
-    # ℓ of a class, ln π(class)/π_ref(class): its mean is the bound, and that of log π − log π_ref − ℓ the waste.
-    level: dict[Pair | None, float] = {pair: math.log(m / reference.rates[pair].value) for pair, m in known.items()}
-    if pooled.get(()):
-        level[()] = math.log(pooled[()] / n / reference.unseen)
-    if pooled.get(None):
-        level[None] = math.log((1 - share) / (1 - p0))
-    bound = math.fsum(pooled[pair] / n * level[pair] for pair in level)
-
-    spread = {pair: reference.rates[pair].variance for pair in known}
-    of_p0 = math.fsum(rate.variance for rate in reference.rates.values())
-    curve = share / p0**2 + (1 - share) / (1 - p0) ** 2
-    bias_compliance = of_p0 / 2 * curve
-    relative = {pair: spread[pair] / reference.rates[pair].value ** 2 for pair in known}
-    pairs = sum(1 for pair in pooled if pair is not None)
-    bias_bound = math.fsum(m * relative[pair] for pair, m in known.items()) / 2 + max(0, pairs - 1) / (2 * n)
-    bias_bound += of_p0 / 2 * (1 - share) / (1 - p0) ** 2
-    compliance -= bias_compliance
-    bound -= bias_bound
-
-    # Slopes by A_k, those of p0 in them.
-    of_rest = (1 - share) / (1 - p0)
-    slope_c = of_rest - share / p0
-    slopes = {pair: of_rest - known.get(pair, 0.0) / rate.value for pair, rate in reference.rates.items()}
-    of_rates = reference.rates.values()
-    error_c = math.sqrt(math.fsum(slope_c**2 * r.variance for r in of_rates))
-    error_b = math.fsum(slopes[pair] ** 2 * rate.variance for pair, rate in reference.rates.items())
-    error_v = math.fsum((slopes[pair] - slope_c) ** 2 * rate.variance for pair, rate in reference.rates.items())
-    succeeded = compliance_level(share, p0)
-    at = {pair: level[pair if pair is None or pair in reference.rates else ()] for pair in seen}
-    over_kl = _variance({pair: each.mean for pair, each in seen.items()}, seen, within=True)
-    over_v = _variance({pair: at[pair] - succeeded[pair is not None] for pair in seen}, seen, within=False)
-    over_w = _variance({pair: each.mean - at[pair] for pair, each in seen.items()}, seen, within=True)
-    over_c = _variance({pair: succeeded[pair is not None] for pair in seen}, seen, within=False)
-    return Split(
-        _part(kl, math.sqrt(over_kl)),
-        _part(compliance, math.hypot(error_c, math.sqrt(over_c))),
-        _part(bound - compliance, math.sqrt(error_v + over_v)),
-        _part(kl - bound, math.sqrt(error_b + over_w)),
-        share,
-        pooled.get((), 0) / (n * share) if share else 0.0,
-        n,
-    )
+    bound = math.fsum(shares[pair] * x for pair, x in level.items())
+    errors = _Errors.of(shares, reference, n)
+    compliance, bound = compliance - errors.bias_compliance, bound - errors.bias_bound
+    means = {pair: each.mean for pair, each in seen.items()}
+    spread = [
+        _variance(means, seen, within=True),
+        _variance(of_outcome, seen, within=False),
+        _variance({pair: of_pair[pair] - of_outcome[pair] for pair in seen}, seen, within=False),
+        _variance({pair: means[pair] - of_pair[pair] for pair in seen}, seen, within=True),
+    ]
+    of_rates = [0.0, errors.compliance, errors.variety, errors.bound]
+    values = [kl, compliance, bound - compliance, kl - bound]
+    total, first, second, rest = (_part(x, v + w) for x, v, w in zip(values, spread, of_rates, strict=True))
+    return Split(total, first, second, rest, share, shares[UNSEEN] / share if share else 0.0, n)
 
 
-def compliance_level(share: float, p0: float) -> tuple[float, float]:
-    """ln π(class)/π_ref(class) of failing and of succeeding."""
-    fails = math.log((1 - share) / (1 - p0)) if share < 1 else 0.0
-    return fails, math.log(share / p0) if share and p0 else 0.0
+UNSEEN: Pair = ()
+"""Stands for all pairs that the reference was never seen to write."""
+
+
+def _probability(reference: PairRates, pair: Pair | None) -> float:
+    """Under the reference, of a class of outcomes."""
+    if pair is None:
+        return 1 - reference.p0
+    return reference.unseen if pair == UNSEEN else reference.rates[pair].value
+
+
+class _Errors(NamedTuple):
+    """What the estimates of the reference's probabilities do to the parts: biases, and variances by the delta method.
+    That q is estimated biases the bound too, by (pairs − 1)/2n."""
+
+    bias_compliance: float
+    bias_bound: float
+    compliance: float
+    variety: float
+    bound: float
+
+    @classmethod
+    def of(cls, shares: Mapping[Pair | None, float], reference: PairRates, n: int) -> "_Errors":
+        share, p0 = 1 - shares.get(None, 0.0), reference.p0
+        rates = reference.rates
+        of_p0 = math.fsum(rate.variance for rate in rates.values())
+        fails = (1 - share) / (1 - p0)
+        by_p0 = fails - share / p0
+        by_rate = {pair: fails - shares.get(pair, 0.0) / rate.value for pair, rate in rates.items()}
+        relative = math.fsum(shares.get(pair, 0.0) * rate.variance / rate.value**2 for pair, rate in rates.items())
+        pairs = sum(1 for pair, m in shares.items() if pair is not None and m)
+        curve = fails / (1 - p0)
+        return cls(
+            of_p0 / 2 * (share / p0**2 + curve),
+            relative / 2 + of_p0 / 2 * curve + max(0, pairs - 1) / (2 * n),
+            by_p0**2 * of_p0,
+            math.fsum((by_rate[pair] - by_p0) ** 2 * rate.variance for pair, rate in rates.items()),
+            math.fsum(by_rate[pair] ** 2 * rate.variance for pair, rate in rates.items()),
+        )
 
 
 def _variance(values: Mapping[Pair | None, float], seen: Mapping[Pair | None, Outcomes], *, within: bool) -> float:
@@ -199,8 +210,8 @@ def _variance(values: Mapping[Pair | None, float], seen: Mapping[Pair | None, Ou
     return total / n / (n - 1)
 
 
-def _part(value: float, error: float) -> Part:
-    half = Z_95 * error
+def _part(value: float, variance: float) -> Part:
+    half = Z_95 * math.sqrt(variance)
     return Part(value, value - half, value + half)
 
 

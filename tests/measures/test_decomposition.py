@@ -1,5 +1,6 @@
 """The parts of a KL against an enumerable world, in which every probability is known."""
 
+import json
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,14 @@ from equipoise.measures.decomposition import (
     Pair,
     PairRates,
     Rate,
+    least_variety,
     outcomes,
+    outcomes_document,
     pair_rates,
+    pooled,
+    rates_document,
+    read_outcomes,
+    read_rates,
     split,
 )
 from equipoise.measures.shares import kl_bound
@@ -144,18 +151,18 @@ def test_the_guides_weights_recover_every_pairs_probability() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("even", [False, True])
 def test_the_interval_of_the_waste_covers_at_its_rate(even: bool) -> None:
-    """400 studies: 40 pairs whose probabilities span five nats, weights with a heavy tail (σ 1.5), 40,000 of the
-    guide's sentences and 1,000 of the policy's. At least 91 % of the intervals hold the truth."""
+    """200 studies: 40 pairs whose probabilities span five nats, weights with a heavy tail (σ 1.5), 20,000 of the
+    guide's sentences and 1,000 of the policy's. At least 90 % of the intervals hold the truth."""
     generator = random.Random(1 + even)
     pairs = [(str(i), "x") for i in range(40)]
     p0, share, sigma, waste = 2e-4, 0.97, 1.5, 1.2
     p = normal([math.exp(-i / 8) for i in range(40)])
     guided = normal([x**0.5 for x in p])
     q = normal([1.0] * 40) if even else normal([x**0.8 for x in p])
-    studies, held = 400, 0
+    studies, held = 200, 0
     for _ in range(studies):
         groups: list[list[tuple[Pair, float]]] = [[] for _ in range(4)]
-        for place, i in enumerate(generator.choices(range(40), guided, k=40_000)):
+        for place, i in enumerate(generator.choices(range(40), guided, k=20_000)):
             noise = math.exp(generator.gauss(-(sigma**2) / 2, sigma))
             groups[place % 4].append((pairs[i], p0 * p[i] / guided[i] * noise))
         level = [math.log(share * q[i] / (p0 * p[i])) for i in range(40)]
@@ -165,4 +172,44 @@ def test_the_interval_of_the_waste_covers_at_its_rate(even: bool) -> None:
             drawn.append((pairs[i] if i < 40 else None, base + generator.gauss(waste, 2.0)))
         part = split(outcomes(drawn), pair_rates(groups)).waste
         held += part.low <= waste <= part.high
-    assert 0.91 <= held / studies <= 0.99
+    assert 0.90 <= held / studies <= 0.99
+
+
+def test_samples_put_together_are_one_sample() -> None:
+    drawn = [(PAIRS[0], 3.0), (PAIRS[1], 4.0), (None, 0.5), (PAIRS[0], 7.0), (PAIRS[0], 1.0), (None, -1.0)]
+    together, parts = outcomes(drawn), pooled([outcomes(drawn[:1]), {}, outcomes(drawn[1:4]), outcomes(drawn[4:])])
+    assert parts.keys() == together.keys()
+    for pair, each in together.items():
+        assert parts[pair] == pytest.approx(each)
+
+
+@given(st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4), st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4))
+def test_no_distribution_over_pairs_is_below_the_curve(p: list[float], q: list[float]) -> None:
+    p, q = normal(p), normal(q)
+    curve = least_variety(PairRates({k: Rate(0.1 * x, 0.0) for k, x in zip(PAIRS, p, strict=True)}, 1e-9, 100), 2001)
+    assert curve[0][1] == pytest.approx(0.0, abs=1e-12) and curve[-1][0] == pytest.approx(4.0)
+    effective = math.exp(-math.fsum(x * math.log(x) for x in q))
+    cost = math.fsum(x * math.log(x / y) for x, y in zip(q, p, strict=True))
+    reachable = [nats for x, nats in curve if x <= effective]
+    assert cost >= max(reachable, default=0.0) - 1e-9
+
+
+def test_records_hold_what_they_were_given_and_refuse_what_is_none() -> None:
+    seen = outcomes([(PAIRS[0], 3.0), (None, 0.0), (PAIRS[0], 1.0)])
+    rates = pair_rates([[(PAIRS[0], 0.1), (PAIRS[0], 0.3)], [(PAIRS[0], 0.2), (PAIRS[1], 0.4)]])
+    assert read_outcomes(json.loads(json.dumps(outcomes_document(seen)))) == seen
+    assert read_rates(json.loads(json.dumps(rates_document(rates)))) == rates
+    for wrong in (3, [1], [{"pair": ["a"], "n": 0, "mean": 0.0, "variance": 0.0}], [{"pair": "ab", "n": 1}]):
+        with pytest.raises(ValueError, match="outcomes"):
+            read_outcomes(wrong)
+    for wrong in (3, {}, {"pairs": [], "unseen": 0.1, "n": 4}, rates_document(rates) | {"unseen": -1.0}):
+        with pytest.raises(ValueError, match="pairs"):
+            read_rates(wrong)
+
+
+def test_what_nothing_can_be_compared_with_is_refused() -> None:
+    rates = PairRates({PAIRS[0]: Rate(0.03, 0.0)}, 0.001, 1000)
+    with pytest.raises(ValueError, match="two sentences"):
+        split(outcomes([(None, 0.0)]), rates)
+    with pytest.raises(ValueError, match="probability 0"):
+        split(outcomes([(None, 0.0), (None, 0.0)]), PairRates({}, 0.001, 1000))
