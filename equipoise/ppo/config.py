@@ -240,7 +240,7 @@ class TrainConfig:
     """Everything a run depends on; saved with it. Presets are values of this class."""
 
     preset: str = "bundled-cpu"
-    """The defaults that options change: guide, bundled-gpu, varied or bundled-cpu."""
+    """The defaults that options change: guide, bundled-gpu, varied, near, even or bundled-cpu."""
     task: TaskOption = PROTOCOL
     """What is studied: a task file with its own occupations, classes of terms, frame, bounds and prompts, or the name
     of a packaged task."""
