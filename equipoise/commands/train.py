@@ -68,8 +68,8 @@ def announced(config: TrainConfig, reasons: Sequence[str], processes: int) -> Tr
 
 DESCRIPTION = (
     "Fine-tune a language model with PPO. Without options: what this machine can run. The same command again continues "
-    "the run. Also: --preset NAME (guide, bundled-gpu, varied, near, even, bundled-cpu), --config FILE.yaml for defaults, "
-    f"--overwrite to start anew. {HELP}"
+    "the run. Also: --preset NAME (guide, bundled-gpu, varied, near, even, bundled-cpu), --config FILE.yaml for "
+    f"defaults, --overwrite to start anew. {HELP}"
 )
 
 

@@ -5,6 +5,7 @@ the untrained model. Both waste nothing: no policy with as many successes and as
 model. Compare the generation with distributional control of M. Khalifa, H. Elsahar and M. Dymetman (ICLR 2021).
 """
 
+import csv
 import hashlib
 import json
 import math
@@ -12,7 +13,8 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from equipoise.errors import UserError
 from equipoise.measures.decomposition import Pair, PairRates, rates_document
@@ -24,7 +26,7 @@ from equipoise.policy.config import SamplingConfig
 from equipoise.ppo.config import TrainConfig
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
-from equipoise.runs.files import write_json, write_whole
+from equipoise.runs.files import write_whole
 from equipoise.runs.rows import serialise
 
 Target = Literal["near", "even"]
@@ -112,8 +114,9 @@ def resample(found: Sequence[Weighted], target: Target, count: int, seed: int) -
 
 
 def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainConfig:
-    """The configuration with the file that its `warm_start_target` stands for, if it has one: written once for a model,
-    task and prompt, and kept in the cache folder. Beside it, `.json` added, lie the probabilities of the pairs.
+    """The configuration with the file that its `warm_start_target` stands for, if it has one. What Ctrl-G wrote is kept
+    in the cache folder, for both targets and every run of this model, task and prompt; beside it, `.json` added, the
+    probabilities of the pairs.
 
     Raises UserError, NonFiniteLogits.
     """
@@ -126,21 +129,52 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
     policy = replace(config.policy, tuning="full")
     writer = Guided(policy, CtrlGConfig(), prompt=config.prompt, sampling=sampling, seed=SEED, task=config.task)
     runs = -(-warm.warm_start_pool // len(config.task.names))
-    wanted = [warm.warm_start_target, warm.warm_start_sentences, runs, writer.settings, config.task.document()]
-    name = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
-    path = bundled.cache_folder() / f"target-{name}.csv"
+    pool = bundled.cache_folder() / f"pool-{_named(runs, writer.settings, config.task.document())}.csv"
+    wanted = [pool.name, warm.warm_start_target, warm.warm_start_sentences, VERSION]
+    path = pool.with_name(f"{warm.warm_start_target}-{_named(wanted)}.csv")
     if not path.is_file():
-        count = plural(runs * len(config.task.names), "sentence")
-        say(f"writing {count} with Ctrl-G, to choose those of the target {warm.warm_start_target!r} from")
-        found = write(writer, runs, say)
-        writer.unload()
+        found = _kept(pool, config.task)
+        if found is None:
+            say(f"writing {plural(runs * len(config.task.names), 'sentence')} with Ctrl-G, to choose the target's from")
+            found = write(writer, runs, say)
+            writer.unload()
+            rows = [(each.occupation, each.text, repr(each.log_weight)) for each in found]
+            _put(pool.with_suffix(".csv.json"), json.dumps(rates_document(rates_of(found)), indent=1).encode())
+            _put(pool, serialise([POOL, *rows]))
         chosen = resample(found, warm.warm_start_target, warm.warm_start_sentences, SEED)
         say(f"{plural(len(chosen.sentences), 'sentence')} chosen, effective sample size {chosen.effective:,.0f}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path.with_suffix(".csv.json"), rates_document(rates_of(found)) | {"ess": chosen.effective})
-            rows = [(each.occupation, str(i), each.text) for i, each in enumerate(chosen.sentences)]
-            write_whole(path, serialise([("Occupation", "RunID", "Text"), *rows]))
-        except OSError as error:
-            raise UserError(f"cannot write {path} ({error.strerror}): make room, or set EQUIPOISE_CACHE") from None
-    return replace(config, warm_start=replace(warm, warm_start_file=str(path)))
+        rows = [(each.occupation, str(i), each.text) for i, each in enumerate(chosen.sentences, start=1)]
+        _put(path, serialise([("Occupation", "RunID", "Text"), *rows]))
+    evaluation = config.evaluation
+    if not evaluation.pair_rates:
+        evaluation = replace(evaluation, pair_rates=str(pool.with_suffix(".csv.json")))
+    return replace(config, warm_start=replace(warm, warm_start_file=str(path)), evaluation=evaluation)
+
+
+VERSION = 1
+"""Raised when other sentences would be chosen."""
+POOL = ("Occupation", "Text", "LogWeight")
+
+
+def _named(*what: Any) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _kept(pool: Path, task: Task) -> list[Weighted] | None:
+    """What was written before. None where there is none: a file is there whole or not at all."""
+    try:
+        with pool.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        if not all(task.strict(row["Text"]) for row in rows):
+            return None
+        return [weighted(task, Key(row["Occupation"], 0), row["Text"], float(row["LogWeight"])) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _put(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): make room, or set EQUIPOISE_CACHE") from None

@@ -220,6 +220,10 @@ class EvaluationConfig:
     """Temperature of these sentences, as of `equipoise generate`."""
     eval_top_p: float = 0.95
     """Nucleus of these sentences, likewise."""
+    pair_rates: str = ""
+    """How often the untrained model succeeds strictly with each pair: the costs file of Ctrl-G's sentences. The KL of
+    evaluations and of the closing summary is then split into what compliance costs, what variety costs, and waste. With
+    --warm-start-target it is there by itself."""
     export: Literal["best", "last"] = "best"
     """Which weights are exported: `best` those of the evaluation with the highest strict success (within its sampling
     error the one with more effective pairs, then the one nearer to the reference model); `last` the last."""

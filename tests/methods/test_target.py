@@ -82,7 +82,7 @@ def run(words: Path, where: Path, kind: str = "even") -> TrainConfig:
         warm_start_learning_rate=1e-2,
     )
     config = small_config(words, where, steps=2, max_new_tokens=16, tuning="full", kl_in="both")
-    return replace(config, warm_start=warm, evaluation=EvaluationConfig(final_sentences=40))
+    return replace(config, warm_start=warm, evaluation=EvaluationConfig(eval_sentences=20, final_sentences=40))
 
 
 def test_a_run_begins_with_the_targets_sentences_and_the_next_run_has_them_already(
@@ -100,17 +100,32 @@ def test_a_run_begins_with_the_targets_sentences_and_the_next_run_has_them_alrea
     assert all(PROTOCOL.strict(row["Text"]) for row in rows)
     pairs = Counter(PROTOCOL.match(row["Text"]).first for row in rows)
     assert len(pairs) > 50 and max(pairs.values()) <= 2  # 100 of some 98 pairs
-    rates = read_rates(json.loads(path.with_suffix(".csv.json").read_text()))
+    (beside,) = (tmp_path / "cache").glob("pool-*.csv.json")
+    rates = read_rates(json.loads(beside.read_text()))
     assert rates.n == 400 and 0 < rates.p0 < 1
     assert any("effective sample size" in line for line in said)
 
     monkeypatch.setattr(target, "write", lambda *_: pytest.fail("they are there"))
     assert prepared(config, said.append) == made
+    near = prepared(run(words, tmp_path, "near"), said.append)  # from the same pool
+    assert near.warm_start.warm_start_file != made.warm_start.warm_start_file
     assert train(made).status == "done"
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert sum(row["n"] for row in summary["outcomes"]) == 40
+    final = summary["final"]
+    assert final["kl_compliance"] + final["kl_variety"] + final["kl_waste"] == pytest.approx(final["kl"], abs=1e-6)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "eval.jsonl").read_text().splitlines()]
+    assert all("eval/kl_waste" in line for line in lines) and lines
     mean = sum(row["n"] * row["mean"] for row in summary["outcomes"]) / 40
     assert mean == pytest.approx(summary["final"]["kl"], abs=1e-6)
+
+
+def test_pairs_that_are_none_are_refused_before_the_run(words: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "x.json"
+    wrong.write_text('{"pair_rates": {"event": "both", "pairs": [], "unseen": 0.1, "n": 2}}')
+    for path in (wrong, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=r"--pair-rates .* cannot be used .*: give a costs file of Ctrl-G"):
+            train(small_config(words, tmp_path, pair_rates=str(path)))
 
 
 def test_without_them_the_run_says_who_writes_them(words: Path, tmp_path: Path) -> None:
