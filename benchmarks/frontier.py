@@ -170,7 +170,7 @@ def main() -> None:
     if given.output:
         if not is_csv:
             with given.output.with_suffix(".csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(max(runs, key=len)), lineterminator="\n")
+                writer = csv.DictWriter(file, list(max(runs, key=lambda row: len(row))), lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(runs)
         plot(rows, given.output.with_suffix(".svg"))

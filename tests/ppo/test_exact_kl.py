@@ -1,6 +1,7 @@
 """The exact KL in loss and reward, against the gradient of the objective itself, all sequences enumerated."""
 
 import itertools
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -16,7 +17,9 @@ from equipoise.policy.score import exact_kl, score
 from equipoise.ppo import maths
 from equipoise.ppo.config import PPOConfig
 from equipoise.ppo.experience import Experience, Scored
+from equipoise.ppo.train import train
 from equipoise.ppo.update import Update
+from tests.ppo.small import rows, small_config
 from tests.tiny import bare_policy, next_logprobs, perturb, pretend_graphs
 
 BETA = 0.3
@@ -140,6 +143,17 @@ def test_without_being_asked_there_is_no_kl() -> None:
         for p, q in zip(own, base, strict=True)
     ]
     assert score(policy, rollout, 1.0, packed=True, kl=True).kl.tolist() == pytest.approx(by_hand, abs=1e-5)
+
+
+@pytest.mark.parametrize(("kl_in", "tuning"), [("both", "lora"), ("loss", "full"), ("reward", "lora")])
+def test_a_run_logs_the_exact_kl_where_it_is_charged_for(model: Path, tmp_path: Path, kl_in: str, tuning: str) -> None:
+    config = small_config(model, tmp_path, kl_in=kl_in, tuning=tuning, kl_coef=0.1, steps=3)
+    assert train(config).status == "done"
+    logged = [row.get("kl/exact") for row in rows(tmp_path)]
+    if kl_in == "reward":
+        assert logged == [None] * 3
+    else:  # at the first step the policy is the reference
+        assert logged[0] == pytest.approx(0.0, abs=1e-5) and all(x is not None and x > 1e-4 for x in logged[1:])
 
 
 def test_what_is_charged_by_hand() -> None:
