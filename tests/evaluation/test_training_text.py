@@ -143,6 +143,21 @@ def test_sentences_from_a_file_take_the_place_of_the_first_rounds() -> None:
     assert "forced" not in text and "drawn in search" not in text
 
 
+def test_a_target_and_where_the_kl_is_charged_for_are_told() -> None:
+    options = WarmStartConfig(
+        warm_start_target="even", warm_start_file="x.csv", warm_start_rounds=2, warm_start_candidates=2,
+        warm_start_keep="even",
+    )  # fmt: skip
+    text = told(TrainConfig(warm_start=options, ppo=PPOConfig(kl_in="both")))
+    assert (
+        "importance weights towards what the untrained model writes where it succeeds strictly, but every pair" in text
+    )
+    assert "are kept resampled towards what the untrained model writes, of each pair" in text and "x.csv" not in text
+    assert "KL charged for exactly over the vocabulary" in text
+    plain = told(TrainConfig(warm_start=WarmStartConfig(warm_start_target="near", warm_start_file="x.csv")))
+    assert "where it succeeds strictly (" in plain and "KL charged for" not in plain
+
+
 def of_run(config: TrainConfig, **records: Any) -> str:
     record = json.loads(json.dumps({"config": config.document()}))
     run = TrainingRun("mine", (1, 2, 75), {}, (), (), record)
