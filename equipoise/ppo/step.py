@@ -96,15 +96,16 @@ def ppo_step(training: Training) -> Step:
     charged_BT = scored.charged_BT(rollout, ppo.kl_in)
     token_rewards_BT = maths.token_rewards(rewarded.paid_B, charged_BT, rollout.mask_BT, state.kl_coef)
     advantages = maths.gae(token_rewards_BT, scored.values, rollout.mask_BT, ppo.gamma, ppo.gae_lambda)
-    whitened_BT = maths.whiten(advantages.advantages, rollout.mask_BT)
+    mask_BT = rollout.mask_BT
+    whitened_BT = maths.whiten(advantages.advantages, mask_BT)
 
     with clock("update"):
         optimizer.set_learning_rates(learning_rate, ppo.value_learning_rate)
         experience = Experience(rollout, scored.logprobs, scored.values, advantages.returns, whitened_BT)
         temperature, packed = config.sampling.temperature, config.scoring == "packed"
-        updates = Update(policy, optimizer, experience, batches, ppo, temperature, packed, state.limit, ranks)
-        if ppo.kl_in != "reward":  # in proportion to the advantages, which are whitened
-            updates.kl_price = state.kl_coef * maths.scale(advantages.advantages, rollout.mask_BT).item()
+        # In proportion to the advantages, which are whitened.
+        price = 0.0 if ppo.kl_in == "reward" else state.kl_coef * maths.scale(advantages.advantages, mask_BT).item()
+        updates = Update(policy, optimizer, experience, batches, ppo, temperature, packed, state.limit, ranks, price)
         updates.launch()
         # On the host, while a GPU is at the first mini-batch.
         batch = remember(rewarded.rewards, occupations, rollout, scored, config.task)
