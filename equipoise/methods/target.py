@@ -13,14 +13,20 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
+
 from equipoise.errors import UserError
+from equipoise.learning.collect import GPU_ROWS, search
+from equipoise.learning.search import Search
 from equipoise.measures.decomposition import Pair, PairRates, rates_document
 from equipoise.methods.completions import Key, all_keys
 from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.guided import Guided, effective_size, rates_by_pair
+from equipoise.methods.prompted import Prompted
 from equipoise.policy import bundled
 from equipoise.policy.config import SamplingConfig
 from equipoise.ppo.config import TrainConfig
@@ -84,33 +90,50 @@ def rates_of(found: Iterable[Weighted]) -> PairRates:
     return rates_by_pair((each.occupation, each.pair, each.log_weight) for each in found)
 
 
-def resample(found: Sequence[Weighted], target: Target, count: int, seed: int) -> Chosen:
+def forced(writer: Guided, count: int, seed: int) -> list[Weighted]:
+    """At most `count` strictly successful continuations of forced terms, every pair alike, for pairs that Ctrl-G hardly
+    writes: of these the weight is not known, and stands at 0. Nothing where the task has no openings to force terms."""
+    task = writer.task
+    if not task.can_force:
+        return []
+    assert writer.policy is not None
+    wanted = Search(forced=True, sentences=count, budget=2 * count)
+    generator = torch.Generator().manual_seed(seed)
+    examples, _ = search(writer.policy, wanted, task, writer.prompts, writer.sampling, generator, GPU_ROWS)
+    return [weighted(task, Key(each.occupation, 0), each.text, 0.0) for each in examples]
+
+
+def resample(
+    found: Sequence[Weighted], target: Target, count: int, seed: int, spare: Sequence[Weighted] = ()
+) -> Chosen:
     """About `count` sentences of the target: drawn without replacement in proportion to their weights, by the
     Gumbel-top-k trick (W. Kool, H. van Hoof and M. Welling 2019), of all of them or, for `even`, of each pair alike.
 
     No sentence comes twice as long as there are others, so a weight above the rest counts once: the more are drawn of
-    those there are, the nearer is the result to what Ctrl-G wrote. A pair with fewer sentences than its share has them
-    up to `COPIES` times. Raises UserError for more than there are.
+    those there are, the nearer is the result to what Ctrl-G wrote. A pair that has too few gets those of `spare`, and
+    what it then has up to `COPIES` times. Raises UserError for more than there are.
     """
     if not 0 < count <= len(found):
         raise UserError(
             f"{plural(count, 'sentence')} cannot be drawn from {len(found):,}: ask for fewer, or write more"
         )
     generator = random.Random(seed)
-    keyed = [(each.log_weight - math.log(generator.expovariate(1.0)), place) for place, each in enumerate(found)]
+    keyed = [(each.log_weight - math.log(generator.expovariate(1.0)), each) for each in found]
+    keyed.sort(key=itemgetter(0), reverse=True)
     if target == "near":
-        chosen = [found[place] for _, place in sorted(keyed, reverse=True)[:count]]
-        return Chosen(chosen, effective_size([each.log_weight for each in found]))
-    of_pair: dict[Pair, list[tuple[float, int]]] = defaultdict(list)
-    for key, place in keyed:
-        of_pair[found[place].pair].append((key, place))
-    quota, chosen, effective = math.ceil(count / len(of_pair)), [], 0.0
+        weights = [each.log_weight for each in found]
+        return Chosen([each for _, each in keyed[:count]], effective_size(weights))
+    of_pair: dict[Pair, list[Weighted]] = defaultdict(list)
+    for each in (*(each for _, each in keyed), *spare):
+        of_pair[each.pair].append(each)
+    quota, chosen = math.ceil(count / len(of_pair)), []
     for pair in sorted(of_pair):
-        own = sorted(of_pair[pair], reverse=True)[:quota]
-        copies = min(COPIES, -(-quota // len(own)))
-        chosen += [found[place] for _, place in (own * copies)[:quota]]
-        effective += effective_size([found[place].log_weight for _, place in of_pair[pair]])
-    return Chosen(chosen, effective)
+        own = of_pair[pair][:quota]
+        chosen += (own * min(COPIES, -(-quota // len(own))))[:quota]
+    known: dict[Pair, list[float]] = defaultdict(list)
+    for each in found:
+        known[each.pair].append(each.log_weight)
+    return Chosen(chosen, math.fsum(map(effective_size, known.values())))
 
 
 def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainConfig:
@@ -137,11 +160,15 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
         if found is None:
             say(f"writing {plural(runs * len(config.task.names), 'sentence')} with Ctrl-G, to choose the target's from")
             found = write(writer, runs, say)
-            writer.unload()
             rows = [(each.occupation, each.text, repr(each.log_weight)) for each in found]
             _put(pool.with_suffix(".csv.json"), json.dumps(rates_document(rates_of(found)), indent=1).encode())
             _put(pool, serialise([POOL, *rows]))
-        chosen = resample(found, warm.warm_start_target, warm.warm_start_sentences, SEED)
+        spare = []
+        if warm.warm_start_target == "even":
+            Prompted.load(writer, say)
+            spare = forced(writer, 2 * warm.warm_start_sentences, SEED)
+        writer.unload()
+        chosen = resample(found, warm.warm_start_target, warm.warm_start_sentences, SEED, spare)
         say(f"{plural(len(chosen.sentences), 'sentence')} chosen, effective sample size {chosen.effective:,.0f}")
         rows = [(each.occupation, str(i), each.text) for i, each in enumerate(chosen.sentences, start=1)]
         _put(path, serialise([("Occupation", "RunID", "Text"), *rows]))
@@ -151,7 +178,7 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
     return replace(config, warm_start=replace(warm, warm_start_file=str(path)), evaluation=evaluation)
 
 
-VERSION = 1
+VERSION = 2
 """Raised when other sentences would be chosen."""
 POOL = ("Occupation", "Text", "LogWeight")
 
