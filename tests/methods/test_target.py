@@ -62,6 +62,20 @@ def test_even_draws_every_pair_alike_and_within_a_pair_by_the_weights() -> None:
     assert first["bold loyal 1"] / 2000 == pytest.approx(0.75, abs=0.04)
 
 
+def test_a_pair_with_too_few_gets_spare_sentences_before_any_comes_twice() -> None:
+    pool = found({A: [1.0] * 50, B: [1.0, 3.0]})
+    spare = [
+        Weighted("nurse", f"spare {pair} {i}", pair, 0.0) for pair, n in ((A, 5), (B, 3), (C, 20)) for i in range(n)
+    ]
+    made = resample(pool, "even", 30, 0, spare).sentences
+    assert Counter(each.pair for each in made) == {A: 10, B: 10, C: 10}
+    texts = Counter(each.text for each in made)
+    assert not any(text.startswith(f"spare {A}") for text in texts)
+    assert {texts[each.text] for each in made if each.pair != B} == {1}
+    assert sorted(texts[each.text] for each in pool[50:]) == [2, 2]  # its own first, and again once the spare are used
+    assert resample(pool, "near", 30, 0, spare).sentences == resample(pool, "near", 30, 0).sentences
+
+
 def test_more_than_there_are_cannot_be_drawn() -> None:
     with pytest.raises(UserError, match="4 sentences cannot be drawn from 3"):
         resample(found({A: [1.0, 2.0], B: [5.0]}), "near", 4, 0)
