@@ -60,14 +60,16 @@ class Chosen(NamedTuple):
 
 def write(writer: Guided, runs: int, say: Callable[[str], None]) -> list[Weighted]:
     """`runs` sentences for each occupation. Raises UserError where Ctrl-G does not write strictly successful ones."""
-    keys = all_keys(runs, writer.task.names)
+    keys, said = all_keys(runs, writer.task.names), writer.sampling.describe()
+    if not writer.covers_all:
+        raise UserError(f"a target needs all that succeeds strictly, and Ctrl-G samples at {said}: use 1 and 1")
     if writer.policy is None:
         writer.load(say)
     # Where the token limit cuts no sentence that succeeds, finishing within it is no condition of its own.
-    if not writer.covers_all or writer.event.partition(",")[0] != "strict":
+    if writer.event.partition(",")[0] != "strict":
         raise UserError(
-            f"a target needs all that succeeds strictly and nothing else, and Ctrl-G writes {writer.event}, at "
-            f"{writer.sampling.describe()}: use temperature 1, top-p 1, the shape strict and the task's bounds"
+            f"a target needs what succeeds strictly, and Ctrl-G writes {writer.event}: use the shape strict and the "
+            "task's own bounds"
         )
     size = writer.batch_size
     found = []
