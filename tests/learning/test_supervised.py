@@ -26,6 +26,7 @@ from equipoise.ppo.train import train
 from equipoise.ppo.training import Training, new_optimizer
 from equipoise.ppo.warm_start import read
 from equipoise.protocol.task import PROTOCOL
+from equipoise.runs.ranks import ALONE
 from tests.default import OCCUPATIONS, PROMPTS
 from tests.ppo.small import small_config
 from tests.tiny import next_logprobs, tiny_folder
@@ -224,7 +225,7 @@ def test_a_sentence_of_the_file_comes_as_often_as_it_stands_there_but_no_more_of
         config = small_config(model, tmp_path, warm_start_file=str(data), warm_start_copies=copies)
         policy = load(model)
         state = State.begin(config, RowLimit(16))
-        training = Training(config, policy, new_optimizer(config, policy), state, prompts_of(policy))
+        training = Training(config, policy, new_optimizer(config, policy, ALONE), state, prompts_of(policy))
         counts = Counter(example.text for example in read(data, training, prompts_of(policy)))
         assert [counts[text] for _, text in texts] == expected
 
