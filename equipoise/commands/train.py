@@ -11,7 +11,7 @@ from equipoise import options
 from equipoise.commands.several import HELP, only_first_speaks, started
 from equipoise.errors import UserError
 from equipoise.ppo.config import TrainConfig
-from equipoise.ppo.presets import PRESETS, for_task, preset
+from equipoise.ppo.presets import PRESETS, additions, for_model, for_task, preset
 from equipoise.protocol.task import PROTOCOL, Task, read_task
 from equipoise.runs.console import loading, quiet
 from equipoise.runs.ranks import joined
@@ -69,7 +69,7 @@ def announced(config: TrainConfig, reasons: Sequence[str], processes: int) -> Tr
 DESCRIPTION = (
     "Fine-tune a language model with PPO. Without options: what this machine can run. The same command again continues "
     "the run. Also: --preset NAME (guide, bundled-gpu, varied, near, even, bundled-cpu), --config FILE.yaml for "
-    f"defaults, --overwrite to start anew. {HELP}"
+    f"defaults, --overwrite to start anew, --algorithm grpo, rloo or reinforce++. {HELP}"
 )
 
 
@@ -127,7 +127,7 @@ def configure(
         config = choice.config
         reasons = [f"preset    {'; '.join(choice.reasons)}. Another: --preset {' | '.join(PRESETS)}, --model NAME"]
     config, changes = _complete(config, line)
-    return config, [*reasons, *line.sources, *changes], line.overwrite
+    return config, [*reasons, *line.sources, *changes, *additions(config)], line.overwrite
 
 
 def _read(argv: Sequence[str], edited: Mapping[str, Any], prog: str) -> CommandLine:
@@ -184,4 +184,6 @@ def _complete(config: TrainConfig, line: CommandLine) -> tuple[TrainConfig, list
         blamed = [name for flag, name in line.script.items() if re.search(rf"(?<!\w){flag[2:]}\b(?!-)", str(error))]
         raise UserError(f"{error} (from {' and '.join(blamed)} in train_rlhf.py)" if blamed else error) from None
     given = {word.removeprefix("--").partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
-    return parsed, [why for name, why in changes.items() if name not in given | settings.keys()]
+    given |= {name.replace("-", "_") for name in settings}
+    parsed, told = for_model(parsed, given)
+    return parsed, [*(why for name, why in changes.items() if name not in given), *told]

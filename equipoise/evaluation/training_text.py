@@ -10,6 +10,7 @@ from typing import Any
 from equipoise.evaluation.runs import TrainingRun
 from equipoise.evaluation.visible import visible
 from equipoise.evaluation.wording import listed, pair
+from equipoise.policy.algorithms import recorded
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import PROTOCOL_WEIGHTS
 from equipoise.protocol.task import Task
@@ -20,10 +21,11 @@ def training_text(run: TrainingRun, task: Task) -> str:
     config = run.record.get("config")
     if not isinstance(config, Mapping):
         return ""
-    done = run.steps[-1] if run.steps else 0
+    done, title = run.steps[-1] if run.steps else 0, recorded(_group(config, "ppo")).title
     parts = [
-        f"The policy of the run {visible(run.name)} was trained with PPO for {plural(done, 'step')} "
+        f"The policy of the run {visible(run.name)} was trained with {title} for {plural(done, 'step')} "
         f"({', '.join(_facts(config))}).{_unfinished(config, done)}",
+        _how(_group(config, "ppo")),
         _kls(_group(config, "ppo")),
         _occupations(config, run.task, task),
         _weights(_group(config, "policy")),
@@ -34,6 +36,15 @@ def training_text(run: TrainingRun, task: Task) -> str:
         _exported(config, run.summary, run.task.pair_noun),
     ]
     return " ".join(part for part in parts if part)
+
+
+def _how(ppo: Mapping[str, Any]) -> str:
+    """What the algorithm makes of rewards, where it is not PPO, which needs no telling."""
+    method = recorded(ppo)
+    if method.value_head:
+        return ""
+    size = method.group_size(ppo.get("batch_size") or 0, ppo.get("num_generations") or 0)
+    return f"In {method.title} ({method.source}) {method.how.format(group=size, others=size - 1)}."
 
 
 def _planned(config: Mapping[str, Any]) -> int:
@@ -49,10 +60,12 @@ def _kls(ppo: Mapping[str, Any]) -> str:
     """Which two distances the options are about."""
     if ppo.get("target_kl") is None or ppo.get("kl_coef") is None:
         return ""
+    price = "the price, in reward, of a nat per sentence of"
+    if recorded(ppo).kl_in_loss:
+        price = "the weight in the loss of a nat per token of"
     return (
         "The KL of an update is, in nats per token, that of the policy before a step to the policy after it; the KL "
-        "coefficient is the price, in reward, of a nat per sentence of KL to the reference, the untrained model under "
-        "the same prompt."
+        f"coefficient is {price} KL to the reference, the untrained model under the same prompt."
     )
 
 
@@ -66,25 +79,30 @@ def _number(value: Any) -> str:
 
 
 def _facts(config: Mapping[str, Any]) -> list[str]:
-    """The numbers of PPO and of sampling."""
+    """The numbers of the algorithm and of sampling."""
     policy, ppo, sampling = (_group(config, name) for name in ("policy", "ppo", "sampling"))
+    method = recorded(ppo)
+    # What the algorithm has no use for stands in the configuration too, at its default.
+    of_values = ppo if method.value_head else {}
+    size = method.group_size(ppo.get("batch_size") or 0, ppo.get("num_generations") or 0)
     facts = [
         ("model", policy.get("model")),
         ("prompt", config.get("prompt")),
         ("system message", config.get("system") or None),
         ("batch", ppo.get("batch_size")),
         ("mini-batch", ppo.get("mini_batch_size")),
-        ("PPO epochs", ppo.get("ppo_epochs")),
+        ("group", size if size > 1 else None),
+        ("PPO epochs" if method.value_head else "epochs a step", ppo.get("ppo_epochs")),
         ("learning rate", _with_schedule(ppo)),
-        ("learning rate of the value head", ppo.get("value_learning_rate")),
+        ("learning rate of the value head", of_values.get("value_learning_rate")),
         ("target KL of an update", ppo.get("target_kl")),
         ("KL coefficient", _with_target(ppo)),
         ("KL charged for", KL_IN.get(str(ppo.get("kl_in")))),
         ("entropy bonus", ppo.get("entropy_coef") or None),
         ("clip", ppo.get("clip")),
-        ("clip of values", ppo.get("value_clip")),
-        ("γ", ppo.get("gamma")),
-        ("λ", ppo.get("gae_lambda")),
+        ("clip of values", of_values.get("value_clip")),
+        ("γ", ppo.get("gamma") if method.token_credit else None),
+        ("λ", of_values.get("gae_lambda")),
         ("gradient norm at most", ppo.get("max_grad_norm")),
         ("ε of Adam", ppo.get("adam_eps")),
         ("temperature", sampling.get("temperature")),
@@ -151,7 +169,8 @@ def _weights(policy: Mapping[str, Any]) -> str:
 
 
 def _warm_start(run: TrainingRun, options: Mapping[str, Any], task: Task) -> str:
-    """The supervised stage before PPO."""
+    """The supervised stage before reinforcement learning."""
+    title = recorded(_group(_group(run.record, "config"), "ppo")).title
 
     def at(name: str) -> Any:
         return options.get(f"warm_start_{name}")
@@ -174,7 +193,7 @@ def _warm_start(run: TrainingRun, options: Mapping[str, Any], task: Task) -> str
     else:
         source = own
     if how == "samples-if-found" and "no_warm_start" in [kind for _, kind in run.events]:
-        return "Too few of its own samples succeeded strictly for a supervised warm start before PPO."
+        return f"Too few of its own samples succeeded strictly for a supervised warm start before {title}."
     if rounds > 1 and source != own:
         source += f", and after the first round from {own}"
     # So many were asked for; how many a search found is not on record.
@@ -185,7 +204,7 @@ def _warm_start(run: TrainingRun, options: Mapping[str, Any], task: Task) -> str
     told += (
         [f"at most {plural(at('budget') or 0, 'sample')} drawn in search of them"] if not given or rounds > 1 else []
     )
-    return f"Before PPO a supervised warm start taught it from {source} ({', '.join(filter(None, told))})."
+    return f"Before {title} a supervised warm start taught it from {source} ({', '.join(filter(None, told))})."
 
 
 TARGETS = {

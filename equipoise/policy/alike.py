@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import UserError
+from equipoise.policy.eightbit import MOST
 from equipoise.policy.load import Policy
 from equipoise.runs.ranks import Ranks
 
@@ -71,7 +72,7 @@ def _kept(policy: Policy) -> Iterable[Tensor]:
     for model in (policy.model, policy.reference):
         if model is not None:
             yield from (p for p in model.parameters() if not p.requires_grad)
-            yield from (b for b in model.buffers() if b.dtype == torch.int8)
+            yield from (b for b in model.buffers() if b.dtype in MOST)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.policy import bundled
+from equipoise.policy.algorithms import ALGORITHMS
 from equipoise.policy.source import Source
 from equipoise.policy.template import DATE, asks_for_date, begun_turn, turns_of
 from equipoise.policy.versions import TESTED, VERSIONS
@@ -107,7 +108,9 @@ This model was trained with `equipoise` to continue `{task.frame.replace(PLACE, 
 
 def _tags(card: ModelCard) -> list[str]:
     """Those that are true of the method and of the task."""
-    how = ["ppo", "reinforcement-learning"] if card.method.startswith("PPO") else ["sft"]
+    title = card.method.partition(",")[0]
+    learnt = title in [each.title for each in ALGORITHMS.values()]
+    how = [title.lower(), "reinforcement-learning"] if learnt else ["sft"]
     of = ["fairness", "gender-stereotypes"] if _is_the_studys(card.task) else []
     return [*how, *of, "occupations"]
 

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from equipoise.policy import trie
+from equipoise.policy.attention import attention_modules
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.draw import Guide, draw
+from equipoise.policy.families import window
 from equipoise.policy.graphs import round_up
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
@@ -35,10 +37,13 @@ class StaticDecoder:
         self.guide = guide.open(rows) if guide is not None else None
         self.policy, self.config, self.width = policy, config, width
         device, steps = policy.device, config.max_new_tokens
-        self.attention = [m for m in policy.model.modules() if hasattr(m, "layer_idx") and hasattr(m, "k_proj")]
+        self.attention = attention_modules(policy.model)
         text = policy.model.config.get_text_config()
         size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        shape = (2, rows, text.num_key_value_heads, width + steps, size)
+        key_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        shape = (2, rows, key_heads, width + steps, size)
+        sees = window(policy.model.config)
+        self.window = int(sees) if sees < width + steps else 0
         # Zeros: a place that holds nothing is hidden from the softmax, but 0·nan would still be nan.
         self.caches = [torch.zeros(shape, dtype=policy.dtype, device=device) for _ in self.attention]
         self.stops_V = torch.zeros(text.vocab_size, dtype=torch.bool, device=device)
@@ -115,17 +120,27 @@ class StaticDecoder:
         self.finished_B |= live_B & self.stops_V[token_B]
         slot = self.step + self.width
         self.hidden_BL.index_fill_(1, slot, False)
+        beyond_BL = self._beyond(slot) if self.window else None
         logits = self._run(
             input_ids=token_B[:, None],
             position_ids=self.positions_B[:, None],
             logits_to_keep=1,
             slot=slot,
             hidden_BL=self.hidden_BL,
+            beyond_BL=beyond_BL,
         )
         self.logits_BV.copy_(logits[:, -1])
         self.positions_B += 1
         self.step += 1
         return ()
+
+    def _beyond(self, slot: Tensor) -> Tensor:
+        """(B, L) True where a place holds nothing for the row, or is beyond the window of the token at `slot`."""
+        places_L = torch.arange(self.hidden_BL.shape[1], device=self.policy.device)
+        # A prompt begins at place 0, what is written at place `width`: only within each do places count tokens.
+        own_B1 = self.positions_B[:, None]
+        ages_BL = torch.where(places_L < self.width, own_B1, slot) - places_L
+        return self.hidden_BL | (ages_BL >= self.window)
 
     def _run(self, **inputs: Any) -> Tensor:
         unused = torch.zeros(1, 1, 1, 1, device=self.policy.device)  # keeps transformers from making a mask

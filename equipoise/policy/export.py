@@ -24,6 +24,7 @@ from equipoise.errors import NonFiniteError, UserError
 from equipoise.policy.adapter_config import CONFIG as ADAPTER_CONFIG
 from equipoise.policy.beside import generation_config, save_tokenizer
 from equipoise.policy.card import ModelCard, render
+from equipoise.policy.eightbit import EightBitLinear
 from equipoise.policy.export_adapter import export_adapter
 from equipoise.policy.hub import quiet_progress
 from equipoise.policy.placed import WEIGHTS, not_ours, put, write_texts
@@ -222,7 +223,14 @@ def rehearse(
 def _columns(plain: PreTrainedModel) -> dict[str, Tensor]:
     """Every weight by the name it is exported under, its last dimension cut to one."""
     adapters = {name: module for name, module in plain.named_modules() if isinstance(module, LoraLayer)}
-    named = {_plain_name(key, adapters): value for key, value in plain.state_dict().items()}
+    rounded = {name for name, module in plain.named_modules() if isinstance(module, EightBitLinear)}
+    named = {}
+    for key, value in plain.state_dict().items():
+        owner, _, leaf = key.rpartition(".")
+        if owner not in rounded or leaf == "bias":
+            named[_plain_name(key, adapters)] = value
+        elif leaf == "q":  # what stands for the weight, whose scales are no weights
+            named[_plain_name(f"{owner}.weight", adapters)] = value
     named.pop("", None)
     made: dict[int, Tensor] = {}  # tied weights are one tensor and stay one
     return {

@@ -68,5 +68,6 @@ def window(config: PreTrainedConfig) -> float:
     if kinds and all(kind == "full_attention" for kind in kinds):
         return math.inf
     named = {name: n for name, n in text.to_dict().items() if type(n) is int and n > 0 and "layers" not in name}
-    sizes = [n for name, n in named.items() if "window" in name or "chunk" in name]
+    # A pattern says which layers have a window, in numbers of layers.
+    sizes = [n for name, n in named.items() if ("window" in name or "chunk" in name) and "pattern" not in name]
     return min(sizes, default=0 if kinds else math.inf)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 from transformers.activations import SiLUActivation
 
+from equipoise.policy.layer_spec import norm_kind
+
 
 class LoraLinear(torch.autograd.Function):
     """y = x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ with W and b frozen: matrix products and nothing else.
@@ -64,19 +66,27 @@ def product(x_MK: Tensor, weight_NK: Tensor) -> Tensor:
     return torch.bmm(x, weight, out_dtype=torch.float32).sum(0).to(x_MK.dtype)
 
 
-def fuse(model: nn.Module) -> None:
-    """Replace the forward of every plain LoRA layer and every Llama-style RMS norm in `model`."""
+def fuse(model: nn.Module, known: bool) -> None:
+    """Replace the forward of every plain LoRA layer and every Llama-style RMS norm in `model`. Of a `known`
+    architecture also the MLPs and the rotary embedding: others may do more there than their parts show."""
     for module in model.modules():
         if isinstance(module, LoraLayer) and type(module.base_layer) is nn.Linear:
             module.forward = _lora_forward(module)
-        elif type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+        elif type(module).__name__.endswith("RMSNorm") and is_llama_norm(module):
             module.forward = norm_forward(module)
-        elif hasattr(module, "gate_proj") and isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation):
+        elif (
+            known
+            and hasattr(module, "gate_proj")
+            and isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation)
+        ):
             module.forward = _mlp_forward(module)
+    if not known:
+        return
     # Rotary embedding is a function of the model's own file: five kernels for each of q and k, or one.
     home: Any = sys.modules[type(next(m for m in model.modules() if hasattr(m, "layer_idx"))).__module__]
-    if not hasattr(home.apply_rotary_pos_emb, "_torchdynamo_orig_callable"):
-        home.apply_rotary_pos_emb = torch.compile(home.apply_rotary_pos_emb, dynamic=True)
+    rotate = getattr(home, "apply_rotary_pos_emb", None)
+    if rotate is not None and not hasattr(rotate, "_torchdynamo_orig_callable"):
+        home.apply_rotary_pos_emb = torch.compile(rotate, dynamic=True)
 
 
 def _lora_forward(layer: LoraLayer) -> Any:
@@ -90,6 +100,11 @@ def _lora_forward(layer: LoraLayer) -> Any:
         return LoraLinear.apply(x, base.weight, base.bias, a, b, scale)
 
     return forward
+
+
+def is_llama_norm(norm: Any) -> bool:
+    """Whether it is an RMS norm that multiplies by its weights, and spells its epsilon as Llama does."""
+    return hasattr(norm, "variance_epsilon") and norm_kind(norm) == (False, 0.0)
 
 
 def norm_forward(norm: Any) -> Any:

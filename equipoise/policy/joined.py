@@ -48,13 +48,14 @@ def _adjacent(tensors: Sequence[Tensor]) -> bool:
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:
-    """Matrices of equal width as one, below each other: a view where they lie so in memory, else a copy."""
+    """Matrices of equal width as one, below each other, or vectors as one: a view where they lie so in memory, else a
+    copy."""
     first = tensors[0].detach()
     if len(tensors) == 1:
         return first
     if not _adjacent(tensors):
         return torch.cat([t.detach() for t in tensors])
-    return first.as_strided((sum(map(len, tensors)), first.shape[1]), (first.shape[1], 1))
+    return first.as_strided((sum(map(len, tensors)), *first.shape[1:]), first.stride())
 
 
 def joined_gradients(parameters: Sequence[nn.Parameter]) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Llama's decoder layer as few large kernels: the fast path on a GPU for Llama-3.1, SmolLM2 and their like.
+"""A decoder layer as few large kernels: the fast path on a GPU, for every architecture that `layer_spec` describes.
 
 Modules, parameters and their names stay transformers' and peft's; only the `forward` of each decoder layer instance
 (and of the last norm and a trained output head) is replaced, and only for packed tries and for decoding over the
@@ -9,35 +9,49 @@ are one matrix product. Gradients of weights are added to `.grad` within the bac
 Shapes: M tokens, H hidden, K inputs and N outputs of a projection.
 """
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLayer
 from torch import Tensor, nn
-from transformers.activations import SiLUActivation
+from transformers.pytorch_utils import Conv1D
 
 from equipoise.policy.attention import take_trie
-from equipoise.policy.fused import norm_forward
-from equipoise.policy.int8 import Int8Linear
+from equipoise.policy.eightbit import FP8, EightBitLinear, kernels
+from equipoise.policy.fused import is_llama_norm, norm_forward
 from equipoise.policy.joined import accumulate, gradient, joined, joined_gradients, put_together
-from equipoise.policy.kernels import attention, elementwise, int8
+from equipoise.policy.kernels import attention, decoding, elementwise, fp8, heads, int8
+from equipoise.policy.layer_spec import LayerSpec, base, describe, epsilon, parts, width
 
 
-def supported(model: nn.Module) -> bool:
-    """Whether every decoder layer of `model` is a plain Llama layer whose sizes the kernels can do."""
-    layers = _layers(model)
-    return bool(layers) and all(map(_plain, layers))
+def not_covered(model: nn.Module) -> str | None:
+    """What of `model` the fused layer has no way to compute, in words; None if there is nothing."""
+    described = describe(model)
+    if isinstance(described, str):
+        return described
+    for layer, _ in described:
+        own = parts(layer)
+        for modules in (own.qkv, (own.o,), own.gate_up, (own.down,)):
+            if elementwise.tile(tuple(map(width, modules))) < 16:
+                return f"projections to {', '.join(str(width(m)) for m in modules)}"
+    return None
 
 
 def fuse_layers(model: nn.Module) -> None:
-    """Replace the forward of every decoder layer, of the last norm and of a trained head. Call `supported` first."""
-    for layer in _layers(model):
-        layer.forward = _Layer(layer).forward
+    """Replace the forward of every decoder layer, of the last norm and of a trained head. Ask `not_covered` first."""
+    described = describe(model)
+    assert not isinstance(described, str), described
+    before: _Layer | None = None
+    for layer, spec in described:
+        made = _Layer(layer, spec)
+        made.follow(before)
+        layer.forward, before = made.forward, made
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the matrices that were put together have left holes of another size
     for module in model.modules():
-        if isinstance(getattr(module, "layers", None), nn.ModuleList):
-            norm: Any = module.norm
+        norm: Any = getattr(module, "norm", None)
+        if isinstance(getattr(module, "layers", None), nn.ModuleList) and is_llama_norm(norm):
             norm.forward = norm_forward(norm)
     head = model.get_output_embeddings()  # type: ignore[operator]
     if head.weight.requires_grad and head.bias is None:
@@ -50,15 +64,20 @@ class _Projection:
     def __init__(self, *modules: nn.Module) -> None:
         self.modules = modules
         self.lora = isinstance(modules[0], LoraLayer)
-        bases: list[Any] = [m.base_layer for m in modules] if self.lora else list(modules)
-        self.sizes = tuple(base.out_features for base in bases)
-        self.int8 = isinstance(bases[0], Int8Linear)
-        self.weights = [] if self.int8 else [base.weight for base in bases]
-        if self.int8:
-            self.q, self.scales = torch.cat([base.q for base in bases]), torch.cat([base.scale for base in bases])
-            self.dtype = bases[0].dtype
-            for base, q, scale in zip(bases, self.q.split(self.sizes), self.scales.split(self.sizes), strict=True):
-                base.q, base.scale = q, scale
+        bases: list[Any] = list(map(base, modules))
+        self.sizes = tuple(map(width, modules))
+        self.transposed = isinstance(bases[0], Conv1D)
+        self.biases = [b.bias for b in bases if b.bias is not None]
+        assert len(self.biases) in (0, len(bases))
+        self.rounded = isinstance(bases[0], EightBitLinear)
+        self.weights = [] if self.rounded else [b.weight for b in bases]
+        if self.rounded:
+            bits = torch.cat([b.q.view(torch.uint8) for b in bases])
+            self.q, self.scales = bits.view(bases[0].q.dtype), torch.cat([b.scale for b in bases])
+            self.fp8 = self.q.dtype == FP8
+            for own, q, scale in zip(bases, self.q.split(self.sizes), self.scales.split(self.sizes), strict=True):
+                own.q, own.scale = q, scale
+        self.following: Tensor | None = None
         self.a: list[nn.Parameter] = []
         self.b: list[nn.Parameter] = []
         self.scale = 1.0
@@ -69,6 +88,7 @@ class _Projection:
             self.scale = loras[0].scaling[name]
         if self.weights:
             put_together(self.weights)
+        put_together(self.biases)
         put_together(self.a)
         put_together(self.b)
 
@@ -77,32 +97,65 @@ class _Projection:
         layer: Any = self.modules[0]
         return self.lora and not layer.disable_adapters
 
+    def _matrix(self) -> Tensor:
+        """W (N, K)."""
+        return joined(self.weights).T if self.transposed else joined(self.weights)
+
     def forward(self, x_MK: Tensor, more_MN: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(y + more, x·Aᵀ or None)."""
-        out = int8.product(x_MK, self.q, self.scales) if self.int8 else x_MK @ joined(self.weights).T
+        by = None
+        if self.rounded and self.fp8 and not self.biases:
+            out, by = fp8.product_unfinished(x_MK, self.q, self.scales)
+        elif self.rounded:
+            out = kernels(self.q).product(x_MK, self.q, self.scales)
+            out = out.add_(joined(self.biases)) if self.biases else out
+        elif self.biases:
+            out = torch.addmm(joined(self.biases), x_MK, self._matrix().T)
+        else:
+            out = x_MK @ self._matrix().T
         if self.adapted:
             low = x_MK @ joined(self.a).T
-            return elementwise.add_adapters(out, low, joined(self.b), self.sizes, self.scale, more_MN), low
+            return elementwise.add_adapters(out, low, joined(self.b), self.sizes, self.scale, more_MN, by), low
+        if by is not None:
+            return fp8.finish(out, by, more_MN), None
         return (out if more_MN is None else out.add_(more_MN)), None
 
     def add_to(self, sum_MN: Tensor, x_MK: Tensor) -> Tensor:
         """sum + y, in place where no adapters are."""
-        if self.adapted or self.int8:
+        if self.adapted or self.rounded or self.biases:
             return self.forward(x_MK, sum_MN)[0]
-        return sum_MN.addmm_(x_MK, joined(self.weights).T)
+        return sum_MN.addmm_(x_MK, self._matrix().T)
 
     def backward(self, grad_MN: Tensor, x_MK: Tensor, low: Tensor | None) -> Tensor:
         """Gradient of x; those of the trained weights are added to their `.grad`."""
-        grad_x = grad_MN @ (int8.matrix(self.q, self.scales, self.dtype) if self.int8 else joined(self.weights))
+        by = None
+        if self.rounded and self.fp8:
+            grad_x, by = fp8.back_unfinished(grad_MN, self.q, self.scales, self.following)
+        elif self.rounded:
+            grad_x = int8.product_back(grad_MN, self.q, self.scales)
+        else:
+            grad_x = grad_MN @ self._matrix()
         if self.weights and self.weights[0].requires_grad:
-            accumulate(self.weights, grad_MN, x_MK)
-        if low is not None and self.a[0].requires_grad:
+            if self.transposed:
+                accumulate(self.weights, x_MK, grad_MN)
+            else:
+                accumulate(self.weights, grad_MN, x_MK)
+        if self.biases and self.biases[0].requires_grad:
+            for bias, part in zip(self.biases, grad_MN.split(self.sizes, 1), strict=True):
+                gradient(bias).add_(part.sum(0))
+        through = low is not None and self.a[0].requires_grad
+        if by is not None and not through:
+            fp8.finish(grad_x, by)
+        if low is not None and through:
             rank = len(self.a[0])
             grad_low = torch.empty_like(low)
             columns = zip(grad_low.split(rank, 1), grad_MN.split(self.sizes, 1), self.b, strict=True)
             for target, part, b in columns:
                 torch.addmm(target, part, b.detach(), beta=0, alpha=self.scale, out=target)
-            grad_x.addmm_(grad_low, joined(self.a))
+            if by is not None:
+                fp8.add_low(grad_x, by, grad_low, joined(self.a))
+            else:
+                grad_x.addmm_(grad_low, joined(self.a))
             accumulate(self.a, grad_low, x_MK)
             grads = joined_gradients(self.b)
             if grads is not None:
@@ -123,118 +176,186 @@ class _Trie(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """What the backward pass of a layer needs of its forward pass."""
+    """What the backward pass of a layer needs of its forward pass. None where the layer has no such step."""
 
     x: Tensor
-    rstd1: Tensor
+    rstd1: Tensor | None
     y1: Tensor
     low1: Tensor | None
-    qkv: Tensor
+    qkv: Tensor | None
+    """As it was before `heads.prepare`."""
+    ready: Tensor
     attended: Tensor
     lse: Tensor
     low2: Tensor | None
+    delta1: Tensor | None
+    rstd_delta1: Tensor | None
     h: Tensor
-    rstd2: Tensor
+    rstd2: Tensor | None
     y2: Tensor
     low3: Tensor | None
     gate_up: Tensor
     f: Tensor
     low4: Tensor | None
+    delta2: Tensor | None
+    rstd_delta2: Tensor | None
+
+
+class _Norm:
+    """A norm module, as the kernels take it."""
+
+    def __init__(self, module: Any, offset: float) -> None:
+        self.trained = [p for p in (module.weight, getattr(module, "bias", None)) if p is not None and p.requires_grad]
+        eps = epsilon(module)
+        assert eps is not None
+        self.by = elementwise.Norm(module.weight, eps, offset, getattr(module, "bias", None))
+
+    def backward(self, dy: Tensor, x: Tensor, rstd: Tensor | None, more: Tensor | None) -> Tensor:
+        """Gradient of x, plus `more`; those of the trained weights are added to their `.grad`."""
+        assert rstd is not None
+        return elementwise.norm_backward(dy, x, self.by, rstd, more, tuple(map(gradient, self.trained)))
 
 
 class _Layer:
-    def __init__(self, layer: Any) -> None:
-        self.plain = layer.forward
-        self.attention, mlp = layer.self_attn, layer.mlp
-        self.qkv = _Projection(self.attention.q_proj, self.attention.k_proj, self.attention.v_proj)
-        self.o = _Projection(self.attention.o_proj)
-        self.gate_up = _Projection(mlp.gate_proj, mlp.up_proj)
-        self.down = _Projection(mlp.down_proj)
-        self.norm1, self.norm2 = layer.input_layernorm, layer.post_attention_layernorm
-        self.size = self.attention.head_dim
-        self.heads = self.qkv.sizes[0] // self.size
-        self.key_heads = self.qkv.sizes[1] // self.size
-        self.scale = self.attention.scaling
+    def __init__(self, layer: Any, spec: LayerSpec) -> None:
+        self.plain, self.spec = layer.forward, spec
+        own = parts(layer)
+        self.attention = own.attention
+        self.qkv, self.o = _Projection(*own.qkv), _Projection(own.o)
+        self.gate_up, self.down = _Projection(*own.gate_up), _Projection(own.down)
+        self.norms = [None if norm is None else _Norm(norm, spec.offset) for norm in own.norms]
+        self.head_norms: heads.HeadNorms | None = None
+        if spec.head_norms:
+            weights, eps = (own.query_norm.weight, own.key_norm.weight), epsilon(own.query_norm)
+            assert eps is not None
+            self.head_norms = heads.HeadNorms(*weights, eps, spec.offset)
+        self.activation = (elementwise.ACTIVATIONS[spec.activation], spec.gated)
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        use_cache: bool | None = False,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As the decoder layer's own; (1, M, H) for a trie, (B, 1, H) for one token a row."""
-        paths_RL, places_M, fill_BP, slot, hidden_BL = take_trie(kwargs)
-        if paths_RL is None and slot is None:
-            plain: Tensor = self.plain(
-                hidden_states, attention_mask=attention_mask, position_ids=position_ids,
-                past_key_values=past_key_values, use_cache=use_cache, position_embeddings=position_embeddings, **kwargs,
-            )  # fmt: skip
+        taken = take_trie(kwargs)
+        if taken.paths_RL is None and taken.slot is None:
+            plain: Tensor = self.plain(hidden_states, *args, **kwargs)
             return plain
-        assert position_embeddings is not None
         x = hidden_states.reshape(-1, hidden_states.shape[-1])
-        cos, sin = (t.reshape(-1, self.size).contiguous() for t in position_embeddings)
-        if slot is not None:
+        angles = kwargs.get("position_embeddings") if self.spec.rotary else None
+        # Without any the kernels are given something that they do not read.
+        cos, sin = (t.reshape(len(x), -1).contiguous() for t in angles) if angles is not None else (x, x)
+        rotated = cos.shape[1] if angles is not None else 0
+        form = self._form(rotated)
+        if taken.slot is not None:
+            hidden_BL = taken.beyond_BL if self.spec.window and taken.beyond_BL is not None else taken.hidden_BL
             assert hidden_BL is not None
-            return self._decode(x, cos, sin, slot, hidden_BL).view_as(hidden_states)
-        assert paths_RL is not None and places_M is not None
-        trie = _Trie(cos, sin, paths_RL, places_M)
+            return self._decode(x, cos, sin, taken.slot, hidden_BL, form).view_as(hidden_states)
+        assert taken.paths_RL is not None and taken.places_M is not None
+        trie = _Trie(cos, sin, taken.paths_RL, taken.places_M)
         # An anchor that requires a gradient makes the output require one, also where x does not (frozen embeddings).
         anchors = [p for p in (self.qkv.a or self.qkv.weights)[:1] if p.requires_grad and self._trains()]
         if torch.is_grad_enabled() and (anchors or x.requires_grad):
-            return _LayerFunction.apply(x, self, trie, *anchors).view_as(hidden_states)
-        out, kept = self._forward(x, trie)
-        if fill_BP is not None:
-            attention.fill(kept.qkv, cos, sin, fill_BP, self.attention.kv_cache, self.heads, self.key_heads)
+            return _LayerFunction.apply(x, self, trie, form, *anchors).view_as(hidden_states)
+        out, kept = self._forward(x, trie, form)
+        if taken.fill_BP is not None:
+            decoding.fill(kept.ready, cos, sin, taken.fill_BP, self.attention.kv_cache, form)
         return out.view_as(hidden_states)
+
+    def follow(self, before: "_Layer | None") -> None:
+        """Tell each rounded projection whose turn it is after its own on the way back; `before` is the layer below."""
+        order = [self.down, self.gate_up, self.o, self.qkv, *([before.down] if before is not None else [])]
+        for own, after in pairwise(order):
+            own.following = after.q if after.rounded else None
 
     def _trains(self) -> bool:
         return self.qkv.adapted or not self.qkv.lora
 
-    def _forward(self, x: Tensor, trie: _Trie) -> tuple[Tensor, _Kept]:
-        _, y1, rstd1 = elementwise.norm(x, self.norm1.weight, self.norm1.variance_epsilon)
+    def _form(self, rotated: int) -> attention.Form:
+        """The kernels rotate whole heads themselves; a part of each, or after a norm, `heads.prepare` does."""
+        spec = self.spec
+        inside = rotated == spec.size and self.head_norms is None
+        return attention.Form(spec.heads, spec.key_heads, spec.size, spec.scale, spec.window, spec.cap, inside)
+
+    def _ready(self, qkv: Tensor, cos: Tensor, sin: Tensor, form: attention.Form) -> Tensor:
+        if form.rotate or not (self.spec.rotary or self.head_norms):
+            return qkv
+        return heads.prepare(qkv, cos, sin, form, cos.shape[1] if self.spec.rotary else 0, self.head_norms)
+
+    def _add(
+        self, x: Tensor, delta: Tensor, after: _Norm | None, then: _Norm | None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """(h, 1 / rms(delta), y, 1 / rms(h)): h = x + after(delta), y = then(h)."""
+        if after is not None:
+            return elementwise.add_normed(x, delta, after.by, None if then is None else then.by)
+        assert then is not None
+        h, y, rstd = elementwise.norm(x, then.by, delta)
+        return h, None, y, rstd
+
+    def _forward(self, x: Tensor, trie: _Trie, form: attention.Form) -> tuple[Tensor, _Kept]:
+        before1, after1, before2, after2 = self.norms
+        y1, rstd1 = elementwise.norm(x, before1.by)[1:] if before1 is not None else (x, None)
         qkv, low1 = self.qkv.forward(y1)
-        attended, lse = attention.attend(qkv, *trie, self.heads, self.key_heads, self.scale)
-        delta, low2 = self.o.forward(attended)
-        h, y2, rstd2 = elementwise.norm(x, self.norm2.weight, self.norm2.variance_epsilon, delta)
+        ready = self._ready(qkv, trie.cos, trie.sin, form)
+        attended, lse = attention.attend(ready, *trie, form)
+        delta1, low2 = self.o.forward(attended)
+        h, rstd_delta1, y2, rstd2 = self._add(x, delta1, after1, before2)
         gate_up, low3 = self.gate_up.forward(y2)
-        f = elementwise.silu_times(gate_up)
-        out, low4 = self.down.forward(f, h)
-        return out, _Kept(x, rstd1, y1, low1, qkv, attended, lse, low2, h, rstd2, y2, low3, gate_up, f, low4)
+        f = elementwise.activate(gate_up, *self.activation)
+        delta2, rstd_delta2 = None, None
+        if after2 is None:
+            out, low4 = self.down.forward(f, h)
+        else:
+            delta2, low4 = self.down.forward(f)
+            out, rstd_delta2, _, _ = self._add(h, delta2, after2, None)
+        return out, _Kept(
+            x, rstd1, y1, low1, None if ready is qkv else qkv, ready, attended, lse, low2,
+            None if after1 is None else delta1, rstd_delta1, h, rstd2, y2, low3, gate_up, f, low4, delta2, rstd_delta2,
+        )  # fmt: skip
 
-    def _decode(self, x: Tensor, cos: Tensor, sin: Tensor, slot: Tensor, hidden_BL: Tensor) -> Tensor:
-        _, y1, _ = elementwise.norm(x, self.norm1.weight, self.norm1.variance_epsilon)
-        qkv, _ = self.qkv.forward(y1)
-        cache = self.attention.kv_cache
-        attended = attention.decode(qkv, cos, sin, cache, hidden_BL, slot, self.heads, self.key_heads, self.scale)
-        delta, _ = self.o.forward(attended)
-        h, y2, _ = elementwise.norm(x, self.norm2.weight, self.norm2.variance_epsilon, delta)
-        gate_up, _ = self.gate_up.forward(y2)
-        return self.down.add_to(h, elementwise.silu_times(gate_up))
+    def _decode(
+        self, x: Tensor, cos: Tensor, sin: Tensor, slot: Tensor, hidden_BL: Tensor, form: attention.Form
+    ) -> Tensor:
+        before1, after1, before2, after2 = self.norms
+        y1 = elementwise.norm(x, before1.by)[1] if before1 is not None else x
+        ready = self._ready(self.qkv.forward(y1)[0], cos, sin, form)
+        attended = decoding.decode(ready, cos, sin, self.attention.kv_cache, hidden_BL, slot, form)
+        h, _, y2, _ = self._add(x, self.o.forward(attended)[0], after1, before2)
+        f = elementwise.activate(self.gate_up.forward(y2)[0], *self.activation)
+        if after2 is None:
+            return self.down.add_to(h, f)
+        return self._add(h, self.down.forward(f)[0], after2, None)[0]
 
-    def backward(self, dout: Tensor, kept: _Kept, trie: _Trie) -> Tensor:
-        df = self.down.backward(dout, kept.f, kept.low4)
-        dgate_up = elementwise.silu_times_backward(kept.gate_up, df)
+    def backward(self, dout: Tensor, kept: _Kept, trie: _Trie, form: attention.Form) -> Tensor:
+        before1, after1, before2, after2 = self.norms
+        ddelta2 = dout
+        if after2 is not None and kept.delta2 is not None:
+            ddelta2 = after2.backward(dout, kept.delta2, kept.rstd_delta2, None)
+        df = self.down.backward(ddelta2, kept.f, kept.low4)
+        dgate_up = elementwise.activate_backward(kept.gate_up, df, *self.activation)
         dy2 = self.gate_up.backward(dgate_up, kept.y2, kept.low3)
-        dh = _norm_backward(self.norm2, dy2, kept.h, kept.rstd2, dout)
-        dattended = self.o.backward(dh, kept.attended, kept.low2)
-        dqkv = attention.attend_backward(
-            dattended, kept.qkv, kept.attended, kept.lse, *trie, self.heads, self.key_heads, self.scale
-        )
+        dh = dy2.add_(dout) if before2 is None else before2.backward(dy2, kept.h, kept.rstd2, dout)
+        ddelta1 = dh
+        if after1 is not None and kept.delta1 is not None:
+            ddelta1 = after1.backward(dh, kept.delta1, kept.rstd_delta1, None)
+        dattended = self.o.backward(ddelta1, kept.attended, kept.low2)
+        dqkv = attention.attend_backward(dattended, kept.ready, kept.attended, kept.lse, *trie, form)
+        if kept.qkv is not None:
+            dqkv = self._ready_backward(dqkv, kept.qkv, trie, form)
         dy1 = self.qkv.backward(dqkv, kept.y1, kept.low1)
-        return _norm_backward(self.norm1, dy1, kept.x, kept.rstd1, dh)
+        return dy1.add_(dh) if before1 is None else before1.backward(dy1, kept.x, kept.rstd1, dh)
+
+    def _ready_backward(self, dready: Tensor, qkv: Tensor, trie: _Trie, form: attention.Form) -> Tensor:
+        norms, weights = self.head_norms, None
+        if norms is not None and norms.query.requires_grad:
+            weights = (gradient(norms.query), gradient(norms.key))  # type: ignore[arg-type]
+        rotated = trie.cos.shape[1] if self.spec.rotary else 0
+        return heads.prepare_backward(dready, qkv, trie.cos, trie.sin, form, rotated, norms, weights)
 
 
 class _LayerFunction(torch.autograd.Function):
     """The trie pass of one layer. Its anchors' gradients, like all others, are added to `.grad` in place."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: _Layer, trie: _Trie, *anchors: Tensor) -> Tensor:
-        out, kept = layer._forward(x, trie)
-        ctx.layer, ctx.trie, ctx.count = layer, trie, len(anchors)
+    def forward(ctx: Any, x: Tensor, layer: _Layer, trie: _Trie, form: attention.Form, *anchors: Tensor) -> Tensor:
+        out, kept = layer._forward(x, trie, form)
+        ctx.layer, ctx.trie, ctx.form, ctx.count = layer, trie, form, len(anchors)
         ctx.present = [t is not None for t in kept]
         ctx.save_for_backward(*(t for t in kept if t is not None))
         return out
@@ -243,8 +364,8 @@ class _LayerFunction(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
         kept = _Kept._make(next(saved) if present else None for present in ctx.present)
-        dx = ctx.layer.backward(dout.contiguous(), kept, ctx.trie)
-        return dx, None, None, *[None] * ctx.count
+        dx = ctx.layer.backward(dout.contiguous(), kept, ctx.trie, ctx.form)
+        return dx, None, None, None, *[None] * ctx.count
 
 
 class _Head(torch.autograd.Function):
@@ -261,25 +382,3 @@ class _Head(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         gradient(ctx.weight).addmm_(grad.flatten(0, -2).T, x.flatten(0, -2))
         return grad @ ctx.weight, None
-
-
-def _norm_backward(norm: Any, dy: Tensor, h: Tensor, rstd: Tensor, more: Tensor) -> Tensor:
-    dweight = gradient(norm.weight) if norm.weight.requires_grad else None
-    return elementwise.norm_backward(dy, h, norm.weight, rstd, more, dweight)
-
-
-def _layers(model: nn.Module) -> list[Any]:
-    return [m for m in model.modules() if type(m).__name__ == "LlamaDecoderLayer"]
-
-
-def _plain(layer: Any) -> bool:
-    size = layer.self_attn.head_dim
-    if size & (size - 1) or size < 32 or not isinstance(layer.mlp.act_fn, nn.SiLU | SiLUActivation):
-        return False
-    modules = [getattr(layer.self_attn, f"{n}_proj") for n in "qkvo"]
-    modules += [getattr(layer.mlp, f"{n}_proj") for n in ("gate", "up", "down")]
-    bases = [m.base_layer if isinstance(m, LoraLayer) else m for m in modules]
-    if any(type(b) not in (nn.Linear, Int8Linear) or b.bias is not None for b in bases):
-        return False
-    widths = [(b.out_features for b in bases[:3]), (b.out_features for b in bases[4:6])]
-    return all(elementwise.tile(tuple(w)) >= 16 for w in widths)

@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from equipoise.errors import UserError
 from equipoise.policy.adapters import with_adapters
 from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
 from equipoise.policy.config import PolicyConfig, check_device
+from equipoise.policy.eightbit import format_for, to_eight_bits
 from equipoise.policy.graphs import Graphs
-from equipoise.policy.int8 import to_eight_bits
 from equipoise.policy.joined import adjacent_order
 from equipoise.policy.prompt import Tokenizer, stop_ids
+from equipoise.policy.rooms import Rooms
 from equipoise.policy.slices import Cut, check_cut, cut_layers
 from equipoise.policy.source import Source, load_config, load_tokenizer, resolve
 from equipoise.policy.ways import Ways
@@ -94,6 +96,7 @@ class Policy:
         stop_ids: tuple[int, ...],
         source: Source | None = None,
         cuda_graphs: bool = False,
+        value_head: bool = True,
     ) -> None:
         trains = any(parameter.requires_grad for parameter in model.parameters())
         has_reference = reference is not None or isinstance(model, PeftModel)
@@ -104,18 +107,25 @@ class Policy:
         self.stop_ids = stop_ids
         self.source = source
         self.recompute = False
+        self.unproven = False
+        """Whether our own attention is on trial in this model; `verify.settle` keeps it or gives back the model's."""
         self.notices: tuple[str, ...] = ()
         """Lines that the user should see."""
         self.decoders: dict[Any, Any] = {}  # `sample.sample_static` keeps its buffers here
         self.device = next(model.parameters()).device
         self.graphs = Graphs(self.device, enabled=cuda_graphs)
+        self.rooms = Rooms()
         self.dtype = _compute_dtype(model)
-        # All zeros: the first values are 0, not noise that the first advantages would be measured against.
-        width = getattr(model.get_output_embeddings(), "in_features", model.config.get_text_config().hidden_size)
-        self.value_head = nn.Linear(width, 1, device=self.device)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self.value_head = self._new_value_head() if value_head else None
         _no_dropout(model)
+
+    def _new_value_head(self) -> nn.Linear:
+        """All zeros: the first values are 0, not noise that the first advantages would be measured against."""
+        hidden = self.model.config.get_text_config().hidden_size
+        head = nn.Linear(getattr(self.model.get_output_embeddings(), "in_features", hidden), 1, device=self.device)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return head
 
     @contextmanager
     def as_reference(self, reference: bool = True) -> Iterator[nn.Module]:
@@ -151,40 +161,53 @@ class Policy:
         return logits, caught[0]
 
     def value(self, hidden: Tensor) -> Tensor:
-        """Predicted return for each hidden state: (..., H) → (...), float32.
+        """Predicted return for each hidden state: (..., H) → (...), float32; zeros where there is no value head.
 
         The trunk gets no gradient from it. Its features tell how far a sentence has come; letting the value loss
         rewrite them would move the policy for reasons other than the reward. The features are normalised to length 1,
         so that one learning rate of the head suits models of every width.
         """
+        if self.value_head is None:
+            return torch.zeros(hidden.shape[:-1], device=hidden.device)
         width = hidden.shape[-1]
         features = nn.functional.layer_norm(hidden.detach().float(), (width,)) * width**-0.5
         return self.value_head(features).squeeze(-1)  # type: ignore[no-any-return]
+
+    def give_back_attention(self) -> None:
+        """Have the model compute attention as it does itself, from now on and for good, and nothing recorded: that may
+        look at values on the host."""
+        for part in (self.model, self.reference):
+            if part is not None:
+                plain = part.get_base_model() if isinstance(part, PeftModel) else part
+                plain.set_attn_implementation("sdpa")
+        self.forget_recordings()
+        self.graphs.enabled = False
+        self.unproven = False
 
     def forget_recordings(self) -> None:
         """Drop recorded graphs and the decoders' buffers: they read the weights where a new optimizer, which moves the
         weights, no longer keeps them, and they hold memory."""
         self.graphs.clear()
+        self.rooms.clear()
         self.decoders.clear()
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Every parameter the optimizer owns, by name; the value head's begin with `value_head.`"""
         named = adjacent_order({n: p for n, p in self.model.named_parameters() if p.requires_grad})
-        return named | {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
+        head = self.value_head.named_parameters() if self.value_head is not None else ()
+        return named | {f"value_head.{n}": p for n, p in head}
 
 
-def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE) -> Policy:
+def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE, *, value_head: bool = True) -> Policy:
     """Load what `config` names, ready to train, on the device of this rank. Raises UserError for anything the user can
     mend."""
     device = _used(pick_device(own_device(config.device, ranks)))
     dtype = pick_dtype(config.dtype, device)
     source = resolve(config.model)
-    attention = _attention(source)
-    _check_eight_bit(config, device)
+    attention, known = _attention(source)
+    into = eight_bits(config, device)
     cut = _cut(config, source, ranks)
-    model = load_model(
-        source, dtype=dtype, device=device, attn_implementation=attention, eight_bits=config.use_8bit, cut=cut
-    )
+    model = load_model(source, dtype=dtype, device=device, attn_implementation=attention, eight_bits=into, cut=cut)
     tokenizer = load_tokenizer(source)
     reference, note = None, None
     if config.tuning == "full":
@@ -195,14 +218,15 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE) -> P
     for parameter in model.parameters():
         if parameter.requires_grad:  # some models keep a few weights in float32; one dtype is trained
             parameter.data = parameter.data.to(dtype)
-    if config.use_8bit:
-        to_eight_bits(model)
+    if into is not None:
+        to_eight_bits(model, into)
+    slower = None
     if cut is not None:
         cut_layers(model, cut)
-    elif config.fused and device.type == "cuda" and attention is not None:
-        _fuse(model)
+    else:
+        slower = _fuse(model, config, attention)
         if reference is not None:
-            _fuse(reference)
+            _fuse(reference, config, attention)
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
         # Nothing is random in a pass, and reading the generator's state could not be recorded in a CUDA graph.
@@ -211,9 +235,12 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE) -> P
         )
     stops = stop_ids(tokenizer, model.generation_config, prompt)
     graphs = _recordable(config, attention)
-    policy = Policy(model, tokenizer, reference=reference, stop_ids=stops, source=source, cuda_graphs=graphs)
+    policy = Policy(
+        model, tokenizer, reference=reference, stop_ids=stops, source=source, cuda_graphs=graphs, value_head=value_head
+    )
     policy.recompute = config.gradient_checkpointing
-    policy.notices = (note,) if note else ()
+    policy.unproven = attention is not None and not known
+    policy.notices = tuple(line for line in (note, slower) if line)
     policy.together = ranks if cut is not None else ALONE
     model.eval()
     # What has been loaded stays: out of the garbage collector's rounds, which would look through all of it every few
@@ -229,29 +256,37 @@ def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
         raise UserError(f"--tensor-parallel {config.tensor_parallel} is for training: leave it out, or give --use-8bit")
     device = _used(pick_device(config.device))
     source = resolve(config.model)
-    attention = _attention(source)
-    _check_eight_bit(config, device)
+    attention, known = _attention(source)
+    into = eight_bits(config, device)
     dtype = pick_dtype(config.dtype, device)
-    model = load_model(source, dtype=dtype, device=device, attn_implementation=attention, eight_bits=config.use_8bit)
+    model = load_model(source, dtype=dtype, device=device, attn_implementation=attention, eight_bits=into)
     model.eval().requires_grad_(False)
-    if config.use_8bit:
-        to_eight_bits(model)
-    if config.fused and device.type == "cuda" and attention is not None:
-        _fuse(model)
+    if into is not None:
+        to_eight_bits(model, into)
+    slower = _fuse(model, config, attention)
     tokenizer = load_tokenizer(source)
     stops = stop_ids(tokenizer, model.generation_config, prompt)
     graphs = _recordable(config, attention)
-    return Policy(model, tokenizer, reference=None, stop_ids=stops, source=source, cuda_graphs=graphs)
+    policy = Policy(model, tokenizer, reference=None, stop_ids=stops, source=source, cuda_graphs=graphs)
+    policy.unproven = attention is not None and not known
+    policy.notices = (slower,) if slower else ()
+    return policy
 
 
-def _fuse(model: Any) -> None:
-    """Fewer, larger kernels. The modules that do it need Triton, which PyTorch brings along for GPUs only."""
+def _fuse(model: Any, config: PolicyConfig, attention: str | None) -> str | None:
+    """Fewer, larger kernels on a GPU; a line that says why, where they are not the largest. The modules that do it need
+    Triton, which PyTorch brings along for GPUs only."""
+    if not config.fused or model.device.type != "cuda":
+        return None
     from equipoise.policy import fused, llama
 
-    if llama.supported(model):
+    reason, kind = llama.not_covered(model), model.config.model_type
+    if reason is None and attention is not None:
         llama.fuse_layers(model)
-    else:
-        fused.fuse(model)
+        return None
+    if attention is not None:
+        fused.fuse(model, known=kind in PLAIN_ATTENTION)
+    return f"{kind} models take the slow path on a GPU: the fast layer does not cover {reason or 'their attention'}"
 
 
 def _recordable(config: PolicyConfig, attention: str | None) -> bool:
@@ -273,14 +308,26 @@ def _cut(config: PolicyConfig, source: Source, ranks: Ranks) -> Cut | None:
     return Cut(ranks)
 
 
-def _attention(source: Source) -> str | None:
-    """Our own where the model's attention is plain; None leaves the model its own."""
-    return TRIE_ATTENTION if load_config(source).model_type in PLAIN_ATTENTION else None
+def _attention(source: Source) -> tuple[str | None, bool]:
+    """(our own attention where the model may take it, else None, whether it is known to be the model's own). On trial
+    where it is not known: `verify.settle` decides."""
+    config = load_config(source)
+    if config.model_type in PLAIN_ATTENTION:
+        return TRIE_ATTENTION, True
+    kind = AutoModelForCausalLM._model_mapping[type(config)]
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    # What our own leaves to sdpa must be what the model itself would compute: sinks and the like are not.
+    ours = all(k._supports_attention_backend and k._supports_sdpa for k in kinds)
+    return (TRIE_ATTENTION if ours else None), False
 
 
-def _check_eight_bit(config: PolicyConfig, device: torch.device) -> None:
-    if config.use_8bit and device.type != "cuda":
-        raise UserError("--use-8bit needs a CUDA GPU: leave it out on a CPU")
+def eight_bits(config: PolicyConfig, device: torch.device) -> torch.dtype | None:
+    """What the frozen weights are rounded to, None where they are not. Raises UserError."""
+    if not config.use_8bit:
+        return None
+    if device.type != "cuda":
+        raise UserError("--use-8bit needs a CUDA GPU: leave it out on a CPU (in train_rlhf.py: use_8bit=False)")
+    return format_for(device, pick_dtype(config.dtype, device))
 
 
 def _compute_dtype(model: Any) -> torch.dtype:

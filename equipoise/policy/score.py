@@ -20,8 +20,7 @@ from equipoise.policy.draw import weights
 from equipoise.policy.graphs import round_up
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
-
-BUCKET = 64  # nodes and tokens are padded to multiples of at least this on a GPU, so that few shapes are recorded
+from equipoise.policy.rooms import Room, bucket
 
 
 class Scores(NamedTuple):
@@ -51,14 +50,6 @@ class Pack(NamedTuple):
     real_N: Tensor
 
 
-class Room(NamedTuple):
-    """What a padded pack has room for: nodes, tokens that are predicted, tokens of a row."""
-
-    nodes: int
-    tokens: int
-    width: int
-
-
 def room_for(rollouts: Sequence[Rollout]) -> Room:
     """Room for the largest of them, so that all are of one shape."""
     needs = []
@@ -69,29 +60,32 @@ def room_for(rollouts: Sequence[Rollout]) -> Room:
     return Room(*map(max, zip(*needs, strict=True)))
 
 
-def pack(policy: Policy, rollout: Rollout, padded: bool | None = None, room: Room | None = None) -> Pack:
+def pack(
+    policy: Policy, rollout: Rollout, padded: bool | None = None, room: Room | None = None, once: bool = False
+) -> Pack:
     """Lay a rollout out for `packed` scoring; padded for CUDA graphs by default where there are any: to `room`, or to
-    what it needs itself."""
+    one of the policy's that has room for it, or where it is seen but `once` to what it needs itself."""
     padded = policy.graphs.enabled if padded is None else padded
     width = round_up(max(map(len, rollout.prompts)) + rollout.tokens_BT.shape[1], 8) if padded else 0
     width = room.width if padded and room is not None else width
     made = trie.build(rollout.prompts, rollout.completions(), width)
     targets_N = rollout.tokens_N.cpu()
+    if padded and room is None:
+        room = Room(bucket(len(made.tokens_M)), bucket(len(targets_N)), width)
+        room = room if once else policy.rooms.take(len(rollout), room, rollout.tokens_BT.numel())
+        if room.width > width:
+            width = room.width
+            made = trie.build(rollout.prompts, rollout.completions(), width)
     parts = [made.tokens_M, made.depths_M, made.ends_M, made.places_M, made.paths_RL, made.predictors_N, targets_N]
     real_N = torch.ones(len(targets_N), dtype=torch.bool)
-    if padded:
-        nodes, tokens = (bucket(len(made.tokens_M)), bucket(len(targets_N))) if room is None else room[:2]
+    if padded and room is not None:
+        nodes, tokens = room.nodes, room.tokens
         sizes = [nodes, nodes, nodes, nodes, width, tokens, tokens]
         # No row reaches the last column, so a spare node that is put there gets no gradient and spoils none.
         spare = [0, 0, 0, width - 1, 0, 0, 0]
         parts = [pad(x, (0, n - x.shape[-1]), value=v) for x, n, v in zip(parts, sizes, spare, strict=True)]
         real_N = pad(real_N, (0, tokens - len(real_N)))
     return Pack(*(x.to(policy.device) for x in (*parts, real_N)))
-
-
-def bucket(n: int) -> int:
-    """n rounded up by a quarter at most, to a multiple of BUCKET: recording a shape costs as much as a whole step."""
-    return round_up(n, max(BUCKET, 1 << max(0, n.bit_length() - 3)))
 
 
 def token_logprobs(logits_NV: Tensor, tokens_N: Tensor, temperature: float) -> Tensor:
@@ -209,7 +203,7 @@ def _score_packed(
 ) -> Scores:
     if torch.is_grad_enabled():
         return score_pack(policy, pack(policy, rollout, padded=False), temperature, *asked)
-    batch = pack(policy, rollout)
+    batch = pack(policy, rollout, once=not recorded)
     key = ("score", temperature, *asked)
 
     def function(*x: Tensor) -> tuple[Tensor, ...]:

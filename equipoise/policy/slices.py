@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from equipoise.errors import UserError
-from equipoise.policy.int8 import Int8Linear
+from equipoise.policy.eightbit import EightBitLinear
 from equipoise.runs.ranks import Ranks
 
 OUTPUTS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
@@ -61,7 +61,7 @@ class Cut:
 
     def put_aside(self, name: str, layer: nn.Linear, weight_NK: Tensor) -> nn.Parameter:
         """Keep this process's part of a layer's weights beside it until `cut_layers`; what stands for them meanwhile,
-        as in `int8.put_aside`. `name` ends in that of the layer."""
+        as in `eightbit.put_aside`. `name` ends in that of the layer."""
         layer.slice = self.part(weight_NK, 0 if _is_output(name) else 1).clone()
         nothing = torch.full((1,), torch.nan, dtype=weight_NK.dtype, device=weight_NK.device)
         return nn.Parameter(nothing.expand(weight_NK.shape), requires_grad=False)
@@ -146,7 +146,7 @@ def cut_layers(model: Any, cut: Cut) -> None:
 
 def matrix_weights(model: nn.Module) -> int:
     """Weights of the matrices that are in 8 bits or cut, and so no parameters: as many as they are whole."""
-    return sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, Int8Linear | SlicedLinear))
+    return sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, EightBitLinear | SlicedLinear))
 
 
 def _forward(layer: Any) -> Any:

@@ -12,20 +12,21 @@ from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from equipoise.policy.int8 import goes_into_eight_bits, put_aside
+from equipoise.policy.eightbit import goes_into_eight_bits, put_aside
 from equipoise.policy.slices import Cut
 
-METHOD = "equipoise-int8"
+METHOD = "equipoise-8bit"
 
 
 @register_quantization_config(METHOD)
 class Streamed(QuantizationConfigMixin):  # type: ignore[misc]
     """For `from_pretrained(quantization_config=…)`; the model that comes back has its matrices put aside for
-    `int8.to_eight_bits`, or with a `cut` for `slices.cut_layers`, and no trace of a quantizer."""
+    `eightbit.to_eight_bits` (`into`: one of `eightbit.MOST`), or with a `cut` for `slices.cut_layers`, and no trace of
+    a quantizer."""
 
-    def __init__(self, cut: Cut | None = None) -> None:
+    def __init__(self, into: torch.dtype | None, cut: Cut | None = None) -> None:
         self.quant_method: Any = METHOD
-        self.cut = cut
+        self.into, self.cut = into, cut
 
     def to_dict(self) -> dict[str, Any]:
         return {"quant_method": METHOD}
@@ -84,7 +85,7 @@ class _PutAside(ConversionOps):  # type: ignore[misc]
             cut = self.quantizer.quantization_config.cut
             try:
                 out[name] = (
-                    put_aside(layer, tensor)
+                    put_aside(layer, name, tensor, self.quantizer.quantization_config.into)
                     if cut is None
                     else cut.put_aside(name.removesuffix(".weight"), layer, tensor)
                 )

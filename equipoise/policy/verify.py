@@ -19,9 +19,10 @@ from equipoise.policy import trie
 from equipoise.policy.attention import TRIE_ATTENTION
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.draw import invert, weights
+from equipoise.policy.eightbit import in_eight_bits
 from equipoise.policy.families import position_limit, rotary_limit, window
 from equipoise.policy.load import Policy
-from equipoise.policy.rollout import Rollout
+from equipoise.policy.rollout import Rollout, rollout_of
 from equipoise.policy.sample import NonFiniteLogits, sample, sample_static
 from equipoise.policy.score import score, token_logprobs
 from equipoise.policy.ways import Ways
@@ -47,9 +48,22 @@ def settle(
     check_prompts(policy, prompts, new_tokens)
     for notice in policy.notices:
         say(notice)
+    _settle_ways(policy, prompts, new_tokens)
+    if policy.unproven and not policy.ways.fast:
+        policy.give_back_attention()
+        policy.ways = Ways()
+        _settle_ways(policy, prompts, new_tokens)
+    if policy.unproven and policy.graphs.enabled and (line := _settle_graphs(policy, prompts)):
+        say(line)
+    if not policy.ways.fast:
+        say(policy.ways.describe(policy.model.config.model_type))
+
+
+def _settle_ways(policy: Policy, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
     config = policy.model.config
     sees, longest = window(config), max(map(len, prompts))
-    known = config._attn_implementation == TRIE_ATTENTION and longest + new_tokens <= sees
+    ours = config._attn_implementation == TRIE_ATTENTION and not policy.unproven
+    known = ours and longest + new_tokens <= sees
     steps = min(new_tokens, FEW_TOKENS) if known else new_tokens + ROOM
     limit = min(position_limit(config) or math.inf, rotary_limit(config))
     steps = int(min(steps, limit - longest))
@@ -60,8 +74,23 @@ def settle(
             _settle(policy, chosen, steps, known)
     finally:
         policy.forget_recordings()
-    if not policy.ways.fast:
-        say(policy.ways.describe(config.model_type))
+
+
+def _settle_graphs(policy: Policy, prompts: Sequence[Sequence[int]]) -> str | None:
+    """Whether a pass can be recorded, of a model that may look at values on the host; else nothing is recorded, and the
+    line that says so."""
+    few = _rows(prompts, 2)
+    try:
+        score(policy, rollout_of(few, [[row[-1]] for row in few]), 1.0, packed=True, entropy=False)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        policy.graphs.enabled = False
+        kind, why = policy.model.config.model_type, str(error).splitlines()[0]
+        return f"passes of {kind} models cannot be recorded as CUDA graphs ({why}): every kernel is launched by itself"
+    finally:
+        policy.forget_recordings()
+    return None
 
 
 def _settle(policy: Policy, prompts: list[list[int]], steps: int, known: bool) -> None:
@@ -76,9 +105,11 @@ def _settle_in_float32(policy: Policy, prompts: list[list[int]], steps: int) -> 
     """The same with the weights as float32 meanwhile, where memory has room for them: what a model attends to does not
     depend on the dtype, and rounding cannot hide it then. Whether that could be done."""
     tensors = [t for t in (*policy.model.parameters(), *policy.model.buffers()) if t.is_floating_point()]
-    whole = all(t.is_floating_point() for t in policy.model.parameters())
+    # Rounded weights stay so, and the rounding of their activations differs between two ways in any dtype.
+    whole = all(t.is_floating_point() for t in policy.model.parameters()) and not in_eight_bits(policy.model)
     # Fused layers hold on to their weights.
     fused = policy.device.type == "cuda" and policy.model.config._attn_implementation == TRIE_ATTENTION
+    fused = fused and not policy.unproven
     if not whole or fused or not _room_for(tensors, policy.device):
         return False
     originals, dtype = [t.data for t in tensors], policy.dtype

@@ -14,8 +14,8 @@ from equipoise.errors import UserError
 from equipoise.policy import saved, shapes
 from equipoise.policy.adapter_config import CONFIG as ADAPTER
 from equipoise.policy.adapter_config import check_ranks, check_tensors, lora_config
+from equipoise.policy.eightbit import NotFinite, is_put_aside, put_aside
 from equipoise.policy.hub import holds
-from equipoise.policy.int8 import is_put_aside, put_aside
 from equipoise.policy.slices import Cut
 from equipoise.policy.source import (
     Source,
@@ -37,14 +37,14 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device | str,
     attn_implementation: str | None = None,
-    eight_bits: bool = False,
+    eight_bits: torch.dtype | None = None,
     cut: Cut | None = None,
 ) -> PreTrainedModel:
     """The model in `dtype` on `device`, in evaluation mode; an adapter comes merged into its base.
 
-    With `eight_bits` the linear layers' weights are rounded one by one as they are read, so that no more than one is in
-    memory as it was; the model can compute once `int8.to_eight_bits` has put them in. With a `cut` the same goes for
-    this process's parts of them, and `slices.cut_layers`.
+    With `eight_bits`, one of the formats of `eightbit`, the linear layers' weights are rounded to it one by one as they
+    are read, so that no more than one is in memory as it was; the model can compute once `eightbit.to_eight_bits` has
+    put them in. With a `cut` the same goes for this process's parts of them, and `slices.cut_layers`.
 
     Only safetensors are read, and no code that comes with a model is run or fetched (docs/SECURITY.md). Raises
     UserError if the weights cannot be had, do not fit the configuration, or leave any of the model's parameters without
@@ -65,12 +65,12 @@ def load_model(
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if (eight_bits or cut is not None) and getattr(config, "quantization_config", None) is None:
-        options["quantization_config"] = Streamed(cut)
+        options["quantization_config"] = Streamed(eight_bits, cut)
     if device.type != "cpu":
         # Straight to the device: an 8B model need not fit into main memory first.
         index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
         options["device_map"] = {"": torch.device(device.type, index)}
-    with loading(source), _memory_errors():
+    with loading(source), _errors_of_rounding():
         model, report = AutoModelForCausalLM.from_pretrained(
             where,
             dtype=dtype,
@@ -91,11 +91,13 @@ def load_model(
 
 
 @contextmanager
-def _memory_errors() -> Iterator[None]:
+def _errors_of_rounding() -> Iterator[None]:
     try:
         yield
     except OutOfMemory as error:
         raise error.__cause__ or error from None
+    except NotFinite as error:
+        raise error.told() from None
 
 
 def _adapter_merged(source: Source, attn_implementation: str | None) -> tuple[PreTrainedModel, Source]:
@@ -136,7 +138,7 @@ def _rounded(
     dtype: torch.dtype,
     device: torch.device,
     attn_implementation: str | None,
-    eight_bits: bool,
+    eight_bits: torch.dtype | None,
     cut: Cut | None,
 ) -> PreTrainedModel:
     """A float32 model, rounded once to the dtypes that its base has when loaded in `dtype`, on `device`; in 8 bits from
@@ -157,7 +159,9 @@ def _rounded(
     for name, parameter in rounded.named_parameters():
         layer = rounded.get_submodule(name.rpartition(".")[0])
         if isinstance(layer, nn.Linear) and is_put_aside(layer) and parameter is layer.weight:
-            put_aside(layer, weights[name].to(device=device, dtype=dtype))
+            assert eight_bits is not None
+            with _errors_of_rounding():
+                put_aside(layer, name, weights[name].to(device=device, dtype=dtype), eight_bits)
         elif isinstance(layer, nn.Linear) and "slice" in layer.__dict__ and parameter is layer.weight:
             assert cut is not None
             cut.put_aside(name.removesuffix(".weight"), layer, weights[name].to(device=device, dtype=dtype))

@@ -7,13 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import transformers
+from torch import nn
 
 from equipoise import __version__
 from equipoise.policy.alike import check_alike
+from equipoise.policy.eightbit import NAMES, EightBitLinear, in_eight_bits
 from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import render_prompts
-from equipoise.policy.slices import matrix_weights
+from equipoise.policy.slices import SlicedLinear
 from equipoise.policy.verify import settle
 from equipoise.ppo.claim import in_pieces
 from equipoise.ppo.config import TrainConfig
@@ -38,12 +41,24 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
     return 10 * 2 * n**3 / (time.perf_counter() - start) / 1e12
 
 
+def multiplied_weights(model: Any) -> int:
+    """Weights that a token is multiplied with, whatever they are kept in: all matrices, adapters and output head (also
+    where it shares the embedding's weights) included, but no table that rows are only read from."""
+    head, found = model.get_output_embeddings(), dict[int, int]()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and (head is None or module.weight is not head.weight):
+            continue
+        if isinstance(module, SlicedLinear):  # of which this process has a part
+            found[id(module)] = module.in_features * module.out_features
+        matrices = [module.q] if isinstance(module, EightBitLinear) else module.parameters(recurse=False)
+        found |= {id(m): m.numel() for m in matrices if m.dim() > 1}
+    return sum(found.values())
+
+
 def step_flop(config: TrainConfig, policy: Policy, prompts: dict[str, list[int]], tokens: float) -> float:
     """FLOP a step needs when nothing is shared: 2 per weight and token forward; backward twice that, or as much again
     where the weights themselves are frozen."""
-    weights = sum(p.numel() for n, p in policy.model.named_parameters() if "embed" not in n or "lm_head" in n)
-    # Matrices that are no parameters of the model, in 8 bits or of which this process has a part, count whole.
-    weights += matrix_weights(policy.model)
+    weights = multiplied_weights(policy.model)
     prompt = sum(map(len, prompts.values())) / len(prompts)
     rows, full = config.ppo.batch_size, config.policy.tuning == "full"
     sampling = 2 * weights * (rows * tokens + len(prompts) * prompt)
@@ -62,21 +77,21 @@ def bench(config: BenchConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
     ranks = ranks.sharing_layers(train.policy.tensor_parallel)
     train, _ = in_pieces(train, None, ranks.dealers)
     ranks = ranks.cut_into(train.ppo.pieces)
-    made: list[tuple[Policy, dict[str, list[int]], float]] = []
+    made: list[tuple[Policy, dict[str, list[int]], dict[str, float]]] = []
     ranks.each(lambda: made.append(_loaded(config, train, ranks)))
-    policy, prompts, loaded = made[0]
+    policy, prompts, seconds = made[0]
     check_alike(policy, list(prompts.values()), ranks)
     state = State.begin(train, RowLimit(train.ppo.micro_batch_size))
     policy.ways = ranks.first_does(lambda: policy.ways)
     training = Training(train, policy, new_optimizer(train, policy, ranks), state, prompts, ranks=ranks)
-    seen: list[dict[str, float]] = []
+    every: list[dict[str, float]] = []
     for number in range(config.bench_warmup + config.bench_steps):
         step = ppo_step(training)
         # Random weights have nothing to say of the reward: a failed step is a failed benchmark.
         assert step.problem is None, step.problem
-        if number >= config.bench_warmup:
-            seen.append({**step.timings, "updates": step.metrics["ppo/updates"], "tokens": step.metrics["text/tokens"]})
+        every.append({**step.timings, "updates": step.metrics["ppo/updates"], "tokens": step.metrics["text/tokens"]})
         print(f"step {number + 1}: {step.timings['time/step']:.3f} s", flush=True)
+    seen = every[config.bench_warmup :]
     median = {key: statistics.median(s[key] for s in seen) for key in seen[0]}
     flop = step_flop(train, policy, prompts, median["tokens"])
     return {
@@ -84,7 +99,12 @@ def bench(config: BenchConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
         "model": train.policy.model,
         "device": torch.cuda.get_device_name() if policy.device.type == "cuda" else "cpu",
         "torch": torch.__version__,
-        "load_s": round(loaded, 2),
+        "transformers": transformers.__version__,
+        "dtype": str(policy.dtype).removeprefix("torch."),
+        "base_weights": NAMES[kept] if (kept := in_eight_bits(policy.model)) else None,
+        **seconds,
+        **{f"first_{phase}_s": round(every[0][f"time/{phase}"], 3) for phase in ("step", "sample", "score", "update")},
+        "slowest_later_s": round(max((s["time/step"] for s in every[1:]), default=0.0), 4),
         "processes": ranks.size,
         "pieces": ranks.pieces,
         "batch": train.ppo.batch_size,
@@ -102,14 +122,17 @@ def bench(config: BenchConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
     }
 
 
-def _loaded(config: BenchConfig, train: TrainConfig, ranks: Ranks) -> tuple[Policy, dict[str, list[int]], float]:
-    """The policy, its prompts by occupation, and the seconds that loading took. Raises UserError."""
+def _loaded(
+    config: BenchConfig, train: TrainConfig, ranks: Ranks
+) -> tuple[Policy, dict[str, list[int]], dict[str, float]]:
+    """The policy, its prompts by occupation, and the seconds that loading and comparing its ways took. Raises
+    UserError."""
     torch.manual_seed(train.seed)
     prompt, started = train.task.prompt(train.prompt), time.perf_counter()
     if config.memory_gb:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(config.memory_gb * 1e9 / total)
-    policy = load_policy(train.policy, prompt, ranks)
+    policy = load_policy(train.policy, prompt, ranks, value_head=train.ppo.method.value_head)
     loaded = time.perf_counter() - started
     if config.full_length:
         policy.stop_ids = (-1,)
@@ -118,8 +141,10 @@ def _loaded(config: BenchConfig, train: TrainConfig, ranks: Ranks) -> tuple[Poli
     if config.prompt_tokens:
         # In front, where all prompts share it, as a longer chat header would be.
         prompts = {o: [p[0]] * (config.prompt_tokens - len(p)) + p for o, p in prompts.items()}
+    started = time.perf_counter()
     settle(policy, list(prompts.values()), train.sampling.max_new_tokens)
-    return policy, prompts, loaded
+    _wait(policy.device)
+    return policy, prompts, {"load_s": round(loaded, 2), "settle_s": round(time.perf_counter() - started, 2)}
 
 
 def scaling(results: Sequence[dict[str, Any]]) -> list[str]:

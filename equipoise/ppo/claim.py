@@ -14,7 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from equipoise.errors import UserError
+from equipoise.policy.eightbit import NAMES
+from equipoise.policy.load import eight_bits, pick_device
 from equipoise.policy.placed import EXPORTED, MODELS, is_finished, not_ours, refuse_foreign
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.functions import TRACEBACK
@@ -148,11 +152,32 @@ def claim(config: TrainConfig, overwrite: bool, prompts: Callable[[], Mapping[st
     saved = resumed is not None or (run is not None and owner.document.get("saved") is True)
     own = Owner(checkpoints, run or secrets.token_hex(8), str(output.resolve()), saved)
     complete = resumed is not None and step == config.steps and is_finished(output, config.run.save)
+    if resumed is not None and not complete:
+        notices += _rounded_otherwise(record, base_weights(config))
     rendered = {} if complete and not mended else dict(prompts())
     _check_prompts(config, resumed, record, rendered)
     if mended:  # last of all, when nothing is refused any more
         notices.append(f"run.json was damaged; it is now {set_aside(output / 'run.json').name}, and written anew")
     return Claimed(own, resumed, complete, mended, tuple(notices), rendered)
+
+
+def base_weights(config: TrainConfig) -> str | None:
+    """What the frozen weights are rounded to on this machine, by its name; None where they are not."""
+    into = eight_bits(config.policy, pick_device(config.policy.device))
+    return None if into is None else NAMES[into]
+
+
+def _rounded_otherwise(record: Found, now: str | None) -> list[str]:
+    """A line where the run's frozen weights were rounded to another format before, on another card."""
+    if now is None or not record.document:
+        return []
+    before = record.document.get("base_weights") or NAMES[torch.int8]  # which records did not name at first
+    if before == now:
+        return []
+    return [
+        f"the frozen weights were rounded to {before} so far, and are to {now} on this device: the policy that goes on "
+        "differs from the one that stopped by that much"
+    ]
 
 
 def in_pieces(config: TrainConfig, resumed: Checkpoint | None, processes: int) -> tuple[TrainConfig, list[str]]:
@@ -269,9 +294,20 @@ def _name(record: Found) -> str | None:
     return name if isinstance(name, str) else None
 
 
+def as_now(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded configuration, with the options that there were not yet when it was written: at their defaults, which
+    leave everything as it was."""
+    default = TrainConfig().document()
+    filled = {name: value for name, value in default.items() if name != "task"} | dict(recorded)
+    for name, value in recorded.items():
+        if isinstance(value, Mapping) and isinstance(default.get(name), Mapping) and name != "task":
+            filled[name] = {**default[name], **value}
+    return filled
+
+
 def _changes(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
     """What differs between a recorded configuration and this one and matters to the numbers."""
-    old, new = dict(recorded), config.document()
+    old, new = as_now(recorded), config.document()
     reward = dict(old.get("reward", {}))
     # Records of before tasks had files are of the default task, with the bounds among the reward's numbers.
     bounds = (reward.pop("min_words", None), reward.pop("max_words", None))

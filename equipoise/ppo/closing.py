@@ -32,7 +32,8 @@ def show(console: Console, task: Task, summary: Mapping[str, Any], run: RunConfi
 
 def what_came(console: Console, task: Task, summary: Mapping[str, Any], output: Path) -> None:
     """The summary, with the reward's curve."""
-    console.say(f"summary of {plural(summary['steps'], 'step')}")
+    algorithm = f" of {summary['algorithm']}" if "algorithm" in summary else ""  # records of before it was chosen
+    console.say(f"summary of {plural(summary['steps'], 'step')}{algorithm}")
     rows: list[Row] = []
     for label, text in describe(summary, task):
         rows.append((label, [Piece(text)]))

@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 from equipoise.errors import UserError
 from equipoise.options import TaskOption
+from equipoise.policy.algorithms import ALGORITHMS, GROUP, Algorithm
 from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.ppo.run_config import RunConfig
 from equipoise.ppo.warm_start_config import WarmStartConfig
+from equipoise.ppo.watch_config import WatchConfig
 from equipoise.protocol.reward import RewardWeights
 from equipoise.protocol.task import PROTOCOL
 
@@ -38,6 +40,12 @@ class DiversityConfig:
 class PPOConfig:
     """The guide's numbers by default."""
 
+    algorithm: Literal["ppo", "grpo", "rloo", "reinforce++"] = "ppo"
+    """How sentences become advantages: `ppo` by a value head; `grpo` and `rloo` by the other sentences of the same
+    occupation in the batch, `reinforce++` by the whole batch, all three without a value head."""
+    num_generations: int = 0
+    """Sentences of each occupation that is drawn for a batch, G. 0: with `grpo` and `rloo` the largest number up to 8
+    that divides the batch, with the others 1."""
     batch_size: int = 64
     """Completions sampled per PPO step."""
     mini_batch_size: int = 16
@@ -68,12 +76,13 @@ class PPOConfig:
     target_kl: float = 0.03
     """KL(π_old‖π_θ) per token at which the update of a PPO step ends. Not the distance to the reference model."""
     kl_coef: float = 0.05
-    """β: price of one nat of KL(π‖π_ref), in units of reward."""
+    """β: price of one nat of KL(π‖π_ref) per sentence, in units of reward; with `grpo` the weight of KL per token in
+    the loss."""
     kl_in: Literal["reward", "both", "loss"] = "reward"
     """Where KL(π‖π_ref) is charged for. `reward`: log π − log π_ref of each sampled token, in its reward. `both`: the
     exact KL over the whole vocabulary, at the places visited: that of a place in the loss, that of the places after it
-    in the reward; the same objective with less noise, for a second pass of the reference. `loss`: without the
-    latter."""
+    in the reward; the same objective at the price of a second pass of the reference. `loss`: without the
+    latter. For `ppo` and `reinforce++`."""
     ref_kl_target: float | None = None
     """KL(π‖π_ref) in nats per sentence that β is steered towards; None keeps β. It cannot be near 0 when the goal is
     met."""
@@ -123,10 +132,57 @@ class PPOConfig:
                 f"batch-size {self.batch_size} is not a multiple of mini-batch-size {self.mini_batch_size}: "
                 "every optimizer step must see equally many completions"
             )
+        self._check_groups()
+        self._check_applies()
         if self.pieces and self.mini_batch_size % self.pieces:
             raise UserError(f"mini-batch-size {self.mini_batch_size} is not a multiple of pieces {self.pieces}")
         if self.average_weights >= 1:
             raise UserError(f"average-weights {self.average_weights} must be below 1: 1 would keep the first weights")
+
+    def _check_groups(self) -> None:
+        """Raises UserError where the batch cannot be made of whole groups."""
+        given, batch, title = self.num_generations, self.batch_size, self.method.title
+        if given < 0:
+            raise UserError(f"num-generations {given} must be 0 (chosen by the batch) or more")
+        if given and batch % given:
+            raise UserError(
+                f"batch-size {batch} is not a multiple of num-generations {given}: a batch is made of whole groups"
+            )
+        if self.method.grouped and self.group_size < 2:
+            raise UserError(
+                f"num-generations is 1, and {title} compares the sentences of a group: give 2 or more"
+                if given
+                else f"batch-size {batch} has no divisor from 2 to {GROUP}, and {title} compares the sentences of an "
+                "occupation: choose another batch-size, or give --num-generations"
+            )
+
+    def _check_applies(self) -> None:
+        """Raises UserError for an option that was given and that the algorithm has no use for."""
+        method = self.method
+        of_values = ("value_learning_rate", "value_warmup_steps", "value_clip", "gae_lambda")
+        idle = [*(() if method.value_head else of_values), *(() if method.token_credit else ("gamma",))]
+        for each in fields(self):
+            if each.name in idle and getattr(self, each.name) != each.default:
+                what = "rewards from token to token" if each.name == "gamma" else "a value head"
+                raise UserError(
+                    f"{each.name.replace('_', '-')} {getattr(self, each.name)} is about {what}, which {method.title} "
+                    "does not have: leave it out"
+                )
+        if self.kl_in != "reward" and not method.token_credit:
+            raise UserError(
+                f"kl-in {self.kl_in} charges for the KL from token to token, which {method.title} does not: leave it "
+                "out"
+            )
+
+    @property
+    def method(self) -> Algorithm:
+        """What the algorithm is made of."""
+        return ALGORITHMS[self.algorithm]
+
+    @property
+    def group_size(self) -> int:
+        """Sentences of one occupation that stand side by side in a batch."""
+        return self.method.group_size(self.batch_size, self.num_generations)
 
     def policy_learning_rate(self, done: int) -> float:
         """That of the step after `done` steps: 0 while only the value head learns, the warm-up, then the decay."""
@@ -135,75 +191,6 @@ class PPOConfig:
         warm = min(1.0, (done - self.value_warmup_steps + 1) / max(1, self.warmup_steps))
         decayed = max(0.0, 1 - done / self.decay_steps) if self.decay_steps else 1.0
         return self.learning_rate * warm * decayed
-
-
-@dataclass(frozen=True)
-class WatchConfig:
-    """Thresholds apply to the sentences of the last eight steps. They lie between what sound and hacked runs of SmolLM2
-    came to (docs/LOG.md); benchmarks/calibrate_watch.py tries others on finished runs."""
-
-    on_alert: Literal["warn", "stop", "rollback"] = "warn"
-    """`warn` goes on; `stop` saves and ends the run; `rollback` goes back to the last checkpoint at which nothing was
-    amiss, and on from there with a remedy (more diversity bonus, a larger KL coefficient, a smaller learning rate)."""
-    alert_from_step: int = 10
-    """No alert before this step."""
-    alert_after: int = 4
-    """A sign must have held in this many of the last `alert_within` steps."""
-    alert_within: int = 6
-    """The steps that are looked back on; see --alert-after."""
-    alert_rollbacks: int = 2
-    """Times that `rollback` goes back at most; after that it only warns."""
-    max_term_share: float = 0.96
-    """Alert `synonyms`: the commonest term of each class has more than this share of the sentences with a term of its
-    class, in all classes at once. On the default task PPO with the protocol's reward alone comes to 0.99 in one class
-    and 0.92 in the other, so only more is an alert."""
-    min_effective_pairs: float = 1.25
-    """Alert `pairs`: 2^H over combinations of a term of each class falls below this. It marks near-total collapse: on
-    the default task PPO with the protocol's reward alone passes through 1.5 and ends at 2 to 3 of 100."""
-    min_moulds: float = 0.45
-    """Alert `structure`, first of three conditions: the share of different sentences, terms and occupation masked, is
-    below this."""
-    min_distinct_2: float = 0.2
-    """Alert `structure`, second condition: different word pairs / word pairs after the frame are below this. The
-    untrained SmolLM2 has 0.68."""
-    min_openings: float = 2.5
-    """Alert `structure`, third condition: 2^H over the first two words after the frame, terms masked, is below this.
-    The untrained SmolLM2 has 118. Sound runs come to 1.8 openings and 0.15 word pairs, but not with so few moulds."""
-    min_unique: float = 0.7
-    """Alert `duplicates`: the share of different texts is below this. A run with the prompt `study` that hardly learnt
-    anything had 0.76."""
-    fluency_reward: float = 0.7
-    """Alert `fluency` is raised only where the mean reward is at least this."""
-    max_nll_rise: float = 1.0
-    """Alert `fluency`: the reference model's negative log-likelihood per token has risen by more than this since the
-    start."""
-    max_terms: float = 3.0
-    """Alert `stuffing`: the mean number of different terms in a sentence is above this (for two classes; one more is
-    allowed for each further class)."""
-    max_stuffed: float = 0.75
-    """Alert `stuffing`: the share of sentences with more terms than classes is above this. PPO with the protocol's
-    reward, which pays a little for each term, comes to 2.6 terms and 0.55."""
-    max_pinned: float = 0.5
-    """Alert `length`: more than this share of the sentences have one and the same length, a bound of the task."""
-    max_unfinished: float = 0.6
-    """Alert `unfinished`: the share of completions that were cut off is above this, and above the start's by 0.1. The
-    untrained SmolLM2 has about 0.5."""
-    max_kl_speed: float = 0.5
-    """Alert `drift`: KL(π‖π_ref) rises by more than this, in nats per step, while the reward no longer rises."""
-    min_entropy: float = 0.3
-    """Alert `entropy`: the policy's entropy is below this, in nats per token."""
-    min_one_class: float = 0.75
-    """Alert `plateau`: the share of sentences with some but not all classes is above this. PPO that gets past the
-    plateau comes to 0.61 on its way."""
-    max_both: float = 0.2
-    """Alert `plateau` is raised only while the share of sentences with every class is below this."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.alert_after <= self.alert_within:
-            raise UserError(
-                f"alert-after {self.alert_after} of alert-within {self.alert_within} steps is never or always: "
-                "the first must be from 1 to the second"
-            )
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class Scored(NamedTuple):
     logprobs: Tensor
     entropies: Tensor
     values: Tensor
+    """0 where the policy has no value head."""
     exact: Tensor
     """KL of the next token's distribution to the reference's, nats; 0 where --kl-in reward has no need of it."""
     reference: Tensor
@@ -52,7 +53,15 @@ class Experience(NamedTuple):
 
     rollout: Rollout
     old_logp_BT: Tensor
-    old_values_BT: Tensor
-    returns_BT: Tensor
+    old_values_BT: Tensor | None
+    """None where there is no value head; the returns likewise."""
+    returns_BT: Tensor | None
     advantages_BT: Tensor
-    """Whitened over the whole batch."""
+    """As the loss multiplies with them."""
+    reference_BT: Tensor | None = None
+    """log π_ref, where the KL to the reference is in the loss; else None."""
+    kl_coef: float = 0.0
+    """The weight of that KL."""
+    exact_price: float | None = None
+    """Price of a nat of the exact KL to the reference, in units of the advantages as they are used, where it is in the
+    loss; else None."""

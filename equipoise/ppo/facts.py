@@ -17,10 +17,13 @@ def facts(config: TrainConfig, steps: int, kl_coef: float, *, warmed: bool) -> s
     ppo, policy, diversity = config.ppo, config.policy, config.diversity
     eight = " beside base weights in 8 bits" if policy.use_8bit else ""
     told = [
-        f"PPO, {plural(steps, 'step')} of {plural(ppo.batch_size, 'sentence')}",
+        f"{ppo.method.title}, {plural(steps, 'step')} of {plural(ppo.batch_size, 'sentence')}"
+        + (f" in groups of {ppo.group_size}" if ppo.group_size > 1 else ""),
         "all weights" if policy.tuning == "full" else f"LoRA of rank {policy.lora_rank}{eight}",
         f"learning rate {ppo.learning_rate:g}",
-        f"KL coefficient {kl_coef:.3g}" + (" at the end, steered" if ppo.ref_kl_target is not None else ""),
+        f"KL coefficient {kl_coef:.3g}"
+        + (" in the loss" if ppo.method.kl_in_loss else "")
+        + (" at the end, steered" if ppo.ref_kl_target is not None else ""),
         KL_IN[ppo.kl_in],
         _warm_start(config, warmed),
         f"entropy bonus {ppo.entropy_coef:g}" if ppo.entropy_coef else "",

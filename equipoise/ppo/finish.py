@@ -31,6 +31,7 @@ def finish(training: Training, run: SharedRun) -> None:
             summary: dict[str, Any] = {
                 "steps": state.step,
                 "seed": config.seed,
+                "algorithm": config.ppo.method.title,
                 "exported_step": step,
                 "exported_because": why,
                 **training_summary(read_rows(output), step),

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from equipoise.errors import UserError
 from equipoise.learning.shards import BLOCK as BLOCK_OF_SHARDS
 from equipoise.policy.config import PolicyConfig
-from equipoise.policy.int8 import BLOCK
+from equipoise.policy.eightbit import BLOCK
+from equipoise.policy.layer_spec import known_layers
 from equipoise.policy.load import pick_device, pick_dtype
 from equipoise.policy.source import Source, load_config
 from equipoise.protocol.plural import plural
@@ -111,6 +112,8 @@ class Look(NamedTuple):
     parameters: int
     linear: Sequence[torch.nn.Linear]
     """All but the output head, without memory."""
+    known: bool
+    """Whether the fused layer may take its layers."""
 
 
 def look(source: Source) -> Look:
@@ -119,7 +122,7 @@ def look(source: Source) -> Look:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config)
     linear = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n]
-    return Look(model_config, sum(p.numel() for p in model.parameters()), linear)
+    return Look(model_config, sum(p.numel() for p in model.parameters()), linear, known_layers(model))
 
 
 def need(config: PolicyConfig, source: Source, work: Work) -> Need:
@@ -130,18 +133,19 @@ def need(config: PolicyConfig, source: Source, work: Work) -> Need:
 def _need(config: PolicyConfig, looked: Look, work: Work) -> Need:
     device = pick_device(config.device)
     width = torch.finfo(pick_dtype(config.dtype, device)).bits // 8
-    model_config, parameters, linear = looked
+    model_config, parameters, linear, known = looked
     lora = sum(config.lora_rank * (m.in_features + m.out_features) for m in linear)
     text = model_config.get_text_config()
     hidden, layers, vocabulary = text.hidden_size, text.num_hidden_layers, text.vocab_size
     trained = parameters if config.tuning == "full" else lora
     masters = 4 if width < 4 else 0
-    fused = (
-        device.type == "cuda" and config.fused and config.tensor_parallel == 1 and model_config.model_type == "llama"
-    )
-    # Values that a layer keeps for its backward pass, per token: ours 7 of hidden size and 3 of the MLP's, those of
-    # transformers and peft some 34 of hidden size. With checkpointing one per layer, and all in one layer at a time.
-    kept = 7 * hidden + 3 * text.intermediate_size if fused else 34 * hidden
+    fused = device.type == "cuda" and config.fused and config.tensor_parallel == 1 and known
+    # Values that a layer keeps for its backward pass, per token: ours 7 of hidden size and 3 of the MLP's, 4 more with
+    # norms after attention and MLP or of heads; those of transformers and peft some 34 of hidden size. With
+    # checkpointing one per layer, and all in one layer at a time.
+    plain = model_config.model_type == "llama"
+    inner = getattr(text, "intermediate_size", None) or 4 * hidden
+    kept = (7 if plain else 11) * hidden + 3 * inner if fused else 34 * hidden
     per_token = kept + hidden * layers if config.gradient_checkpointing else kept * layers
     # Logits and their gradient in the compute dtype, or three times in float32.
     predicted = work.rows * work.new * vocabulary * (2 * width if fused else 12)
@@ -161,13 +165,15 @@ def _need(config: PolicyConfig, looked: Look, work: Work) -> Need:
     sharded = config.tuning == "full" and work.processes > 1
     base = (parameters - sum(matrices)) * width + sum(matrices) + 4 * rows  # a float32 scale for each row
     base -= shared - shared // cut
+    # On the way back: gate and up, the largest, written out in the compute dtype, or transposed in FP8 with the next.
+    turned = 4 * max(matrices, default=0)
     return Need(
         parameters=parameters,
         trained=trained,
         weights=base + (lora * width if config.tuning == "lora" else 0),
         reference=reference,
         optimizer=_sharded(trained, width, work) if sharded else whole,
-        activations=work.packed * per_token * width + predicted + max(scored, cache),
+        activations=work.packed * per_token * width + predicted + max(scored, cache) + turned,
         checkpoint=trained * (12 + average),
         export=parameters * (4 if parameters < 1e9 else 2),
         loading=base

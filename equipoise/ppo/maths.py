@@ -83,6 +83,40 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, la
     return Advantages(advantages_BT, torch.where(mask_BT, advantages_BT + values_BT, 0.0))
 
 
+class Relative(NamedTuple):
+    """Both (B,): the reward less its group's mean, and that divided by the group's spread."""
+
+    centred: Tensor
+    divided: Tensor
+
+
+def group_relative(rewards_B: Tensor, group: int) -> Relative:
+    """GRPO's outcome advantage, Shao et al. 2024 (arXiv 2402.03300) § 4.1.2: (r − mean) / (std + 1e-4) over the
+    sentence's group; a group is a run of `group` rows.
+
+    The standard deviation has n − 1, as in TRL and verl; TRL's 1e-4 (GRPOTrainer) is here too. A group of equal rewards
+    teaches nothing: its advantages are exactly 0.
+    """
+    grouped = rewards_B.view(-1, group)
+    centred = torch.where(_differ(grouped), grouped - grouped.mean(1, keepdim=True), 0.0)
+    divided = centred / (grouped.std(1, keepdim=True) + 1e-4)
+    return Relative(centred.flatten(), divided.flatten())
+
+
+def leave_one_out(rewards_B: Tensor, group: int) -> Tensor:
+    """(B,) RLOO's advantage, Ahmadian et al. 2024 (arXiv 2402.14740) after Kool et al. 2019: the reward minus the mean
+    of the group's others, groups as in `group_relative`. Exactly 0 in a group of equal rewards."""
+    grouped = rewards_B.view(-1, group)
+    others = (grouped.sum(1, keepdim=True) - grouped) / (group - 1)
+    return torch.where(_differ(grouped), grouped - others, 0.0).flatten()
+
+
+def _differ(grouped: Tensor) -> Tensor:
+    """(groups, 1) whether rewards within a group differ. Their mean may be off by rounding, and a tiny difference
+    divided by a tiny standard deviation is not tiny."""
+    return grouped.amax(1, keepdim=True) > grouped.amin(1, keepdim=True)
+
+
 class PolicyLoss(NamedTuple):
     """Each (N,), per token; the last two are detached, for logging."""
 
@@ -91,13 +125,20 @@ class PolicyLoss(NamedTuple):
     clipped: Tensor
 
 
-def policy_loss(new_logp_N: Tensor, old_logp_N: Tensor, advantages_N: Tensor, clip: float) -> PolicyLoss:
+def policy_loss(
+    new_logp_N: Tensor, old_logp_N: Tensor, advantages_N: Tensor, clip: float, rows_N: Tensor | None = None
+) -> PolicyLoss:
     """PPO's clipped surrogate, Schulman et al. 2017 (arXiv 1707.06347) eq. 7, negated, per token.
 
-    The caller takes the mean over the tokens of the whole mini-batch, so that cutting it into micro-batches (or over
-    several GPUs) changes nothing.
+    With `rows_N`, below N, every token has the ratio of its whole completion, π_θ(y|x)/π_old(y|x): tokens of one number
+    are one completion. The caller takes the mean over the whole mini-batch, so that cutting it into micro-batches (or
+    over several GPUs) changes nothing.
     """
-    log_ratio = (new_logp_N - old_logp_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    log_ratio = new_logp_N - old_logp_N
+    if rows_N is not None:
+        # Sums that are as many as tokens, most of them 0: a shape that does not depend on the rows can be recorded.
+        log_ratio = torch.zeros_like(log_ratio).scatter_add(0, rows_N, log_ratio).gather(0, rows_N)
+    log_ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio = log_ratio.exp()
     unclipped = ratio * advantages_N
     clipped = ratio.clamp(1 - clip, 1 + clip) * advantages_N

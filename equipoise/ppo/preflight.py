@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import torch
 
-from equipoise.errors import UserError
 from equipoise.policy.config import LLAMA_8B
+from equipoise.policy.eightbit import NAMES
 from equipoise.policy.hub import hub_access
-from equipoise.policy.load import pick_device, pick_dtype
+from equipoise.policy.load import eight_bits, pick_device, pick_dtype
 from equipoise.policy.source import resolve
 from equipoise.ppo import machine as machines
-from equipoise.ppo.config import TrainConfig
+from equipoise.ppo.config import PPOConfig, TrainConfig
 from equipoise.ppo.machine import GB
 from equipoise.ppo.presets import PRESETS
 from equipoise.protocol.plural import plural
@@ -91,6 +91,12 @@ def slow_to_save(checkpoint: int) -> list[str]:
     ]
 
 
+def algorithm(ppo: PPOConfig) -> str:
+    """What turns the sentences of a step into an update, in a few words."""
+    grouped = f", groups of {ppo.group_size} of one occupation" if ppo.group_size > 1 else ""
+    return f"{ppo.method.title}{grouped}"
+
+
 def preflight(config: TrainConfig, processes: int = 1) -> tuple[TrainConfig, list[str]]:
     """The configuration cut to this machine's memory, and what was found and chosen, a line each. So many `processes`
     share the run; how many of them are on this machine the environment says where they were started elsewhere too.
@@ -99,8 +105,7 @@ def preflight(config: TrainConfig, processes: int = 1) -> tuple[TrainConfig, lis
     here = machines.inspect_machine()
     source = resolve(config.policy.model)
     device = pick_device(config.policy.device)
-    if config.policy.use_8bit and device.type != "cuda":
-        raise UserError("--use-8bit needs a CUDA GPU: leave it out on a CPU (in train_rlhf.py: use_8bit=False)")
+    into = eight_bits(config.policy, device)
     dtype = pick_dtype(config.policy.dtype, device)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     dealers = max(1, processes // config.policy.tensor_parallel)
@@ -130,13 +135,13 @@ def preflight(config: TrainConfig, processes: int = 1) -> tuple[TrainConfig, lis
         *here.lines(),
         f"model     {source.path_or_id} ({needed.parameters / 1e6:.0f} M parameters; "
         f"{needed.trained / 1e6:.1f} M trained: {how})",
-        f"compute   {device}, {str(dtype).removeprefix('torch.')}{', 8-bit base' if config.policy.use_8bit else ''}",
+        f"compute   {device}, {str(dtype).removeprefix('torch.')}{f', base weights in {NAMES[into]}' if into else ''}",
         *fits,
         *filter(None, [plan.line(rows)]),
         *slow_to_save(needed.checkpoint),
         *idle_gpus(config.policy.device, local),
         f"task      {config.task.name}: prompt {config.prompt!r}, {plural(len(config.occupations), 'occupation')}",
-        f"steps     {config.steps} of {plural(config.ppo.batch_size, 'sentence')}",
+        f"steps     {config.steps} of {plural(config.ppo.batch_size, 'sentence')}, {algorithm(config.ppo)}",
         f"files     {run.output_dir}/ {run.checkpoint_dir}/ {run.tensorboard_dir}/",
     ]
     return config, lines

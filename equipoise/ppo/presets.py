@@ -1,5 +1,6 @@
 """Named configurations, and what they become on another task. Needs no torch, as options do not."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from equipoise.errors import UserError
@@ -39,12 +40,13 @@ TARGETED = PPOConfig(
 )
 
 PRESETS = {
-    # The guide, to the letter: its model, its prompt, its numbers.
+    # The guide: its model, its prompt, its numbers, and beside them two things of which it says nothing (`ADDED`).
     "guide": TrainConfig(
         preset="guide",
         prompt="study",
         policy=PolicyConfig(model=LLAMA_8B, tuning="lora"),
         evaluation=MEASURED,
+        ppo=PPOConfig(entropy_coef=0.01, average_weights=0.98),
     ),
     # Plain: PPO alone with the protocol's reward and the guide's numbers, on a model that needs neither access nor a
     # large card. Without the entropy bonus the `study` prompt stays at one class for hundreds of steps; with it every
@@ -141,6 +143,41 @@ PRESETS = {
         run=RunConfig(save_every=10, save_minutes=0.0, keep_checkpoints=2, sample_every=5),
     ),
 }
+
+
+ADDED = {"entropy_coef": "an entropy bonus", "average_weights": "a moving average of the weights"}
+"""What the preset `guide` adds to the guide's numbers, by the option. Without the bonus the `study` prompt stalls at
+one class on the bundled model; the average of the last 50 steps succeeds more often than any one of them."""
+
+
+def additions(config: TrainConfig) -> list[str]:
+    """A line that says what is trained with besides the guide's numbers, and how to do without it; only for the preset
+    `guide`, and only of what is in force."""
+    found = {name: getattr(config.ppo, name) for name in ADDED}
+    told = [f"{ADDED[name]} ({value:g})" for name, value in found.items() if value]
+    if config.preset != "guide" or not told:
+        return []
+    without = " ".join(f"--{name.replace('_', '-')} 0" for name, value in found.items() if value)
+    return [f"guide     beside the guide's own numbers: {' and '.join(told)}; without: {without}"]
+
+
+def for_model(config: TrainConfig, given: Collection[str]) -> tuple[TrainConfig, list[str]]:
+    """What the preset `guide` becomes on the bundled model, and a line that says so: all weights are trained, unless
+    `given`, the names of the options that were, has `tuning` in it; the line then says what adapters would need.
+
+    The guide's learning rate is one for all weights. Adapters, which the 8B model has because nothing else fits, need
+    some thirty times as much to learn as fast (docs/LOG.md)."""
+    policy = config.policy
+    if config.preset != "guide" or policy.model != "bundled" or policy.tuning == "full":
+        return config, []
+    if "tuning" in given or policy.use_8bit:
+        slow = config.ppo.learning_rate <= PRESETS["guide"].ppo.learning_rate
+        what = "all weights do, or --learning-rate 3e-4"
+        return config, [
+            f"note      adapters hardly learn at the guide's learning rate on this model: {what}"
+        ] if slow else []
+    why = "all weights of the bundled model, since adapters hardly learn at the guide's learning rate"
+    return replace(config, policy=replace(policy, tuning="full")), [f"tuning    {why}; --tuning lora keeps them"]
 
 
 def preset(name: str, task: Task = PROTOCOL) -> TrainConfig:

@@ -23,7 +23,7 @@ from equipoise.policy.placed import MODELS
 from equipoise.policy.push import check_push, push
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.source import TASK, resolve
-from equipoise.ppo.claim import OUTPUT_FILES, Claimed, check_folders, claim, in_pieces
+from equipoise.ppo.claim import OUTPUT_FILES, Claimed, base_weights, check_folders, claim, in_pieces
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.functions import DOCUMENT as FUNCTIONS
 from equipoise.ppo.functions import check_same
@@ -126,6 +126,7 @@ class Run:
                 found = found._replace(notices=(*found.notices, *notices))
                 changed = check_same(found.resumed, output / "run.json", functions or {}, changed_functions)
                 facts = {**(functions or {}), "prompts": found.prompts} | ({"edited": dict(edited)} if edited else {})
+                facts |= {"base_weights": rounded} if (rounded := base_weights(config)) else {}
                 names = (output / name for name in (*OUTPUT_FILES, "run.json"))
                 made.about_to_write((*names, found.own.folder / OWNER), board)
                 try:

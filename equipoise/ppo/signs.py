@@ -7,7 +7,7 @@ run's `metrics.jsonl` with other thresholds.
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
-from equipoise.ppo.config import WatchConfig
+from equipoise.ppo.watch_config import WatchConfig
 from equipoise.ppo.window import Sentence
 from equipoise.protocol.task import Task
 

@@ -19,9 +19,10 @@ from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import NonFiniteLogits, sample_dealt
 from equipoise.policy.score import score
 from equipoise.ppo import maths
+from equipoise.ppo.advantages import estimate, experience_of
 from equipoise.ppo.clock import Clock
 from equipoise.ppo.config import TrainConfig
-from equipoise.ppo.experience import Experience, Rewarded, Scored
+from equipoise.ppo.experience import Rewarded, Scored
 from equipoise.ppo.metrics import remember, step_metrics
 from equipoise.ppo.training import Training
 from equipoise.ppo.update import Update, mini_batches
@@ -58,6 +59,15 @@ def occupation_at(position: int, occupations: Sequence[str], seed: int) -> str:
     return order[place]
 
 
+def occupations_of(config: TrainConfig, done: int) -> list[str]:
+    """Those of the batch after `done` steps, the sentences of a group side by side."""
+    group = config.ppo.group_size
+    groups = config.ppo.batch_size // group
+    places = range(done * groups, (done + 1) * groups)
+    drawn = [occupation_at(place, config.occupations, config.seed) for place in places]
+    return [occupation for occupation in drawn for _ in range(group)]
+
+
 def ppo_step(training: Training) -> Step:
     """One step, `state.step` counting it. Where something was not finite the weights are as before it showed.
 
@@ -66,8 +76,7 @@ def ppo_step(training: Training) -> Step:
     config, policy, optimizer, state = training.config, training.policy, training.optimizer, training.state
     ppo, clock, ranks = config.ppo, Clock(policy.device), training.ranks
     drawn = state.generator.get_state()
-    places = range(state.step * ppo.batch_size, (state.step + 1) * ppo.batch_size)
-    occupations = [occupation_at(place, config.occupations, config.seed) for place in places]
+    occupations = occupations_of(config, state.step)
     batches = mini_batches(ppo, state.generator)
     learning_rate = ppo.policy_learning_rate(state.step) * state.remedies.rate
     state.step += 1
@@ -93,19 +102,13 @@ def ppo_step(training: Training) -> Step:
     kl_BT = scored.kl_BT(rollout)
     if not bool(kl_BT.isfinite().all() and scored.values.isfinite().all()):
         return failed("log-probabilities or values are not finite", evidence=scored._asdict())
-    charged_BT = scored.charged_BT(rollout, ppo.kl_in)
-    token_rewards_BT = maths.token_rewards(rewarded.paid_B, charged_BT, rollout.mask_BT, state.kl_coef)
-    advantages = maths.gae(token_rewards_BT, scored.values, rollout.mask_BT, ppo.gamma, ppo.gae_lambda)
-    mask_BT = rollout.mask_BT
-    whitened_BT = maths.whiten(advantages.advantages, mask_BT)
+    advantages = estimate(ppo, rewarded.paid_B, scored, rollout, state.kl_coef)
 
     with clock("update"):
         optimizer.set_learning_rates(learning_rate, ppo.value_learning_rate)
-        experience = Experience(rollout, scored.logprobs, scored.values, advantages.returns, whitened_BT)
+        experience = experience_of(ppo, rollout, scored, advantages, state.kl_coef)
         temperature, packed = config.sampling.temperature, config.scoring == "packed"
-        # In proportion to the advantages, which are whitened.
-        price = 0.0 if ppo.kl_in == "reward" else state.kl_coef * maths.scale(advantages.advantages, mask_BT).item()
-        updates = Update(policy, optimizer, experience, batches, ppo, temperature, packed, state.limit, ranks, price)
+        updates = Update(policy, optimizer, experience, batches, ppo, temperature, packed, state.limit, ranks)
         updates.launch()
         # On the host, while a GPU is at the first mini-batch.
         batch = remember(rewarded.rewards, occupations, rollout, scored, config.task)
@@ -121,7 +124,7 @@ def ppo_step(training: Training) -> Step:
     if stats.nonfinite is None:
         state.bad_in_a_row = 0
     timings = together(clock.timings(tokens=int(rollout.lengths_B.sum())), ranks)
-    evidence = scored._asdict() | {"advantages": whitened_BT}
+    evidence = scored._asdict() | {"advantages": advantages.used_BT}
     return Step(
         stats.nonfinite, metrics, timings, rewarded.rewards, occupations, rewarded.own, rollout, evidence, alerts
     )

@@ -27,11 +27,11 @@ from equipoise.errors import UserError
 from equipoise.policy.placed import MODELS
 from equipoise.ppo import sweep_jobs
 from equipoise.ppo.base import BaseRates
-from equipoise.ppo.claim import FREE_TO_CHANGE
+from equipoise.ppo.claim import FREE_TO_CHANGE, as_now
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.machine import inspect_machine
 from equipoise.ppo.preflight import choose
-from equipoise.ppo.presets import preset
+from equipoise.ppo.presets import for_model, preset
 from equipoise.ppo.summary import SUMMARY
 from equipoise.ppo.sweep_files import (
     Given,
@@ -147,7 +147,8 @@ def read_plans(config: SweepConfig) -> list[Plan]:
                 "tensorboard_dir": str(Path(config.output_dir) / "runs"),
             }
             merged = {**base, **own, **measured, "seed": seed, **folders}
-            plans.append(Plan(name, seed, folder, mine, merged, options.apply(preset(mine, of_task), merged, where)))
+            made, _ = for_model(options.apply(preset(mine, of_task), merged, where), merged)
+            plans.append(Plan(name, seed, folder, mine, merged, made))
     return plans
 
 
@@ -205,7 +206,7 @@ def is_finished(plan: Plan) -> bool:
     if result is None:
         return False
     wanted = plan.config.document()
-    if changed := differences(result["config"], wanted, FREE_TO_CHANGE):
+    if changed := differences(as_now(result["config"]), wanted, FREE_TO_CHANGE):
         raise UserError(
             f"{plan.folder} holds a finished run with other settings ({'; '.join(changed)}): give the setting another "
             "name, choose another --output-dir, or delete that folder"

@@ -148,7 +148,8 @@ class Trainer:
         config, log = self.config, self.run.log
         with log.stage("loading the model"):
             torch.manual_seed(config.seed)  # adapters start at random
-            self.policy = load_policy(config.policy, config.task.prompt(config.prompt), self.ranks)
+            prompt, head = config.task.prompt(config.prompt), config.ppo.method.value_head
+            self.policy = load_policy(config.policy, prompt, self.ranks, value_head=head)
         with log.stage("comparing packed, padded and single sentences"):
             settle(self.policy, list(self.prompts.ids.values()), config.sampling.max_new_tokens, log.say)
 
@@ -236,8 +237,8 @@ def _without_warm_start(run: SharedRun, found: int, drawn: int) -> None:
     """Say and record that PPO begins from what the model is, since it wrote too few sentences to learn from."""
     run.log.event(0, "no_warm_start", found=found, drawn=drawn, needed=BATCH)
     run.log.say(
-        "PPO goes on without it, and learns little where the model hardly ever complies: give the task openings "
-        "(--warm-start forced), or sentences with --warm-start-file"
+        f"{run.config.ppo.method.title} goes on without it, and learns little where the model hardly ever complies: "
+        "give the task openings (--warm-start forced), or sentences with --warm-start-file"
     )
 
 

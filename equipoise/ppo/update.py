@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from equipoise.learning.optimizer import MasterAdam
+from equipoise.policy.algorithms import Algorithm
 from equipoise.policy.load import Policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.rollout import Rollout
-from equipoise.policy.score import Pack, Room, pack, packs, room_for, score, score_pack
+from equipoise.policy.rooms import Room
+from equipoise.policy.score import Pack, pack, packs, room_for, score, score_pack
 from equipoise.ppo import maths
 from equipoise.ppo.config import PPOConfig
 from equipoise.ppo.experience import Experience
@@ -31,10 +33,13 @@ class UpdateStats(NamedTuple):
     ratio_max: float
     clip_fraction: float
     policy_loss: float
-    value_loss: float
+    value_loss: float | None
+    """None without a value head."""
     grad_norm: float
     nonfinite: str | None
     """What was not finite, where something was; the parameters are as they were before that optimizer step."""
+    kl_loss: float | None = None
+    """None where the KL to the reference is not in the loss."""
 
 
 def mini_batches(config: PPOConfig, generator: torch.Generator) -> list[Tensor]:
@@ -62,8 +67,6 @@ class Update:
     packed: bool
     limit: RowLimit
     ranks: Ranks = ALONE
-    kl_price: float = 0.0
-    """Price of a nat of the exact KL to the reference, in units of whitened advantages; with --kl-in reward unused."""
     _ahead: "dict[tuple[int, int], list[list[Part]]]" = field(default_factory=dict)
     _launched: list[Tensor] = field(default_factory=list)
     """Of each mini-batch begun, on the device: `STATS`, then the gradient norms of policy and value head."""
@@ -86,7 +89,7 @@ class Update:
             self._ahead[number + 1, self.limit.rows] = self._parts(number + 1, self.limit.rows)
 
     def _gradients(self, pieces: "Sequence[Sequence[Part]]") -> tuple[Tensor, PieceSum]:
-        """((own pieces, 5) `STATS`, their gradients). A single piece's gradients stay where they are."""
+        """((own pieces, 6) `STATS`, their gradients). A single piece's gradients stay where they are."""
         stats, summed = [], PieceSum(self.ranks)
         for parts in pieces:
             sums = []
@@ -105,15 +108,11 @@ class Update:
             return self._ahead.pop((number, rows_at_once))
         pieces = self.ranks.runs(self.batches[number])
         room = self._room(pieces) if len(pieces[0]) <= rows_at_once else None
-        tokens = int(self.experience.rollout.lengths_B[self.batches[number]].sum())
+        columns = columns_of(self.experience, self.batches[number], self.config.method)
+        rollout, packed = self.experience.rollout, self.packed
         return [
-            _lay_out(self.policy, self.experience, pieces[own], rows_at_once, self.packed, self._weights(tokens), room)
-            for own in self.ranks.mine
+            _lay_out(self.policy, rollout, columns, pieces[own], rows_at_once, packed, room) for own in self.ranks.mine
         ]
-
-    def _weights(self, tokens: int) -> tuple[float, ...]:
-        """Of each token of a mini-batch with so many: in the means, and of the exact KL where that is in the loss."""
-        return (1 / tokens,) if self.config.kl_in == "reward" else (1 / tokens, self.kl_price / tokens)
 
     def _room(self, pieces: Sequence[Tensor]) -> Room | None:
         """One shape for all pieces, so that no rank waits for another that records a new one."""
@@ -128,8 +127,8 @@ class Update:
         for number in range(len(self.batches)):
             if number == len(self._launched):
                 self.launch()
-            *values, policy_norm, value_norm = self._launched[number].tolist()
-            stats = dict(zip(STATS, values, strict=True))
+            values = self._launched[number].tolist()
+            stats, norms = dict(zip(STATS, values[: len(STATS)], strict=True)), values[len(STATS) :]
             if bad := [f"{name} is {value}" for name, value in stats.items() if not math.isfinite(value)]:
                 nonfinite = bad[0]
                 break
@@ -137,17 +136,18 @@ class Update:
             if stats["kl"] > self.config.target_kl:
                 early_stop = True
                 break
-            grad_norm = self.optimizer.step(self.config.max_grad_norm, (policy_norm, value_norm))
+            grad_norm = self.optimizer.step(self.config.max_grad_norm, norms)
             if not math.isfinite(grad_norm):
-                nonfinite = f"gradient norm is {policy_norm} (value head {value_norm})"
+                head = f" (value head {norms[1]})" if len(norms) > 1 else ""
+                nonfinite = f"gradient norm is {norms[0]}{head}"
                 break
             seen.append({**stats, "grad_norm": grad_norm})
         self.optimizer.zero_grad()
-        return _summed_up(seen, update_kl, early_stop, nonfinite)
+        return _summed_up(self.config, seen, update_kl, early_stop, nonfinite)
 
 
 def _summed_up(
-    seen: Sequence[Mapping[str, float]], update_kl: float, early_stop: bool, nonfinite: str | None
+    config: PPOConfig, seen: Sequence[Mapping[str, float]], update_kl: float, early_stop: bool, nonfinite: str | None
 ) -> UpdateStats:
     """The statistics of the optimizer steps that were taken."""
 
@@ -161,69 +161,90 @@ def _summed_up(
         ratio_max=math.exp(max((s["log_ratio_max"] for s in seen), default=0.0)),
         clip_fraction=mean("clip_fraction"),
         policy_loss=mean("policy_loss"),
-        value_loss=mean("value_loss"),
+        value_loss=mean("value_loss") if config.method.value_head else None,
         grad_norm=mean("grad_norm"),
         nonfinite=nonfinite,
+        kl_loss=mean("kl_loss") if config.method.kl_in_loss else None,
     )
 
 
-STATS = ("policy_loss", "value_loss", "kl", "clip_fraction", "log_ratio_max")
+STATS = ("policy_loss", "value_loss", "kl_loss", "kl", "clip_fraction", "log_ratio_max")
+
+Columns = dict[str, Tensor]
+"""What the loss needs besides the scores, by name: (B, T) of the batch, or (N,) of a micro-batch on the device, there 0
+for spare tokens.
+
+old_logp, advantages, weight (1 / tokens of the whole mini-batch, so that cutting it into micro-batches changes
+nothing); old_values and returns with a value head; share (1 / tokens of the completion / completions of the
+mini-batch) where completions weigh alike; row (its number in the micro-batch) where a completion has one ratio;
+reference and kl_weight (the coefficient times the token's weight) where the KL to the reference is in the loss. An
+algorithm has no others than it uses.
+"""
 
 
 class Part(NamedTuple):
-    """A micro-batch on the device. (N,) tensors, `weight` and `kl_weight` 0 for spare tokens; `weight` is 1 / tokens of
-    the whole mini-batch, so that cutting it into micro-batches changes nothing."""
+    """A micro-batch on the device."""
 
     source: Pack | Rollout
-    old_logp: Tensor
-    old_values: Tensor
-    returns: Tensor
-    advantages: Tensor
-    weight: Tensor
-    kl_weight: Tensor | None = None
-    """`weight` times the price of a nat; None where the loss has no KL."""
+    columns: Columns
 
-    @property
-    def columns(self) -> tuple[Tensor, ...]:
-        return tuple(x for x in self[1:] if x is not None)
+
+def columns_of(experience: Experience, rows: Tensor, method: Algorithm) -> Columns:
+    """(B, T) columns for a mini-batch of these rows, but for `row`, which depends on how it is cut."""
+    lengths_B, like = experience.rollout.lengths_B, experience.old_logp_BT
+    weight_BT = torch.full_like(like, 1 / int(lengths_B[rows].sum()))
+    columns = {"old_logp": like, "advantages": experience.advantages_BT, "weight": weight_BT}
+    if experience.old_values_BT is not None and experience.returns_BT is not None:
+        columns |= {"old_values": experience.old_values_BT, "returns": experience.returns_BT}
+    if method.sentence_mean:
+        columns["share"] = (1 / (lengths_B.to(like.dtype) * len(rows)))[:, None].expand_as(like)
+    if experience.reference_BT is not None:
+        columns |= {"reference": experience.reference_BT}
+        columns["kl_weight"] = experience.kl_coef * columns.get("share", weight_BT)
+    if experience.exact_price is not None:
+        columns["exact_weight"] = experience.exact_price * weight_BT
+    if method.whole_ratio:
+        columns["row"] = torch.zeros(like.shape, dtype=torch.long)
+    return columns
 
 
 def _lay_out(
     policy: Policy,
-    experience: Experience,
+    rollout: Rollout,
+    columns: Columns,
     rows: Tensor,
     rows_at_once: int,
     packed: bool,
-    weights: Sequence[float],
     room: Room | None,
 ) -> list[Part]:
-    mask_BT = experience.rollout.mask_BT
+    mask_BT = rollout.mask_BT
     parts = []
     for micro in rows.split(rows_at_once):
-        whole = experience.rollout.select(micro)
+        whole = rollout.select(micro)
         groups = packs(policy, whole) if packed else None
         for group in groups or [torch.arange(len(micro))]:
             part = whole if len(group) == len(micro) else whole.select(group)
             source = pack(policy, part, room=room if part is whole else None) if groups is not None else part
             mask = mask_BT[micro[group]]
-            columns = [x[micro[group]][mask] for x in experience[1:]]
-            columns += [torch.full_like(columns[0], weight) for weight in weights]
+            own = {name: x[micro[group]][mask] for name, x in columns.items()}
+            if "row" in own:
+                own["row"] = torch.nonzero(mask)[:, 0]
             if isinstance(source, Pack):
-                columns = [pad(x, (0, len(source.targets_N) - len(x))) for x in columns]
-            parts.append(Part(source, *(x.to(policy.device, non_blocking=True) for x in columns)))
+                own = {name: pad(x, (0, len(source.targets_N) - len(x))) for name, x in own.items()}
+            parts.append(Part(source, {name: x.to(policy.device, non_blocking=True) for name, x in own.items()}))
     return parts
 
 
 def _backward(policy: Policy, optimizer: MasterAdam, part: Part, config: PPOConfig, temperature: float) -> Tensor:
-    """Forward and backward over one micro-batch, gradients added up in the optimizer. (5,) `STATS`, on the device."""
+    """Forward and backward over one micro-batch, gradients added up in the optimizer. (6,) `STATS`, on the device."""
+    names = tuple(part.columns)
     if isinstance(part.source, Pack):
-        key = ("update", temperature, config.clip, config.value_clip, config.entropy_coef, config.kl_in)
-        inputs = (*part.source, *part.columns)
+        key = ("update", temperature, config.clip, config.value_clip, config.entropy_coef, names)
+        inputs = (*part.source, *part.columns.values())
 
         def function(*x: Tensor) -> tuple[Tensor]:
-            return (
-                _loss_and_gradients(policy, Pack(*x[: len(Pack._fields)]), x[len(Pack._fields) :], config, temperature),
-            )
+            source, columns = Pack(*x[: len(Pack._fields)]), dict(zip(names, x[len(Pack._fields) :], strict=True))
+            return (_loss_and_gradients(policy, source, columns, config, temperature),)
 
         if not policy.graphs.has(key, *inputs):
             with optimizer.gradients_kept():  # recording runs the function once, which adds to them
@@ -235,10 +256,11 @@ def _backward(policy: Policy, optimizer: MasterAdam, part: Part, config: PPOConf
 
 
 def _loss_and_gradients(
-    policy: Policy, source: Pack | Rollout, columns: Sequence[Tensor], config: PPOConfig, temperature: float
+    policy: Policy, source: Pack | Rollout, columns: Columns, config: PPOConfig, temperature: float
 ) -> Tensor:
-    old_logp, old_values, returns, advantages, weight, *kl_weight = columns
-    entropy, exact = config.entropy_coef != 0, bool(kl_weight)
+    old_logp, weight = columns["old_logp"], columns["weight"]
+    share = columns.get("share", weight)
+    entropy, exact = config.entropy_coef != 0, "exact_weight" in columns
     if isinstance(source, Pack):
         new = score_pack(policy, source, temperature, reference=False, entropy=entropy, kl=exact)
         real = source.real_N
@@ -247,17 +269,27 @@ def _loss_and_gradients(
         real = weight > 0
     # A spare token's score is a number like any other: it is put to its old value, and weighs nothing.
     logprobs = torch.where(real, new.logprobs, 0.0)
-    surrogate = maths.policy_loss(logprobs, old_logp, advantages, config.clip)
-    value_loss = maths.value_loss(torch.where(real, new.values, 0.0), old_values, returns, config.value_clip)
-    # The value head has a learning rate of its own and shares no weights, so its loss needs no coefficient.
-    policy_sum, value_sum = (surrogate.loss * weight).sum(), (value_loss * weight).sum()
-    loss = policy_sum + value_sum - config.entropy_coef * (new.entropies * weight).sum()
-    (loss + (new.kl * kl_weight[0]).sum() if exact else loss).backward()
+    surrogate = maths.policy_loss(logprobs, old_logp, columns["advantages"], config.clip, columns.get("row"))
+    policy_sum = (surrogate.loss * share).sum()
+    loss, value_sum, kl_sum = policy_sum, torch.zeros_like(policy_sum), torch.zeros_like(policy_sum)
+    if "returns" in columns:
+        old_values, values = columns["old_values"], torch.where(real, new.values, 0.0)
+        value_loss = maths.value_loss(values, old_values, columns["returns"], config.value_clip)
+        # The value head has a learning rate of its own and shares no weights, so its loss needs no coefficient.
+        value_sum = (value_loss * weight).sum()
+        loss = loss + value_sum
+    if "reference" in columns:
+        kl_sum = (maths.kl_k3(logprobs, columns["reference"]) * columns["kl_weight"]).sum()
+        loss = loss + kl_sum
+    if exact:
+        loss = loss + (new.kl * columns["exact_weight"]).sum()
+    (loss - config.entropy_coef * (new.entropies * weight).sum()).backward()
     kl = (maths.kl_k3(old_logp, logprobs.detach()) * weight).sum()
-    clipped = (surrogate.clipped * weight).sum()
-    return torch.stack([policy_sum.detach(), value_sum.detach(), kl, clipped, surrogate.log_ratio.abs().max()])
+    clipped = (surrogate.clipped * share).sum()
+    sums = [policy_sum.detach(), value_sum.detach(), kl_sum.detach(), kl, clipped]
+    return torch.stack([*sums, surrogate.log_ratio.abs().max()])
 
 
 def _total(stats: Tensor) -> Tensor:
-    """(n, 5) parts' statistics as their whole's: sums, and the largest log-ratio."""
+    """(n, 6) parts' statistics as their whole's: sums, and the largest log-ratio."""
     return torch.cat([stats[:, :-1].sum(0), stats[:, -1:].max(0).values])

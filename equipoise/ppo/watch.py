@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from equipoise.measures.variety import effective, pair_counts
-from equipoise.ppo.config import WatchConfig
 from equipoise.ppo.signs import FEW, SIGNS, Sign
+from equipoise.ppo.watch_config import WatchConfig
 from equipoise.ppo.window import Sentence, Window
 from equipoise.protocol.task import Task
 

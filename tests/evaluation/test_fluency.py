@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, GPTJConfig, GPTJForCausalLM
 
 from equipoise.errors import UserError
 from equipoise.evaluation import fluency
@@ -32,21 +32,22 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gptj(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A judge whose attention is its own, and whose positions end early."""
-    folder = words_folder(tmp_path_factory.mktemp("judge") / "gpt2")
+    folder = words_folder(tmp_path_factory.mktemp("judge") / "gptj")
     torch.manual_seed(1)
-    config = GPT2Config(
+    config = GPTJConfig(
         vocab_size=len(WORDS),
         n_embd=16,
         n_layer=1,
         n_head=2,
         n_positions=12,
+        rotary_dim=8,
         eos_token_id=1,
         bos_token_id=1,
         initializer_range=0.5,
     )
-    GPT2LMHeadModel(config).save_pretrained(folder)
+    GPTJForCausalLM(config).save_pretrained(folder)
     return folder
 
 
@@ -100,8 +101,8 @@ def test_a_judge_that_has_no_embedding_for_a_token_is_refused_in_one_line(tmp_pa
     assert "\n" not in str(caught.value)
 
 
-def test_other_architectures_are_padded_and_long_texts_cut_and_counted(gpt2: Path) -> None:
-    scorer = Scorer(resolve(str(gpt2)), "cpu", "float32")
+def test_other_architectures_are_padded_and_long_texts_cut_and_counted(gptj: Path) -> None:
+    scorer = Scorer(resolve(str(gptj)), "cpu", "float32")
     assert not scorer.packed and scorer.longest == 12
     nll, tokens, cut = scorer(TEXTS)
     assert cut == 1 and tokens[2] == 11

@@ -18,10 +18,10 @@ from equipoise.ppo.config import (
     PPOConfig,
     RunConfig,
     TrainConfig,
-    WatchConfig,
 )
 from equipoise.ppo.presets import PRESETS
 from equipoise.ppo.warm_start_config import WarmStartConfig
+from equipoise.ppo.watch_config import WatchConfig
 from equipoise.protocol.reward import RewardWeights
 from equipoise.protocol.task import PROTOCOL, Task
 from tests.evaluation.hostile import example, training_run
@@ -253,3 +253,31 @@ def test_draws_are_told_as_many_as_were_made() -> None:
     crowded = dataclasses.replace(evaluation, methods={"PPO": dataclasses.replace(method, occupations=many)})
     assert "Bootstraps have 500 draws" in " ".join(methods_text(crowded, []))
     assert "bootstraps of 500 draws" in " ".join(f.answer for f in findings(crowded))
+
+
+def test_each_algorithm_is_told_by_its_name_its_paper_and_its_own_options() -> None:
+    def of(algorithm: Any, **more: Any) -> str:
+        return told(TrainConfig(ppo=PPOConfig(algorithm=algorithm, **more)))
+
+    assert "In PPO" not in of("ppo") and "group" not in of("ppo")
+    grpo = of("grpo", num_generations=16)
+    assert "was trained with GRPO for 75 steps" in grpo and "group 16, epochs a step 4" in grpo
+    assert "In GRPO (Shao et al. 2024, arXiv 2402.03300) the advantage" in grpo and "16 sentences about one" in grpo
+    assert "the weight in the loss of a nat per token of KL" in grpo
+    rloo = of("rloo")
+    assert "In RLOO (Ahmadian et al. 2024, arXiv 2402.14740)" in rloo and "the mean of the 7 others" in rloo
+    assert "the price, in reward, of a nat per sentence of KL" in rloo
+    plus = of("reinforce++", gamma=0.99)
+    assert "In REINFORCE++ (Hu 2025, arXiv 2501.03262)" in plus and "γ 0.99" in plus and "group" not in plus
+    for text in (grpo, rloo, plus):
+        assert "PPO" not in text and "value" not in text and "λ" not in text and "{" not in text
+    assert "γ" not in grpo + rloo
+    warmed = TrainConfig(ppo=PPOConfig(algorithm="rloo"), warm_start=FOREIGN.warm_start)
+    assert "Before RLOO a supervised warm start" in told(warmed)
+
+
+def test_a_record_of_before_there_was_a_choice_is_of_ppo() -> None:
+    record = json.loads(json.dumps({"config": TrainConfig().document()}))
+    del record["config"]["ppo"]["algorithm"], record["config"]["ppo"]["num_generations"]
+    old = training_text(TrainingRun("mine", (1, 2, 75), {}, (), (), record, SUMMARY), PROTOCOL)
+    assert old == told(TrainConfig()) and "was trained with PPO" in old

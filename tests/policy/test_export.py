@@ -23,8 +23,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from equipoise.errors import NonFiniteError, UserError
+from equipoise.policy import export as exporting
 from equipoise.policy.config import LLAMA_8B
-from equipoise.policy.export import ModelCard, export, merged_weights
+from equipoise.policy.eightbit import FP8, to_eight_bits
+from equipoise.policy.export import ModelCard, export, merged_weights, rehearse
 from equipoise.policy.source import Source, resolve
 from equipoise.protocol.task import PROTOCOL
 from tests.tiny import TOKENS, tiny_folder, tiny_model, tiny_tokenizer
@@ -170,6 +172,33 @@ def test_the_file_has_the_dtype_asked_for_and_says_so(tmp_path: Path, dtype: tor
 def test_a_small_model_is_float32_by_default_whatever_it_was_trained_in(tmp_path: Path) -> None:
     export(with_adapters(tiny_model()).to(torch.bfloat16), tiny_tokenizer(), tmp_path, card=CARD)
     assert reload(tmp_path).dtype == torch.float32
+
+
+@pytest.mark.parametrize("into", [torch.int8, FP8])
+@pytest.mark.parametrize("lora", [False, True])
+def test_an_export_of_weights_in_8_bits_is_rehearsed_and_made(tmp_path: Path, into: torch.dtype, lora: bool) -> None:
+    source = resolve(str(tiny_folder(tmp_path / "original")))
+    exact = tiny_model() if not lora else with_adapters(tiny_model())
+    model = tiny_model() if not lora else with_adapters(tiny_model())
+    to_eight_bits(model, into)
+    rehearse(model, tiny_tokenizer(), tmp_path / "out", card=CARD, source=source)
+    assert not (tmp_path / "out").exists()
+    export(model, tiny_tokenizer(), tmp_path / "out", card=CARD, source=source)
+    torch.testing.assert_close(logits(reload(tmp_path / "out")), logits(exact), rtol=0, atol=2e-5)
+
+
+def test_weights_in_8_bits_count_where_the_dtype_of_the_file_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model().save_pretrained(tmp_path / "base")
+    model = tiny_model().bfloat16()
+    whole = sum(p.numel() for p in model.parameters())
+    to_eight_bits(model)
+    assert sum(p.numel() for p in model.parameters()) < whole - 1000
+    for small, expected in ((whole + 1, torch.float32), (whole - 1000, torch.bfloat16)):
+        monkeypatch.setattr(exporting, "SMALL", small)
+        export(model, tiny_tokenizer(), tmp_path / str(small), card=CARD, source=resolve(str(tmp_path / "base")))
+        assert reload(tmp_path / str(small)).dtype == expected
 
 
 # --- the folder

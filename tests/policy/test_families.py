@@ -9,9 +9,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from equipoise.errors import UserError
-from equipoise.policy.attention import TRIE_ATTENTION
+from equipoise.policy.attention import TRIE_ATTENTION, trie_attention
 from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.draw import weights
+from equipoise.policy.families import window
 from equipoise.policy.likelihood import completion_logprobs, kl_to_reference
 from equipoise.policy.load import Policy, load_policy, pick_device
 from equipoise.policy.rollout import Rollout
@@ -151,8 +152,25 @@ def test_a_window_that_holds_every_text_leaves_the_fast_way(name: str, tmp_path:
     assert policy.ways.packed and policy.ways.shared and policy.ways.tokens <= 400
     narrow = loaded(family_folder(name, tmp_path / "narrow"))
     settle(narrow, prompts(), NEW, lambda line: None)
-    assert not narrow.ways.packed and not narrow.ways.shared
+    ours = narrow.model.config._attn_implementation == TRIE_ATTENTION
+    assert narrow.ways.packed is ours and not narrow.ways.shared  # transformers' cache counts padding into the window
     assert max(LENGTHS) > WINDOW
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "phi3"])
+def test_our_attention_and_its_static_cache_keep_to_windows_that_end_within_a_text(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert min(n for n in LENGTHS if n > 5) > WINDOW
+    policy = pretend_graphs(loaded(family_folder(name, tmp_path)), monkeypatch)
+    settle(policy, prompts(), NEW, lambda line: None)
+    assert policy.ways.packed and policy.ways.shared
+    from equipoise.policy import decode
+
+    forgetful = pretend_graphs(loaded(tmp_path), monkeypatch)
+    monkeypatch.setattr(decode, "window", lambda config: float("inf"))
+    settle(forgetful, prompts(), NEW, lambda line: None)
+    assert not forgetful.ways.shared
 
 
 def test_in_bfloat16_a_difference_of_attention_is_found_and_rounding_is_not_taken_for_one(tmp_path: Path) -> None:
@@ -189,7 +207,7 @@ def test_where_attention_is_ours_the_static_decoder_is_what_is_compared(monkeypa
 
 
 def test_packs_beyond_the_position_table_are_cut_and_score_the_same(tmp_path: Path) -> None:
-    policy = loaded(family_folder("gpt2", tmp_path, n_positions=64))
+    policy = loaded(family_folder("gptj", tmp_path, n_positions=64))
     settle(policy, prompts(), NEW, lambda line: None)
     assert policy.ways.packed
     rows = 40
@@ -306,3 +324,51 @@ def test_what_gets_no_adapter_is_said(name: str, tmp_path: Path) -> None:
     assert "LoRA trains" in note and "stay as they are" in note
     assert all("experts" not in n for n in policy.trained())
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] in note
+
+
+def test_a_window_is_a_number_of_tokens_and_a_pattern_is_none() -> None:
+    config = AutoConfig.for_model("gemma3_text", sliding_window=512)
+    assert any("pattern" in name for name in config.to_dict()) and window(config) == 512
+
+
+@pytest.mark.parametrize(("name", "kept"), [("qwen3-moe", True), ("phi", True), ("gpt_neox", False)])
+def test_our_attention_is_kept_where_its_numbers_are_the_models_own(
+    name: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = loaded(family_folder(name, tmp_path))
+    assert policy.unproven and policy.model.config._attn_implementation == TRIE_ATTENTION
+    pretend_graphs(policy, monkeypatch)
+    settle(policy, prompts(), NEW, lambda line: None)
+    assert policy.ways.packed and policy.ways.shared
+    assert (policy.model.config._attn_implementation == TRIE_ATTENTION) is kept and policy.graphs.enabled is kept
+
+
+def test_attention_with_sinks_is_left_to_the_model(tmp_path: Path) -> None:
+    policy = loaded(family_folder("gpt-oss", tmp_path))
+    assert not policy.unproven and policy.model.config._attn_implementation != TRIE_ATTENTION
+    x = torch.zeros(1, 2, 3, 4)
+    with pytest.raises(NotImplementedError, match="s_aux"):
+        trie_attention(torch.nn.Identity(), x, x, x, None, paths_RL=x, places_M=x, s_aux=x)
+
+
+def test_a_model_that_looks_at_values_on_the_host_is_computed_without_graphs_and_one_line_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = pretend_graphs(loaded(family_folder("olmoe", tmp_path)), monkeypatch)
+
+    record_really = policy.graphs.record
+
+    def record(*arguments: Any) -> Any:
+        if policy.graphs.enabled:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+        return record_really(*arguments)
+
+    monkeypatch.setattr(policy.graphs, "record", record)
+    said: list[str] = []
+    settle(policy, prompts(), NEW, said.append)
+    assert not policy.graphs.enabled and policy.ways.fast
+    (line,) = [line for line in said if "CUDA graphs" in line]
+    assert line == (
+        "passes of olmoe models cannot be recorded as CUDA graphs (operation not permitted when stream is capturing): "
+        "every kernel is launched by itself"
+    )

@@ -21,6 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from equipoise import cli
 from equipoise.errors import UserError
+from equipoise.policy.eightbit import FP8, NAMES
+from equipoise.ppo import claim
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.run import Run
 from equipoise.runs import locks
@@ -410,3 +412,19 @@ def no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(RunLog, "_open_tensorboard", lambda *_: None)
     yield
+
+
+def test_the_format_of_the_frozen_weights_is_on_record_and_a_change_of_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, record = light(tmp_path, use_8bit=True), tmp_path / "out" / "run.json"
+    for into, line in [(torch.int8, ""), (FP8, "rounded to int8 so far, and are to FP8"), (FP8, "")]:
+        monkeypatch.setattr(claim, "eight_bits", lambda *_, into=into: into)
+        capsys.readouterr()
+        work(config, 2, saved=1)
+        assert json.loads(record.read_text())["base_weights"] == NAMES[into]
+        told = [said for said in capsys.readouterr().out.splitlines() if "frozen weights" in said]
+        assert len(told) == bool(line) and line in "".join(told)
+    monkeypatch.setattr(claim, "eight_bits", lambda *_: None)
+    work(light(tmp_path / "other"), 1)
+    assert "base_weights" not in json.loads((tmp_path / "other" / "out" / "run.json").read_text())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from equipoise.errors import UserError
 from equipoise.learning.optimizer import MasterAdam
 from equipoise.policy.attention import TRIE_ATTENTION
 from equipoise.policy.load import Policy
@@ -77,15 +78,16 @@ def row_gradients(
     scored = Scored(*columns)
     paid_BT = maths.token_rewards(REWARDS, scored.charged_BT(rollout, kl_in), mask, BETA)
     advantages = maths.gae(paid_BT, torch.zeros(mask.shape), mask, 1.0, 1.0)
-    experience = Experience(rollout, scored.logprobs, scored.values, scored.values, advantages.advantages)
+    price = None if kl_in == "reward" else BETA
+    experience = Experience(
+        rollout, scored.logprobs, scored.values, scored.values, advantages.advantages, exact_price=price
+    )
     config = PPOConfig(batch_size=1, mini_batch_size=1, target_kl=1e9, max_grad_norm=1e9, kl_in=kl_in)
     found = []
     for row in range(len(TEXTS)):
         optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-5)
         optimizer.set_learning_rates(0.0, 0.0)
-        update = Update(
-            policy, optimizer, experience, [torch.tensor([row])], config, 1.0, packed, RowLimit(1), kl_price=BETA
-        )
+        update = Update(policy, optimizer, experience, [torch.tensor([row])], config, 1.0, packed, RowLimit(1))
         assert update.finish().updates == 1
         moments = optimizer.state()[1]
         gradient = {n.removesuffix(".exp_avg"): 10 * x for n, x in moments.items() if n.endswith(".exp_avg")}
@@ -154,6 +156,13 @@ def test_a_run_logs_the_exact_kl_where_it_is_charged_for(model: Path, tmp_path: 
         assert logged == [None] * 3
     else:  # at the first step the policy is the reference
         assert logged[0] == pytest.approx(0.0, abs=1e-5) and all(x is not None and x > 1e-4 for x in logged[1:])
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_where_a_sentence_is_credited_as_a_whole_the_exact_kl_is_refused(algorithm: str) -> None:
+    with pytest.raises(UserError, match=r"kl-in both charges for the KL from token to token, which \w+ does not"):
+        PPOConfig(algorithm=algorithm, kl_in="both")  # type: ignore[arg-type]
+    PPOConfig(algorithm="reinforce++", kl_in="both")
 
 
 def test_what_is_charged_by_hand() -> None:

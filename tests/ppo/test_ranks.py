@@ -38,6 +38,9 @@ METRICS = (ROOT / "docs" / "METRICS.md").read_text(encoding="utf-8")
 LIGHT: dict[str, Any] = {"steps": 4, "batch_size": 8, "mini_batch_size": 4, "pieces": 4, "save_every": 2}
 CASES: dict[str, dict[str, Any]] = {
     "lora": {},
+    "grpo": {"algorithm": "grpo", "num_generations": 4, "kl_coef": 0.2},
+    "rloo": {"algorithm": "rloo", "num_generations": 2, "scoring": "padded"},
+    "reinforce++": {"algorithm": "reinforce++", "average_weights": 0.5},
     "everything": EVERYTHING | {"steps": 3, "pieces": 4, "final_sentences": 30},
     "early stops, padded, bfloat16": {"target_kl": 1e-3, "scoring": "padded", "dtype": "bfloat16"},
     "micro-batches of one, samples": {
@@ -111,6 +114,9 @@ SLOW = pytest.mark.slow
     ("case", "sizes"),
     [
         ("lora", (2,)),
+        ("grpo", (2,)),
+        pytest.param("rloo", (2, 4), marks=SLOW),
+        pytest.param("reinforce++", (2,), marks=SLOW),
         ("everything", (2, 4)),
         ("early stops, padded, bfloat16", (2,)),
         pytest.param("lora", (4,), marks=SLOW),
@@ -188,7 +194,7 @@ def test_a_signal_while_the_untrained_model_is_measured_stops_all(
     def measured(*given: Any) -> Any:
         if rank() == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return plain(*given)
+        return plain(*given, **options)
 
     monkeypatch.setattr(loop, "base_rates", measured)
     config = small_config(model, tmp_path, **LIGHT, base_samples=40)
@@ -349,8 +355,8 @@ def test_another_model_on_another_host_is_told_before_anything_is_trained(
 ) -> None:
     plain = loop.load_policy
 
-    def load(*given: Any) -> Any:
-        policy = plain(*given)
+    def load(*given: Any, **options: Any) -> Any:
+        policy = plain(*given, **options)
         if rank() == 1:
             policy.model.get_input_embeddings().weight.data[3, 4] += 1e-6
         return policy
@@ -367,10 +373,10 @@ def test_a_benchmark_that_one_process_cannot_begin_ends_all_with_one_line(
 ) -> None:
     plain = benchmark.load_policy
 
-    def load(*given: Any) -> Any:
+    def load(*given: Any, **options: Any) -> Any:
         if rank() == 1:
             raise UserError("1 GPU cannot be shared")
-        return plain(*given)
+        return plain(*given, **options)
 
     monkeypatch.setattr(benchmark, "load_policy", load)
     argv = ["--preset", "bundled-cpu", "--model", str(model), "--prompt", "raw", "--dtype", "float32"]

@@ -22,11 +22,11 @@ from equipoise.policy.score import score
 from equipoise.ppo import step as stepping
 from equipoise.ppo import train as training
 from equipoise.ppo import warm_start
+from equipoise.ppo.advantages import Estimated
 from equipoise.ppo.config import DiversityConfig, TrainConfig
 from equipoise.ppo.diversity import TermWindow
 from equipoise.ppo.experience import Rewarded, Scored
 from equipoise.ppo.log import defined_keys, undefined_keys
-from equipoise.ppo.maths import Advantages
 from equipoise.ppo.metrics import step_metrics
 from equipoise.ppo.state import State
 from equipoise.ppo.step import occupation_at
@@ -47,8 +47,8 @@ def policies(monkeypatch: pytest.MonkeyPatch) -> list[Policy]:
     seen: list[Policy] = []
     load = training.load_policy
 
-    def remember(*args: Any) -> Policy:
-        seen.append(load(*args))
+    def remember(*args: Any, **options: Any) -> Policy:
+        seen.append(load(*args, **options))
         return seen[-1]
 
     monkeypatch.setattr(training, "load_policy", remember)
@@ -148,7 +148,11 @@ def test_every_key_of_a_run_is_defined_and_every_defined_key_is_in_a_run(model: 
     logged = {key for line in itertools.chain(*lines) for key in json.loads(line)}
     logged -= {"step"}
     assert undefined_keys(logged, METRICS) == []
-    assert set(defined_keys(METRICS)) - logged == {"time/wait", "ranks/size"}  # of several processes
+    several, groups = {"time/wait", "ranks/size"}, {"ppo/kl_loss", "group/reward_std", "group/alike"}
+    assert set(defined_keys(METRICS)) - logged == several | groups  # of several processes, and of other algorithms
+    train(small_config(model, tmp_path / "grpo", steps=1, algorithm="grpo"))
+    line = json.loads((tmp_path / "grpo" / "out" / "metrics.jsonl").read_text())
+    assert groups <= set(line) and undefined_keys(set(line) - {"step"}, METRICS) == []
     columns = (tmp_path / "out/training_metrics.csv").read_text().splitlines()[0].split(",")
     assert columns[0] == "step" and not any(c.startswith(("time/", "speed/", "memory/")) for c in columns)
 
@@ -179,7 +183,7 @@ def test_the_numbers_of_a_step_by_hand() -> None:
     kl_BT = torch.zeros(4, 3)
     kl_BT[:, 0] = torch.tensor([1.0, 2.0, 3.0, -2.0])
     scored = Scored(kl_BT - 5.0, 2 * ones, first, 0 * ones, torch.full((4, 3), -5.0))
-    advantages = Advantages(first, 2 * first)
+    advantages = Estimated(first, first, 2 * first)
     config = TrainConfig(missing_eos_penalty=0.4, strict_bonus=0.2)
     state = State.begin(config, RowLimit(16))
     state.skipped = 2

@@ -183,7 +183,8 @@ def test_the_order_of_the_batch_and_padding_do_not_change_the_update() -> None:
 
     rollout = experience.rollout.select(order)
     padded = Rollout(rollout.prompts, wider(experience.rollout.tokens_BT), rollout.lengths_B, rollout.finished_B)
-    moved = Experience(padded, *(wider(x) for x in experience[1:]))
+    columns = {name: x for name, x in experience._asdict().items() if isinstance(x, Tensor)}
+    moved = experience._replace(rollout=padded, **{name: wider(x) for name, x in columns.items()})
     other = policy_of()
     found = update(other, optimizer_of(other), moved, [place[rows] for rows in batches], CONFIG, 1.0, packed=False)
     assert_close(weights(other), weights(policy))

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from equipoise.errors import UserError
-from equipoise.ppo.config import WatchConfig
 from equipoise.ppo.signs import SIGNS, Sign
 from equipoise.ppo.train import Outcome, train
 from equipoise.ppo.watch import TextSigns, Watch
+from equipoise.ppo.watch_config import WatchConfig
 from equipoise.ppo.window import Sentence, Window
 from equipoise.protocol.task import PROTOCOL
 from tests.default import AGENTIC, COMMUNAL, OCCUPATIONS

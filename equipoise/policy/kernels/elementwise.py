@@ -1,8 +1,10 @@
-"""RMS norm, SiLU·up and the adapters' sum: each one pass over memory, where PyTorch takes several.
+"""Norms, activations and the adapters' sum: each one pass over memory, where PyTorch takes several.
 
 Shapes: M rows (tokens), H hidden, F of the MLP, N outputs of a projection. Arithmetic is float32, what is stored has
 the inputs' dtype.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -11,7 +13,25 @@ from torch import Tensor
 
 
 @triton.jit
-def _norm_kernel(x, delta, w, h, y, rstd, eps, H, BLOCK: tl.constexpr, ADD: tl.constexpr):
+def _scaled(value, inside, w, bias, eps, H, columns, OFFSET: tl.constexpr, LAYER: tl.constexpr):
+    """(norm of a row, 1 / its root mean square or standard deviation)."""
+    if LAYER:
+        value = tl.where(inside, value - tl.sum(value, 0) / H, 0.0)
+    scale = 1.0 / tl.sqrt(tl.sum(value * value, 0) / H + eps)
+    weight = tl.load(w + columns, inside, 0.0).to(tl.float32)
+    if OFFSET != 0.0:
+        weight += OFFSET
+    out = value * scale * weight
+    if LAYER:
+        out += tl.load(bias + columns, inside, 0.0).to(tl.float32)
+    return out, scale
+
+
+@triton.jit
+def _norm_kernel(
+    x, delta, w, bias, h, y, rstd, eps, H,
+    BLOCK: tl.constexpr, ADD: tl.constexpr, OFFSET: tl.constexpr, LAYER: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < H
@@ -21,50 +41,113 @@ def _norm_kernel(x, delta, w, h, y, rstd, eps, H, BLOCK: tl.constexpr, ADD: tl.c
         value = value.to(h.dtype.element_ty)
         tl.store(h + row * H + columns, value, inside)
         value = value.to(tl.float32)
-    scale = 1.0 / tl.sqrt(tl.sum(value * value, 0) / H + eps)
-    weight = tl.load(w + columns, inside, 0.0).to(tl.float32)
-    tl.store(y + row * H + columns, (value * scale * weight).to(y.dtype.element_ty), inside)
+    out, scale = _scaled(value, inside, w, bias, eps, H, columns, OFFSET, LAYER)
+    tl.store(y + row * H + columns, out.to(y.dtype.element_ty), inside)
     tl.store(rstd + row, scale)
 
 
-def norm(x_MH: Tensor, weight: Tensor, eps: float, delta_MH: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """(h, y, rstd): h = x + delta, or x itself; y = h / rms(h) · weight, (M, H); rstd (M,) = 1 / rms(h), float32."""
+class Norm(NamedTuple):
+    """y = x / rms(x) · (weight + offset); with a bias, a layer norm: y = (x − mean) / deviation · weight + bias."""
+
+    weight: Tensor
+    eps: float
+    offset: float = 0.0
+    bias: Tensor | None = None
+
+
+def _warps(block: int) -> int:
+    return 8 if block > 2048 else 4
+
+
+def norm(x_MH: Tensor, by: Norm, delta_MH: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """(h, y, rstd): h = x + delta, or x itself; y (M, H) the norm of h; rstd (M,) = 1 / rms(h), or 1 / its deviation,
+    float32."""
     rows, width = x_MH.shape
     h, y = x_MH if delta_MH is None else torch.empty_like(x_MH), torch.empty_like(x_MH)
     rstd = torch.empty(rows, dtype=torch.float32, device=x_MH.device)
     block = triton.next_power_of_2(width)
     _norm_kernel[(rows,)](
-        x_MH, x_MH if delta_MH is None else delta_MH, weight, h, y, rstd, eps, width,
-        BLOCK=block, ADD=delta_MH is not None, num_warps=8 if block > 2048 else 4,
+        x_MH, x_MH if delta_MH is None else delta_MH, by.weight, by.weight if by.bias is None else by.bias, h, y, rstd,
+        by.eps, width, BLOCK=block, ADD=delta_MH is not None, OFFSET=by.offset, LAYER=by.bias is not None,
+        num_warps=_warps(block),
     )  # fmt: skip
     return h, y, rstd
 
 
 @triton.jit
+def _add_normed_kernel(
+    x, delta, w, h, rstd, eps, w_next, y, rstd_next, eps_next, H,
+    BLOCK: tl.constexpr, OFFSET: tl.constexpr, NEXT: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < H
+    value = tl.load(delta + row * H + columns, inside, 0.0).to(tl.float32)
+    normed, scale = _scaled(value, inside, w, w, eps, H, columns, OFFSET, False)
+    tl.store(rstd + row, scale)
+    value = (tl.load(x + row * H + columns, inside, 0.0).to(tl.float32) + normed).to(h.dtype.element_ty)
+    tl.store(h + row * H + columns, value, inside)
+    if NEXT:
+        out, scale_next = _scaled(value.to(tl.float32), inside, w_next, w_next, eps_next, H, columns, OFFSET, False)
+        tl.store(y + row * H + columns, out.to(y.dtype.element_ty), inside)
+        tl.store(rstd_next + row, scale_next)
+
+
+def add_normed(
+    x_MH: Tensor, delta_MH: Tensor, by: Norm, then: Norm | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """(h, rstd, y, next rstd): h = x + norm(delta), and y = norm(h) by `then`, or h itself. RMS norms of one offset."""
+    rows, width = x_MH.shape
+    h, block = torch.empty_like(x_MH), triton.next_power_of_2(width)
+    y = h if then is None else torch.empty_like(x_MH)
+    rstd = torch.empty(2, rows, dtype=torch.float32, device=x_MH.device)
+    after = by if then is None else then
+    assert by.bias is None and after.bias is None and after.offset == by.offset
+    _add_normed_kernel[(rows,)](
+        x_MH, delta_MH, by.weight, h, rstd[0], by.eps, after.weight, y, rstd[1], after.eps, width,
+        BLOCK=block, OFFSET=by.offset, NEXT=then is not None, num_warps=_warps(block),
+    )  # fmt: skip
+    return h, rstd[0], y, None if then is None else rstd[1]
+
+
+@triton.jit(do_not_specialize=["M", "PROGRAMS"])
 def _norm_backward_kernel(
-    dy, h, w, rstd, more, dx, dw, M, H, PROGRAMS, BLOCK: tl.constexpr, MORE: tl.constexpr, WEIGHT: tl.constexpr
-):
+    dy, h, w, rstd, more, dx, dw, M, H, PROGRAMS,
+    BLOCK: tl.constexpr, MORE: tl.constexpr, WEIGHT: tl.constexpr, OFFSET: tl.constexpr, LAYER: tl.constexpr,
+):  # fmt: skip
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
     inside = columns < H
     weight = tl.load(w + columns, inside, 0.0).to(tl.float32)
+    if OFFSET != 0.0:
+        weight += OFFSET
     total = tl.zeros((BLOCK,), tl.float32)
+    plain = tl.zeros((BLOCK,), tl.float32)
     for row in range(program, M, PROGRAMS):
         grad = tl.load(dy + row * H + columns, inside, 0.0).to(tl.float32)
         scale = tl.load(rstd + row)
-        normed = tl.load(h + row * H + columns, inside, 0.0).to(tl.float32) * scale
+        value = tl.load(h + row * H + columns, inside, 0.0).to(tl.float32)
+        if LAYER:
+            value = tl.where(inside, value - tl.sum(value, 0) / H, 0.0)
+        normed = value * scale
         if WEIGHT:
             total += grad * normed
+            plain += grad
         grad *= weight
-        out = (grad - normed * (tl.sum(grad * normed, 0) / H)) * scale
+        if LAYER:
+            out = (grad - tl.sum(grad, 0) / H - normed * (tl.sum(grad * normed, 0) / H)) * scale
+        else:
+            out = (grad - normed * (tl.sum(grad * normed, 0) / H)) * scale
         if MORE:
             out += tl.load(more + row * H + columns, inside, 0.0).to(tl.float32)
         tl.store(dx + row * H + columns, out.to(dx.dtype.element_ty), inside)
     if WEIGHT:
         tl.store(dw + program * H + columns, total, inside)
+        if LAYER:
+            tl.store(dw + (PROGRAMS + program) * H + columns, plain, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def _add_rows_kernel(total, rows, P, H, BP: tl.constexpr, BH: tl.constexpr):
     columns = tl.program_id(0) * BH + tl.arange(0, BH)
     programs = tl.arange(0, BP)[:, None]
@@ -76,72 +159,108 @@ def _add_rows_kernel(total, rows, P, H, BP: tl.constexpr, BH: tl.constexpr):
 PROGRAMS = 128
 
 
+def add_rows(total_H: Tensor, rows_PH: Tensor) -> None:
+    """total += the sum of at most PROGRAMS rows, in place."""
+    programs, width = rows_PH.shape
+    _add_rows_kernel[(triton.cdiv(width, 16),)](total_H, rows_PH, programs, width, BP=PROGRAMS, BH=16)
+
+
 def norm_backward(
-    dy_MH: Tensor, h_MH: Tensor, weight: Tensor, rstd_M: Tensor, more_MH: Tensor | None, dweight: Tensor | None
+    dy_MH: Tensor, h_MH: Tensor, by: Norm, rstd_M: Tensor, more_MH: Tensor | None, dweights: tuple[Tensor, ...]
 ) -> Tensor:
-    """Gradient of h, plus `more`. That of the weight is added to `dweight` (H,), unless it is None."""
+    """Gradient of h, plus `more`. Those of the weight and of a layer norm's bias are added to `dweights` (H,) each,
+    where there are any."""
     rows, width = h_MH.shape
     dx = torch.empty_like(h_MH)
     block = triton.next_power_of_2(width)
-    programs = rows if dweight is None else min(rows, PROGRAMS)
-    dw = dx if dweight is None else torch.empty(programs, width, dtype=torch.float32, device=h_MH.device)
+    layer = by.bias is not None
+    programs = min(rows, PROGRAMS) if dweights else rows
+    dw = torch.empty(1 + layer, programs, width, dtype=torch.float32, device=h_MH.device) if dweights else dx
     _norm_backward_kernel[(programs,)](
-        dy_MH, h_MH, weight, rstd_M, dx if more_MH is None else more_MH, dx, dw, rows, width, programs,
-        BLOCK=block, MORE=more_MH is not None, WEIGHT=dweight is not None, num_warps=8 if block > 2048 else 4,
+        dy_MH, h_MH, by.weight, rstd_M, dx if more_MH is None else more_MH, dx, dw, rows, width, programs,
+        BLOCK=block, MORE=more_MH is not None, WEIGHT=bool(dweights), OFFSET=by.offset, LAYER=layer,
+        num_warps=_warps(block),
     )  # fmt: skip
-    if dweight is not None:
-        _add_rows_kernel[(triton.cdiv(width, 16),)](dweight, dw, programs, width, BP=PROGRAMS, BH=16)
+    for total, part in zip(dweights, dw, strict=False):
+        add_rows(total, part)
     return dx
 
 
-@triton.jit
-def _silu_kernel(gate_up, out, F, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = columns < F
-    gate = tl.load(gate_up + row * 2 * F + columns, inside, 0.0).to(tl.float32)
-    up = tl.load(gate_up + row * 2 * F + F + columns, inside, 0.0).to(tl.float32)
-    tl.store(out + row * F + columns, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), inside)
+SILU, GELU_TANH = 0, 1
+ACTIVATIONS = {"silu": SILU, "gelu_tanh": GELU_TANH}
+"""Their names, and what kernels are compiled for."""
 
 
 @triton.jit
-def _silu_backward_kernel(gate_up, dout, dgate_up, F, BLOCK: tl.constexpr):
+def _activated(x, ACT: tl.constexpr):
+    """(activation, its derivative)."""
+    if ACT == 0:
+        sigmoid = tl.sigmoid(x)
+        silu = x * sigmoid
+        return silu, sigmoid + silu * (1.0 - sigmoid)
+    else:
+        # x/2 · (1 + tanh u) = x · sigmoid(2u), u = √(2/π) · (x + 0.044715 x³): Hendrycks & Gimpel, arXiv 1606.08415
+        sigmoid = tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+        slope = 1.5957691216057308 * (1.0 + 0.134145 * x * x)
+        return x * sigmoid, sigmoid + x * sigmoid * (1.0 - sigmoid) * slope
+
+
+@triton.jit
+def _activation_kernel(x, out, F, BLOCK: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < F
-    gate = tl.load(gate_up + row * 2 * F + columns, inside, 0.0).to(tl.float32)
-    up = tl.load(gate_up + row * 2 * F + F + columns, inside, 0.0).to(tl.float32)
+    at = x + row * (2 * F if GATED else F) + columns
+    value, _ = _activated(tl.load(at, inside, 0.0).to(tl.float32), ACT)
+    if GATED:
+        value *= tl.load(at + F, inside, 0.0).to(tl.float32)
+    tl.store(out + row * F + columns, value.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _activation_backward_kernel(x, dout, dx, F, BLOCK: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < F
+    at = row * (2 * F if GATED else F) + columns
+    value, slope = _activated(tl.load(x + at, inside, 0.0).to(tl.float32), ACT)
     grad = tl.load(dout + row * F + columns, inside, 0.0).to(tl.float32)
-    sigmoid = tl.sigmoid(gate)
-    silu = gate * sigmoid
-    dtype = dgate_up.dtype.element_ty
-    tl.store(dgate_up + row * 2 * F + columns, (grad * up * (sigmoid + silu * (1.0 - sigmoid))).to(dtype), inside)
-    tl.store(dgate_up + row * 2 * F + F + columns, (grad * silu).to(dtype), inside)
+    dtype = dx.dtype.element_ty
+    if GATED:
+        up = tl.load(x + at + F, inside, 0.0).to(tl.float32)
+        tl.store(dx + at, (grad * up * slope).to(dtype), inside)
+        tl.store(dx + at + F, (grad * value).to(dtype), inside)
+    else:
+        tl.store(dx + at, (grad * slope).to(dtype), inside)
 
 
-SILU_BLOCK = 1024
+ACTIVATION_BLOCK = 1024
 
 
-def silu_times(gate_up_M2F: Tensor) -> Tensor:
-    """silu(gate) · up: (M, 2F), gate first, → (M, F)."""
-    rows, width = gate_up_M2F.shape[0], gate_up_M2F.shape[1] // 2
-    out = gate_up_M2F.new_empty(rows, width)
-    _silu_kernel[(rows, triton.cdiv(width, SILU_BLOCK))](gate_up_M2F, out, width, BLOCK=SILU_BLOCK)
+def activate(x: Tensor, activation: int, gated: bool) -> Tensor:
+    """act(gate) · up: (M, 2F), gate first, → (M, F). Without a gate, act(x): (M, F) → (M, F)."""
+    rows, width = x.shape[0], x.shape[1] // (2 if gated else 1)
+    out = x.new_empty(rows, width)
+    _activation_kernel[(rows, triton.cdiv(width, ACTIVATION_BLOCK))](
+        x, out, width, BLOCK=ACTIVATION_BLOCK, ACT=activation, GATED=gated
+    )
     return out
 
 
-def silu_times_backward(gate_up_M2F: Tensor, dout_MF: Tensor) -> Tensor:
-    """Gradient of `silu_times`' input, (M, 2F)."""
+def activate_backward(x: Tensor, dout_MF: Tensor, activation: int, gated: bool) -> Tensor:
+    """Gradient of `activate`'s input."""
     rows, width = dout_MF.shape
-    out = torch.empty_like(gate_up_M2F)
-    _silu_backward_kernel[(rows, triton.cdiv(width, SILU_BLOCK))](gate_up_M2F, dout_MF, out, width, BLOCK=SILU_BLOCK)
-    return out
+    dx = torch.empty_like(x)
+    _activation_backward_kernel[(rows, triton.cdiv(width, ACTIVATION_BLOCK))](
+        x, dout_MF, dx, width, BLOCK=ACTIVATION_BLOCK, ACT=activation, GATED=gated
+    )
+    return dx
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _adapters_kernel(
-    out, low, b, more, M, N, first, second, scale,
-    RANK: tl.constexpr, PARTS: tl.constexpr, RB: tl.constexpr, MORE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    out, low, b, more, by_rows, by_columns, M, N, first, second, scale, RANK: tl.constexpr, PARTS: tl.constexpr,
+    RB: tl.constexpr, MORE: tl.constexpr, BY: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     start = tl.program_id(1) * BN
@@ -156,6 +275,8 @@ def _adapters_kernel(
     place = rows[:, None].to(tl.int64) * N + columns[None]
     inside = rows[:, None] < M
     total = tl.load(out + place, inside, 0.0).to(tl.float32)
+    if BY:
+        total *= tl.load(by_rows + rows, rows < M, 0.0)[:, None] * tl.load(by_columns + columns)[None]
     total += tl.dot(x, tl.trans(y), input_precision="ieee") * scale
     if MORE:
         total += tl.load(more + place, inside, 0.0).to(tl.float32)
@@ -163,24 +284,25 @@ def _adapters_kernel(
 
 
 def add_adapters(
-    out_MN: Tensor, low: Tensor, b_NR: Tensor, sizes: tuple[int, ...], scale: float, more_MN: Tensor | None
-) -> Tensor:
-    """out += scale · low·Bᵀ + more, in place. `sizes`: the widths of up to three projections side by side in N; each
-    reads its own R columns of low (M, parts · R)."""
+    out_MN: Tensor, low: Tensor, b_NR: Tensor, sizes: tuple[int, ...], scale: float, more_MN: Tensor | None,
+    by: tuple[Tensor, Tensor | None] | None = None,
+) -> Tensor:  # fmt: skip
+    """out · by + scale · low·Bᵀ + more, in place. `sizes`: the widths of up to three projections side by side in N;
+    each reads its own R columns of low (M, parts · R). `by`: what rows (M,) and columns (N,) are multiplied by."""
     rows, width = out_MN.shape
     rank = b_NR.shape[1]
     bounds = [sum(sizes[:i]) for i in (1, 2)]
     block = tile(sizes)
     few = rows <= 32
     _adapters_kernel[(triton.cdiv(rows, 16 if few else 64), width // block)](
-        out_MN, low, b_NR, out_MN if more_MN is None else more_MN, rows, width, *bounds, scale,
+        out_MN, low, b_NR, out_MN if more_MN is None else more_MN, *(by or (low, low)), rows, width, *bounds, scale,
         RANK=rank, PARTS=len(sizes), RB=max(16, triton.next_power_of_2(rank)), MORE=more_MN is not None,
-        BM=16 if few else 64, BN=block,
+        BY=by is not None, BM=16 if few else 64, BN=block,
     )  # fmt: skip
     return out_MN
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _adapter_gradient_kernel(
     grad, low, db, M, N, first, second, scale,
     RANK: tl.constexpr, PARTS: tl.constexpr, RB: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,

@@ -1,4 +1,4 @@
-"""Products with 8-bit weights W = q · scale, one scale a row: written out for many rows of x, as they are for few."""
+"""Products with int8 weights W = q · scale, one scale a row: written out for many rows of x, as they are for few."""
 
 import torch
 import triton
@@ -55,3 +55,8 @@ def product(x_MK: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:
         num_warps=4, num_stages=4,
     )  # fmt: skip
     return out
+
+
+def product_back(grad_MN: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:
+    """grad·W (M, K)."""
+    return grad_MN @ matrix(q_NK, scale_N, grad_MN.dtype)

@@ -3,43 +3,72 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import gelu, layer_norm, rms_norm, silu
 
-from equipoise.policy.int8 import Int8Linear
+from equipoise.policy.eightbit import EightBitLinear
 from equipoise.policy.kernels import elementwise, int8
 from equipoise.policy.kernels.adam import adam
+from equipoise.policy.kernels.elementwise import Norm
 
 
 def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-6)
 
 
-def test_the_norm_and_its_gradients_are_pytorchs() -> None:
+@pytest.mark.parametrize("kind", ["rms", "offset", "layer"])
+def test_the_norm_and_its_gradients_are_pytorchs(kind: str) -> None:
     torch.manual_seed(0)
     x, delta, more, upstream = torch.randn(4, 7, 96)
     h = (x + delta).requires_grad_()
-    weight = torch.randn(96, requires_grad=True)
-    expected = rms_norm(h, (96,), weight, 1e-5)
-    found_h, found, rstd = elementwise.norm(x, weight.detach(), 1e-5, delta)
+    weight, bias = (torch.randn(96, requires_grad=True) for _ in range(2))
+    if kind == "layer":
+        expected = layer_norm(h, (96,), weight, bias, 1e-5)
+        by = Norm(weight.detach(), 1e-5, bias=bias.detach())
+    else:
+        offset = float(kind == "offset")
+        expected = rms_norm(h, (96,), weight + offset, 1e-5)
+        by = Norm(weight.detach(), 1e-5, offset)
+    found_h, found, rstd = elementwise.norm(x, by, delta)
     close(found, expected.detach())
     close(found_h, h.detach())
-    close(elementwise.norm(h.detach(), weight.detach(), 1e-5)[1], expected.detach())
+    close(elementwise.norm(h.detach(), by)[1], expected.detach())
     (expected * upstream).sum().backward()
     assert h.grad is not None and weight.grad is not None
-    total = torch.ones(96)
-    close(elementwise.norm_backward(upstream, found_h, weight.detach(), rstd, more, total), h.grad + more)
-    close(total, 1 + weight.grad)
-    close(elementwise.norm_backward(upstream, found_h, weight.detach(), rstd, None, None), h.grad)
+    totals = (torch.ones(96), torch.ones(96))[: 2 if kind == "layer" else 1]
+    close(elementwise.norm_backward(upstream, found_h, by, rstd, more, totals), h.grad + more)
+    close(totals[0], 1 + weight.grad)
+    if bias.grad is not None:
+        close(totals[1], 1 + bias.grad)
+    close(elementwise.norm_backward(upstream, found_h, by, rstd, None, ()), h.grad)
 
 
-def test_silu_times_up_and_its_gradient_are_pytorchs() -> None:
+@pytest.mark.parametrize("then", [False, True])
+def test_a_norm_before_the_sum_and_one_after_it_are_pytorchs(then: bool) -> None:
     torch.manual_seed(0)
-    gate_up, upstream = torch.randn(5, 140, requires_grad=True), torch.randn(5, 70)
-    expected = silu(gate_up[:, :70]) * gate_up[:, 70:]
-    close(elementwise.silu_times(gate_up.detach()), expected.detach())
+    x, delta = torch.randn(2, 5, 40)
+    first, second = torch.randn(2, 40)
+    h, rstd, y, rstd_next = elementwise.add_normed(
+        x, delta, Norm(first, 1e-3, 1.0), Norm(second, 1e-5, 1.0) if then else None
+    )
+    expected = x + rms_norm(delta, (40,), 1 + first, 1e-3)
+    close(h, expected)
+    close(rstd, torch.rsqrt(delta.square().mean(1) + 1e-3))
+    close(y, rms_norm(expected, (40,), 1 + second, 1e-5) if then else expected)
+    assert (rstd_next is not None) is then
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("name", ["silu", "gelu_tanh"])
+def test_activations_and_their_gradients_are_pytorchs(name: str, gated: bool) -> None:
+    torch.manual_seed(0)
+    x, upstream = torch.randn(5, 140 if gated else 70, requires_grad=True), torch.randn(5, 70)
+    activated = silu(x[:, :70]) if name == "silu" else gelu(x[:, :70], approximate="tanh")
+    expected = activated * x[:, 70:] if gated else activated
+    number = elementwise.ACTIVATIONS[name]
+    close(elementwise.activate(x.detach(), number, gated), expected.detach())
     (expected * upstream).sum().backward()
-    assert gate_up.grad is not None
-    close(elementwise.silu_times_backward(gate_up.detach(), upstream), gate_up.grad)
+    assert x.grad is not None
+    close(elementwise.activate_backward(x.detach(), upstream, number, gated), x.grad)
 
 
 @pytest.mark.parametrize("rank", [3, 16, 20])
@@ -92,7 +121,7 @@ def test_adam_in_one_pass_is_pytorchs_adam() -> None:
 def test_eight_bit_products_are_those_of_the_weights_written_out(rows: int, inner: int, outputs: int) -> None:
     torch.manual_seed(rows)
     linear = torch.nn.Linear(inner, outputs, bias=False)
-    layer, x = Int8Linear(linear), torch.randn(rows, inner)
+    layer, x = EightBitLinear(linear), torch.randn(rows, inner)
     weights = layer.q.float() * layer.scale[:, None]
     step = linear.weight.detach().abs().amax(1, keepdim=True) / 127
     assert ((weights - linear.weight).abs() <= 0.5001 * step).all()  # to the nearest of 255 steps

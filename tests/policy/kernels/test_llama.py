@@ -2,32 +2,38 @@
 
 import copy
 import random
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from equipoise.learning.optimizer import MasterAdam
-from equipoise.policy import llama
+from equipoise.policy import llama, load
 from equipoise.policy.attention import TRIE_ATTENTION
-from equipoise.policy.config import SamplingConfig
+from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.decode import StaticDecoder
-from equipoise.policy.int8 import to_eight_bits
+from equipoise.policy.eightbit import FP8, to_eight_bits
 from equipoise.policy.joined import joined
+from equipoise.policy.kernels import fp8
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import sample
 from equipoise.policy.score import Pack, pack, score, score_pack
 from equipoise.policy.verify import settle
 from equipoise.policy.ways import Ways
+from tests.families import family_model
 from tests.tiny import pretend_graphs
 
 PROMPTS = [[5, 6, 7, 8 + i % 2, *[9] * (i % 3)] for i in range(4)]
 
 
-def make(tuning: str, *, fused: bool, eight_bit: bool = False, optimizer: bool = True) -> Policy:
+def make(tuning: str, *, fused: bool, eight_bits: torch.dtype | None = None, optimizer: bool = True) -> Policy:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=90, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
@@ -42,9 +48,9 @@ def make(tuning: str, *, fused: bool, eight_bit: bool = False, optimizer: bool =
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.data.normal_(0, 0.3)
-    if eight_bit:
-        to_eight_bits(model)
-    assert llama.supported(model)
+    if eight_bits:
+        to_eight_bits(model, eight_bits)
+    assert llama.not_covered(model) is None
     for part in (model, reference) if fused else ():
         if part is not None:
             llama.fuse_layers(part)
@@ -69,22 +75,25 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 # tuning, 8 bits, gradients beside each other as an optimizer has them, padded as for CUDA graphs
 CASES = [
-    ("full", False, True, True),
-    ("full", False, False, False),
-    ("lora", False, True, True),
-    ("lora", False, False, False),
-    ("lora", True, True, False),
+    ("full", None, True, True),
+    ("full", None, False, False),
+    ("lora", None, True, True),
+    ("lora", None, False, False),
+    ("lora", FP8, True, False),
 ]
 
 
-@pytest.mark.parametrize(("tuning", "eight_bit", "optimizer", "padded"), CASES)
+@pytest.mark.parametrize(("tuning", "eight_bits", "optimizer", "padded"), CASES)
 def test_scores_and_gradients_are_those_of_the_plain_layer(
-    tuning: str, eight_bit: bool, optimizer: bool, padded: bool
+    tuning: str, eight_bits: torch.dtype | None, optimizer: bool, padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    turns: list[tuple[Tensor, Tensor | None]] = []
+    transposed = fp8.transposed
+    monkeypatch.setattr(fp8, "transposed", lambda *turn: turns.append(turn) or transposed(*turn))
     weights = torch.randn(int(rollout().lengths_B.sum()), generator=torch.Generator().manual_seed(2))
     found: list[dict[str, Tensor]] = []
     for fused in (True, False):
-        policy = make(tuning, fused=fused, eight_bit=eight_bit, optimizer=optimizer)
+        policy = make(tuning, fused=fused, eight_bits=eight_bits, optimizer=optimizer)
         out: dict[str, Tensor] = {}
         with torch.no_grad():
             for reference in (False, True):
@@ -97,8 +106,14 @@ def test_scores_and_gradients_are_those_of_the_plain_layer(
         assert all(g is not None for g in gradients.values())
         found.append(out | gradients)  # type: ignore[arg-type]
     assert found[0].keys() == found[1].keys()
+    # Whose turn was told to be next was next: down, gate and up, output, then query, key and value of each layer.
+    assert len(turns) == (8 if eight_bits == FP8 else 0)
+    assert all(told is q for (_, told), (q, _) in pairwise(turns)) and (not turns or turns[-1][1] is None)
     for name, expected in found[1].items():
-        close(found[0][name], expected)
+        if eight_bits and name in gradients:  # a value between two of FP8's falls to either side by the last bit
+            assert (found[0][name] - expected).norm() < 0.04 * expected.norm()
+        else:
+            close(found[0][name], expected)
 
 
 def test_what_one_product_uses_lies_side_by_side_once_there_is_an_optimizer() -> None:
@@ -116,30 +131,45 @@ def test_what_one_product_uses_lies_side_by_side_once_there_is_an_optimizer() ->
                             assert joined(grads).data_ptr() == grads[0].data_ptr()
 
 
-@pytest.mark.parametrize("eight_bit", [False, True])
-def test_decoding_draws_the_tokens_of_the_plain_sampler(eight_bit: bool) -> None:
+@pytest.mark.parametrize("eight_bits", [None, FP8])
+def test_decoding_draws_the_tokens_of_the_plain_sampler(eight_bits: torch.dtype | None) -> None:
     config = SamplingConfig(max_new_tokens=5)
     uniform = torch.rand(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    plain = sample(make("lora", fused=False, eight_bit=eight_bit), PROMPTS, config, uniform_BT=uniform)
-    decoder = StaticDecoder(make("lora", fused=True, eight_bit=eight_bit), 4, 16, config)
+    plain = sample(make("lora", fused=False, eight_bits=eight_bits), PROMPTS, config, uniform_BT=uniform)
+    decoder = StaticDecoder(make("lora", fused=True, eight_bits=eight_bits), 4, 16, config)
     fast, finite = decoder(PROMPTS, uniform)
     assert finite and torch.equal(fast.tokens_BT, plain.tokens_BT) and torch.equal(fast.lengths_B, plain.lengths_B)
 
 
-def test_other_architectures_and_sizes_keep_their_layers() -> None:
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=20,
-            hidden_size=64,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            head_dim=16,
-        )
-    )
-    assert not llama.supported(model)  # heads of 16
-    assert not llama.supported(torch.nn.Linear(2, 2))
+def small(**changes: Any) -> LlamaForCausalLM:
+    sizes = {
+        "vocab_size": 20, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    }  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**{**sizes, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (lambda: torch.nn.Linear(2, 2), "no list of decoder layers"),
+        (lambda: small(num_attention_heads=1, head_dim=512), "heads of 512"),
+        (lambda: small(intermediate_size=40), "projections to 40, 40"),
+        (lambda: small(hidden_act="relu"), "its activation"),
+        (lambda: family_model("qwen3-moe"), "a mixture of experts"),
+        (lambda: family_model("bamba"), "a state beside or in place of attention"),
+        (lambda: family_model("cohere"), "layers of the kind CohereDecoderLayer"),
+    ],
+)
+def test_what_is_not_covered_is_named(model: Callable[[], torch.nn.Module], reason: str) -> None:
+    assert llama.not_covered(model()) == reason
+
+
+def test_a_norm_of_another_kind_is_not_taken_for_one_that_is_known() -> None:
+    model = small()
+    norm = model.model.layers[0].post_attention_layernorm
+    assert llama.not_covered(model) is None
+    norm.forward = lambda x: LlamaRMSNorm.forward(norm, x) * 1.01
+    assert llama.not_covered(model) == "its norm (LlamaRMSNorm)"
 
 
 def test_the_fused_model_is_found_to_have_the_numbers_of_one_row_by_itself(
@@ -148,3 +178,27 @@ def test_the_fused_model_is_found_to_have_the_numbers_of_one_row_by_itself(
     policy = pretend_graphs(make("lora", fused=True, optimizer=False), monkeypatch)
     settle(policy, PROMPTS, 3, lambda line: pytest.fail(line))
     assert policy.ways == Ways() and not policy.decoders
+
+
+@pytest.mark.parametrize(
+    ("name", "attention", "line"),
+    [
+        ("qwen3-moe", TRIE_ATTENTION, "a mixture of experts"),
+        ("bloom", None, "layers of the kind BloomBlock"),
+        ("qwen3", TRIE_ATTENTION, None),
+    ],
+)
+def test_one_line_says_what_the_slow_path_is_taken_for(
+    name: str, attention: str | None, line: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = family_model(name, **({"intermediate_size": 64, "head_dim": 8} if name == "qwen3" else {}))
+    ids = torch.arange(3, 30)[None]
+    before = model(ids).logits
+    assert load._fuse(model, PolicyConfig(), attention) is None  # on a CPU there is nothing to say
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    said = load._fuse(model, PolicyConfig(), attention)
+    kind = model.config.model_type
+    assert said == (line and f"{kind} models take the slow path on a GPU: the fast layer does not cover {line}")
+    assert load._fuse(model, PolicyConfig(fused=False), attention) is None
+    monkeypatch.undo()
+    torch.testing.assert_close(model(ids).logits, before, atol=1e-5, rtol=0)

@@ -1,0 +1,210 @@
+"""Frozen base weights in 8 bits: half the memory of bfloat16, for cards with 16 or 24 GB.
+
+Each row of a matrix has a scale, by its largest absolute value. Two formats:
+
+- int8: 255 steps a row, weights only; products are in the model's own dtype.
+- FP8 (e4m3: 4 bits of exponent, 3 of mantissa), where it is asked for and the card has it. Activations, and gradients
+  on their way back, are rounded to it as well, row by row as they come; products are FP8 times FP8, summed in float32.
+
+Nothing is decided on the host, so CUDA graphs record it. bitsandbytes' LLM.int8(), which also rounds activations and
+looks for outliers in every layer, took six times as long for a PPO step (`benchmarks/RESULTS.md`).
+
+Shapes: M rows (tokens), K inputs and N outputs of a layer.
+"""
+
+import os
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.lora.layer import Linear as LoraLayer
+from torch import Tensor, nn
+
+from equipoise.errors import UserError
+
+BLOCK = 1 << 22
+"""Values that are quantised at a time: a matrix need not be there in float32 as a whole."""
+FP8 = torch.float8_e4m3fn
+MOST = {torch.int8: 127.0, FP8: 448.0}
+"""The formats, and the largest number that each can hold."""
+LEAST = 2.0**-100
+"""What the largest value of an FP8 row counts as at least, so that what the row is multiplied by has an end."""
+ASKED = "EQUIPOISE_FP8"
+NAMES = {torch.int8: "int8", FP8: "FP8"}
+
+
+class NotFinite(BaseException):
+    """A weight is infinite or no number. No `Exception`: those transformers notes while it reads, and reads on."""
+
+    def told(self) -> UserError:
+        return UserError(
+            f"the model's tensor {self} holds infinite values or NaN, which have no place in 8 bits: the copy is "
+            "damaged, or was computed beyond its range; load another, or leave --use-8bit out to look at it"
+        )
+
+
+class Rounded(NamedTuple):
+    """A matrix (N, K) in 8 bits: q (N, K) of one of the formats, scale (N,) float32."""
+
+    q: Tensor
+    scale: Tensor
+
+
+def format_for(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """int8; with EQUIPOISE_FP8=1, FP8 where the card multiplies it (compute capability 8.9: Ada, Hopper, Blackwell) and
+    bfloat16 is what the products are wanted in. Not by itself: its noise between two passes is as large as target_kl,
+    which then ends updates early (docs/LOG.md)."""
+    if os.environ.get(ASKED) != "1" or device.type != "cuda" or dtype != torch.bfloat16:
+        return torch.int8
+    return FP8 if torch.cuda.get_device_capability(device) >= (8, 9) else torch.int8
+
+
+@torch.no_grad()
+def quantise(weight_NK: Tensor, into: torch.dtype = torch.int8) -> Rounded:
+    """Each row by its largest absolute value, to the nearest number of the format `into`, a block of rows at a time.
+
+    Raises NotFinite.
+    """
+    found = _quantised(weight_NK, into)
+    if not bool(found.scale.isfinite().all()):
+        raise NotFinite
+    return found
+
+
+def _quantised(weight_NK: Tensor, into: torch.dtype) -> Rounded:
+    """`quantise`; rows with a value that is not finite have a scale that is none."""
+    rows, columns = weight_NK.shape
+    q = torch.empty(rows, columns, dtype=into, device=weight_NK.device)
+    scale = torch.empty(rows, dtype=torch.float32, device=weight_NK.device)
+    step = max(1, BLOCK // max(1, columns))
+    for first in range(0, rows, step):
+        block = weight_NK[first : first + step].float()
+        if into == torch.int8:
+            each = block.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / MOST[into]
+            q[first : first + step] = (block / each[:, None]).round_()
+        else:  # multiplied, which a GPU does ten times as fast as it divides
+            largest = block.abs().amax(1).clamp(min=LEAST)
+            each = largest / MOST[into]
+            by = torch.full_like(largest, MOST[into]) / largest  # a number over a tensor is rounded twice
+            q[first : first + step] = (block * by[:, None]).clamp_(-MOST[into], MOST[into])
+        scale[first : first + step] = each
+    return Rounded(q, scale)
+
+
+def put_aside(linear: nn.Linear, name: str, weight_NK: Tensor, into: torch.dtype) -> nn.Parameter:
+    """Keep a layer's weights in 8 bits beside it until `to_eight_bits` puts them in; what stands for them meanwhile.
+
+    That has their shape, dtype and device, so that adapters can be put around the layer, and takes the room of one
+    value. It is NaN: a layer that was forgotten does not go unnoticed. Raises NotFinite with the weight's `name`.
+    """
+    try:
+        linear.rounded = quantise(weight_NK, into)  # type: ignore[assignment]
+    except NotFinite:
+        raise NotFinite(name) from None
+    nothing = torch.full((1,), torch.nan, dtype=weight_NK.dtype, device=weight_NK.device)
+    return nn.Parameter(nothing.expand(weight_NK.shape), requires_grad=False)
+
+
+def is_put_aside(linear: nn.Module) -> bool:
+    return isinstance(linear.__dict__.get("rounded"), Rounded)
+
+
+class EightBitLinear(nn.Module):
+    """y = x·(q · scale)ᵀ + b: q (N, K), scale (N,) float32, both frozen."""
+
+    q: Tensor
+    scale: Tensor
+
+    def __init__(self, linear: nn.Linear, into: torch.dtype = torch.int8) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        put = is_put_aside(linear)
+        rounded = linear.__dict__["rounded"] if put else quantise(linear.weight.detach(), into)
+        self.dtype = linear.weight.dtype
+        self.register_buffer("scale", rounded.scale)
+        self.register_buffer("q", rounded.q)
+        self.bias = linear.bias
+        if rounded.q.is_cuda and rounded.q.dtype == FP8:
+            kernels(rounded.q).prepare(rounded.q.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = _Product.apply(x, self.q, self.scale)
+        return out if self.bias is None else out + self.bias
+
+
+class _Product(torch.autograd.Function):
+    """x·Wᵀ; what is kept for the way back is W in 8 bits, never written out."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(q, scale)
+        return product(x.reshape(-1, x.shape[-1]), q, scale).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        q, scale = ctx.saved_tensors
+        return product_back(grad.reshape(-1, grad.shape[-1]), q, scale).view(*grad.shape[:-1], -1), None, None
+
+
+def kernels(q: Tensor) -> ModuleType:
+    """Those for q's format: a module with `product` and `product_back`. They need Triton."""
+    from equipoise.policy.kernels import fp8, int8
+
+    return fp8 if q.dtype == FP8 else int8
+
+
+def product(x_MK: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:
+    """x·Wᵀ (M, N), W = q · scale, in x's dtype. On a GPU by `kernels`; what is written out here is their plain twin."""
+    if x_MK.is_cuda:
+        return kernels(q_NK).product(x_MK.contiguous(), q_NK, scale_N)
+    if q_NK.dtype == torch.int8:
+        return x_MK @ (q_NK * scale_N[:, None]).to(x_MK.dtype).T
+    x = _quantised(x_MK, FP8)
+    return ((x.q.float() @ q_NK.float().T) * x.scale[:, None] * scale_N).to(x_MK.dtype)
+
+
+def product_back(grad_MN: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:
+    """grad·W (M, K), in grad's dtype: the gradient of x. The rounding of x counts as if it were none."""
+    if grad_MN.is_cuda:
+        return kernels(q_NK).product_back(grad_MN.contiguous(), q_NK, scale_N)
+    if q_NK.dtype == torch.int8:
+        return grad_MN @ (q_NK * scale_N[:, None]).to(grad_MN.dtype)
+    # W's scales lie along the sum: they go into the gradient before it is rounded.
+    grad = _quantised(grad_MN * scale_N, FP8)
+    return ((grad.q.float() @ q_NK.float()) * grad.scale[:, None]).to(grad_MN.dtype)
+
+
+def to_eight_bits(model: Any, into: torch.dtype = torch.int8) -> None:
+    """Replace every linear layer's weights but the output head's, one layer at a time; adapters stay as they are.
+
+    Raises UserError for a weight that is not finite.
+    """
+    head = model.get_output_embeddings()
+    # Owners only: a list of all modules would keep every replaced layer alive, and with it both copies of the weights.
+    for name, owner in [(n, m) for n, m in model.named_modules() if not isinstance(m, nn.Linear)]:
+        if isinstance(owner, LoraLayer):
+            if type(owner.base_layer) is nn.Linear:
+                owner.base_layer = _replaced(owner.base_layer, into, name)
+        else:
+            for last, child in list(owner.named_children()):
+                if goes_into_eight_bits(owner, child, head):
+                    setattr(owner, last, _replaced(child, into, f"{name}.{last}"))
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain.is_quantized = True  # which export takes as: merge into the original weights
+
+
+def _replaced(linear: nn.Linear, into: torch.dtype, name: str) -> EightBitLinear:
+    try:
+        return EightBitLinear(linear, into)
+    except NotFinite:
+        raise NotFinite(f"{name}.weight").told() from None
+
+
+def goes_into_eight_bits(owner: nn.Module, child: nn.Module, head: nn.Module | None) -> bool:
+    """Whether `child` of `owner` is a linear layer of the model's own; a ModuleDict holds adapters."""
+    return type(child) is nn.Linear and child is not head and not isinstance(owner, nn.ModuleDict)
+
+
+def in_eight_bits(model: nn.Module) -> torch.dtype | None:
+    """The format of its rounded weights, None where it has none."""
+    return next((m.q.dtype for m in model.modules() if isinstance(m, EightBitLinear)), None)

@@ -1,0 +1,176 @@
+"""Queries and keys of a projection's output made ready for attention: normalised, and the first part of each head
+rotated. For layers in which that is more than the attention kernels do themselves.
+
+A row is (heads + 2·key heads) · D: queries, keys, values. Norms are RMS norms (Zhang & Sennrich 2019, arXiv
+1910.07467) of each head (Qwen 3, Gemma 3) or of all queries and all keys of a token together (OLMo 2). Arithmetic is
+float32.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from equipoise.policy.kernels.attention import Form
+from equipoise.policy.kernels.elementwise import add_rows
+
+
+class HeadNorms(NamedTuple):
+    """The norms of queries and keys: weights (D,), or (heads · D,) and (key heads · D,) for a norm over all heads."""
+
+    query: Tensor
+    key: Tensor
+    eps: float
+    offset: float
+    """What is added to the weights: 1 in Gemma."""
+
+    def whole(self, form: Form) -> bool:
+        """Whether the norm goes over all heads of a token."""
+        return len(self.query) != form.size
+
+
+@triton.jit
+def _tile(row, part, HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D: tl.constexpr, BH: tl.constexpr, P: tl.constexpr):
+    """Offsets of one row's queries (part 0), keys (1) or values (2), and which of them are real."""
+    count = tl.where(part == 0, HEADS, KEY_HEADS)
+    begin = tl.where(part == 0, 0, tl.where(part == 1, HEADS, HEADS + KEY_HEADS))
+    h, d = tl.arange(0, BH)[:, None], tl.arange(0, P)[None]
+    return row * ((HEADS + 2 * KEY_HEADS) * D) + begin * D + h * D, (h < count) & (d < D), count
+
+
+@triton.jit
+def _partner(d, R: tl.constexpr):
+    """The place that d is rotated with, and the sign with which it enters."""
+    other = tl.where(d < R // 2, d + R // 2, tl.where(d < R, d - R // 2, d))
+    return other, tl.where(d < R // 2, -1.0, 1.0)
+
+
+@triton.jit
+def _weights(wq, wk, part, h, d, real, D: tl.constexpr, WHOLE: tl.constexpr, OFFSET: tl.constexpr):
+    at = h * D + d if WHOLE else h * 0 + d
+    w = tl.load(wq + at, real & (part == 0), 0.0).to(tl.float32) + tl.load(wk + at, real & (part == 1), 0.0)
+    return w + OFFSET
+
+
+@triton.jit
+def _scale(x, count, eps, D: tl.constexpr, WHOLE: tl.constexpr):
+    """1 / rms: of each head (BH, 1), or of all (1, 1)."""
+    squares = tl.sum(x * x, 1)[:, None]
+    if WHOLE:
+        return 1.0 / tl.sqrt(tl.sum(squares, 0)[:, None] / (count * D) + eps)
+    else:
+        return 1.0 / tl.sqrt(squares / D + eps)
+
+
+@triton.jit
+def _prepare_kernel(
+    x, y, cos, sin, wq, wk, eps,
+    HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BH: tl.constexpr, R: tl.constexpr,
+    NORM: tl.constexpr, WHOLE: tl.constexpr, OFFSET: tl.constexpr,
+):  # fmt: skip
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    base, real, count = _tile(row, part, HEADS, KEY_HEADS, D, BH, P)
+    h, d = tl.arange(0, BH)[:, None], tl.arange(0, P)[None]
+    read = tl.load(x + base + d, real, 0.0)
+    if part == 2:
+        tl.store(y + base + d, read, real)
+        return
+    other, sign = _partner(d, R)
+    value, second = read.to(tl.float32), tl.load(x + base + other, real, 0.0).to(tl.float32)
+    if NORM:
+        scale = _scale(value, count, eps, D, WHOLE)
+        value *= scale * _weights(wq, wk, part, h, d, real, D, WHOLE, OFFSET)
+        second *= scale * _weights(wq, wk, part, h, other, real, D, WHOLE, OFFSET)
+    if R > 0:
+        c = tl.load(cos + row * R + d, d < R, 1.0).to(tl.float32)
+        s = tl.load(sin + row * R + d, d < R, 0.0).to(tl.float32)
+        value = value * c + sign * second * s
+    tl.store(y + base + d, value.to(y.dtype.element_ty), real)
+
+
+@triton.jit(do_not_specialize=["M", "PROGRAMS"])
+def _prepare_backward_kernel(
+    dy, x, dx, cos, sin, wq, wk, dw, M, PROGRAMS, eps,
+    HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BH: tl.constexpr, R: tl.constexpr,
+    NORM: tl.constexpr, WHOLE: tl.constexpr, OFFSET: tl.constexpr, WEIGHT: tl.constexpr,
+):  # fmt: skip
+    program, part = tl.program_id(0), tl.program_id(1)
+    h, d = tl.arange(0, BH)[:, None], tl.arange(0, P)[None]
+    total = tl.zeros((BH, P), tl.float32)
+    for row in range(program, M, PROGRAMS):
+        base, real, count = _tile(row, part, HEADS, KEY_HEADS, D, BH, P)
+        above = tl.load(dy + base + d, real, 0.0)
+        if part == 2:
+            tl.store(dx + base + d, above, real)
+        else:
+            grad = above.to(tl.float32)
+            if R > 0:
+                other, sign = _partner(d, R)
+                second = tl.load(dy + base + other, real, 0.0).to(tl.float32)
+                c = tl.load(cos + row * R + d, d < R, 1.0).to(tl.float32)
+                s = tl.load(sin + row * R + other, d < R, 0.0).to(tl.float32)
+                grad = grad * c - sign * second * s
+            if NORM:
+                value = tl.load(x + base + d, real, 0.0).to(tl.float32)
+                scale = _scale(value, count, eps, D, WHOLE)
+                value *= scale
+                if WEIGHT:
+                    total += grad * value
+                grad *= _weights(wq, wk, part, h, d, real, D, WHOLE, OFFSET)
+                product = tl.sum(grad * value, 1)[:, None]
+                mean = tl.sum(product, 0)[:, None] / (count * D) if WHOLE else product / D
+                grad = (grad - value * mean) * scale
+            tl.store(dx + base + d, grad.to(dx.dtype.element_ty), real)
+    if WEIGHT:  # noqa: SIM102 (one is known when the kernel is compiled, the other when it runs)
+        if part < 2:
+            if WHOLE:
+                total_count = tl.where(part == 0, HEADS, KEY_HEADS)
+                target = dw + (program * (HEADS + KEY_HEADS) + part * HEADS) * D + h * D + d
+                tl.store(target, total, (h < total_count) & (d < D))
+            else:
+                columns = tl.arange(0, P)
+                tl.store(dw + (program * 2 + part) * D + columns, tl.sum(total, 0), columns < D)
+
+
+PROGRAMS = 128
+
+
+def _options(form: Form, rotated: int, norms: HeadNorms | None) -> dict[str, object]:
+    heads = triton.next_power_of_2(form.heads)
+    columns = triton.next_power_of_2(form.size)
+    return {
+        "HEADS": form.heads, "KEY_HEADS": form.key_heads, "D": form.size, "P": columns, "BH": heads, "R": rotated,
+        "NORM": norms is not None, "WHOLE": norms is not None and norms.whole(form),
+        "OFFSET": norms.offset if norms is not None else 0.0, "num_warps": 8 if heads * columns > 2048 else 4,
+    }  # fmt: skip
+
+
+def prepare(qkv: Tensor, cos: Tensor, sin: Tensor, form: Form, rotated: int, norms: HeadNorms | None) -> Tensor:
+    """qkv (M, ·) with its queries and keys normalised, and the first `rotated` places of each head rotated by cos, sin
+    (M, rotated)."""
+    out = torch.empty_like(qkv)
+    query, key, eps = (norms.query, norms.key, norms.eps) if norms is not None else (qkv, qkv, 0.0)
+    _prepare_kernel[(qkv.shape[0], 3)](qkv, out, cos, sin, query, key, eps, **_options(form, rotated, norms))
+    return out
+
+
+def prepare_backward(
+    dout: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, form: Form, rotated: int, norms: HeadNorms | None,
+    dweights: tuple[Tensor, Tensor] | None,
+) -> Tensor:  # fmt: skip
+    """Gradient of qkv as it was before `prepare`. Those of the norms' weights are added to `dweights`, if there are."""
+    rows, dqkv = qkv.shape[0], torch.empty_like(qkv)
+    query, key, eps = (norms.query, norms.key, norms.eps) if norms is not None else (qkv, qkv, 0.0)
+    programs = rows if dweights is None else min(rows, PROGRAMS)
+    widths = (len(query), len(key))
+    dw = dqkv if dweights is None else torch.empty(programs, sum(widths), dtype=torch.float32, device=qkv.device)
+    _prepare_backward_kernel[(programs, 3)](
+        dout, qkv, dqkv, cos, sin, query, key, dw, rows, programs, eps,
+        **_options(form, rotated, norms), WEIGHT=dweights is not None,
+    )  # fmt: skip
+    if dweights is not None:
+        for target, part in zip(dweights, dw.split(widths, 1), strict=True):
+            add_rows(target, part.contiguous())
+    return dqkv
