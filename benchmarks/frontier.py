@@ -7,6 +7,8 @@ writes docs/frontier.csv (a row a run) and docs/frontier.svg, and prints the tab
 place of folders, it draws from that. The excess is KL(π‖π_ref) of the closing summary's sentences minus the bound for
 their strict success, whose base rate p₀ does not come from the runs (too rare there): --base-rate, --base-low and
 --base-high are estimate and 95 % interval, by default those of Ctrl-G's importance weights (benchmarks/RESULTS.md).
+With --pairs, a costs file of Ctrl-G or the record beside its sentences, the KL of every run whose summary has the
+outcomes of its sentences is split into compliance, variety and waste, and the plot shows what no run can reach.
 """
 
 import argparse
@@ -15,11 +17,14 @@ import json
 import re
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from equipoise.measures.decomposition import PairRates, least_variety, read_outcomes, split
 from equipoise.measures.shares import kl_bound
+from equipoise.ppo.evaluate import read_pair_rates
 
 MEASURES = ("both", "strict", "pairs", "effective_pairs", "unique", "nll", "kl")
 BASE_RATE, BASE_LOW, BASE_HIGH = 0.000209, 0.000173, 0.000245
@@ -27,7 +32,10 @@ BASE_RATE, BASE_LOW, BASE_HIGH = 0.000209, 0.000173, 0.000245
 Row = dict[str, str | float]
 
 
-def read_runs(folders: list[Path]) -> list[Row]:
+SPENT = ("compliance", "variety", "waste", "waste_low", "waste_high")
+
+
+def read_runs(folders: list[Path], pairs: PairRates | None) -> list[Row]:
     """The closing summaries of all runs in these sweeps."""
     rows: list[Row] = []
     for path in sorted(path for folder in folders for path in folder.glob("*/summary.json")):
@@ -35,13 +43,21 @@ def read_runs(folders: list[Path]) -> list[Row]:
         summary = json.loads(path.read_text())
         if named and "final" in summary:
             values = {key: round(float(summary["final"][key]), 5) for key in MEASURES}
-            rows.append({"setting": named[1], "seed": named[2], "steps": summary["steps"], **values})
+            row = {"setting": named[1], "seed": named[2], "steps": summary["steps"], **values}
+            rows.append(row | (spent(summary, pairs) if pairs is not None and "outcomes" in summary else {}))
     return rows
+
+
+def spent(summary: dict[str, Any], pairs: PairRates) -> Row:
+    made = split(read_outcomes(summary["outcomes"]), pairs)
+    values = (made.compliance.value, made.variety.value, *made.waste)
+    return {key: round(value, 4) for key, value in zip(SPENT, values, strict=True)}
 
 
 def read_csv(path: Path) -> list[Row]:
     with path.open(newline="") as file:
-        return [{k: v if k in ("setting", "seed") else float(v) for k, v in r.items()} for r in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+    return [{k: v if k in ("setting", "seed") else float(v) for k, v in row.items() if v} for row in rows]
 
 
 def with_excess(rows: list[Row], rate: float) -> list[Row]:
@@ -56,6 +72,8 @@ def by_setting(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def cell(rows: list[Row], key: str, form: str, factor: float = 1.0) -> str:
+    if not all(key in row for row in rows):
+        return ""
     values = [factor * float(row[key]) for row in rows]
     mean = form.format(sum(values) / len(values))
     return f"{mean} ({form.format(min(values))}–{form.format(max(values))})"
@@ -72,6 +90,7 @@ def table(rows: list[Row]) -> str:
         ("nats per token", "nll", "{:.2f}", 1),
         ("KL", "kl", "{:.1f}", 1),
         ("excess, strict", "excess", "{:.2f}", 1),
+        *((name, name, "{:.2f}", 1) for name in ("compliance", "variety", "waste") if any(name in row for row in rows)),
     ]
     lines = [
         "| setting | runs | " + " | ".join(title for title, *_ in columns) + " |",
@@ -81,6 +100,33 @@ def table(rows: list[Row]) -> str:
         cells = [cell(own, key, form, factor) for _, key, form, factor in columns]
         lines.append(f"| {setting} | {len(own)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def plot_spent(rows: list[Row], pairs: PairRates, path: Path) -> None:
+    """KL beyond compliance's over effective pairs, and waste over them; what no policy can reach is grey."""
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
+    FigureCanvasSVG(figure)
+    left, right = figure.subplots(1, 2)
+    curve = [(1.0, 0.0), *least_variety(pairs)]
+    left.fill_between(*zip(*curve, strict=True), -1, color="0.88", linewidth=0)
+    left.plot(*zip(*curve, strict=True), color="black", linewidth=1.2)
+    for number, (setting, own) in enumerate(by_setting([row for row in rows if "waste" in row]).items()):
+        colour, mark, x = f"C{number % 10}", "os^vDP*X<>"[number % 10], [float(row["effective_pairs"]) for row in own]
+        named = setting.replace("`", "")
+        beyond = [float(row["variety"]) + float(row["waste"]) for row in own]
+        left.scatter(x, beyond, s=28, color=colour, marker=mark, label=named, linewidths=0)
+        wasted = [float(row["waste"]) for row in own]
+        right.vlines(x, [float(r["waste_low"]) for r in own], [float(r["waste_high"]) for r in own], color=colour)
+        right.scatter(x, wasted, s=28, color=colour, marker=mark, linewidths=0)
+    left.set(xlabel="effective pairs of 100", ylabel="nats beyond compliance, per sentence", ylim=(-0.5, None))
+    right.set(xlabel="effective pairs of 100", ylabel="waste, nats per sentence")
+    right.axhline(0, color="black", linewidth=1.2)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize="small"
+    )
+    figure.savefig(path, metadata={"Date": None})
 
 
 def plot(rows: list[Row], path: Path) -> None:
@@ -115,17 +161,21 @@ def main() -> None:
     parser.add_argument("--base-rate", type=float, default=BASE_RATE)
     parser.add_argument("--base-low", type=float, default=BASE_LOW)
     parser.add_argument("--base-high", type=float, default=BASE_HIGH)
+    parser.add_argument("--pairs", default="", help="how often the untrained model succeeds with each pair")
     given = parser.parse_args()
+    pairs = read_pair_rates(given.pairs)
     is_csv = given.sweeps[0].suffix == ".csv"
-    runs = read_csv(given.sweeps[0]) if is_csv else read_runs(given.sweeps)
+    runs = read_csv(given.sweeps[0]) if is_csv else read_runs(given.sweeps, pairs)
     rows = with_excess(runs, given.base_rate)
     if given.output:
         if not is_csv:
             with given.output.with_suffix(".csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(runs[0]), lineterminator="\n")
+                writer = csv.DictWriter(file, list(max(runs, key=lambda row: len(row))), lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(runs)
         plot(rows, given.output.with_suffix(".svg"))
+        if pairs is not None and any("waste" in row for row in rows):
+            plot_spent(rows, pairs, given.output.with_name(given.output.name + "-waste.svg"))
     print(table(rows))
     print()
     ends = [with_excess(runs, rate) for rate in (given.base_low, given.base_high)]

@@ -30,12 +30,21 @@ def main(argv: list[str]) -> int:
 
         def decide() -> tuple[TrainConfig, bool]:
             config, reasons, overwrite = configure(argv)
-            return announced(config, reasons, ranks.size), overwrite
+            return with_target(announced(config, reasons, ranks.size)), overwrite
 
         config, overwrite = ranks.first_does(decide)
         from equipoise.ppo.train import train
 
         return train(config, overwrite=overwrite).exit_code
+
+
+def with_target(config: TrainConfig) -> TrainConfig:
+    """With the sentences of the target that the warm start begins with, if it has one. Raises UserError."""
+    if config.warm_start.warm_start_target == "off":
+        return config
+    from equipoise.methods.target import prepared
+
+    return prepared(config)
 
 
 def announced(config: TrainConfig, reasons: Sequence[str], processes: int) -> TrainConfig:
@@ -59,8 +68,8 @@ def announced(config: TrainConfig, reasons: Sequence[str], processes: int) -> Tr
 
 DESCRIPTION = (
     "Fine-tune a language model with PPO. Without options: what this machine can run. The same command again continues "
-    "the run. Also: --preset NAME (guide, bundled-gpu, varied, bundled-cpu), --config FILE.yaml for defaults, "
-    f"--overwrite to start anew, --algorithm grpo, rloo or reinforce++. {HELP}"
+    "the run. Also: --preset NAME (guide, bundled-gpu, varied, near, even, bundled-cpu), --config FILE.yaml for "
+    f"defaults, --overwrite to start anew, --algorithm grpo, rloo or reinforce++. {HELP}"
 )
 
 

@@ -20,6 +20,7 @@ from equipoise.evaluation.plots import as_csv, draw
 from equipoise.evaluation.runs import TrainingRun, read_runs
 from equipoise.evaluation.samples import Sample, sample
 from equipoise.evaluation.sources import Given, Source, measured, recognise
+from equipoise.evaluation.spent import spent_plots
 from equipoise.protocol.plural import plural
 from equipoise.runs.files import write_together, write_whole
 from equipoise.runs.locks import locked_folder
@@ -60,7 +61,7 @@ def _report(
     evaluation, rows, study = measure(given, choices)
     carded = [(card, modelcard.method_of(card, evaluation, config.card_method)) for card in config.card]
     samples = read_samples(rows, evaluation)
-    plots = [*figures(evaluation), frontier_plot(evaluation, runs), *training_plots(runs)]
+    plots = [*figures(evaluation), frontier_plot(evaluation, runs), *spent_plots(evaluation), *training_plots(runs)]
     drawn = {plot.name: draw(plot) for plot in plots}
     contents: dict[str, str | bytes] = {}
     for each in drawn.values():

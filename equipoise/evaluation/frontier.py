@@ -1,17 +1,20 @@
 """The trade-off: how far from the base model a compliance must be and is, and who is best in adherence or fluency."""
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
 from equipoise.evaluation.counted import Sample
 from equipoise.evaluation.intervals import drawn_occupations, put_together
-from equipoise.evaluation.results import FEWEST, Estimate, Frontier, FrontierPoint, ParetoPoint
+from equipoise.evaluation.results import FEWEST, Estimate, Frontier, FrontierPoint, KLParts, ParetoPoint
 from equipoise.evaluation.side import Side
 from equipoise.evaluation.wording import listed, untrained
+from equipoise.measures.decomposition import Outcomes, Pair, PairRates, least_variety, pooled, split
 from equipoise.measures.shares import kl_bound
+from equipoise.measures.variety import effective
 
 Event = Literal["strict", "both"]
 
@@ -70,15 +73,45 @@ def frontier(
     judge: str | None,
 ) -> Frontier:
     p0, source = base_rate(event, sides, metrics, base)
+    rates, pairs_event, pairs_source = base_pairs(event, sides)
     points = []
     for method, own in metrics.items():
         compliance, distance = own[event], kl[method]
         least = None if p0 is None or compliance.value is None else bound(compliance.value, p0)
         known = least is not None and least.value is not None and distance is not None and distance.value is not None
         excess = distance.value - least.value if known else None  # type: ignore[operator, union-attr]
-        points.append(FrontierPoint(method, compliance, distance, least, excess))
+        parts = None if rates is None else kl_parts([s.outcomes.get(pairs_event, {}) for s in sides[method]], rates)
+        points.append(FrontierPoint(method, compliance, distance, least, excess, parts))
     pareto = () if judge is None else _pareto(event, samples, metrics, judge)
-    return Frontier(event, p0, source, tuple(points), pareto)
+    curve = () if rates is None else tuple(least_variety(rates))
+    return Frontier(event, p0, source, tuple(points), pareto, pairs_event, curve, pairs_source)
+
+
+def base_pairs(event: Event, sides: Mapping[str, list[Side]]) -> tuple[PairRates | None, Event, str]:
+    """How often the base model succeeds with each pair, at which event, and which side file says so: the one with most
+    sentences, of `event` where there is one, else of the other."""
+    other: Event = "both" if event == "strict" else "strict"
+    for own in (event, other):
+        told = [(name, side.pair_rates[own]) for name, s in sides.items() for side in s if own in side.pair_rates]
+        if told:
+            name, rates = max(told, key=lambda pair: pair[1].n)
+            return rates, own, f"importance weights of {rates.n:,} sentences, in the costs file of {name}"
+    return None, event, "no costs file tells how often the base model succeeds with each pair; Ctrl-G's does"
+
+
+def kl_parts(samples: Sequence[Mapping[Pair | None, Outcomes]], rates: PairRates) -> KLParts | None:
+    """Of the sentences of all of a method's files together; None where there are fewer than two."""
+    seen = pooled(samples)
+    n = sum(each.n for each in seen.values())
+    if n < 2:
+        return None
+    made = split(seen, rates)
+    counts = Counter({pair: each.n for pair, each in seen.items() if pair is not None})
+    kl, compliance, variety, waste = (
+        Estimate(part.value, part.low, part.high, n, "given")
+        for part in (made.kl, made.compliance, made.variety, made.waste)
+    )
+    return KLParts(made.share, effective(counts), kl, compliance, variety, waste, made.unseen)
 
 
 def members(adherence: np.ndarray, fluency: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from equipoise.evaluation import findings, paper, tables
+from equipoise.evaluation import findings, paper, spent, tables
 from equipoise.evaluation.plots import Drawn
 from equipoise.evaluation.results import Evaluation
 from equipoise.evaluation.runs import TrainingRun
@@ -96,6 +96,7 @@ def render(content: Content) -> str:
         problems=[(name, m.problems) for name, m in evaluation.methods.items() if m.problems],
         headline=tables.headline(evaluation),
         excess=tables.excess(evaluation),
+        spent=spent.table(evaluation),
         differences=tables.differences(evaluation),
         costs=tables.costs(evaluation),
         diagnostics=tables.metrics_table(evaluation, "diagnostic"),

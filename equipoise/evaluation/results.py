@@ -203,6 +203,24 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class KLParts:
+    """A KL split into what compliance costs, what the variety of pairs costs, and waste, all of one and the same sample
+    of sentences: kl = compliance + variety + waste, nats per sentence (see measures/decomposition.py)."""
+
+    share: float
+    """Compliance of that sample, 0 to 1."""
+    effective_pairs: float
+    """2^H over its compliant sentences' pairs."""
+    kl: Estimate
+    compliance: Estimate
+    variety: Estimate
+    waste: Estimate
+    unseen: float
+    """Share of its compliant sentences whose pair the base model was never seen to write: these are one class, with an
+    upper limit, so that the waste is the most that it can be."""
+
+
+@dataclass(frozen=True)
 class FrontierPoint:
     method: str
     compliance: Estimate
@@ -211,6 +229,8 @@ class FrontierPoint:
     """The least KL, in nats per sentence, that this compliance needs; its interval follows from p0's."""
     excess: float | None
     """kl − bound."""
+    parts: KLParts | None = None
+    """What the KL is spent on; None where the base model's pairs, or the sentences of the KL, are not known."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +259,13 @@ class Frontier:
     points: tuple[FrontierPoint, ...]
     pareto: tuple[ParetoPoint, ...]
     """Empty without a judge."""
+    pairs_event: Literal["strict", "both"] = "strict"
+    """What the parts of a KL are of: the event for which the base model's pairs are known."""
+    least_variety: tuple[tuple[float, float], ...] = ()
+    """(effective pairs, the least nats that so much variety costs), from the base model's own upward; empty where its
+    pairs are not known."""
+    pairs_source: str = ""
+    """Where the base model's pairs are from, or why they are not known."""
 
 
 @dataclass(frozen=True)

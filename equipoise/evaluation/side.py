@@ -3,22 +3,29 @@
     {"method": "Generate-and-Filter", "seconds": 812.5, "load_seconds": 4.2, "tokens": 1234567, "generations": 11520,
      "accepted": 40, "generations_per_accepted": 288.0, "rows": 5000, "ess": 1234.5,
      "kl": {"value": 5.65, "low": 5.4, "high": 5.9, "how": "…"},
-     "p0": {"value": 0.0035, "low": 0.0016, "high": 0.0066, "n": 2560, "event": "both", "how": "…"}}
+     "p0": {"value": 0.0035, "low": 0.0016, "high": 0.0066, "n": 2560, "event": "both", "how": "…"},
+     "outcomes": {"strict": [{"pair": ["bold", "caring"], "n": 17, "mean": 9.1, "variance": 4.2}, …], "both": […]},
+     "pair_rates": {"event": "strict", "unseen": 1e-7, "n": 5000,
+                    "pairs": [{"pair": ["bold", "caring"], "value": 2e-6, "variance": 1e-14}, …]}}
 
 Every field may be missing. `kl` is nats per sentence; `p0` is the probability of an event under the base model. One of
-`both` or `strict` serves for that event; of another event, or of none that is named, it serves for nothing. The file
+`both` or `strict` serves for that event; of another event, or of none that is named, it serves for nothing.
+`outcomes` are the sentences that the KL was estimated from, by pair (null: those that fail), with mean and variance of
+log q − log p; `pair_rates` the probabilities of success with each pair under the base model. From both together comes
+what the KL is spent on (`measures/decomposition.py`). The file
 lies beside `FILE`: it may be `completions.csv.costs.json` or `completions.costs.json` for `completions.csv`.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from equipoise.documents import read_json
 from equipoise.errors import UserError
 from equipoise.evaluation.results import Cost, Estimate
+from equipoise.measures.decomposition import Outcomes, Pair, PairRates, read_outcomes, read_rates
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,10 @@ class Side:
     p0: Estimate | None
     event: str
     """What `p0` is the probability of: `both`, `strict`, or any other event by its name; empty where none is named."""
+    outcomes: Mapping[str, Mapping[Pair | None, Outcomes]] = field(default_factory=dict)
+    """By event."""
+    pair_rates: Mapping[str, PairRates] = field(default_factory=dict)
+    """By event."""
 
 
 _NUMBERS = ("seconds", "load_seconds", "tokens", "generations", "accepted", "generations_per_accepted", "rows", "ess")
@@ -56,9 +67,18 @@ def read_side(path: str) -> Side | None:
             _estimate(kl, "kl", math.inf),
             _estimate(p0, "p0", 1.0),
             event,
+            {name: read_outcomes(found) for name, found in _members(document, "outcomes").items()},
+            {str(r["event"]): read_rates(r) for r in [_members(document, "pair_rates")] if "event" in r},
         )
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{place} cannot be used ({error}): mend it, or move it away to go without") from None
+
+
+def _members(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = document.get(name) or {}
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{name} is {found!r:.40}, expected an object")
+    return found
 
 
 def _number(value: Any, name: str) -> float:

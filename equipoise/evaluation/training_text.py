@@ -97,6 +97,7 @@ def _facts(config: Mapping[str, Any]) -> list[str]:
         ("learning rate of the value head", of_values.get("value_learning_rate")),
         ("target KL of an update", ppo.get("target_kl")),
         ("KL coefficient", _with_target(ppo)),
+        ("KL charged for", KL_IN.get(str(ppo.get("kl_in")))),
         ("entropy bonus", ppo.get("entropy_coef") or None),
         ("clip", ppo.get("clip")),
         ("clip of values", of_values.get("value_clip")),
@@ -110,6 +111,13 @@ def _facts(config: Mapping[str, Any]) -> list[str]:
         ("seed", config.get("seed")),
     ]
     return [f"{name} {visible(str(value))}" for name, value in facts if value is not None]
+
+
+KL_IN = {
+    "both": "exactly over the vocabulary at the places visited, each place's in the loss, those after it in the reward",
+    "loss": "exactly over the vocabulary at the places visited, in the loss alone",
+}
+"""Where it is not the sampled token's log-ratio, in its reward."""
 
 
 def _with_schedule(ppo: Mapping[str, Any]) -> str | None:
@@ -168,10 +176,14 @@ def _warm_start(run: TrainingRun, options: Mapping[str, Any], task: Task) -> str
         return options.get(f"warm_start_{name}")
 
     how, file, rounds = options.get("warm_start", "off"), at("file"), at("rounds") or 1
-    if how == "off" and not file:
+    target = TARGETS.get(str(at("target")))
+    given = bool(file or target)
+    if how == "off" and not given:
         return ""
     own = "its own samples that succeed strictly"
-    if file:
+    if target:
+        source = f"sentences of Ctrl-G, resampled by their importance weights towards {target.format(pair(task))}"
+    elif file:
         source = f"those sentences of the file {visible(str(file))} that succeed strictly"
     elif how == "forced":
         begun = "a term of the class" if len(task.classes) == 1 else "a term of each class"
@@ -187,10 +199,18 @@ def _warm_start(run: TrainingRun, options: Mapping[str, Any], task: Task) -> str
     # So many were asked for; how many a search found is not on record.
     told = [f"at most {_number(at('sentences'))} sentences" + (" a round" if rounds > 1 else "")]
     told += [f"{rounds} rounds"] if rounds > 1 else []
-    told += [_kept(at("candidates"), at("keep"), task, how == "forced" and not file)]
+    told += [_kept(at("candidates"), at("keep"), task, how == "forced" and not given)]
     told += [f"epochs {at('epochs')}", f"batch {at('batch_size')}", f"learning rate {at('learning_rate')} at most"]
-    told += [f"at most {plural(at('budget') or 0, 'sample')} drawn in search of them"] if not file or rounds > 1 else []
+    told += (
+        [f"at most {plural(at('budget') or 0, 'sample')} drawn in search of them"] if not given or rounds > 1 else []
+    )
     return f"Before {title} a supervised warm start taught it from {source} ({', '.join(filter(None, told))})."
+
+
+TARGETS = {
+    "near": "what the untrained model writes where it succeeds strictly",
+    "even": "what the untrained model writes where it succeeds strictly, but every {} alike",
+}
 
 
 def _kept(candidates: Any, keep: Any, task: Task, forced: bool) -> str:
@@ -198,7 +218,9 @@ def _kept(candidates: Any, keep: Any, task: Task, forced: bool) -> str:
         return ""
     likeliest = f"the likeliest under the untrained model, of each {pair(task)} alike and no two of one mould"
     resampled = "resampled towards what the untrained model writes"
-    if keep != "conditional":
+    if keep == "even":
+        resampled += f", of each {pair(task)} alike"
+    if keep not in ("conditional", "even"):
         kept = likeliest
     else:
         kept = f"in the first round {likeliest}, then {resampled}" if forced else resampled

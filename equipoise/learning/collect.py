@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise, permutations
@@ -146,7 +146,7 @@ def search(
                 assert pair is not None, "a sentence that succeeds strictly holds every class"
                 found.setdefault(text, Found(example._replace(text=text), pair))
         progress(min(len(found), target), target, drawn)
-    return Collected(_kept(policy, wanted, task, list(found.values()), sampling.temperature, generator, ranks), drawn)
+    return Collected(_kept(policy, wanted, task, list(found.values()), sampling, generator, ranks), drawn)
 
 
 def hopeless(found: int, drawn: int, budget: int, fewest: int = BATCH) -> bool:
@@ -170,7 +170,7 @@ def _kept(
     wanted: Search,
     task: Task,
     found: Sequence[Found],
-    temperature: float,
+    sampling: SamplingConfig,
     generator: torch.Generator,
     ranks: Ranks,
 ) -> list[Example]:
@@ -178,8 +178,8 @@ def _kept(
     count = wanted.sentences
     if wanted.candidates == 1 or len(found) <= 1:
         return [f.example for f in found][:count]
-    if wanted.keep == "conditional" and not wanted.forced:
-        return conditional(policy, found, count, temperature, generator, ranks)
+    if wanted.keep != "likeliest" and not wanted.forced:
+        return conditional(policy, found, count, sampling, generator, ranks, alike=wanted.keep == "even")
     return likeliest(policy, found, task, count, ranks)
 
 
@@ -282,19 +282,30 @@ def conditional(
     policy: Policy,
     found: Sequence[Found],
     count: int,
-    temperature: float,
+    sampling: SamplingConfig,
     generator: torch.Generator,
     ranks: Ranks = ALONE,
+    *,
+    alike: bool = False,
 ) -> list[Example]:
     """`count` sentences drawn without replacement in proportion to π_ref/π, π being the policy that wrote them.
 
     With all of them that is importance resampling towards π_ref conditioned on success; with a share of them it goes
     part of the way, which the next round goes on from. Drawn by the Gumbel-top-k trick (Kool, van Hoof & Welling 2019).
+    `alike`: as many of each pair, as far as they go, so that the proportion holds within the pairs only.
     """
     examples = [f.example for f in found]
     log_ratio = RowLimit(EVALUATION_ROWS, lambda _: None).run(
-        policy, lambda r: kl_to_reference(policy, [as_rollout(examples)], temperature, r, ranks)
+        policy, lambda r: kl_to_reference(policy, [as_rollout(examples)], sampling, r, ranks)
     )
     uniform = torch.rand(len(examples), generator=generator, dtype=torch.float64)
     keys = -log_ratio - torch.log(-torch.log(uniform))
-    return [examples[i] for i in keys.topk(min(count, len(examples))).indices.tolist()]
+    order = keys.argsort(descending=True).tolist()
+    if alike:
+        places: Counter[tuple[str, ...]] = Counter()
+        rank = {}
+        for i in order:
+            rank[i] = places[found[i].pair]
+            places[found[i].pair] += 1
+        order.sort(key=rank.__getitem__)
+    return [examples[i] for i in order[:count]]

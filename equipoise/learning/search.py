@@ -16,6 +16,6 @@ class Search:
     sentences: int
     candidates: int = 1
     """Sentences to find for each that is kept."""
-    keep: Literal["likeliest", "conditional"] = "likeliest"
+    keep: Literal["likeliest", "conditional", "even"] = "likeliest"
     budget: int = 20_000
     """Samples drawn at most."""

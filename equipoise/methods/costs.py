@@ -7,6 +7,9 @@ draws that pass its filter); `generations_per_accepted`, null where none was; `r
 - `training_seconds` of supervised fine-tuning, the making of its sentences not counted;
 - `kl`: KL from the method's distribution to the base model's under the base prompt, nats per sentence, as
   {value, low, high, how}, the bounds being a 95 % interval's, with the `kl_sentences` it was estimated from;
+- `outcomes`: of the same sentences, for each event, how many fail and how many succeed with each pair, and mean and
+  variance of log q − log p in each of these classes; `pair_rates`: how often the base model succeeds with each pair
+  (`measures/decomposition.py` says what both are for);
 - `p0`: the probability that the base model's sentence complies, as {value, low, high, n, event, how},
   the event being `both` (terms of every class) or `strict` success;
 - `ess`: effective sample size of the importance weights of a method that weights its sentences, and `log_weights`,
@@ -83,7 +86,7 @@ class Costs:
         (self.seconds, self.load_seconds), (self.tokens, generations) = numbers, counts
         self.priced, self.closed = generations // self.candidates, "accepted" in found
         self.log_weights = weights
-        kept = ("kl", "kl_sentences", "kl_seconds", "p0", "ess", "hmm")
+        kept = ("kl", "kl_sentences", "kl_seconds", "outcomes", "p0", "pair_rates", "ess", "hmm")
         self.document = {name: found[name] for name in kept if name in found}
 
     @property

@@ -1,17 +1,19 @@
 """Ctrl-G's sentences for any keys, with what they say of the base model."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
+from equipoise.measures.decomposition import Pair, PairRates, pair_rates, rates_document
 from equipoise.methods.completions import Key, all_keys
 from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.ctrlg.constraint import constraint_of
 from equipoise.methods.ctrlg.writer import VERSION, CtrlG, check_feasible
 from equipoise.methods.estimates import mean_over_occupations
+from equipoise.methods.kl import outcomes_of
 from equipoise.methods.prompted import Prompted, Written, uniforms
 from equipoise.policy import bundled
 from equipoise.policy.config import PolicyConfig, SamplingConfig
@@ -105,24 +107,24 @@ class Guided(Prompted):
         self,
         runs: int,
         say: Callable[[str], None],
-        own: Mapping[Key, float] | None = None,
+        own: tuple[Mapping[Key, str], Mapping[Key, float]] | None = None,
         ranks: Ranks = ALONE,
     ) -> dict[str, Any]:
-        """`kl`, `p0` and `ess` from `runs` sentences of each occupation, drawn by all ranks. Raises UserError,
-        NonFiniteLogits, on all.
+        """`kl`, `outcomes`, `p0`, `pair_rates` and `ess` from `runs` sentences of each occupation, drawn by all ranks.
+        Raises UserError, NonFiniteLogits, on all.
 
         Drawn at temperature 1 and top-p 1, so that every compliant sentence of the base model can come up: then
-        E[w] = P(the base model's sentence complies), w = p/q, and KL(q‖p) = −E[log w]. `own`: the log weights of the
-        writer's own sentences, which save drawing others where it `covers_all`.
+        E[w] = P(the base model's sentence complies), w = p/q, and KL(q‖p) = −E[log w]. `own`: the writer's own
+        sentences and their log weights, which save drawing others where it `covers_all`.
         """
         keys = all_keys(runs, self.task.names)
         if own is None:
-            log_weights = self._drawn_anew(keys, say, ranks)
+            texts, log_weights = self._drawn_anew(keys, say, ranks)
         else:
             assert self.covers_all
             if self._ctrlg is None:  # a finished file was continued: only for the facts
                 self.load(say, ranks)
-            log_weights = {key: own[key] for key in keys}
+            texts, log_weights = ({key: each[key] for key in keys} for each in own)  # type: ignore[assignment]
         how = (
             f"{plural(len(keys), 'sentence')} of Ctrl-G, {runs} of each occupation, drawn at temperature 1 and top-p 1"
         )
@@ -141,20 +143,42 @@ class Guided(Prompted):
                 "event": self.event,
                 "how": f"mean importance weight of {how}; 95 % bootstrap interval within occupations",
             }
+            if runs > 1:
+                rates = rates_by_pair((key.occupation, self._pair(texts[key]), log_weights[key]) for key in keys)
+                known["pair_rates"] = {"event": self.event, **rates_document(rates)}
+        known["outcomes"] = outcomes_of(texts, {key: -weight for key, weight in log_weights.items()}, self.task)
         return known | {"ess": effective_size(list(log_weights.values())), "hmm": self.facts}
 
-    def _drawn_anew(self, keys: Sequence[Key], say: Callable[[str], None], ranks: Ranks) -> dict[Key, float]:
-        """Log weights of sentences at temperature 1 and top-p 1."""
+    def _pair(self, text: str) -> Pair:
+        pair = self.task.match(text).first
+        assert pair is not None, "what meets the constraint holds every class"
+        return pair
+
+    def _drawn_anew(
+        self, keys: Sequence[Key], say: Callable[[str], None], ranks: Ranks
+    ) -> tuple[dict[Key, str], dict[Key, float]]:
+        """Sentences at temperature 1 and top-p 1, and their log weights."""
         sampling = SamplingConfig(1.0, 1.0, self.sampling.max_new_tokens)
         if self.policy is None:
             Prompted.load(self, say, ranks)
         self._ctrlg = None  # its tables are no smaller than those to come
         guide = self._guide(sampling, say, ranks)
 
-        def draw(part: Sequence[Key]) -> list[float]:
-            return guide(part, uniforms(f"{self.seed}/kl", part, sampling.max_new_tokens)).log_weights
+        def draw(part: Sequence[Key]) -> list[tuple[str, float]]:
+            made = guide(part, uniforms(f"{self.seed}/kl", part, sampling.max_new_tokens))
+            return list(zip(made.texts, made.log_weights, strict=True))
 
-        return dict(zip(keys, self.in_batches(keys, draw, say, ranks), strict=True))
+        drawn = dict(zip(keys, self.in_batches(keys, draw, say, ranks), strict=True))
+        return {key: text for key, (text, _) in drawn.items()}, {key: weight for key, (_, weight) in drawn.items()}
+
+
+def rates_by_pair(sentences: Iterable[tuple[str, Pair, float]]) -> PairRates:
+    """How often the base model's sentence meets the constraint with each pair, from (occupation, pair, log weight) of
+    Ctrl-G's, at least two for each occupation."""
+    groups: dict[str, list[tuple[Pair, float]]] = {}
+    for occupation, pair, log_weight in sentences:
+        groups.setdefault(occupation, []).append((pair, math.exp(log_weight)))
+    return pair_rates(groups.values())
 
 
 def effective_size(log_weights: Sequence[float]) -> float:

@@ -161,6 +161,9 @@ def _into_files(
         return outcome
 
 
+BASE_ITSELF = "it is the base model under the base prompt, a nucleus left out"
+
+
 def _distance(
     config: SampleConfig,
     writer: "Prompted",
@@ -181,10 +184,10 @@ def _distance(
     wanted = runs * len(writer.task.names)
     if costs.document.get("kl_sentences") == wanted:
         return {}
-    own = costs.log_weights if own_do else None
+    own = (outcome.texts, costs.log_weights) if own_do else None
     known = have_done(through, partial(_measured, replace(config, task=writer.task), runs, own), say)
     if known is None:
-        kl = {"value": 0.0, "low": 0.0, "high": 0.0, "how": "it is the base model under the base prompt"}
+        kl = {"value": 0.0, "low": 0.0, "high": 0.0, "how": BASE_ITSELF}
         return {"kl": kl, **{name: yields(outcome.texts, writer.task, "both")[name] for name in ("p0", "yield")}}
     return known
 
@@ -192,13 +195,13 @@ def _distance(
 def _measured(
     config: SampleConfig,
     runs: int,
-    log_weights: Mapping[Key, float] | None,
+    own_sentences: tuple[Mapping[Key, str], Mapping[Key, float]] | None,
     writer: "Prompted",
     ranks: Ranks,
     say: Callable[[str], None],
 ) -> dict[str, Any] | None:
     """The writer's KL to the base model from `runs` sentences of each occupation; None where it is that itself, nothing
-    where there is no telling. `log_weights`: those of the writer's own sentences, where they do."""
+    where there is no telling. `own_sentences`: the writer's, with their log weights, where they do."""
     # Only here: they need torch.
     from equipoise.methods.guided import Guided
     from equipoise.methods.kl import kl_to_base
@@ -215,9 +218,9 @@ def _measured(
     began = time.perf_counter()
     try:
         if isinstance(writer, Guided):
-            known = writer.distance(runs, say, log_weights, ranks)
+            known = writer.distance(runs, say, own_sentences, ranks)
         else:
-            known = {"kl": kl_to_base(writer, base, runs, say, ranks)}
+            known = kl_to_base(writer, base, runs, say, ranks)
     except (UserError, NonFiniteLogits) as error:
         say(f"the KL is left out: {error}")
         return {}

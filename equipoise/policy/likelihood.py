@@ -5,21 +5,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from equipoise.policy.config import SamplingConfig
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout, rollout_of
-from equipoise.policy.score import score
+from equipoise.policy.score import nucleus_mass, score
 from equipoise.protocol.task import Task
 from equipoise.runs.ranks import ALONE, Ranks
 
 
 @torch.no_grad()
 def kl_to_reference(
-    policy: Policy, rollouts: Sequence[Rollout], temperature: float, rows: int, ranks: Ranks = ALONE
+    policy: Policy, rollouts: Sequence[Rollout], sampling: SamplingConfig, rows: int, ranks: Ranks = ALONE
 ) -> Tensor:
-    """(B,) log π − log π_ref of each completion, nats: k1 of KL(π‖π_ref). `rows` at a time, dealt out to the ranks."""
+    """(B,) log π − log π_ref of each completion, nats: k1 of KL(π‖π_ref). `rows` at a time, dealt out to the ranks.
+
+    π is what the completions were sampled from: with a nucleus its probabilities are those within, which sum to 1.
+    π_ref is the reference at the same temperature, all of it; temperature 0 is taken for 1."""
+    temperature = sampling.temperature or 1.0
 
     def log_ratio(part: Rollout) -> Tensor:
-        return _summed(policy, part, temperature, False) - _summed(policy, part, temperature, True)
+        own, base = (_summed(policy, part, temperature, reference) for reference in (False, True))
+        if sampling.temperature == 0 or sampling.top_p == 1:
+            return own - base
+        return own - base - _by_row(nucleus_mass(policy, part, sampling), part)
 
     return torch.cat(ranks.deal([part for rollout in rollouts for part in _parts(rollout, rows)], log_ratio))
 
@@ -59,9 +67,13 @@ def completion_logprobs(
     completions: Sequence[Sequence[int]],
     rows: int,
     ranks: Ranks = ALONE,
+    nucleus: SamplingConfig | None = None,
 ) -> list[float]:
     """Log-probability under the policy of each completion (token ids) after its prompt, in nats, `rows` at a time,
-    dealt out to the ranks."""
+    dealt out to the ranks.
+
+    `nucleus`: how the completions were sampled, at temperature 1; the probabilities are then those within the nucleus.
+    """
     sums = [0.0] * len(prompts)
     # Rows of one prompt together: a pack holds it once, and it may be three times as long as what is scored.
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
@@ -72,6 +84,8 @@ def completion_logprobs(
         # On a GPU a pack's shape would be recorded as a graph for a single use.
         packed = not policy.graphs.enabled
         flat = score(policy, rollout, 1.0, packed=packed, entropy=False).logprobs.double().cpu()
+        if nucleus is not None:
+            flat = flat - nucleus_mass(policy, rollout, nucleus).double().cpu()
         return [float(logprobs.sum()) for logprobs in flat.split(rollout.lengths_B.tolist())]
 
     for part, found in zip(parts, ranks.deal(parts, summed), strict=True):
@@ -87,8 +101,12 @@ def _parts(rollout: Rollout, rows: int) -> list[Rollout]:
 def _summed(policy: Policy, rollout: Rollout, temperature: float, reference: bool) -> Tensor:
     """(B,) log-probability of each completion, on the CPU. Not recorded: such a batch is seen once."""
     scores = score(policy, rollout, temperature, packed=True, reference=reference, entropy=False, recorded=False)
-    parts = scores.logprobs.double().cpu().split(rollout.lengths_B.tolist())
-    return torch.stack([part.sum() for part in parts])
+    return _by_row(scores.logprobs, rollout)
+
+
+def _by_row(values_N: Tensor, rollout: Rollout) -> Tensor:
+    """(B,) sums over the tokens of each completion, on the CPU."""
+    return torch.stack([part.sum() for part in values_N.double().cpu().split(rollout.lengths_B.tolist())])
 
 
 EVALUATION_ROWS = 128  # completions scored at a time, at first

@@ -6,7 +6,7 @@ are flat over the N real completion tokens, row by row (`Rollout.tokens_N` order
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,8 @@ from torch.nn.functional import pad
 
 from equipoise.policy import plain, trie
 from equipoise.policy.attention import TRIE_ATTENTION
+from equipoise.policy.config import SamplingConfig
+from equipoise.policy.draw import weights
 from equipoise.policy.graphs import round_up
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
@@ -23,11 +25,12 @@ from equipoise.policy.rooms import Room, bucket
 
 class Scores(NamedTuple):
     """Each (N,) float32: log-probability of the token in nats, entropy of its distribution in nats, predicted
-    return."""
+    return, and KL of its distribution to the reference's in nats, 0 unless it was asked for."""
 
     logprobs: Tensor
     entropies: Tensor
     values: Tensor
+    kl: Tensor
 
 
 class Pack(NamedTuple):
@@ -101,6 +104,16 @@ def entropies(logits_NV: Tensor, temperature: float) -> Tensor:
     return -(log_p_NV.exp() * log_p_NV).sum(-1)
 
 
+def exact_kl(logits_NV: Tensor, reference_NV: Tensor, temperature: float) -> Tensor:
+    """(N,) KL in nats of each row's distribution to the reference's, over the whole vocabulary: the expectation of
+    log π − log π_ref over the next token (Rao-Blackwellised: A. Amini, T. Vieira and R. Cotterell 2025, "Better
+    Estimation of the KL Divergence Between Language Models"). A token masked to −inf in the policy counts 0."""
+    least = torch.finfo(torch.float32).min
+    log_p_NV = torch.log_softmax(logits_NV.float() / temperature, dim=-1).clamp(min=least)
+    log_q_NV = torch.log_softmax(reference_NV.float() / temperature, dim=-1).clamp(min=least)
+    return (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1)
+
+
 def score(
     policy: Policy,
     rollout: Rollout,
@@ -109,11 +122,13 @@ def score(
     packed: bool,
     reference: bool = False,
     entropy: bool = True,
+    kl: bool = False,
     recorded: bool = True,
 ) -> Scores:
-    """Score every completion token. `reference` uses the frozen model; `entropy=False` leaves zeros there.
-    `recorded=False` records no graph, for a batch that is seen once. Where the model's numbers are not those of the
-    way that is asked for (`policy.ways`), a plainer one is taken.
+    """Score every completion token. `reference` uses the frozen model; `entropy=False` leaves zeros there, and so does
+    `kl=False`. The KL has a gradient by the policy, not by the reference. `recorded=False` records no graph, for a
+    batch that is seen once. Where the model's numbers are not those of the way that is asked for (`policy.ways`), a
+    plainer one is taken.
 
     Gradients flow when grad mode is on. Raises nothing: a non-finite model gives non-finite scores, which the caller
     tests.
@@ -121,15 +136,41 @@ def score(
     groups = packs(policy, rollout) if packed else None
     if groups is not None and len(groups) > 1:
         parts = [
-            _score_packed(policy, rollout.select(rows), temperature, reference, entropy, recorded) for rows in groups
+            _score_packed(policy, rollout.select(rows), temperature, (reference, entropy, kl), recorded)
+            for rows in groups
         ]
         return Scores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
     if groups is not None:
-        return _score_packed(policy, rollout, temperature, reference, entropy, recorded)
+        return _score_packed(policy, rollout, temperature, (reference, entropy, kl), recorded)
+    compute, base_NV = _compute(policy, rollout), None
+    if kl:
+        with torch.no_grad(), policy.as_reference() as model:
+            base_NV = compute(policy, model, rollout)[0]
     with policy.as_reference(reference) as model:
-        compute = _padded if policy.ways.padded and not _too_long(policy, rollout) else plain.forward
         logits_NV, hidden_NH = compute(policy, model, rollout)
-    return _scores(policy, logits_NV, hidden_NH, rollout.tokens_N.to(policy.device), temperature, entropy)
+    tokens_N = rollout.tokens_N.to(policy.device)
+    return _scores(policy, logits_NV, hidden_NH, tokens_N, temperature, entropy, base_NV)
+
+
+@torch.no_grad()
+def nucleus_mass(policy: Policy, rollout: Rollout, sampling: SamplingConfig) -> Tensor:
+    """(N,) log of the probability that the policy's nucleus holds where each completion token was drawn, 0 at top-p 1.
+    What is sampled from the nucleus has a probability larger by its inverse."""
+    if sampling.top_p >= 1:
+        return torch.zeros(int(rollout.lengths_B.sum()), device=policy.device)
+    groups = packs(policy, rollout)
+    if groups is not None:
+        parts = [_forward_pack(policy, pack(policy, rollout.select(rows), padded=False), False)[0] for rows in groups]
+    else:
+        with policy.as_reference(False) as model:
+            parts = [_compute(policy, rollout)(policy, model, rollout)[0]]
+    rows = [weights(rows_NV, sampling) for part in parts for rows_NV in torch.split(part, 256)]
+    return torch.cat([row_NV.sum(-1, dtype=torch.float64).log() for row_NV in rows])
+
+
+def _compute(policy: Policy, rollout: Rollout) -> Callable[[Policy, Any, Rollout], tuple[Tensor, Tensor]]:
+    """How rows that are not packed are computed."""
+    return _padded if policy.ways.padded and not _too_long(policy, rollout) else plain.forward
 
 
 def packs(policy: Policy, rollout: Rollout) -> list[Tensor] | None:
@@ -158,23 +199,35 @@ def _too_long(policy: Policy, rollout: Rollout) -> bool:
 
 
 def _score_packed(
-    policy: Policy, rollout: Rollout, temperature: float, reference: bool, entropy: bool, recorded: bool
+    policy: Policy, rollout: Rollout, temperature: float, asked: tuple[bool, bool, bool], recorded: bool
 ) -> Scores:
     if torch.is_grad_enabled():
-        return score_pack(policy, pack(policy, rollout, padded=False), temperature, reference, entropy)
+        return score_pack(policy, pack(policy, rollout, padded=False), temperature, *asked)
     batch = pack(policy, rollout, once=not recorded)
-    key = ("score", temperature, reference, entropy)
+    key = ("score", temperature, *asked)
 
     def function(*x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(score_pack(policy, Pack(*x), temperature, reference, entropy))
+        return tuple(score_pack(policy, Pack(*x), temperature, *asked))
 
     outputs = policy.graphs(key, function, *batch) if recorded else function(*batch)
     n = int(rollout.lengths_B.sum())
     return Scores(*(x[:n].clone() for x in outputs))
 
 
-def score_pack(policy: Policy, batch: Pack, temperature: float, reference: bool, entropy: bool) -> Scores:
+def score_pack(
+    policy: Policy, batch: Pack, temperature: float, reference: bool, entropy: bool, kl: bool = False
+) -> Scores:
     """The same for a pack, spare tokens included. A function of tensors alone, so it can be recorded."""
+    base_NV = None
+    if kl:
+        with torch.no_grad():
+            base_NV = _forward_pack(policy, batch, True)[0]
+    logits_NV, hidden_NH = _forward_pack(policy, batch, reference)
+    return _scores(policy, logits_NV, hidden_NH, batch.targets_N, temperature, entropy, base_NV)
+
+
+def _forward_pack(policy: Policy, batch: Pack, reference: bool) -> tuple[Tensor, Tensor]:
+    """(N, V) logits and (N, H) hidden states at the tokens that predict."""
     with policy.as_reference(reference) as model:
         logits, hidden = policy.forward(
             model,
@@ -183,19 +236,27 @@ def score_pack(policy: Policy, batch: Pack, temperature: float, reference: bool,
             logits_to_keep=batch.predictors_N,
             **_attention(policy, model, batch),
         )
-    return _scores(policy, logits[0], hidden[0], batch.targets_N, temperature, entropy)
+    return logits[0], hidden[0]
 
 
 def _scores(
-    policy: Policy, logits_NV: Tensor, hidden_NH: Tensor, tokens_N: Tensor, temperature: float, entropy: bool
+    policy: Policy,
+    logits_NV: Tensor,
+    hidden_NH: Tensor,
+    tokens_N: Tensor,
+    temperature: float,
+    entropy: bool,
+    base_NV: Tensor | None,
 ) -> Scores:
+    values_N = policy.value(hidden_NH)
+    kl_N = torch.zeros_like(values_N) if base_NV is None else exact_kl(logits_NV, base_NV, temperature)
     if logits_NV.is_cuda:
         from equipoise.policy.kernels import vocabulary
 
-        return Scores(*vocabulary.logprobs(logits_NV, tokens_N, temperature, entropy), policy.value(hidden_NH))
+        return Scores(*vocabulary.logprobs(logits_NV, tokens_N, temperature, entropy), values_N, kl_N)
     logprobs_N = token_logprobs(logits_NV, tokens_N, temperature)
     entropy_N = entropies(logits_NV, temperature) if entropy else torch.zeros_like(logprobs_N)
-    return Scores(logprobs_N, entropy_N, policy.value(hidden_NH))
+    return Scores(logprobs_N, entropy_N, values_N, kl_N)
 
 
 def _attention(policy: Policy, model: Any, batch: Pack) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def estimate(config: PPOConfig, paid_B: Tensor, scored: Scored, rollout: Rollout
         net_B = paid_B.double() - kl_coef * kl_BT.double().sum(1)
         advantages_BT = spread(maths.leave_one_out(net_B, config.group_size))
         return Estimated(advantages_BT, advantages_BT)
-    rewards_BT = maths.token_rewards(paid_B, kl_BT, mask_BT, kl_coef)
+    rewards_BT = maths.token_rewards(paid_B, scored.charged_BT(rollout, config.kl_in), mask_BT, kl_coef)
     if config.algorithm == "reinforce++":
         # A sum of what is still to come is the advantage over values of 0 at λ = 1.
         sums = maths.gae(rewards_BT, torch.zeros_like(rewards_BT), mask_BT, config.gamma, 1.0)
@@ -64,4 +64,6 @@ def experience_of(
         advantages.used_BT,
         scored.reference if method.kl_in_loss else None,
         kl_coef if method.kl_in_loss else 0.0,
+        # In proportion to the advantages, which are whitened.
+        None if config.kl_in == "reward" else kl_coef * maths.scale(advantages.raw_BT, rollout.mask_BT).item(),
     )

@@ -51,6 +51,7 @@ FREE_TO_CHANGE = {
         "ppo.micro_batch_size",
         "ppo.pieces",
         "evaluation.final_sentences",
+        "evaluation.pair_rates",
     )
 } | {f"run.{f.name}" for f in dataclasses.fields(RunConfig)}
 

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from equipoise.errors import UserError
-from equipoise.learning.search import BATCH, Search
 from equipoise.options import TaskOption
 from equipoise.policy.algorithms import ALGORITHMS, GROUP, Algorithm
 from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.ppo.run_config import RunConfig
+from equipoise.ppo.warm_start_config import WarmStartConfig
 from equipoise.ppo.watch_config import WatchConfig
 from equipoise.protocol.reward import RewardWeights
 from equipoise.protocol.task import PROTOCOL
@@ -78,6 +78,11 @@ class PPOConfig:
     kl_coef: float = 0.05
     """β: price of one nat of KL(π‖π_ref) per sentence, in units of reward; with `grpo` the weight of KL per token in
     the loss."""
+    kl_in: Literal["reward", "both", "loss"] = "reward"
+    """Where KL(π‖π_ref) is charged for. `reward`: log π − log π_ref of each sampled token, in its reward. `both`: the
+    exact KL over the whole vocabulary, at the places visited: that of a place in the loss, that of the places after it
+    in the reward; the same objective at the price of a second pass of the reference. `loss`: without the
+    latter. For `ppo` and `reinforce++`."""
     ref_kl_target: float | None = None
     """KL(π‖π_ref) in nats per sentence that β is steered towards; None keeps β. It cannot be near 0 when the goal is
     met."""
@@ -163,6 +168,11 @@ class PPOConfig:
                     f"{each.name.replace('_', '-')} {getattr(self, each.name)} is about {what}, which {method.title} "
                     "does not have: leave it out"
                 )
+        if self.kl_in != "reward" and not method.token_credit:
+            raise UserError(
+                f"kl-in {self.kl_in} charges for the KL from token to token, which {method.title} does not: leave it "
+                "out"
+            )
 
     @property
     def method(self) -> Algorithm:
@@ -184,67 +194,6 @@ class PPOConfig:
 
 
 @dataclass(frozen=True)
-class WarmStartConfig:
-    warm_start: Literal["off", "forced", "samples", "samples-if-found"] = "off"
-    """`forced` begins each sentence with a term of each class, every combination alike, and lets the model go on at
-    top-p 0.95; it needs a task with openings. `samples` keeps those of the model's free samples that comply, unchanged
-    but rare. `samples-if-found` does the same, and where too few are found the run goes on without a warm start."""
-    warm_start_file: str = ""
-    """Take the sentences from this completions file, of any method, whatever --warm-start says: those that succeed
-    strictly."""
-    warm_start_sentences: int = 256
-    """Distinct sentences to learn from."""
-    warm_start_candidates: int = 1
-    """Find so many sentences for each that is learnt, and keep some of them as `--warm-start-keep` says."""
-    warm_start_keep: Literal["likeliest", "conditional"] = "likeliest"
-    """`likeliest`: of each pair of terms alike, those that the untrained model finds the likeliest, no two of one
-    mould: variety, at the least price in fluency. `conditional`: resampled in proportion to π_ref/π, towards what the
-    untrained model itself writes where it complies: nearness, from the second round on."""
-    warm_start_rounds: int = 1
-    """Rounds of finding and learning. After the first the sentences are the policy's own, as the last round left it."""
-    warm_start_batch_size: int = BATCH
-    """Sentences of one optimizer step."""
-    warm_start_epochs: int = 2
-    """Times that the stage goes through its sentences."""
-    warm_start_learning_rate: float = 1e-4
-    """Highest of the stage: it rises over a tenth of the steps and then falls to 0."""
-    warm_start_budget: int = 20_000
-    """Samples drawn at most in search of them."""
-
-    @property
-    def wanted(self) -> bool:
-        return self.warm_start != "off" or bool(self.warm_start_file)
-
-    @property
-    def search(self) -> Search:
-        """How the sentences are found."""
-        return Search(
-            forced=self.warm_start == "forced",
-            sentences=self.warm_start_sentences,
-            candidates=self.warm_start_candidates,
-            keep=self.warm_start_keep,
-            budget=self.warm_start_budget,
-        )
-
-    def __post_init__(self) -> None:
-        if self.warm_start_sentences < BATCH:
-            raise UserError(f"warm-start-sentences {self.warm_start_sentences} must be at least {BATCH}")
-        for name in ("warm_start_candidates", "warm_start_rounds", "warm_start_batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
-        if self.warm_start_keep == "conditional" and self.warm_start == "forced" and self.warm_start_rounds == 1:
-            raise UserError(
-                "--warm-start-keep conditional needs sentences that the policy wrote freely, and one round of "
-                "--warm-start forced has none: use --warm-start samples, or --warm-start-rounds 2"
-            )
-        if self.warm_start_epochs < 1 or self.warm_start_learning_rate <= 0:
-            raise UserError(
-                f"warm-start-epochs {self.warm_start_epochs} must be at least 1 and warm-start-learning-rate "
-                f"{self.warm_start_learning_rate} above 0: --warm-start off leaves the stage out"
-            )
-
-
-@dataclass(frozen=True)
 class EvaluationConfig:
     base_samples: int = 0
     """Sentences of the untrained model, sampled as in training, from which its rate of compliance is estimated: the
@@ -258,6 +207,10 @@ class EvaluationConfig:
     """Temperature of these sentences, as of `equipoise generate`."""
     eval_top_p: float = 0.95
     """Nucleus of these sentences, likewise."""
+    pair_rates: str = ""
+    """How often the untrained model succeeds strictly with each pair: the costs file of Ctrl-G's sentences. The KL of
+    evaluations and of the closing summary is then split into what compliance costs, what variety costs, and waste. With
+    --warm-start-target it is there by itself."""
     export: Literal["best", "last"] = "best"
     """Which weights are exported: `best` those of the evaluation with the highest strict success (within its sampling
     error the one with more effective pairs, then the one nearer to the reference model); `last` the last."""
@@ -278,7 +231,7 @@ class TrainConfig:
     """Everything a run depends on; saved with it. Presets are values of this class."""
 
     preset: str = "bundled-cpu"
-    """The defaults that options change: guide, bundled-gpu, varied or bundled-cpu."""
+    """The defaults that options change: guide, bundled-gpu, varied, near, even or bundled-cpu."""
     task: TaskOption = PROTOCOL
     """What is studied: a task file with its own occupations, classes of terms, frame, bounds and prompts, or the name
     of a packaged task."""

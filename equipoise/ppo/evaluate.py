@@ -8,10 +8,14 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from equipoise.documents import read_json
+from equipoise.errors import UserError
+from equipoise.measures.decomposition import Outcomes, Pair, PairRates, outcomes, read_rates, split
 from equipoise.measures.variety import effective, pair_counts
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.likelihood import EVALUATION_ROWS, continuation_nll, kl_to_reference
@@ -30,6 +34,8 @@ class Drawn(NamedTuple):
     occupations: list[str]
     texts: list[str]
     rollouts: list[Rollout]
+    log_ratios: tuple[float, ...] = ()
+    """log π − log π_ref of each in nats, where it was measured."""
 
 
 def draw_sentences(
@@ -124,10 +130,40 @@ def evaluate(
     `tick`: as of `draw_sentences`."""
     drawn = draw_sentences(policy, task, prompts, sampling, count, name, rows, tick, ranks)
     kl_B = RowLimit(EVALUATION_ROWS, lambda _: None).run(
-        policy, lambda r: kl_to_reference(policy, drawn.rollouts, sampling.temperature or 1.0, r, ranks)
+        policy, lambda r: kl_to_reference(policy, drawn.rollouts, sampling, r, ranks)
     )
     finished = torch.cat([rollout.finished_B for rollout in drawn.rollouts]).double().mean().item()
-    return {**measure(drawn.texts, drawn.occupations, task), "kl": kl_B.mean().item(), "finished": finished}, drawn
+    found = {**measure(drawn.texts, drawn.occupations, task), "kl": kl_B.mean().item(), "finished": finished}
+    return found, drawn._replace(log_ratios=tuple(kl_B.tolist()))
+
+
+def spent(drawn: Drawn, task: Task, rates: PairRates | None) -> dict[str, float]:
+    """`kl_compliance`, `kl_variety` and `kl_waste`, which `kl` is the sum of; nothing where the reference's pairs are
+    not known, or are of other occupations than the sentences."""
+    if rates is None or set(drawn.occupations) != set(task.names):
+        return {}
+    made = split(strict_outcomes(drawn, task), rates)
+    return {"kl_compliance": made.compliance.value, "kl_variety": made.variety.value, "kl_waste": made.waste.value}
+
+
+def read_pair_rates(path: str) -> PairRates | None:
+    """Of a costs file of Ctrl-G, or of the record beside its sentences; None without a path. Raises UserError."""
+    if not path:
+        return None
+    try:
+        document = read_json(Path(path).expanduser())
+        found = document.get("pair_rates", document)
+        if found.get("event", "strict").partition(",")[0] != "strict":
+            raise ValueError(f"its event is {found['event']}, expected strict")
+        return read_rates(found)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"--pair-rates {path} cannot be used ({error}): give a costs file of Ctrl-G") from None
+
+
+def strict_outcomes(drawn: Drawn, task: Task) -> dict[Pair | None, Outcomes]:
+    """What the distance to the reference is split by: success with each pair, failure, and of either the log ratios."""
+    pairs = [task.match(text).first if task.strict(text) else None for text in drawn.texts]
+    return outcomes(zip(pairs, drawn.log_ratios, strict=True))
 
 
 def fluency(policy: Policy, drawn: Drawn, task: Task, ranks: Ranks = ALONE) -> float | None:

@@ -29,11 +29,23 @@ class Scored(NamedTuple):
     entropies: Tensor
     values: Tensor
     """0 where the policy has no value head."""
+    exact: Tensor
+    """KL of the next token's distribution to the reference's, nats; 0 where --kl-in reward has no need of it."""
     reference: Tensor
 
     def kl_BT(self, rollout: Rollout) -> Tensor:
         """(B, T) log π − log π_ref: k1 of KL(π‖π_ref), nats."""
         return torch.where(rollout.mask_BT, maths.kl_k1(self.logprobs, self.reference), 0.0)
+
+    def charged_BT(self, rollout: Rollout, kl_in: str) -> Tensor:
+        """(B, T) nats that the reward of each token is charged for: k1 of the token itself; with `both` the exact KL of
+        the next place, which the token leads to; with `loss` nothing."""
+        if kl_in == "reward":
+            return self.kl_BT(rollout)
+        charged_BT = torch.zeros_like(self.exact)
+        if kl_in == "both":
+            charged_BT[:, :-1] = torch.where(rollout.mask_BT, self.exact, 0.0)[:, 1:]
+        return charged_BT
 
 
 class Experience(NamedTuple):
@@ -50,3 +62,6 @@ class Experience(NamedTuple):
     """log π_ref, where the KL to the reference is in the loss; else None."""
     kl_coef: float = 0.0
     """The weight of that KL."""
+    exact_price: float | None = None
+    """Price of a nat of the exact KL to the reference, in units of the advantages as they are used, where it is in the
+    loss; else None."""

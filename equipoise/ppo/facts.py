@@ -4,6 +4,12 @@ from equipoise.ppo.config import TrainConfig
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import PROTOCOL_WEIGHTS
 
+KL_IN = {
+    "reward": "",
+    "both": "exact KL in the loss and of later places in the reward",
+    "loss": "exact KL in the loss alone",
+}
+
 
 def facts(config: TrainConfig, steps: int, kl_coef: float, *, warmed: bool) -> str:
     """Such as "PPO, 75 steps of 64 sentences, all weights, …". `kl_coef`: as it was at the end; `warmed`: whether the
@@ -18,6 +24,7 @@ def facts(config: TrainConfig, steps: int, kl_coef: float, *, warmed: bool) -> s
         f"KL coefficient {kl_coef:.3g}"
         + (" in the loss" if ppo.method.kl_in_loss else "")
         + (" at the end, steered" if ppo.ref_kl_target is not None else ""),
+        KL_IN[ppo.kl_in],
         _warm_start(config, warmed),
         f"entropy bonus {ppo.entropy_coef:g}" if ppo.entropy_coef else "",
         f"bonus for strict success {config.strict_bonus:g}" if config.strict_bonus else "",
@@ -33,7 +40,9 @@ def _warm_start(config: TrainConfig, warmed: bool) -> str:
     warm = config.warm_start
     if not warm.wanted or not warmed:
         return ""
-    if warm.warm_start_file:
+    if warm.warm_start_target != "off":
+        source = f"Ctrl-G's sentences, resampled towards the target {warm.warm_start_target!r}"
+    elif warm.warm_start_file:
         source = "sentences of a file"
     else:
         source = "forced sentences" if warm.warm_start == "forced" else "its own complying samples"

@@ -5,10 +5,11 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from equipoise.measures.decomposition import outcomes_document
 from equipoise.policy.sample import NonFiniteLogits
 from equipoise.ppo.choice import Evaluation, because, better, words
 from equipoise.ppo.closing import show
-from equipoise.ppo.evaluate import evaluate, fluency, groups
+from equipoise.ppo.evaluate import evaluate, fluency, groups, read_pair_rates, spent, strict_outcomes
 from equipoise.ppo.facts import facts
 from equipoise.ppo.shared import SharedRun
 from equipoise.ppo.summary import FINAL, SUMMARY, alerts, left_out_warm_start, read_rows, training_summary
@@ -75,8 +76,10 @@ def _final(training: Training, run: SharedRun) -> dict[str, Any]:
         return {}
     lines = sentence_lines(zip(drawn.occupations, drawn.texts, strict=True))
     ranks.first_does(lambda: write_file(Path(config.run.output_dir) / FINAL, lines))
+    rates = ranks.first_does(lambda: read_pair_rates(config.evaluation.pair_rates))
     return {
-        "final": {**measured, "nll": nll},
+        "final": {**measured, "nll": nll, **spent(drawn, config.task, rates)},
+        "outcomes": outcomes_document(strict_outcomes(drawn, config.task)),
         "groups": groups(drawn.texts, drawn.occupations, config.occupations, config.task) if config.holdout else {},
         "generation": f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}",
         "final_seconds": time.monotonic() - started,
@@ -101,7 +104,10 @@ def evaluate_checkpoint(training: Training, run: SharedRun) -> Evaluation | None
         run.log.event(state.step, "nonfinite", what="the KL to the reference is not finite, in an evaluation")
         return None
     rank = training.ranks.first_does(lambda: training.functions.rank_of(drawn.texts, drawn.occupations))
-    return {"step": state.step, **measured} | ({} if rank is None else {"rank": rank})
+    rates = training.ranks.first_does(lambda: read_pair_rates(config.evaluation.pair_rates))
+    return {"step": state.step, **measured, **spent(drawn, config.task, rates)} | (
+        {} if rank is None else {"rank": rank}
+    )
 
 
 def mark_checkpoint(training: Training, run: SharedRun) -> None:

@@ -18,15 +18,19 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
 
 
+def scale(x: Tensor, mask: Tensor) -> Tensor:
+    """1 / std of `x` over the True entries: what `whiten` multiplies by, and with it anything that is to keep its
+    proportion to what was whitened."""
+    return torch.rsqrt(masked_mean((x - masked_mean(x, mask)) ** 2, mask) + 1e-8)
+
+
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
     """(x − mean) / std over the True entries, 0 elsewhere. The standard deviation is the population one.
 
     One call covers the whole batch (all its mini-batches): whitening each mini-batch by itself would make a sample's
     advantage depend on which others it happens to be drawn with.
     """
-    mean = masked_mean(x, mask)
-    variance = masked_mean((x - mean) ** 2, mask)
-    return torch.where(mask, (x - mean) * torch.rsqrt(variance + 1e-8), 0.0)
+    return torch.where(mask, (x - masked_mean(x, mask)) * scale(x, mask), 0.0)
 
 
 def kl_k1(logp: Tensor, logq: Tensor) -> Tensor:

@@ -78,7 +78,15 @@ def step_metrics(
         "advantage/std": advantages.raw_BT[mask_BT].std(unbiased=False).item(),
         **_groups(config.ppo, rewarded),
         "guard/skipped": state.skipped,
+        **_exact(config, scored, mask_BT),
     } | _function(rewarded)
+
+
+def _exact(config: TrainConfig, scored: Scored, mask_BT: Tensor) -> dict[str, float]:
+    """The exact KL at the places visited, where it is computed."""
+    if config.ppo.kl_in == "reward":
+        return {}
+    return {"kl/exact": torch.where(mask_BT, scored.exact, 0.0).sum(1).mean().item()}
 
 
 def _losses(update: UpdateStats) -> dict[str, float]:

@@ -159,7 +159,7 @@ def reward_sentences(training: Training, rollout: Rollout, occupations: Sequence
 
 
 Launched = list[tuple[Tensor, Tensor]]
-"""For each group of completions its row numbers, and (4, N) numbers on the device in the order of `Scored`."""
+"""For each group of completions its row numbers, and (5, N) numbers on the device in the order of `Scored`."""
 
 
 def launch_scores(
@@ -184,7 +184,7 @@ def launch_scores(
     with torch.no_grad():
         for group in groups:
             part = rollout.select(group)
-            scores = score(policy, part, temperature, packed=packed)
+            scores = score(policy, part, temperature, packed=packed, kl=ppo.kl_in != "reward")
             reference = score(policy, part, temperature, packed=packed, reference=True, entropy=False)
             # Copied, since the next replay of a recorded graph writes its results into the same memory.
             launched.append((group, torch.stack([*scores, reference.logprobs])))

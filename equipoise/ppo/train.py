@@ -19,6 +19,7 @@ from equipoise.policy.source import load_config, load_tokenizer, resolve
 from equipoise.policy.verify import check_length, settle
 from equipoise.ppo.base import BaseRates, base_rates
 from equipoise.ppo.config import TrainConfig
+from equipoise.ppo.evaluate import read_pair_rates
 from equipoise.ppo.finish import finish, mark_checkpoint
 from equipoise.ppo.functions import FunctionFailed, Functions, RankFunction, RewardFunction, keep_traceback
 from equipoise.ppo.guard import ALERT_EXIT, NONFINITE_EXIT, on_alert, on_nonfinite
@@ -99,6 +100,7 @@ class Trainer:
 
     def __enter__(self) -> "Trainer":
         self.config.task.check_new_tokens(self.config.sampling.max_new_tokens)
+        self.ranks.first_does(lambda: read_pair_rates(self.config.evaluation.pair_rates))
         with ExitStack() as opened:
             self.run = opened.enter_context(
                 SharedRun.open(

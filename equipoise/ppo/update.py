@@ -201,6 +201,8 @@ def columns_of(experience: Experience, rows: Tensor, method: Algorithm) -> Colum
     if experience.reference_BT is not None:
         columns |= {"reference": experience.reference_BT}
         columns["kl_weight"] = experience.kl_coef * columns.get("share", weight_BT)
+    if experience.exact_price is not None:
+        columns["exact_weight"] = experience.exact_price * weight_BT
     if method.whole_ratio:
         columns["row"] = torch.zeros(like.shape, dtype=torch.long)
     return columns
@@ -258,12 +260,12 @@ def _loss_and_gradients(
 ) -> Tensor:
     old_logp, weight = columns["old_logp"], columns["weight"]
     share = columns.get("share", weight)
-    entropy = config.entropy_coef != 0
+    entropy, exact = config.entropy_coef != 0, "exact_weight" in columns
     if isinstance(source, Pack):
-        new = score_pack(policy, source, temperature, reference=False, entropy=entropy)
+        new = score_pack(policy, source, temperature, reference=False, entropy=entropy, kl=exact)
         real = source.real_N
     else:
-        new = score(policy, source, temperature, packed=False, entropy=entropy)
+        new = score(policy, source, temperature, packed=False, entropy=entropy, kl=exact)
         real = weight > 0
     # A spare token's score is a number like any other: it is put to its old value, and weighs nothing.
     logprobs = torch.where(real, new.logprobs, 0.0)
@@ -279,6 +281,8 @@ def _loss_and_gradients(
     if "reference" in columns:
         kl_sum = (maths.kl_k3(logprobs, columns["reference"]) * columns["kl_weight"]).sum()
         loss = loss + kl_sum
+    if exact:
+        loss = loss + (new.kl * columns["exact_weight"]).sum()
     (loss - config.entropy_coef * (new.entropies * weight).sum()).backward()
     kl = (maths.kl_k3(old_logp, logprobs.detach()) * weight).sum()
     clipped = (surrogate.clipped * share).sum()

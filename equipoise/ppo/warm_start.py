@@ -6,6 +6,7 @@ They may also come from a file, such as the sentences of another method.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -26,8 +27,8 @@ from equipoise.runs.stage import Stage, unseen
 def read(
     path: Path, training: Training, prompts: dict[str, list[int]], say: Callable[[str], None] = lambda line: None
 ) -> list[Example]:
-    """Strictly successful sentences of a file in any layout, each once, at most as many as are wanted. `say` gets what
-    is odd in the file.
+    """Strictly successful sentences of a file in any layout, each as often as it may come, at most as many as are
+    wanted. `say` gets what is odd in the file.
 
     Raises UserError for a file that is none, and for fewer than `BATCH` sentences.
     """
@@ -36,14 +37,18 @@ def read(
     for line in notices:
         say(line)
     found = examples_of(rows, policy.tokenizer, task, prompts, policy.stop_ids, "strict")
-    examples = list({example.text: example for example in found.examples}.values())
-    if len(examples) < BATCH:
+    config, times = training.config.warm_start, Counter[str]()
+    examples = []
+    for example in found.examples:
+        times[example.text] += 1
+        if times[example.text] <= config.warm_start_copies:
+            examples.append(example)
+    if len(times) < BATCH:
         raise UserError(
-            f"the warm start can learn from {plural(len(examples), 'sentence')} of {path} and needs at least {BATCH} "
+            f"the warm start can learn from {plural(len(times), 'sentence')} of {path} and needs at least {BATCH} "
             f"({found.describe()}): give another --warm-start-file"
         )
-    wanted = training.config.warm_start.warm_start_sentences
-    chosen = torch.randperm(len(examples), generator=training.state.generator)[:wanted]
+    chosen = torch.randperm(len(examples), generator=training.state.generator)[: config.warm_start_sentences]
     return [examples[i] for i in chosen.tolist()]
 
 
@@ -72,7 +77,12 @@ def warm_start(
     for number in range(config.warm_start_rounds):
         rounds = f" {number + 1} of {config.warm_start_rounds}" if config.warm_start_rounds > 1 else ""
         label = f"warm start{rounds}"
-        if config.warm_start_file and number == 0:
+        if config.given and number == 0:
+            if not config.warm_start_file:
+                raise UserError(
+                    f"the sentences of --warm-start-target {config.warm_start_target} have not been written: start the "
+                    "run with equipoise train, or pass equipoise.methods.target.prepared(config)"
+                )
             examples = read(Path(config.warm_start_file), training, prompts, partial(_labelled, say, label))
         else:
             wanted = config.search if number == 0 else replace(config.search, forced=False)

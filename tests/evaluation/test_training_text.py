@@ -18,9 +18,9 @@ from equipoise.ppo.config import (
     PPOConfig,
     RunConfig,
     TrainConfig,
-    WarmStartConfig,
 )
 from equipoise.ppo.presets import PRESETS
+from equipoise.ppo.warm_start_config import WarmStartConfig
 from equipoise.ppo.watch_config import WatchConfig
 from equipoise.protocol.reward import RewardWeights
 from equipoise.protocol.task import PROTOCOL, Task
@@ -141,6 +141,21 @@ def test_sentences_from_a_file_take_the_place_of_the_first_rounds() -> None:
     text = told(TrainConfig(warm_start=options))
     assert "those sentences of the file a.csv that succeed strictly (at most 256 sentences," in text
     assert "forced" not in text and "drawn in search" not in text
+
+
+def test_a_target_and_where_the_kl_is_charged_for_are_told() -> None:
+    options = WarmStartConfig(
+        warm_start_target="even", warm_start_file="x.csv", warm_start_rounds=2, warm_start_candidates=2,
+        warm_start_keep="even",
+    )  # fmt: skip
+    text = told(TrainConfig(warm_start=options, ppo=PPOConfig(kl_in="both")))
+    assert (
+        "importance weights towards what the untrained model writes where it succeeds strictly, but every pair" in text
+    )
+    assert "are kept resampled towards what the untrained model writes, of each pair" in text and "x.csv" not in text
+    assert "KL charged for exactly over the vocabulary" in text
+    plain = told(TrainConfig(warm_start=WarmStartConfig(warm_start_target="near", warm_start_file="x.csv")))
+    assert "where it succeeds strictly (" in plain and "KL charged for" not in plain
 
 
 def of_run(config: TrainConfig, **records: Any) -> str:

@@ -35,7 +35,7 @@ def prompts(policy: Policy) -> dict[str, list[int]]:
 
 def test_an_untrained_policy_is_at_distance_nothing_and_its_rate_is_the_known_one(policy: Policy) -> None:
     drawn = draw_sentences(policy, PROTOCOL, prompts(policy), SamplingConfig(), 150, "test", 64)
-    kl_B = kl_to_reference(policy, drawn.rollouts, 1.0, 64)
+    kl_B = kl_to_reference(policy, drawn.rollouts, SamplingConfig(), 64)
     assert kl_B.abs().max() < 1e-3
     rates = measure_base(policy, PROTOCOL, prompts(policy), SamplingConfig(), NUCLEUS, (1280, 64))
     assert 0 < rates.both < 20  # 0.4 % are 5 of 1,280
@@ -48,7 +48,7 @@ def test_distances_packed_on_the_gpu_are_the_padded_ones(policy: Policy) -> None
             if parameter.requires_grad and ("lora_B" in name or "down_proj" in name):
                 parameter.add_(0.002 * torch.randn_like(parameter))
     (rollout,) = draw_sentences(policy, PROTOCOL, prompts(policy), NUCLEUS, 32, "test", 32).rollouts
-    found = kl_to_reference(policy, [rollout], 1.0, 32)
+    found = kl_to_reference(policy, [rollout], SamplingConfig(), 32)
     with torch.no_grad():
         ours, theirs = (score(policy, rollout, 1.0, packed=False, reference=r).logprobs for r in (False, True))
     slow = torch.stack([x.sum() for x in (ours - theirs).cpu().double().split(rollout.lengths_B.tolist())])

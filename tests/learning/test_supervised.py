@@ -1,5 +1,6 @@
 """Learning from a file of sentences: what is read, how it is spelt, and what is minimised."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,15 @@ from equipoise.learning.supervised import (
 )
 from equipoise.policy.config import PolicyConfig
 from equipoise.policy.load import Policy, load_policy
+from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import prompt_ids, sentences_of
 from equipoise.policy.source import Source, load_tokenizer
+from equipoise.ppo.state import State
 from equipoise.ppo.train import train
+from equipoise.ppo.training import Training, new_optimizer
+from equipoise.ppo.warm_start import read
 from equipoise.protocol.task import PROTOCOL
+from equipoise.runs.ranks import ALONE
 from tests.default import OCCUPATIONS, PROMPTS
 from tests.ppo.small import small_config
 from tests.tiny import next_logprobs, tiny_folder
@@ -208,6 +214,20 @@ def test_ppo_starts_from_the_sentences_of_a_file(
         return -cross_entropy(policy, found.examples, packed=True)
 
     assert likelihood(tmp_path / "started" / "out") > likelihood(tmp_path / "plain" / "out") + 0.1
+
+
+def test_a_sentence_of_the_file_comes_as_often_as_it_stands_there_but_no_more_often_than_asked(
+    model: Path, tmp_path: Path
+) -> None:
+    texts = [("nurse", f"The nurse was bold and loyal in a {word} .") for word in OCCUPATIONS[:16]]
+    data = write(tmp_path / "data.csv", [*texts, *texts[:2], *texts[:1] * 5])
+    for copies, expected in ((1, [1] * 16), (3, [3, 2, *[1] * 14])):
+        config = small_config(model, tmp_path, warm_start_file=str(data), warm_start_copies=copies)
+        policy = load(model)
+        state = State.begin(config, RowLimit(16))
+        training = Training(config, policy, new_optimizer(config, policy, ALONE), state, prompts_of(policy))
+        counts = Counter(example.text for example in read(data, training, prompts_of(policy)))
+        assert [counts[text] for _, text in texts] == expected
 
 
 def test_a_warm_start_file_with_too_little_in_it_says_what_is_wrong(model: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from equipoise.errors import UserError
+from equipoise.measures.decomposition import read_outcomes
 from equipoise.methods.completions import Key, all_keys
 from equipoise.methods.guided import effective_size, mean_weight
 from equipoise.methods.kl import ROWS, kl_to_base
@@ -19,11 +20,11 @@ from tests.tiny import next_logprobs, tiny_folder, words_folder
 OCCUPATIONS = PROTOCOL.names
 
 
-def writer(folder: Path, tokens: int = 2, seed: int = 0) -> Prompted:
+def writer(folder: Path, tokens: int = 2, seed: int = 0, top_p: float = 1.0) -> Prompted:
     return Prompted(
         PolicyConfig(str(folder), device="cpu", dtype="float32"),
         prompt="raw",
-        sampling=SamplingConfig(1.0, 0.95, tokens),
+        sampling=SamplingConfig(1.0, top_p, tokens),
         seed=seed,
     )
 
@@ -40,27 +41,51 @@ def logprobs(one: Prompted, rows: list[list[int]]) -> torch.Tensor:
     return torch.log_softmax(logits, -1)
 
 
+def within(logp: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Log-probabilities of the likeliest tokens that reach top_p, made to sum to 1; −inf for the others."""
+    ordered, places = logp.exp().sort(-1, descending=True)
+    kept = ordered.cumsum(-1) - ordered < top_p
+    mass = torch.where(kept, ordered, 0.0).sum(-1, keepdim=True)
+    return torch.full_like(logp, -math.inf).scatter(-1, places, torch.where(kept, (ordered / mass).log(), -math.inf))
+
+
+def mean_difference(own: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Σ q (log q − log p) over the last dimension, 0·log 0 = 0."""
+    return torch.where(own.isfinite(), own.exp() * (own - base), 0.0).sum(-1)
+
+
 def exact_kl(q: Prompted, p: Prompted, occupation: str) -> float:
-    """Σ q(x) (log q(x) − log p(x)) over every completion of at most two tokens."""
+    """Σ q(x) (log q(x) − log p(x)) over every completion of at most two tokens, q as it is sampled from."""
+    top_p = q.sampling.top_p
     assert q.policy is not None
     prompt, vocabulary = q.prompts[occupation], q.policy.model.config.vocab_size
-    first_q, first_p = logprobs(q, [prompt])[0], logprobs(p, [prompt])[0]
+    first_q, first_p = within(logprobs(q, [prompt])[0], top_p), logprobs(p, [prompt])[0]
     rows = [[*prompt, token] for token in range(vocabulary)]
-    second_q, second_p = logprobs(q, rows), logprobs(p, rows)
-    total = float((first_q.exp() * (first_q - first_p)).sum())
+    second_q, second_p = within(logprobs(q, rows), top_p), logprobs(p, rows)
+    total = float(mean_difference(first_q, first_p))
     goes_on = [token for token in range(vocabulary) if token not in q.policy.stop_ids]
-    inner = (second_q.exp() * (second_q - second_p)).sum(-1)
+    inner = mean_difference(second_q, second_p)
     return total + float((first_q.exp() * inner)[goes_on].sum())
 
 
-def test_the_interval_holds_the_kl_of_everything_that_can_be_written(tmp_path: Path) -> None:
-    q, p = writer(words_folder(tmp_path / "q", seed=0)), writer(words_folder(tmp_path / "p", seed=1))
+@pytest.mark.parametrize("top_p", [1.0, 0.7])
+def test_the_interval_holds_the_kl_of_everything_that_can_be_written(tmp_path: Path, top_p: float) -> None:
+    q, p = writer(words_folder(tmp_path / "q", seed=0), top_p=top_p), writer(words_folder(tmp_path / "p", seed=1))
     q.load(), p.load()
     exact = sum(exact_kl(q, p, o) for o in OCCUPATIONS) / len(OCCUPATIONS)
-    found = kl_to_base(q, p, 100, quiet)
+    known = kl_to_base(q, p, 100, quiet)
+    found = known["kl"]
+    for event in ("both", "strict"):  # of the very same sentences
+        seen = read_outcomes(known["outcomes"][event])
+        assert sum(each.n for each in seen.values()) == 2000
+        assert sum(each.n * each.mean for each in seen.values()) / 2000 == pytest.approx(found["value"])
     assert exact > 0.05 and found["low"] < exact < found["high"]
     assert found["high"] - found["low"] < 0.35 * exact
-    assert "2,000 sentences" in found["how"] and "top-p 1" in found["how"] and "p under the prompt raw" in found["how"]
+    assert (
+        "2,000 sentences" in found["how"]
+        and f"top-p {top_p:g}" in found["how"]
+        and "p under the prompt raw" in found["how"]
+    )
     assert q.policy is None and p.policy is None
     # Other numbers, another estimate; the same, the same.
     again, other = writer(tmp_path / "q"), writer(tmp_path / "q", seed=1)
@@ -69,7 +94,7 @@ def test_the_interval_holds_the_kl_of_everything_that_can_be_written(tmp_path: P
 
 def test_a_model_is_at_no_distance_from_itself(tmp_path: Path) -> None:
     folder = words_folder(tmp_path / "q")
-    found = kl_to_base(writer(folder), writer(folder), 2, quiet)
+    found = kl_to_base(writer(folder), writer(folder), 2, quiet)["kl"]
     assert (found["value"], found["low"], found["high"]) == (0.0, 0.0, 0.0)
 
 

@@ -114,7 +114,9 @@ def test_sampler_and_scorer_have_the_numbers_of_the_plain_model(name: str, tmp_p
         reference = plain_logprobs(model, rollout)
     assert (score(policy, rollout, 1.0, packed=True, reference=True).logprobs - reference).abs().max() < 1e-4
     sums = [part.sum() for part in (expected - reference).split(rollout.lengths_B.tolist())]
-    torch.testing.assert_close(kl_to_reference(policy, [rollout], 1.0, 4).float(), torch.stack(sums), atol=5e-4, rtol=0)
+    torch.testing.assert_close(
+        kl_to_reference(policy, [rollout], SamplingConfig(), 4).float(), torch.stack(sums), atol=5e-4, rtol=0
+    )
     # Texts longer than any that was compared at load.
     longer = [row + row for row in prompts()]
     found = completion_logprobs(policy, longer, rollout.completions()[: len(longer)], 3)

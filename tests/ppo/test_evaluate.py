@@ -158,7 +158,7 @@ def test_sentences_depend_on_name_and_number_alone_and_touch_no_generator(settin
 def test_distance_to_the_reference_is_that_of_one_row_at_a_time(setting) -> None:  # type: ignore[no-untyped-def]
     policy, prompts = setting
     drawn = draw_sentences(policy, PROTOCOL, prompts, SamplingConfig(0.8, 1.0, 6), 4, "kl", 2)
-    found = kl_to_reference(policy, drawn.rollouts, 0.8, 3).tolist()
+    found = kl_to_reference(policy, drawn.rollouts, SamplingConfig(0.8), 3).tolist()
     slow = []
     for rollout in drawn.rollouts:
         for prompt, completion in zip(rollout.prompts, rollout.completions(), strict=True):

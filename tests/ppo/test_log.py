@@ -301,7 +301,7 @@ watch/nll_rise watch/terms watch/stuffed watch/pinned watch/unfinished watch/unf
 watch/one_class watch/reward watch/sentences watch/kl_speed watch/reward_speed watch/entropy watch/standing
 watch/leaked_terms
 eval/n eval/reward eval/both eval/one eval/in_length eval/strict eval/pairs eval/rank eval/effective_pairs eval/unique
-eval/occupations eval/kl eval/finished
+eval/occupations eval/kl eval/kl_compliance eval/kl_variety eval/kl_waste eval/finished kl/exact
 ppo/update_kl ppo/updates ppo/early_stop ppo/ratio_max ppo/clip_fraction ppo/policy_loss ppo/value_loss ppo/entropy
 ppo/kl_loss group/reward_std group/alike
 ppo/grad_norm ppo/learning_rate value/mean value/explained_variance advantage/std guard/skipped

@@ -89,6 +89,15 @@ def test_the_guides_preset_says_what_it_adds_and_how_to_do_without() -> None:
     assert not [each for each in configure(["--preset", "bundled-gpu"])[1] if each.startswith("guide ")]
 
 
+@pytest.mark.parametrize("name", ["near", "even"])
+def test_targets_are_paid_for_success_alone_and_begin_with_ctrl_gs_sentences(name: str) -> None:
+    config = preset(name)
+    assert config.reward.bonus_per_term == 0.0 and config.strict_bonus > 0  # a further term would be waste
+    assert config.warm_start.warm_start_target == name and config.warm_start.warm_start_epochs == 1
+    assert config.ppo.decay_steps == config.steps and config.warm_start.wanted
+    assert (config.diversity.diversity_weight > 0) == (name == "even")
+
+
 @pytest.mark.parametrize("name", ["guide", "bundled-gpu"])
 def test_plain_presets_pay_the_protocols_reward_alone(name: str) -> None:
     config = preset(name)
@@ -104,14 +113,14 @@ def test_varied_keeps_the_guides_batch_and_bound_of_an_update() -> None:
 
 
 def test_every_preset_is_named_as_it_is_called_and_bundled_ones_need_no_access() -> None:
-    assert set(PRESETS) == {"guide", "bundled-gpu", "varied", "bundled-cpu"}
+    assert set(PRESETS) == {"guide", "bundled-gpu", "varied", "near", "even", "bundled-cpu"}
     for name, config in PRESETS.items():
         assert config.preset == name and config.system == "" and config.sampling.temperature == 1.0
         assert (config.policy.model, config.prompt) == ("bundled", "describe") or name == "guide"
 
 
 def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
-    with pytest.raises(UserError, match="no preset 'gide': choose guide, bundled-gpu, varied, bundled-cpu"):
+    with pytest.raises(UserError, match="no preset 'gide': choose guide, bundled-gpu, varied, near, even, bundled-cpu"):
         preset("gide")
 
 
@@ -244,15 +253,15 @@ def test_options_are_understood_as_the_guide_spells_its_constants() -> None:
 @pytest.mark.parametrize("name", [None, *PRESETS])
 def test_a_constant_edited_in_the_script_counts_as_an_option_and_one_on_the_line_wins(name: str | None) -> None:
     asked = ["--preset", name] if name else []
-    edited = {"BATCH_SIZE": 32, "TRAINING_STEPS": 50, "LEARNING_RATE": 2e-5}
+    edited = {"BATCH_SIZE": 128, "TRAINING_STEPS": 50, "LEARNING_RATE": 2e-5}
     config, lines, _ = configure([*asked, "--steps", "60"], edited)
     plain = configure(asked)[0]
     expected = dataclasses.replace(
-        plain, steps=60, ppo=dataclasses.replace(plain.ppo, batch_size=32, learning_rate=2e-5)
+        plain, steps=60, ppo=dataclasses.replace(plain.ppo, batch_size=128, learning_rate=2e-5)
     )
     assert config == expected
     text = "\n".join(lines)
-    assert "--batch-size 32, from BATCH_SIZE in train_rlhf.py" in text
+    assert "--batch-size 128, from BATCH_SIZE in train_rlhf.py" in text
     assert "--steps from the command line, not TRAINING_STEPS = 50" in text
 
 

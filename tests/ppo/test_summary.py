@@ -8,10 +8,11 @@ from equipoise.measures.shares import wilson
 from equipoise.policy.card import ModelCard, render
 from equipoise.policy.config import PolicyConfig
 from equipoise.ppo.choice import Choice, because
-from equipoise.ppo.config import DiversityConfig, PPOConfig, TrainConfig, WarmStartConfig
+from equipoise.ppo.config import DiversityConfig, PPOConfig, TrainConfig
 from equipoise.ppo.facts import facts
 from equipoise.ppo.presets import PRESETS
 from equipoise.ppo.summary import describe, training_summary
+from equipoise.ppo.warm_start_config import WarmStartConfig
 from equipoise.protocol.reward import RewardWeights
 from equipoise.protocol.task import PROTOCOL, Task
 from tests.ppo.test_choice import found

@@ -10,10 +10,11 @@ from equipoise.errors import UserError
 from equipoise.evaluation.runs import read_run
 from equipoise.evaluation.training_text import training_text
 from equipoise.ppo.choice import better
-from equipoise.ppo.config import TrainConfig, WarmStartConfig
+from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.presets import PRESETS, for_task
 from equipoise.ppo.signs import SIGNS
 from equipoise.ppo.train import train
+from equipoise.ppo.warm_start_config import WarmStartConfig
 from equipoise.ppo.watch import Watch
 from equipoise.ppo.watch_config import WatchConfig
 from equipoise.ppo.window import Window

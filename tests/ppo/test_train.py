@@ -137,7 +137,12 @@ def test_advantages_are_whitened_over_the_whole_batch_and_the_score_sits_on_the_
 
 
 def test_every_key_of_a_run_is_defined_and_every_defined_key_is_in_a_run(model: Path, tmp_path: Path) -> None:
-    config = small_config(model, tmp_path, steps=3, save_every=1, base_samples=8, eval_sentences=8)
+    rates = {"pairs": [{"pair": ["bold", "caring"], "value": 1e-4, "variance": 1e-10}], "unseen": 1e-6, "n": 500}
+    (tmp_path / "pairs.json").write_text(json.dumps(rates))
+    config = small_config(
+        model, tmp_path, steps=3, save_every=1, base_samples=8, eval_sentences=20, kl_in="both",
+        pair_rates=str(tmp_path / "pairs.json"),
+    )  # fmt: skip
     train(config, lambda texts, jobs: [1.0] * len(texts), lambda texts, jobs: float(len(texts)))
     lines = [(tmp_path / "out" / name).read_text().splitlines() for name in ("metrics.jsonl", "eval.jsonl")]
     logged = {key for line in itertools.chain(*lines) for key in json.loads(line)}
@@ -177,7 +182,7 @@ def test_the_numbers_of_a_step_by_hand() -> None:
     # All of a sentence's KL sits on its first token: 1, 2, 3 and −2 nats; k3 of k nats is e^−k − 1 + k.
     kl_BT = torch.zeros(4, 3)
     kl_BT[:, 0] = torch.tensor([1.0, 2.0, 3.0, -2.0])
-    scored = Scored(kl_BT - 5.0, 2 * ones, first, torch.full((4, 3), -5.0))
+    scored = Scored(kl_BT - 5.0, 2 * ones, first, 0 * ones, torch.full((4, 3), -5.0))
     advantages = Estimated(first, first, 2 * first)
     config = TrainConfig(missing_eos_penalty=0.4, strict_bonus=0.2)
     state = State.begin(config, RowLimit(16))

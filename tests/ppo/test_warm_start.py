@@ -39,10 +39,11 @@ from equipoise.policy.sample import sample_dealt
 from equipoise.policy.score import score
 from equipoise.ppo import train as training
 from equipoise.ppo import warm_start
-from equipoise.ppo.config import TrainConfig, WarmStartConfig
+from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.state import State
 from equipoise.ppo.train import Outcome, train
 from equipoise.ppo.training import Training, new_optimizer
+from equipoise.ppo.warm_start_config import WarmStartConfig
 from equipoise.protocol.lexicon import NO_CLASS
 from equipoise.protocol.task import PROTOCOL, Task
 from equipoise.runs.ranks import ALONE
@@ -198,11 +199,28 @@ def test_conditional_draws_in_proportion_to_the_ratio_of_reference_and_policy(
     generator = torch.Generator().manual_seed(0)
     first: Counter[str] = Counter()
     for _ in range(4000):
-        first.update(e.text for e in conditional(None, made, 1, 1.0, generator))  # type: ignore[arg-type]
+        first.update(e.text for e in conditional(None, made, 1, SamplingConfig(), generator))  # type: ignore[arg-type]
     weights = torch.tensor([1, 1 / 2, 1 / 5])
     for i, share in enumerate((weights / weights.sum()).tolist()):
         assert abs(first[str(i)] / 4000 - share) < 4 * math.sqrt(share * (1 - share) / 4000)
-    assert {e.text for e in conditional(None, made, 5, 1.0, generator)} == {"0", "1", "2"}  # type: ignore[arg-type]
+    assert {e.text for e in conditional(None, made, 5, SamplingConfig(), generator)} == {"0", "1", "2"}  # type: ignore[arg-type]
+
+
+def test_even_takes_as_many_of_each_pair_and_within_a_pair_by_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [("bold", "caring")] * 6 + [("bold", "loyal")] * 2 + [("decisive", "loyal")]
+    made = [Found(Example("nurse", [1], [2], str(i)), pair) for i, pair in enumerate(pairs)]
+    # Of the first pair the first is 5 times as likely under the reference as any other.
+    kl_B = torch.tensor([-math.log(5), *[0.0] * 5, 0.0, 0.0, 50.0], dtype=torch.float64)
+    monkeypatch.setattr(collecting, "kl_to_reference", lambda *_: kl_B)
+    generator, first = torch.Generator().manual_seed(0), 0
+    for _ in range(2000):
+        chosen = conditional(None, made, 3, SamplingConfig(), generator, alike=True)  # type: ignore[arg-type]
+        assert len({made[int(e.text)].pair for e in chosen}) == 3
+        first += "0" in {e.text for e in chosen}
+    assert first / 2000 == pytest.approx(0.5, abs=0.05)
+    for count, expected in ((5, [2, 2, 1]), (7, [4, 2, 1]), (20, [6, 2, 1])):
+        chosen = conditional(None, made, count, SamplingConfig(), generator, alike=True)  # type: ignore[arg-type]
+        assert [sum(made[int(e.text)].pair == p for e in chosen) for p in dict.fromkeys(pairs)] == expected
 
 
 def test_later_rounds_learn_what_the_policy_writes_by_itself(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,209 @@
+"""Sentences of a target π*(x) ∝ p₀(x)·[strict]·w(pair): written by Ctrl-G, resampled by their importance weights.
+
+`near`: w = 1, the untrained model where it succeeds. `even`: w such that all pairs come alike, and within a pair still
+the untrained model. Both waste nothing: no policy with as many successes and as even pairs is nearer to the untrained
+model. Compare the generation with distributional control of M. Khalifa, H. Elsahar and M. Dymetman (ICLR 2021).
+"""
+
+import csv
+import hashlib
+import json
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from equipoise.errors import UserError
+from equipoise.learning.collect import GPU_ROWS, search
+from equipoise.learning.search import Search
+from equipoise.measures.decomposition import Pair, PairRates, rates_document
+from equipoise.methods.completions import Key, all_keys
+from equipoise.methods.ctrlg.config import CtrlGConfig
+from equipoise.methods.guided import Guided, effective_size, rates_by_pair
+from equipoise.methods.prompted import Prompted
+from equipoise.policy import bundled
+from equipoise.policy.config import SamplingConfig
+from equipoise.ppo.config import TrainConfig
+from equipoise.protocol.plural import plural
+from equipoise.protocol.task import Task
+from equipoise.runs.files import write_whole
+from equipoise.runs.rows import serialise
+
+Target = Literal["near", "even"]
+SEED = 0
+"""Of the sentences and of the choice: the same for every seed of a run."""
+COPIES = 4
+"""A sentence is learnt so many times at most, where a pair has too few."""
+
+
+class Weighted(NamedTuple):
+    """A sentence of Ctrl-G."""
+
+    occupation: str
+    text: str
+    pair: Pair
+    log_weight: float
+    """log p₀(x)/q(x), nats."""
+
+
+class Chosen(NamedTuple):
+    sentences: list[Weighted]
+    effective: float
+    """Kish's effective sample size of the weights that they were drawn by: of all, or for `even` the sum over pairs."""
+
+
+def write(writer: Guided, runs: int, say: Callable[[str], None]) -> list[Weighted]:
+    """`runs` sentences for each occupation. Raises UserError where Ctrl-G does not write strictly successful ones."""
+    keys, said = all_keys(runs, writer.task.names), writer.sampling.describe()
+    if not writer.covers_all:
+        raise UserError(f"a target needs all that succeeds strictly, and Ctrl-G samples at {said}: use 1 and 1")
+    if writer.policy is None:
+        writer.load(say)
+    # Where the token limit cuts no sentence that succeeds, finishing within it is no condition of its own.
+    if writer.event.partition(",")[0] != "strict":
+        raise UserError(
+            f"a target needs what succeeds strictly, and Ctrl-G writes {writer.event}: use the shape strict and the "
+            "task's own bounds"
+        )
+    size = writer.batch_size
+    found = []
+    for first in range(0, len(keys), size):
+        part = keys[first : first + size]
+        for key, written in writer(part, say).items():
+            assert written.log_weight is not None
+            found.append(weighted(writer.task, key, written.text, written.log_weight))
+    return found
+
+
+def weighted(task: Task, key: Key, text: str, log_weight: float) -> Weighted:
+    pair = task.match(text).first
+    assert pair is not None, "a sentence that succeeds strictly holds every class"
+    return Weighted(key.occupation, text, pair, log_weight)
+
+
+def rates_of(found: Iterable[Weighted]) -> PairRates:
+    """How often the untrained model succeeds with each pair."""
+    return rates_by_pair((each.occupation, each.pair, each.log_weight) for each in found)
+
+
+def forced(writer: Guided, count: int, seed: int) -> list[Weighted]:
+    """At most `count` strictly successful continuations of forced terms, every pair alike, for pairs that Ctrl-G hardly
+    writes: of these the weight is not known, and stands at 0. Nothing where the task has no openings to force terms."""
+    task = writer.task
+    if not task.can_force:
+        return []
+    assert writer.policy is not None
+    wanted = Search(forced=True, sentences=count, budget=2 * count)
+    generator = torch.Generator().manual_seed(seed)
+    examples, _ = search(writer.policy, wanted, task, writer.prompts, writer.sampling, generator, GPU_ROWS)
+    return [weighted(task, Key(each.occupation, 0), each.text, 0.0) for each in examples]
+
+
+def resample(
+    found: Sequence[Weighted], target: Target, count: int, seed: int, spare: Sequence[Weighted] = ()
+) -> Chosen:
+    """About `count` sentences of the target: drawn without replacement in proportion to their weights, by the
+    Gumbel-top-k trick (W. Kool, H. van Hoof and M. Welling 2019), of all of them or, for `even`, of each pair alike.
+
+    No sentence comes twice as long as there are others, so a weight above the rest counts once: the more are drawn of
+    those there are, the nearer is the result to what Ctrl-G wrote. A pair that has too few gets those of `spare`, and
+    what it then has up to `COPIES` times. Raises UserError for more than there are.
+    """
+    if not 0 < count <= len(found):
+        raise UserError(
+            f"{plural(count, 'sentence')} cannot be drawn from {len(found):,}: ask for fewer, or write more"
+        )
+    generator = random.Random(seed)
+    keyed = [(each.log_weight - math.log(generator.expovariate(1.0)), each) for each in found]
+    keyed.sort(key=itemgetter(0), reverse=True)
+    if target == "near":
+        weights = [each.log_weight for each in found]
+        return Chosen([each for _, each in keyed[:count]], effective_size(weights))
+    of_pair: dict[Pair, list[Weighted]] = defaultdict(list)
+    for each in (*(each for _, each in keyed), *spare):
+        of_pair[each.pair].append(each)
+    quota, chosen = math.ceil(count / len(of_pair)), []
+    for pair in sorted(of_pair):
+        own = of_pair[pair][:quota]
+        chosen += (own * min(COPIES, -(-quota // len(own))))[:quota]
+    known: dict[Pair, list[float]] = defaultdict(list)
+    for each in found:
+        known[each.pair].append(each.log_weight)
+    return Chosen(chosen, math.fsum(map(effective_size, known.values())))
+
+
+def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainConfig:
+    """The configuration with the file that its `warm_start_target` stands for, if it has one. What Ctrl-G wrote is kept
+    in the cache folder, for both targets and every run of this model, task and prompt; beside it, `.json` added, the
+    probabilities of the pairs.
+
+    Raises UserError, NonFiniteLogits.
+    """
+    warm = config.warm_start
+    if warm.warm_start_target == "off" or warm.warm_start_file:
+        return config
+    if config.system:
+        raise UserError("--warm-start-target knows no system message: leave --system out, or --warm-start-target")
+    sampling = SamplingConfig(1.0, 1.0, config.sampling.max_new_tokens)
+    policy = replace(config.policy, tuning="full")
+    writer = Guided(policy, CtrlGConfig(), prompt=config.prompt, sampling=sampling, seed=SEED, task=config.task)
+    runs = -(-warm.warm_start_pool // len(config.task.names))
+    pool = bundled.cache_folder() / f"pool-{_named(runs, writer.settings, config.task.document())}.csv"
+    wanted = [pool.name, warm.warm_start_target, warm.warm_start_sentences, VERSION]
+    path = pool.with_name(f"{warm.warm_start_target}-{_named(wanted)}.csv")
+    if not path.is_file():
+        found = _kept(pool, config.task)
+        if found is None:
+            say(f"writing {plural(runs * len(config.task.names), 'sentence')} with Ctrl-G, to choose the target's from")
+            found = write(writer, runs, say)
+            rows = [(each.occupation, each.text, repr(each.log_weight)) for each in found]
+            _put(pool.with_suffix(".csv.json"), json.dumps(rates_document(rates_of(found)), indent=1).encode())
+            _put(pool, serialise([POOL, *rows]))
+        spare = []
+        if warm.warm_start_target == "even":
+            Prompted.load(writer, say)
+            spare = forced(writer, 2 * warm.warm_start_sentences, SEED)
+        writer.unload()
+        chosen = resample(found, warm.warm_start_target, warm.warm_start_sentences, SEED, spare)
+        say(f"{plural(len(chosen.sentences), 'sentence')} chosen, effective sample size {chosen.effective:,.0f}")
+        rows = [(each.occupation, str(i), each.text) for i, each in enumerate(chosen.sentences, start=1)]
+        _put(path, serialise([("Occupation", "RunID", "Text"), *rows]))
+    evaluation = config.evaluation
+    if not evaluation.pair_rates:
+        evaluation = replace(evaluation, pair_rates=str(pool.with_suffix(".csv.json")))
+    return replace(config, warm_start=replace(warm, warm_start_file=str(path)), evaluation=evaluation)
+
+
+VERSION = 2
+"""Raised when other sentences would be chosen."""
+POOL = ("Occupation", "Text", "LogWeight")
+
+
+def _named(*what: Any) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _kept(pool: Path, task: Task) -> list[Weighted] | None:
+    """What was written before. None where there is none: a file is there whole or not at all."""
+    try:
+        with pool.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        if not all(task.strict(row["Text"]) for row in rows):
+            return None
+        return [weighted(task, Key(row["Occupation"], 0), row["Text"], float(row["LogWeight"])) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _put(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): make room, or set EQUIPOISE_CACHE") from None

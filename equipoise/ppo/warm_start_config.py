@@ -1,0 +1,88 @@
+"""Options of the warm start. Needs no torch, as options do not."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from equipoise.errors import UserError
+from equipoise.learning.search import BATCH, Search
+
+
+@dataclass(frozen=True)
+class WarmStartConfig:
+    warm_start: Literal["off", "forced", "samples", "samples-if-found"] = "off"
+    """`forced` begins each sentence with a term of each class, every combination alike, and lets the model go on at
+    top-p 0.95; it needs a task with openings. `samples` keeps those of the model's free samples that comply, unchanged
+    but rare. `samples-if-found` does the same, and where too few are found the run goes on without a warm start."""
+    warm_start_file: str = ""
+    """Take the sentences from this completions file, of any method, whatever --warm-start says: those that succeed
+    strictly."""
+    warm_start_target: Literal["off", "near", "even"] = "off"
+    """Begin with sentences of a target, the untrained model where it succeeds strictly: `near`, just so; `even`, all
+    pairs of terms alike. Ctrl-G writes them, and its importance weights choose among them; they are kept for the next
+    run of this model, task and prompt. Takes the place of the first round of --warm-start."""
+    warm_start_pool: int = 100_000
+    """Sentences of Ctrl-G among which those of the target are chosen."""
+    warm_start_copies: int = 1
+    """A sentence of the file is learnt as often as it stands there, but no more often than this."""
+    warm_start_sentences: int = 256
+    """Distinct sentences to learn from."""
+    warm_start_candidates: int = 1
+    """Find so many sentences for each that is learnt, and keep some of them as `--warm-start-keep` says."""
+    warm_start_keep: Literal["likeliest", "conditional", "even"] = "likeliest"
+    """`likeliest`: of each pair of terms alike, those that the untrained model finds the likeliest, no two of one
+    mould: variety, at the least price in fluency. `conditional`: resampled in proportion to π_ref/π, towards what the
+    untrained model itself writes where it complies: nearness, from the second round on. `even`: the same within each
+    pair, all pairs alike."""
+    warm_start_rounds: int = 1
+    """Rounds of finding and learning. After the first the sentences are the policy's own, as the last round left it."""
+    warm_start_batch_size: int = BATCH
+    """Sentences of one optimizer step."""
+    warm_start_epochs: int = 2
+    """Times that the stage goes through its sentences."""
+    warm_start_learning_rate: float = 1e-4
+    """Highest of the stage: it rises over a tenth of the steps and then falls to 0."""
+    warm_start_budget: int = 20_000
+    """Samples drawn at most in search of them."""
+
+    @property
+    def wanted(self) -> bool:
+        return self.warm_start != "off" or self.given
+
+    @property
+    def given(self) -> bool:
+        """Whether the first round's sentences come from a file."""
+        return bool(self.warm_start_file) or self.warm_start_target != "off"
+
+    @property
+    def search(self) -> Search:
+        """How the sentences are found."""
+        return Search(
+            forced=self.warm_start == "forced",
+            sentences=self.warm_start_sentences,
+            candidates=self.warm_start_candidates,
+            keep=self.warm_start_keep,
+            budget=self.warm_start_budget,
+        )
+
+    def __post_init__(self) -> None:
+        if self.warm_start_sentences < BATCH:
+            raise UserError(f"warm-start-sentences {self.warm_start_sentences} must be at least {BATCH}")
+        for name in ("warm_start_copies", "warm_start_candidates", "warm_start_rounds", "warm_start_batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        resampled, forced = self.warm_start_keep != "likeliest", self.warm_start == "forced" and not self.given
+        if resampled and forced and self.warm_start_rounds == 1:
+            raise UserError(
+                f"--warm-start-keep {self.warm_start_keep} needs sentences that the policy wrote freely, and one "
+                "round of --warm-start forced has none: use --warm-start samples, or --warm-start-rounds 2"
+            )
+        if self.warm_start_target != "off" and self.warm_start_pool < self.warm_start_sentences:
+            raise UserError(
+                f"warm-start-pool {self.warm_start_pool} is less than the {self.warm_start_sentences} sentences that "
+                "--warm-start-sentences asks for: raise the first or lower the second"
+            )
+        if self.warm_start_epochs < 1 or self.warm_start_learning_rate <= 0:
+            raise UserError(
+                f"warm-start-epochs {self.warm_start_epochs} must be at least 1 and warm-start-learning-rate "
+                f"{self.warm_start_learning_rate} above 0: --warm-start off leaves the stage out"
+            )

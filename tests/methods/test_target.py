@@ -1,0 +1,160 @@
+"""Sentences of a target: what is resampled, and a run that begins with them."""
+
+import csv
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from equipoise.errors import UserError
+from equipoise.measures.decomposition import read_rates
+from equipoise.methods import target
+from equipoise.methods.ctrlg.config import CtrlGConfig
+from equipoise.methods.guided import Guided
+from equipoise.methods.target import COPIES, Weighted, prepared, resample
+from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.ppo.config import EvaluationConfig, TrainConfig
+from equipoise.ppo.train import train
+from equipoise.ppo.warm_start_config import WarmStartConfig
+from equipoise.protocol.task import PROTOCOL
+from tests.ppo.small import small_config
+from tests.tiny import words_folder
+
+
+def found(pairs: dict[tuple[str, str], list[float]]) -> list[Weighted]:
+    return [
+        Weighted("nurse", f"{' '.join(pair)} {i}", pair, math.log(weight))
+        for pair, weights in pairs.items()
+        for i, weight in enumerate(weights)
+    ]
+
+
+A, B, C = ("bold", "caring"), ("bold", "loyal"), ("decisive", "loyal")
+
+
+def test_near_draws_in_proportion_to_the_weights_whatever_the_pair() -> None:
+    pool = found({A: [1.0, 2.0], B: [5.0]})
+    first: Counter[str] = Counter()
+    for seed in range(4000):
+        (chosen,) = resample(pool, "near", 1, seed).sentences
+        first[chosen.text] += 1
+    for each in pool:
+        share = math.exp(each.log_weight) / 8
+        assert abs(first[each.text] / 4000 - share) < 4 * math.sqrt(share * (1 - share) / 4000)
+    made = resample(pool, "near", 3, 0)
+    assert {each.text for each in made.sentences} == {each.text for each in pool}
+    assert made.effective == pytest.approx(8**2 / (1 + 4 + 25))
+
+
+def test_even_draws_every_pair_alike_and_within_a_pair_by_the_weights() -> None:
+    pool = found({A: [1.0] * 50, B: [1.0, 3.0] + [1e-9] * 20, C: [2.0]})
+    made = resample(pool, "even", 30, 0)
+    count = Counter(each.pair for each in made.sentences)
+    assert count == {A: 10, B: 10, C: COPIES}  # a single sentence, so often and no more
+    texts = Counter(each.text for each in made.sentences if each.pair != C)
+    assert set(texts.values()) == {1}
+    first = Counter(
+        each.text for seed in range(2000) for each in resample(pool, "even", 3, seed).sentences if each.pair == B
+    )
+    assert first["bold loyal 1"] / 2000 == pytest.approx(0.75, abs=0.04)
+
+
+def test_a_pair_with_too_few_gets_spare_sentences_before_any_comes_twice() -> None:
+    pool = found({A: [1.0] * 50, B: [1.0, 3.0]})
+    spare = [
+        Weighted("nurse", f"spare {pair} {i}", pair, 0.0) for pair, n in ((A, 5), (B, 3), (C, 20)) for i in range(n)
+    ]
+    made = resample(pool, "even", 30, 0, spare).sentences
+    assert Counter(each.pair for each in made) == {A: 10, B: 10, C: 10}
+    texts = Counter(each.text for each in made)
+    assert not any(text.startswith(f"spare {A}") for text in texts)
+    assert {texts[each.text] for each in made if each.pair != B} == {1}
+    assert sorted(texts[each.text] for each in pool[50:]) == [2, 2]  # its own first, and again once the spare are used
+    assert resample(pool, "near", 30, 0, spare).sentences == resample(pool, "near", 30, 0).sentences
+
+
+def test_more_than_there_are_cannot_be_drawn() -> None:
+    with pytest.raises(UserError, match="4 sentences cannot be drawn from 3"):
+        resample(found({A: [1.0, 2.0], B: [5.0]}), "near", 4, 0)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return words_folder(tmp_path_factory.mktemp("models") / "words", prompt=None, spread=0.05)
+
+
+def run(words: Path, where: Path, kind: str = "even") -> TrainConfig:
+    warm = WarmStartConfig(
+        warm_start_target=kind,  # type: ignore[arg-type]
+        warm_start_pool=400,
+        warm_start_sentences=100,
+        warm_start_copies=4,
+        warm_start_epochs=1,
+        warm_start_learning_rate=1e-2,
+    )
+    config = small_config(words, where, steps=2, max_new_tokens=16, tuning="full", kl_in="both")
+    return replace(config, warm_start=warm, evaluation=EvaluationConfig(eval_sentences=20, final_sentences=40))
+
+
+def test_a_run_begins_with_the_targets_sentences_and_the_next_run_has_them_already(
+    words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "cache"))
+    small = CtrlGConfig(hidden_states=8, distil_sentences=200, em_passes=1)
+    monkeypatch.setattr(target, "CtrlGConfig", lambda: small)
+    config = run(words, tmp_path)
+    said: list[str] = []
+    made = prepared(config, said.append)
+    path = Path(made.warm_start.warm_start_file)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(PROTOCOL.strict(row["Text"]) for row in rows)
+    pairs = Counter(PROTOCOL.match(row["Text"]).first for row in rows)
+    assert len(pairs) > 50 and max(pairs.values()) <= 2  # 100 of some 98 pairs
+    (beside,) = (tmp_path / "cache").glob("pool-*.csv.json")
+    rates = read_rates(json.loads(beside.read_text()))
+    with beside.with_suffix("").open(newline="") as file:
+        weights = [math.exp(float(row["LogWeight"])) for row in csv.DictReader(file)]
+    assert rates.n == 400 == len(weights) and rates.p0 == pytest.approx(sum(weights) / 400)
+    assert any("effective sample size" in line for line in said)
+
+    monkeypatch.setattr(target, "write", lambda *_: pytest.fail("they are there"))
+    assert prepared(config, said.append) == made
+    near = prepared(run(words, tmp_path, "near"), said.append)  # from the same pool
+    assert near.warm_start.warm_start_file != made.warm_start.warm_start_file
+    assert train(made).status == "done"
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert sum(row["n"] for row in summary["outcomes"]) == 40
+    final = summary["final"]
+    assert final["kl_compliance"] + final["kl_variety"] + final["kl_waste"] == pytest.approx(final["kl"], abs=1e-6)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "eval.jsonl").read_text().splitlines()]
+    assert all("eval/kl_waste" in line for line in lines) and lines
+    mean = sum(row["n"] * row["mean"] for row in summary["outcomes"]) / 40
+    assert mean == pytest.approx(summary["final"]["kl"], abs=1e-6)
+
+
+def test_pairs_that_are_none_are_refused_before_the_run(words: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "x.json"
+    wrong.write_text('{"pair_rates": {"event": "both", "pairs": [], "unseen": 0.1, "n": 2}}')
+    for path in (wrong, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=r"--pair-rates .* cannot be used .*: give a costs file of Ctrl-G"):
+            train(small_config(words, tmp_path, pair_rates=str(path)))
+
+
+def test_without_them_the_run_says_who_writes_them(words: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"start the run with equipoise train, or pass .*prepared"):
+        train(run(words, tmp_path))
+    plain = small_config(words, tmp_path)
+    assert prepared(plain) is plain
+
+
+def test_a_nucleus_has_no_target(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "cache"))
+    small = CtrlGConfig(hidden_states=8, distil_sentences=200, em_passes=1)
+    policy = PolicyConfig(model=str(words), device="cpu", dtype="float32")
+    writer = Guided(policy, small, prompt="raw", sampling=SamplingConfig(1.0, 0.9, 16), seed=0, task=PROTOCOL)
+    with pytest.raises(UserError, match=r"Ctrl-G samples at .*top-p 0.9.*: use 1 and 1"):
+        target.write(writer, 4, lambda _: None)
