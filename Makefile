@@ -46,7 +46,7 @@ test-slow: $(VENV)/.installed-dev $(VENV)-transformers-4/.installed $(VENV)-tran
 	@EQUIPOISE_TRACKERS="$(abspath $(VENV)-trackers/bin/python)" \
 	EQUIPOISE_MEASURING="$(abspath $(VENV)-measuring/bin/python)" \
 	EQUIPOISE_LLAMA="$(abspath $(VENV)-llama/bin/python)" \
-	@EQUIPOISE_RELEASE="$(abspath $(VENV)-release/bin/python)" \
+	EQUIPOISE_RELEASE="$(abspath $(VENV)-release/bin/python)" \
 	EQUIPOISE_EMPTY="$(abspath $(VENV)-empty/bin/python)" \
 	EQUIPOISE_TRAINERS="$(abspath $(VENV)-trainers/bin/python)" \
 	EQUIPOISE_TRANSFORMERS_4="$(abspath $(VENV)-transformers-4/bin/python)" \
