@@ -104,7 +104,7 @@ def batch_of(lengths: Sequence[int], kls: Sequence[Sequence[float]]) -> tuple[Ro
     for row, own in enumerate(kls):
         kl_BT[row, : len(own)] = torch.tensor(own)
     kl_BT[~rollout.mask_BT] = math.nan  # nothing may be read beyond a completion's end
-    constant = [torch.full_like(kl_BT, value) for value in (1.0, 7.0, -3.0)]
+    constant = [torch.full_like(kl_BT, value) for value in (1.0, 7.0, 5.0, -3.0)]
     return rollout, Scored(kl_BT - 3.0, *constant)
 
 
@@ -189,7 +189,7 @@ def experience(policy: Policy, config: PPOConfig) -> Experience:
             for column, reference in zip(columns, (False, True), strict=True):
                 column[row, : len(completion)] = torch.stack(log_probs(policy, list(prompt), completion, reference))
     zeros = torch.zeros_like(columns[0])
-    scored = Scored(columns[0], zeros, zeros, columns[1])
+    scored = Scored(columns[0], zeros, zeros, zeros, columns[1])
     paid = torch.tensor([1.0, 0.3, -0.2, 1.0, 0.3, 0.25, 1.2, -0.2])
     return experience_of(config, rollout, scored, estimate(config, paid, scored, rollout, 0.2), 0.2)
 
