@@ -170,6 +170,7 @@ def test_steps_that_a_run_gave_up_stay_in_the_old_run_and_a_new_one_has_the_othe
     followed.rewind()
     write_rows(tmp_path, 4)
     followed.rewound(4)
+    followed.rewind()  # a run only adds to its rows; here the file is written anew, which none may be reading
     write_rows(tmp_path, 7, 0.5)
     followed.kept(7)
     followed.close()
