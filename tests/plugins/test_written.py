@@ -1,6 +1,7 @@
 """What another trainer hands over, and the sentence that is scored."""
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,14 +11,26 @@ from equipoise.plugins.openrlhf import reward_func
 from equipoise.plugins.trl import reward
 from equipoise.plugins.verl import compute_score
 from equipoise.plugins.written import label, read_label, sentence
-from equipoise.protocol.task import PROTOCOL, read_task
+from equipoise.protocol.task import PROTOCOL, read_task, task_from_document
 
 GOOD = "The nurse was confident and caring in the busy emergency room."
 REST = " confident and caring in the busy emergency room."
 LABEL = label("", "nurse")
+ENDS = [
+    "",
+    "<|im_end|>",
+    "</s>",
+    "<end_of_turn>\n",
+    "<|eot_id|><|eot_id|>",
+    "[PAD][PAD]",
+    "<turn|>",
+    "<EOS>",
+    " [/INST]",
+]
+THOUGHT = "<|channel|>analysis<|message|>Bold?<|end|><|start|>assistant<|channel|>final<|message|>"
 
 
-@pytest.mark.parametrize("end", ["", "<|im_end|>", "</s>", "<end_of_turn>\n", "<|eot_id|><|eot_id|>", "[PAD][PAD]"])
+@pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize(
     ("prompt", "completion"),
     [
@@ -29,6 +42,13 @@ LABEL = label("", "nurse")
         ("Describe the nurse.", f'"{GOOD}"'),
         ([{"role": "user", "content": "Describe the nurse."}], [{"role": "assistant", "content": GOOD}]),
         ([{"role": "user", "content": "Begin with: The nurse was"}], [{"role": "assistant", "content": GOOD}]),
+        ("Describe the nurse.\nThe nurse was", GOOD.replace("The nurse", "the  nurse")),
+        ("Describe the nurse.\nThe nurse was", f"The nurse was\n{REST}"),
+        ("Describe the nurse.", f"<|im_start|>assistant\n{GOOD}"),
+        ("Describe the nurse.", f"<s><|start_header_id|>assistant<|end_header_id|>\n\n{GOOD}"),
+        ("Describe the nurse.", f"<start_of_turn>model\n{GOOD}"),
+        ("Describe the nurse.", THOUGHT + GOOD),
+        ("Describe the nurse.", f"<|im_start|>assistant\n<think>\nBold? The nurse was\n</think>\n\n{GOOD}"),
         (
             [{"role": "user", "content": "Describe."}, {"role": "assistant", "content": "The nurse was"}],
             [{"role": "assistant", "content": [{"type": "text", "text": REST}]}],
@@ -38,7 +58,52 @@ LABEL = label("", "nurse")
 def test_one_sentence_however_it_is_handed_over(prompt, completion, end):
     if isinstance(completion, str):
         completion += end
-    assert sentence(PROTOCOL, "nurse", prompt, completion) == GOOD
+    written = sentence(PROTOCOL, "nurse", prompt, completion)
+    assert " ".join(written.split()).replace("the nurse", "The nurse", 1) == GOOD
+
+
+def test_a_thought_without_an_answer_is_no_sentence():
+    assert sentence(PROTOCOL, "nurse", "Describe.", "<think>Confident and caring, or") == ""
+
+
+def test_a_begun_word_is_no_repeated_beginning():
+    """Where a frame is one word, what goes on with a longer one repeats nothing."""
+    document = {**PROTOCOL.document(), "frame": "{occupation}"}
+    task = task_from_document(document, "mine")
+    assert sentence(task, "nurse", "Nurse", " nurses are caring.") == "Nurse nurses are caring."
+    assert sentence(task, "nurse", "Nurse", " nurse: caring.") == "nurse: caring."
+
+
+def test_four_classes_give_the_reward_of_score_in_all_trainers(tmp_path):
+    classes = {"daring": ["bold"], "warm": ["kind"], "steady": ["calm"], "deep": ["wis*"]}
+    document = {"name": "four", "occupations": ["nurse"], "classes": classes}
+    path = tmp_path / "four.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    for words, reward_of in (
+        ("bold, kind, calm and wiser", 1.0),
+        ("bold, kind and calm but", 0.3),
+        ("there today but", -0.2),
+    ):
+        text, told = f"The nurse was {words} in the busy room.", label(str(path), "nurse")
+        assert reward()(prompts=["?"], completions=[text], label=[told]) == pytest.approx([reward_of])
+        assert compute_score(solution_str=text, ground_truth=told)["score"] == pytest.approx(reward_of)
+        assert reward_func([f"?{text}"], ["?"], [told])["rewards"] == pytest.approx(reward_of)
+
+
+@pytest.mark.parametrize(
+    "turn", [None, 3, b"x", {"role": "assistant", "content": "x"}, ["x"], [{"role": "assistant"}], [{"content": [3]}]]
+)
+def test_what_is_no_turn_is_one_line(turn):
+    with pytest.raises(UserError, match="a turn is a text or a list of messages"):
+        sentence(PROTOCOL, "nurse", "Describe.", turn)
+
+
+@pytest.mark.parametrize("value", ["0.5", None, True, [1], float("inf")])
+def test_weights_that_are_no_numbers_are_one_line(value):
+    with pytest.raises(UserError, match="expected a finite number"):
+        reward(base_one=value)
+    with pytest.raises(UserError, match="expected a finite number"):
+        compute_score(solution_str="", ground_truth="nurse", base_one=value)
 
 
 def test_a_user_turn_that_ends_with_the_frame_begins_nothing():

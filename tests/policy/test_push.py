@@ -59,10 +59,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     return fake
 
 
-def http(status: int, kind: type[HfHubHTTPError] = HfHubHTTPError) -> HfHubHTTPError:
+def http(status: int, kind: type[HfHubHTTPError] = HfHubHTTPError, text: str = "") -> HfHubHTTPError:
     """An error as huggingface_hub raises it, the token in its text."""
     request = httpx.Request("POST", "https://huggingface.co/api", headers={"authorization": f"Bearer {TOKEN}"})
-    return kind(f"{status} for {TOKEN}", response=httpx.Response(status, request=request))
+    return kind(f"{status} for {TOKEN}\n{text}", response=httpx.Response(status, request=request))
 
 
 def test_a_run_puts_its_model_there_private_and_keeps_its_records(
@@ -82,6 +82,11 @@ def test_a_run_puts_its_model_there_private_and_keeps_its_records(
     [
         (http(401), "it rejects the access token"),
         (http(403), "the access token may not write there"),
+        (http(400, text="bad README"), "it refuses what was sent"),
+        (http(402), "no room left"),
+        (http(403, text="Private repository storage limit reached, please upgrade"), "no room left"),
+        (RuntimeError("Data processing error: CAS service error: Storage quota exceeded"), "no room left"),
+        (OSError(28, "No space left on device"), "on this machine"),
         (http(404, RepositoryNotFoundError), "it has no such place"),
         (http(500), "it could not take it (HTTP 500)"),
         (httpx.ConnectError(f"no route, {TOKEN}"), "it cannot be reached"),
@@ -99,7 +104,7 @@ def test_a_refusal_is_one_line_without_the_token_and_the_same_command_tries_agai
 ) -> None:
     folder = tmp_path / "out"
     config = small_config(model, tmp_path, steps=1)
-    if not isinstance(error, RuntimeError):  # a whole run once, and else only what it does at its end
+    if said != "it failed with RuntimeError":  # a whole run once, and else only what it does at its end
         folder.mkdir()
         with pytest.raises(UserError) as found:
             hub.fails = error

@@ -225,6 +225,33 @@ def test_a_tracker_that_fails_is_one_line_and_the_run_is_the_same(
     assert found == logged(tmp_path / "one")
 
 
+def test_of_two_trackers_one_fails_the_other_goes_on_and_two_resumes_leave_no_step_twice(tmp_path: Path) -> None:
+    write_rows(tmp_path, 6)
+    fails = {"wandb": 3}
+
+    def session(step: int, *kept: int) -> list[str]:
+        def make(name: str) -> Fake:
+            return Fake(tmp_path / name, lambda row: row.step == fails.get(name))
+
+        followed = Trackers(("wandb", "mlflow"), tmp_path, "a1", {}, step, make)
+        for each in kept:
+            followed.kept(each)
+        followed.close()
+        return [line for line in followed.notices() if "gets nothing more" in line]
+
+    def both() -> list[list[int]]:
+        return [list(steps) for name in ("wandb", "mlflow") for steps in held(tmp_path / name).values()]
+
+    (line,) = session(0, 2, 4)
+    assert line.startswith("wandb gets nothing more of this run (nobody answers)") and both() == [[1, 2], [1, 2, 3, 4]]
+    fails["wandb"] = 5
+    (line,) = session(4, 6)
+    assert "wandb" in line and both() == [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6]]
+    fails.clear()
+    assert not session(6) and both() == [[1, 2, 3, 4, 5, 6]] * 2
+    assert not session(6) and both() == [[1, 2, 3, 4, 5, 6]] * 2
+
+
 def test_a_tracker_that_cannot_be_opened_or_hangs_does_not_hold_the_run_up(tmp_path: Path) -> None:
     write_rows(tmp_path, 2)
 
