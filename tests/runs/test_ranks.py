@@ -191,6 +191,7 @@ def test_none_goes_on_and_may_end_before_all_have_met(
             return group
         while not (tmp_path / "ready").exists():
             time.sleep(0.01)
+        time.sleep(0.3)  # in which the other one would go on, if it could
         (tmp_path / "met").touch()
         return group
 
