@@ -44,8 +44,8 @@ class Ranks:
     """Its number on its host, which is also its GPU's."""
     pieces: int = 1
     """Into how many a mini-batch is cut; a multiple of `size`."""
-    patient: Any = field(default=None, compare=False, repr=False)
-    """The group over which results and errors travel."""
+    patient: list[Any] = field(default_factory=list, compare=False, repr=False)
+    """The group over which results and errors travel; empty again once this process has parted from the others."""
     waited: list[float] = field(default_factory=list, compare=False, repr=False)
     """Seconds of each wait for the others, until they are taken."""
     tensor: int = 1
@@ -245,10 +245,8 @@ class Ranks:
 
     def agree(self, step: int, *digests: int) -> None:
         """Raises UserError, on all ranks, unless all have the same digests (64 bits each)."""
-        import torch
-
-        told = torch.stack(self.gather(torch.tensor(digests, dtype=torch.int64)))
-        others = torch.nonzero((told != told[0]).any(1)).flatten().tolist()
+        told = self.each(lambda: digests)
+        others = [rank for rank, own in enumerate(told) if own != told[0]]
         if others:
             raise UserError(
                 f"at step {step} the weights or the state of process {', '.join(map(str, others))} are not those of "
@@ -278,10 +276,10 @@ class Ranks:
 
         sizes = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
         with self._others() as dist:
-            dist.all_gather(sizes, torch.tensor([len(data)]), group=self.patient)
+            dist.all_gather(sizes, torch.tensor([len(data)]), group=self.patient[0])
             longest = max(int(size) for size in sizes)
             parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
-            dist.all_gather(parts, _as_tensor(data.ljust(longest, b"\0")), group=self.patient)
+            dist.all_gather(parts, _as_tensor(data.ljust(longest, b"\0")), group=self.patient[0])
         return [part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
 
     def _broadcast(self, data: bytes) -> bytes:
@@ -290,9 +288,9 @@ class Ranks:
 
         size = torch.tensor([len(data)])
         with self._others() as dist:
-            dist.broadcast(size, 0, group=self.patient)
+            dist.broadcast(size, 0, group=self.patient[0])
             buffer = _as_tensor(data) if self.first else torch.empty(int(size), dtype=torch.uint8)
-            dist.broadcast(buffer, 0, group=self.patient)
+            dist.broadcast(buffer, 0, group=self.patient[0])
         return buffer.numpy().tobytes()
 
 
@@ -309,7 +307,7 @@ def _as_tensor(data: bytes) -> Tensor:
 def joined() -> Iterator[Ranks]:
     """This process among those it was started with; `ALONE` without a launcher. Inside another one the same.
 
-    Raises LoneError where it does not meet the others."""
+    Raises LoneError where it does not meet the others, LostProcess where one of those that met is gone."""
     if not launched():
         yield ALONE
         return
@@ -326,10 +324,26 @@ def joined() -> Iterator[Ranks]:
     with _meeting():
         if own:
             _meet(local)
-        patient = dist.new_group(backend="gloo", timeout=PATIENT)
-    yield Ranks(dist.get_rank(), dist.get_world_size(), local, dist.get_world_size(), patient)
-    if own:  # not after an error, when others may be waiting for what will never come
-        dist.destroy_process_group()
+        patient = [dist.new_group(backend="gloo", timeout=PATIENT)]
+    try:
+        ranks = Ranks(dist.get_rank(), dist.get_world_size(), local, dist.get_world_size(), patient)
+        ranks.each(lambda: None)  # all have met: from here on, one that ends is not one that was never found
+        yield ranks
+    except BaseException:
+        # NCCL would wait for processes that may never come.
+        _part(patient, whole=own and "nccl" not in dist.get_backend_config())
+        raise
+    _part(patient, whole=own)
+
+
+def _part(patient: list[Any], whole: bool) -> None:
+    """Leave the group, and all others with it where it is the `whole`. A thread of gloo's may still hold memory of
+    Python's from the last transfer: the process would be aborted, whatever its exit code, if the interpreter were
+    shutting down when it lets go. With the last reference to a group, its threads are waited for."""
+    import torch.distributed as dist
+
+    dist.destroy_process_group(None if whole else patient[0])
+    patient.clear()
 
 
 @contextmanager

@@ -4,8 +4,11 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +25,7 @@ from equipoise.runs.launch import launched, processes_of
 from equipoise.runs.pieces import PieceSum, tree_sum
 from equipoise.runs.ranks import ALONE, Ranks, joined
 from tests.killing import exit_code, in_child
-from tests.ranked import SECONDS, start, with_ranks
+from tests.ranked import SECONDS, rank, start, with_ranks
 
 
 def by_hand(values: Sequence[Tensor]) -> Tensor:
@@ -148,6 +151,63 @@ def test_results_and_errors_reach_all_ranks() -> None:
     with_ranks(3, work)
 
 
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("error", [None, UserError("a fault"), KeyboardInterrupt()])
+def test_no_thread_of_a_group_is_left_for_the_interpreter_to_tear_down(own: bool, error: BaseException | None) -> None:
+    def threads() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    def work() -> int:
+        before, held = threads(), []
+        try:
+            with joined() as ranks:
+                held.append(ranks)  # as the frames of an error's traceback hold it
+                ranks.first_does(lambda: b"x" * 1000)
+                assert threads() > before
+                if error is not None:
+                    raise error
+        except (UserError, KeyboardInterrupt):
+            pass
+        assert dist.is_initialized() != own
+        if rank() == 1:  # rank 0 has the store, which the others may still ask
+            assert threads() == before
+        return 0
+
+    if own:
+        port = free_port()
+        children = [in_child(partial(as_torchrun, number, port, work)) for number in (0, 1)]
+    else:
+        children = start(2, work)
+    assert [exit_code(child) for child in children] == [0, 0]
+
+
+def test_none_goes_on_and_may_end_before_all_have_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def new_group(*given: Any, **options: Any) -> Any:
+        group = plain(*given, **options)
+        if rank() == 1:
+            (tmp_path / "ready").touch()
+            return group
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        time.sleep(0.3)  # in which the other one would go on, if it could
+        (tmp_path / "met").touch()
+        return group
+
+    def work(ranks: Ranks) -> None:
+        if ranks.rank == 1:
+            os._exit(7 if (tmp_path / "met").exists() else 8)
+        ranks.first_does(lambda: ranks.gather(torch.zeros(1)))
+
+    plain = dist.new_group
+    monkeypatch.setattr(dist, "new_group", new_group)
+    port = free_port()
+    children = [meeting(number, port, work) for number in (0, 1)]
+    assert [exit_code(child) for child in children] == [1, 7]
+    assert "another process of this run has ended" in capfd.readouterr().err
+
+
 def test_one_flipped_bit_is_found_and_named() -> None:
     def work(ranks: Ranks) -> None:
         ranks.agree(5, 1 << 40, 7)
@@ -193,18 +253,23 @@ def test_a_number_is_refused_where_the_processes_are_started_already(monkeypatch
         processes_of(None, 2)
 
 
+def as_torchrun(rank: int, port: int, work: Callable[[], int], size: int = 2) -> int:
+    """`work` in the environment of that rank."""
+    signal.alarm(SECONDS)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    return work()
+
+
 def meeting(rank: int, port: int, work: Callable[[Ranks], object], size: int = 2) -> int:
     """The process id of one that meets the others as torchrun has them meet, and ends as a command does."""
 
     def command(_: list[str]) -> int:
-        signal.alarm(SECONDS)
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-        os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
         with joined() as ranks:
             work(ranks)
         return 0
 
-    return in_child(lambda: cli.run_command(command, []))
+    return in_child(lambda: as_torchrun(rank, port, lambda: cli.run_command(command, []), size))
 
 
 def free_port() -> int:
