@@ -77,8 +77,8 @@ class EvaluateConfig:
     max_words: int | None = None
     """Most words of a strict success. Default: the task's."""
     judge: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A model whose negative log-likelihood measures fluency: `bundled`, a folder or a Hub id; may be repeated. The
-    first one counts in the trade-off. Default: bundled."""
+    """A model whose negative log-likelihood measures fluency: `bundled`, `gemma-3-270m`, a folder or a Hub id; may be
+    repeated. The first one counts in the trade-off. Default: bundled."""
     fluency: bool = True
     """Measure fluency; without it no model is loaded."""
     acceptability: str | None = None

@@ -25,6 +25,7 @@ from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
 from equipoise.policy.families import position_limit, rotary_limit, window
 from equipoise.policy.hub import explain, hub_access, quiet_progress
 from equipoise.policy.load import own_device, pick_device, pick_dtype
+from equipoise.policy.packaged import GEMMA, SMOLLM2
 from equipoise.policy.score import token_logprobs
 from equipoise.policy.source import Source, load_config, load_tokenizer, resolve
 from equipoise.policy.weights import load_model
@@ -33,10 +34,18 @@ from equipoise.runs.ranks import ALONE, Ranks
 LONGEST = 512
 """Tokens of a text that are scored; what follows is left out, and counted."""
 
-FAMILY = (
-    "judge and policy share a family where the policy was trained from the bundled SmolLM2: such a judge favours it; "
-    "give a model of another family with --judge"
-)
+
+def family_caveat(source: Source) -> str:
+    """What is to be known of a judge that policies are trained from; empty for any other."""
+    if source.packaged is None:
+        return ""
+    other = GEMMA if source.packaged == SMOLLM2 else SMOLLM2
+    what = "the bundled SmolLM2" if source.packaged == SMOLLM2 else source.packaged.name
+    return (
+        f"judge and policy share a family where the policy was trained from {what}: such a judge favours it; give a "
+        f"model of another family with --judge, such as --judge {other.alias}"
+    )
+
 
 _GPT2 = "openai-community/"
 _SHORT = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -63,7 +72,7 @@ def judge(
     sources = _on_all(lambda: [resolve(full_name(name)) for name in config.judges], ranks)
     for source in sources:
         name = _name(source, [j.name for j in judges])
-        caveat = FAMILY if source.kind == "bundled" else ""
+        caveat = family_caveat(source)
         notices += [*source.notices, *([f"judge {name}: {caveat}"] if caveat else [])]
         say(f"judge {name}: {len(distinct):,} different texts")
         scorer = _on_all(partial(_scorer, source, config, ranks), ranks)
@@ -99,7 +108,7 @@ def full_name(name: str) -> str:
 
 def _name(source: Source, taken: Sequence[str]) -> str:
     name = Path(source.path_or_id).name if source.kind in ("folder", "adapter", "checkpoint") else source.path_or_id
-    name = "bundled" if source.kind == "bundled" else name.removeprefix(_GPT2)
+    name = source.packaged.alias if source.packaged is not None else name.removeprefix(_GPT2)
     return name if name not in taken else f"{name} ({len(taken) + 1})"
 
 
