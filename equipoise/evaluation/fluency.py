@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import UserError
+from equipoise.evaluation.acceptability import Probe, features, read_probe, score
 from equipoise.evaluation.config import EvaluateConfig
 from equipoise.evaluation.counted import Fluency
 from equipoise.evaluation.inputs import Judged
@@ -83,11 +84,19 @@ def judge(
         scores[name] = Fluency(nll[order], tokens[order])
         del scorer
     acceptable: dict[str, Any] = {}
+    probed: dict[str, Any] = {}
     if config.acceptability is not None:
         source = _on_all(partial(resolve, config.acceptability), ranks)
-        flags = _accept(source, config, distinct, progress, ranks)
+        probe = _on_all(partial(read_probe, source), ranks)
+        if probe is None:
+            flags = _accept(source, config, distinct, progress, ranks)
+        else:
+            guessed = _probed(source, probe, config, distinct, progress, ranks)
+            flags = (guessed >= probe.threshold).astype(float)
+            probed[_name(source, [])] = guessed[order]
+            notices += source.notices
         acceptable[_name(source, [])] = flags[order]
-    return Judged(tuple(judges), scores, acceptable, tuple(notices))
+    return Judged(tuple(judges), scores, acceptable, tuple(notices), probed)
 
 
 def _scorer(source: Source, config: EvaluateConfig, ranks: Ranks) -> "Scorer":
@@ -290,6 +299,28 @@ def _accept(source: Source, config: EvaluateConfig, texts: Sequence[str], progre
     for batch, found in zip(batches, ranks.deal(batches, judged), strict=True):
         flags[batch] = found
     return flags
+
+
+def _probed(
+    source: Source, probe: Probe, config: EvaluateConfig, texts: Sequence[str], progress: Progress, ranks: Ranks
+) -> Any:
+    """(N,) scores of the probe on a packaged model's hidden states, in float32 as it was learnt; an empty text is
+    acceptable to nobody."""
+
+    def load() -> tuple[Any, Any]:
+        device = pick_device(own_device(config.device, ranks))
+        return load_tokenizer(source), load_model(source, dtype=torch.float32, device=device).eval()
+
+    tokenizer, model = _on_all(load, ranks)
+    more = _of_all(progress, len(texts), ranks)
+
+    def guessed(batch: Sequence[str]) -> Any:
+        clean = [text.encode("utf-8", "surrogatepass").decode("utf-8", "replace") for text in batch]
+        return score(features(clean, tokenizer, model, more), probe)
+
+    batches = [texts[first : first + 256] for first in range(0, len(texts), 256)]
+    scores = np.concatenate([np.zeros(0), *ranks.deal(batches, guessed)])
+    return np.where([bool(text.strip()) for text in texts], scores, -np.inf)
 
 
 def _classifier(source: Source, config: EvaluateConfig, device: torch.device) -> tuple[Any, Any, int]:

@@ -1,8 +1,8 @@
 """A tokenizer from a GGUF file's own tables.
 
-transformers can read them too, and its versions read them differently: of SmolLM2's, 5.17 swaps the special tokens (end of
-text becomes `<|im_start|>`), and no version so far splits digits as the `smollm` pre-tokenizer does; of Gemma's, 5.17
-makes single letters.
+transformers can read them too, and its versions read them differently: of SmolLM2's, 5.17 swaps the special tokens (end
+of text becomes `<|im_start|>`), and no version so far splits digits as the `smollm` pre-tokenizer does; of Gemma's,
+5.17 makes single letters.
 """
 
 from collections.abc import Sequence
