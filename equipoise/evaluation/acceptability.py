@@ -84,7 +84,7 @@ def features(texts: Sequence[str], tokenizer: Any, model: Any, done: Callable[[i
             input_ids=ids, attention_mask=mask.long(), use_cache=False, output_hidden_states=True
         ).hidden_states
         for r, (i, length) in enumerate(zip(batch, lengths, strict=True)):
-            own = [states[layer][r, 1:length].float() for layer in LAYERS]
+            own = [states[layer][r, min(1, length - 1) : length].float() for layer in LAYERS]
             parts = [part for state in own for part in (state.mean(0), state[-1])]
             out[i] = torch.cat(parts).cpu().numpy()
         done(len(batch))

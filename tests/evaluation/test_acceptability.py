@@ -1,17 +1,19 @@
 """The probe of acceptability: its features by a slow definition, its file, and what it is refused for."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
-from equipoise.evaluation import acceptability
+from equipoise.evaluation import acceptability, fluency
 from equipoise.evaluation.acceptability import PROBED, Probe, features, read_probe, score, written
+from equipoise.evaluation.config import EvaluateConfig
 from equipoise.policy.packaged import GEMMA
 from equipoise.policy.source import resolve
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import tiny_folder, tiny_model, tiny_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -54,3 +56,23 @@ def test_the_packaged_probe_belongs_to_the_model_that_it_is_read_for() -> None:
     assert said["judge"] == GEMMA.fingerprint and json.loads(said["sentences"]) == 1008
     assert 0.5 < probe.threshold < 1 and len(said["data_sha256"]) == 64
     assert read_probe(resolve("bundled")) is None
+
+
+def test_texts_count_as_acceptable_from_the_threshold_on_and_empty_ones_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceptability, "LAYERS", (1, 2))
+    texts = ["The nurse was kind.", "", "The pilot was bold.", "The nurse was kind.", "No one \ud800 knew."]
+    found = features([text.replace("\ud800", "?") for text in texts], tiny_tokenizer(), tiny_model())
+    weights = np.random.default_rng(0).normal(size=128).astype(np.float32)
+    middle = float(score(found[[2]], Probe(weights, 0.0, 0.0))[0])
+    probe = Probe(weights, 1.0 - middle, 1.0 - 1e-4)  # so that the third text lies at 1
+    monkeypatch.setattr(fluency, "read_probe", lambda source: probe)
+    config = EvaluateConfig(fluency=False, acceptability=str(tiny_folder(tmp_path / "tiny")), device="cpu")
+    judged = fluency.judge(config, texts, lambda line: None, lambda done, total: None)
+    assert judged.acceptable is not None and judged.probed is not None
+    scores, flags = judged.probed["tiny"], judged.acceptable["tiny"]
+    assert scores[2] == pytest.approx(1, abs=1e-4) and flags[2] == 1
+    assert scores[0] == scores[3] == pytest.approx(score(found[[0]], probe)[0], abs=1e-4)
+    assert flags.tolist() == [float(value >= probe.threshold) for value in scores]
+    assert scores[1] == -np.inf and flags[1] == 0
