@@ -49,7 +49,7 @@ def written(text: str) -> str:
         text = pattern.sub(mended, text)
     text = re.sub(r"\bi\b(?=[ ',.?!]|$)", "I", text)
     text = text[:1].upper() + text[1:]
-    return text if text[-1:] in ".?!" else f"{text}."
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def read_probe(source: Source) -> Probe | None:

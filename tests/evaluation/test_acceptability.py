@@ -24,6 +24,7 @@ from tests.tiny import tiny_folder, tiny_model, tiny_tokenizer
         ("who showed what to who ?", "Who showed what to who?"),
         ("The nurse was kind.", "The nurse was kind."),
         ("The nurse was kind", "The nurse was kind."),
+        ("", "."),
     ],
 )
 def test_a_sentence_is_read_as_it_is_usually_written(given: str, usual: str) -> None:
