@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from equipoise import __version__
 from equipoise.errors import LoneError, LostProcess, UserError
+from equipoise.policy.packaged import ACCEPT
 from equipoise.runs.launch import EXIT_LOST_PROCESS, is_first, launched, report
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -67,7 +68,7 @@ def run_command(command: Callable[[list[str]], int], argv: list[str] | None = No
     os.environ["MPLBACKEND"] = "agg"
     try:
         try:
-            code = command(sys.argv[1:] if argv is None else argv)
+            code = command(_terms_accepted(sys.argv[1:] if argv is None else argv))
         except SystemExit as stop:  # a parser's, after printing its help
             if not isinstance(stop.code, int):
                 raise
@@ -112,6 +113,15 @@ def _refused(error: OSError) -> str:
     return f"cannot use {what} ({error.strerror}): {remedy}, then run the same command again"
 
 
+def _terms_accepted(argv: list[str]) -> list[str]:
+    """The command line without --accept-terms, which goes with any command: for this process and those it starts."""
+    options = argv[: argv.index("--")] if "--" in argv else argv
+    given = [i for i, word in enumerate(options) if word.lower().replace("_", "-") == "--accept-terms"]
+    if given:
+        os.environ[ACCEPT] = "1"
+    return [word for i, word in enumerate(argv) if i not in given]
+
+
 def _dispatch(argv: list[str]) -> int:
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if name in ("--help", "-h"):
@@ -140,6 +150,7 @@ def _help() -> str:
             "",
             *(f"  {name:<10} {line}" for name, (_, line) in COMMANDS.items()),
             "",
+            "--accept-terms, with any command: the terms of use of the model that it names are accepted.",
             "`equipoise COMMAND --help` lists a command's options; `equipoise --version` prints the version.",
         ]
     )

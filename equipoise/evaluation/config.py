@@ -77,12 +77,13 @@ class EvaluateConfig:
     max_words: int | None = None
     """Most words of a strict success. Default: the task's."""
     judge: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A model whose negative log-likelihood measures fluency: `bundled`, a folder or a Hub id; may be repeated. The
-    first one counts in the trade-off. Default: bundled."""
+    """A model whose negative log-likelihood measures fluency: `bundled`, `gemma-3-270m`, a folder or a Hub id; may be
+    repeated. The first one counts in the trade-off. Default: bundled."""
     fluency: bool = True
     """Measure fluency; without it no model is loaded."""
     acceptability: str | None = None
-    """A classifier of acceptable sentences: folder or Hub id."""
+    """What tells acceptable sentences from others: `gemma-3-270m`, by a probe on its hidden states, or a classifier,
+    as a folder or Hub id."""
     acceptable_label: str | None = None
     """Its label for acceptable sentences, by name or number. Default: recognised by name."""
     device: str = "auto"

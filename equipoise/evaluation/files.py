@@ -1,6 +1,7 @@
 """The five files of an evaluation."""
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -69,7 +70,8 @@ def tables(
 ) -> dict[str, tuple[Sequence[str], Iterator[list[Any]]]]:
     """The columns and rows of each table, by the name of its file without the ending."""
     extra = [f"{what}@{name}" for name in judged.scores or {} for what in ("NLL", "Tokens")]
-    columns = [*row_columns(list(evaluation.lexicon)), *extra, *(f"Acceptable@{c}" for c in judged.acceptable or {})]
+    extra += [f"Acceptable@{c}" for c in judged.acceptable or {}]
+    columns = [*row_columns(list(evaluation.lexicon)), *extra, *(f"Acceptability@{c}" for c in judged.probed or {})]
     return {
         "rows": (columns, _row_cells(evaluation, rows, judged)),
         "methods": (_METHOD_COLUMNS, _method_cells(evaluation)),
@@ -91,6 +93,7 @@ def _row_cells(evaluation: Evaluation, rows: Sequence[Measured], judged: Judged)
         for judge in scores.values():
             cells += [float(judge.nll_N[i]), int(judge.tokens_N[i])]
         cells += [int(values[i]) for values in acceptable.values()]
+        cells += [float(values[i]) if math.isfinite(values[i]) else "" for values in (judged.probed or {}).values()]
         yield cells
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import UserError
+from equipoise.evaluation.acceptability import Probe, features, read_probe, score
 from equipoise.evaluation.config import EvaluateConfig
 from equipoise.evaluation.counted import Fluency
 from equipoise.evaluation.inputs import Judged
@@ -25,6 +26,7 @@ from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
 from equipoise.policy.families import position_limit, rotary_limit, window
 from equipoise.policy.hub import explain, hub_access, quiet_progress
 from equipoise.policy.load import own_device, pick_device, pick_dtype
+from equipoise.policy.packaged import GEMMA, SMOLLM2
 from equipoise.policy.score import token_logprobs
 from equipoise.policy.source import Source, load_config, load_tokenizer, resolve
 from equipoise.policy.weights import load_model
@@ -33,10 +35,18 @@ from equipoise.runs.ranks import ALONE, Ranks
 LONGEST = 512
 """Tokens of a text that are scored; what follows is left out, and counted."""
 
-FAMILY = (
-    "judge and policy share a family where the policy was trained from the bundled SmolLM2: such a judge favours it; "
-    "give a model of another family with --judge"
-)
+
+def family_caveat(source: Source) -> str:
+    """What is to be known of a judge that policies are trained from; empty for any other."""
+    if source.packaged is None:
+        return ""
+    other = GEMMA if source.packaged == SMOLLM2 else SMOLLM2
+    what = "the bundled SmolLM2" if source.packaged == SMOLLM2 else source.packaged.name
+    return (
+        f"judge and policy share a family where the policy was trained from {what}: such a judge favours it; give a "
+        f"model of another family with --judge, such as --judge {other.alias}"
+    )
+
 
 _GPT2 = "openai-community/"
 _SHORT = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -63,7 +73,7 @@ def judge(
     sources = _on_all(lambda: [resolve(full_name(name)) for name in config.judges], ranks)
     for source in sources:
         name = _name(source, [j.name for j in judges])
-        caveat = FAMILY if source.kind == "bundled" else ""
+        caveat = family_caveat(source)
         notices += [*source.notices, *([f"judge {name}: {caveat}"] if caveat else [])]
         say(f"judge {name}: {len(distinct):,} different texts")
         scorer = _on_all(partial(_scorer, source, config, ranks), ranks)
@@ -74,11 +84,19 @@ def judge(
         scores[name] = Fluency(nll[order], tokens[order])
         del scorer
     acceptable: dict[str, Any] = {}
+    probed: dict[str, Any] = {}
     if config.acceptability is not None:
         source = _on_all(partial(resolve, config.acceptability), ranks)
-        flags = _accept(source, config, distinct, progress, ranks)
+        probe = _on_all(partial(read_probe, source), ranks)
+        if probe is None:
+            flags = _accept(source, config, distinct, progress, ranks)
+        else:
+            guessed = _probed(source, probe, config, distinct, progress, ranks)
+            flags = (guessed >= probe.threshold).astype(float)
+            probed[_name(source, [])] = guessed[order]
+            notices += source.notices
         acceptable[_name(source, [])] = flags[order]
-    return Judged(tuple(judges), scores, acceptable, tuple(notices))
+    return Judged(tuple(judges), scores, acceptable, tuple(notices), probed)
 
 
 def _scorer(source: Source, config: EvaluateConfig, ranks: Ranks) -> "Scorer":
@@ -99,7 +117,7 @@ def full_name(name: str) -> str:
 
 def _name(source: Source, taken: Sequence[str]) -> str:
     name = Path(source.path_or_id).name if source.kind in ("folder", "adapter", "checkpoint") else source.path_or_id
-    name = "bundled" if source.kind == "bundled" else name.removeprefix(_GPT2)
+    name = source.packaged.alias if source.packaged is not None else name.removeprefix(_GPT2)
     return name if name not in taken else f"{name} ({len(taken) + 1})"
 
 
@@ -281,6 +299,28 @@ def _accept(source: Source, config: EvaluateConfig, texts: Sequence[str], progre
     for batch, found in zip(batches, ranks.deal(batches, judged), strict=True):
         flags[batch] = found
     return flags
+
+
+def _probed(
+    source: Source, probe: Probe, config: EvaluateConfig, texts: Sequence[str], progress: Progress, ranks: Ranks
+) -> Any:
+    """(N,) scores of the probe on a packaged model's hidden states, in float32 as it was learnt; an empty text is
+    acceptable to nobody."""
+
+    def load() -> tuple[Any, Any]:
+        device = pick_device(own_device(config.device, ranks))
+        return load_tokenizer(source), load_model(source, dtype=torch.float32, device=device).eval()
+
+    tokenizer, model = _on_all(load, ranks)
+    more = _of_all(progress, len(texts), ranks)
+
+    def guessed(batch: Sequence[str]) -> Any:
+        clean = [text.encode("utf-8", "surrogatepass").decode("utf-8", "replace") for text in batch]
+        return score(features(clean, tokenizer, model, more), probe)
+
+    batches = [texts[first : first + 256] for first in range(0, len(texts), 256)]
+    scores = np.concatenate([np.zeros(0), *ranks.deal(batches, guessed)])
+    return np.where([bool(text.strip()) for text in texts], scores, -np.inf)
 
 
 def _classifier(source: Source, config: EvaluateConfig, device: torch.device) -> tuple[Any, Any, int]:

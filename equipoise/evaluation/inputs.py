@@ -205,3 +205,5 @@ class Judged:
     scores: Mapping[str, Fluency] | None = None
     acceptable: Mapping[str, Array] | None = None
     notices: tuple[str, ...] = ()
+    probed: Mapping[str, Array] | None = None
+    """Scores behind `acceptable`, where a probe gives them."""

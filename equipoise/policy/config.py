@@ -25,7 +25,7 @@ def check_device(name: str) -> None:
 @dataclass(frozen=True)
 class PolicyConfig:
     model: str = "bundled"
-    """`bundled` (SmolLM2-135M-Instruct), a Hub id, or a local folder."""
+    """`bundled` (SmolLM2-135M-Instruct), `gemma-3-270m`, a Hub id, or a local folder."""
     tuning: Literal["lora", "full"] = "lora"
     """`lora` trains adapters on linear layers (a mixture's experts have none), the reference being the same model
     with them off; `full` trains all weights beside a frozen copy."""

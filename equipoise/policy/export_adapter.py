@@ -67,9 +67,9 @@ def export_adapter(
 
 
 def base_name(source: Source | None) -> str:
-    """How the adapter's configuration names its base: a Hub id, a folder's whole path, or `bundled`, which this program
-    alone knows, because the bundled model's weights are not those on the Hub. Raises UserError where the base is no
-    model by itself."""
+    """How the adapter's configuration names its base: a Hub id, a folder's whole path, or a packaged model's alias,
+    which this program alone knows, because its 4-bit weights are not those on the Hub. Raises UserError where the base
+    is no model by itself."""
     kind = source.kind if source is not None else "nothing"
     if source is None or kind not in ("bundled", "folder", "hub"):
         of = f"{source.given!r}, which is " if source is not None else ""
@@ -78,8 +78,8 @@ def base_name(source: Source | None) -> str:
             f"--save adapter needs a base model that can be loaded by itself, and training began from {of}"
             f"{what.get(kind, 'unknown')}: use --save merged"
         )
-    if kind == "bundled":
-        return "bundled"
+    if source.packaged is not None:
+        return source.packaged.alias
     return source.path_or_id if kind == "hub" else str(Path(source.path_or_id).expanduser().resolve())
 
 

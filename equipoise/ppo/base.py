@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from equipoise.measures.shares import kl_bound, wilson
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.load import Policy
+from equipoise.policy.packaged import SMOLLM2
 from equipoise.policy.sample import NonFiniteLogits
 from equipoise.policy.source import resolve
 from equipoise.ppo.evaluate import draw_sentences, fluency
@@ -57,7 +58,7 @@ KNOWN: dict[tuple[str, str, float, float, int], BaseRates] = {
 
 def known_rates(config: "TrainConfig") -> BaseRates | None:
     """What was measured before of the very model, task, occupations, prompt and decoding; None for any other."""
-    own = resolve(config.policy.model).kind == "bundled" and not config.policy.use_8bit
+    own = resolve(config.policy.model).packaged == SMOLLM2 and not config.policy.use_8bit
     if not own or config.task != PROTOCOL or set(config.occupations) != set(PROTOCOL.names):
         return None
     sampling = config.sampling

@@ -11,7 +11,6 @@ import pytest
 from equipoise.cli import main
 from equipoise.plugins.written import read_label, sentence
 from equipoise.policy import bundled
-from equipoise.policy.source import BUNDLED_REQUIREMENT
 from equipoise.protocol.task import PROTOCOL
 
 INTERPRETER = os.environ.get("EQUIPOISE_TRAINERS", "")
@@ -22,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not INTERPRETER, reason="need
 
 @pytest.fixture(scope="module")
 def model() -> str:
-    return str(bundled.folder(BUNDLED_REQUIREMENT))
+    return str(bundled.folder())
 
 
 def run(script: str, *arguments: str, sign: str) -> list[object]:

