@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 from equipoise import __version__
 from equipoise.errors import LoneError, LostProcess, UserError
-from equipoise.policy.packaged import ACCEPT
 from equipoise.runs.launch import EXIT_LOST_PROCESS, is_first, launched, report
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -118,6 +117,8 @@ def _terms_accepted(argv: list[str]) -> list[str]:
     options = argv[: argv.index("--")] if "--" in argv else argv
     given = [i for i, word in enumerate(options) if word.lower().replace("_", "-") == "--accept-terms"]
     if given:
+        from equipoise.policy.packaged import ACCEPT  # only here: `score` and the help do without models
+
         os.environ[ACCEPT] = "1"
     return [word for i, word in enumerate(argv) if i not in given]
 

@@ -53,6 +53,7 @@ def software(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
 SOURCE = (
     "equipoise/**/*.py",
     "equipoise/py.typed",
+    "equipoise/evaluation/probes/*",
     "equipoise/evaluation/templates/*",
     "equipoise/protocol/tasks/*.yaml",
     "equipoise/ppo/curves.json",
