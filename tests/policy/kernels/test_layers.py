@@ -74,8 +74,14 @@ def test_what_the_architectures_differ_in_shows_in_the_numbers(
 def test_weights_in_8_bits_give_the_scores_and_gradients_of_single_rows(name: str, into: torch.dtype) -> None:
     found, gradients = layers.scores_and_gradients(name, tuning="lora", fused=True, eight_bits=into)
     expected, own = layers.scores_and_gradients(name, tuning="lora", fused=False, eight_bits=into)
-    # A value between two of FP8's falls to either side by the last bit.
-    most = 1e-3 if into == torch.int8 else 0.08
-    assert (found - expected).norm() < most * expected.norm()
-    for key, gradient in own.items():
-        assert (gradients[key] - gradient).norm() < most * gradient.norm() + 1e-6, key
+    if into == torch.int8:
+        assert (found - expected).norm() < 1e-3 * expected.norm()
+        for key, gradient in own.items():
+            assert (gradients[key] - gradient).norm() < 1e-3 * gradient.norm() + 1e-6, key
+        return
+    # A value between two of FP8's falls to either side by the last bit. What that does to all gradients together is
+    # less than what the format itself does to them, which the model in float32 shows. (GPT-2's matrices stay as they are.)
+    exact, unrounded = layers.scores_and_gradients(name, tuning="lora", fused=False)
+    assert (found - expected).norm() < 0.7 * (expected - exact).norm() + 1e-5 * expected.norm()
+    fused, plain, whole = (torch.cat([each[key].flatten() for key in own]) for each in (gradients, own, unrounded))
+    assert (fused - plain).norm() < 0.7 * (plain - whole).norm() + 1e-5 * plain.norm()
