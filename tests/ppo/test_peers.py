@@ -50,7 +50,7 @@ def test_trls_trainers_have_the_same_advantages_and_losses(algorithm: str, tmp_p
     found = run("with_trl.py", str(tmp_path / "model"), algorithm, str(tmp_path / "noted.safetensors"))
     mask, zeros = found["mask"].bool(), torch.zeros_like(found["old"])
     rollout, rows = rollout_of(mask), len(found["rewards"])
-    scored = Scored(found["old"], zeros, zeros, found["reference"])
+    scored = Scored(found["old"], zeros, zeros, zeros, found["reference"])
     ours = estimate(config_of(algorithm, rows), found["rewards"], scored, rollout, BETA).used_BT
     theirs = torch.where(mask, found["advantages"][:, None], 0.0)
     assert theirs.abs().max() > 0.3
@@ -99,7 +99,7 @@ def test_verls_functions_have_the_same_advantages(tmp_path: Path) -> None:
     # Its deviation has n − 1, ours over all tokens of a batch, as PPO's, has n.
     tokens = int(mask.sum())
     bessel = (tokens / (tokens - 1)) ** 0.5
-    scored = Scored(kl, zeros, zeros, zeros)
+    scored = Scored(kl, zeros, zeros, zeros, zeros)
     for gamma in (1.0, 0.9):
         ours = estimate(config_of("reinforce++", 24, 0, gamma=gamma), paid, scored, rollout, BETA).used_BT
         torch.testing.assert_close(ours, theirs[f"reinforce++ {gamma}"] * bessel, atol=1e-5, rtol=1e-5)
