@@ -128,10 +128,10 @@ $(VENV)-empty/.installed: pyproject.toml Makefile | $(VENV)-release/.installed
 docs: $(VENV)-release/.installed
 	@$(VENV)-release/bin/python -m sphinx -W --keep-going -q -b html -c docs . docs/_build
 
-# Every package with its version, for those who want the very same environment. The index is not named in it.
+# Every package with its version, for those who want the very same environment. uv does not name the index in it, nor may it (a test).
 lock: $(VENV)-release/.installed
 	@UV_CUSTOM_COMPILE_COMMAND='make lock' $(VENV)-release/bin/uv pip compile --quiet --universal --upgrade \
-	    --python-version 3.11 --no-emit-index-url --no-emit-find-links requirements_rlhf.txt -o requirements_lock.txt
+	    --python-version 3.11 requirements_rlhf.txt -o requirements_lock.txt
 
 clean:
 	rm -rf $(VENV) $(VENV)-transformers-4 $(VENV)-transformers-5 $(VENV)-trainers $(VENV)-trackers $(VENV)-measuring $(VENV)-llama \
