@@ -39,6 +39,18 @@ TARGETED = PPOConfig(
     average_weights=0.95,
 )
 
+NEAR_PRESET = TrainConfig(
+    preset="near",
+    prompt="describe",
+    steps=130,
+    strict_bonus=1.0,
+    policy=PolicyConfig(model="bundled", tuning="full"),
+    reward=RewardWeights(bonus_per_term=0.0),
+    warm_start=NEAR,
+    ppo=TARGETED,
+    evaluation=replace(MEASURED, eval_sentences=500),
+    run=RunConfig(save_every=25, sample_every=25, keep_checkpoints=3),
+)
 PRESETS = {
     # The guide: its model, its prompt, its numbers, and beside them two things of which it says nothing (`ADDED`).
     "guide": TrainConfig(
@@ -92,33 +104,17 @@ PRESETS = {
     # Nearest: what the untrained model writes where it succeeds, and as it does. Ctrl-G writes that and its weights
     # choose; the policy learns it, then what it writes itself is resampled once more, and PPO does the rest with a
     # reward that only tells success from failure: anything else that is paid for is waste.
-    "near": TrainConfig(
-        preset="near",
-        prompt="describe",
-        steps=130,
-        strict_bonus=1.0,
-        policy=PolicyConfig(model="bundled", tuning="full"),
-        reward=RewardWeights(bonus_per_term=0.0),
-        warm_start=NEAR,
-        ppo=TARGETED,
-        evaluation=replace(MEASURED, eval_sentences=500),
-        run=RunConfig(save_every=25, sample_every=25, keep_checkpoints=3),
-    ),
+    "near": NEAR_PRESET,
     # Even: all pairs alike, and otherwise as near as that allows. The bonus for rare pairs stands in a fixed proportion
     # to the price of a nat: where it pays a ln-unit of rarity r nats, the pairs of the optimum are p^(1/(1+r)), p being
     # those of the untrained model; here r = 13. At 4.3 PPO lost half of them on the way (docs/LOG.md).
-    "even": TrainConfig(
+    "even": replace(
+        NEAR_PRESET,
         preset="even",
-        prompt="describe",
         steps=120,
-        strict_bonus=1.0,
-        policy=PolicyConfig(model="bundled", tuning="full"),
-        reward=RewardWeights(bonus_per_term=0.0),
         warm_start=replace(NEAR, warm_start_target="even", warm_start_keep="even", warm_start_copies=4),
         diversity=DiversityConfig(diversity_weight=3.0, diversity_on="pairs", diversity_window=2048),
         ppo=replace(TARGETED, learning_rate=8e-6, decay_steps=120, kl_coef=0.05),
-        evaluation=replace(MEASURED, eval_sentences=500),
-        run=RunConfig(save_every=25, sample_every=25, keep_checkpoints=3),
     ),
     # Minutes on two cores, and PPO does the work: a short warm start makes both classes findable (about one sentence in
     # four has them after it), and the reward rises from there. A larger learning rate than `varied` has, since adapters
