@@ -68,18 +68,20 @@ class Mentions(NamedTuple):
         x_O, y_O = self.sums(occupation_of)
         return x_O + PRIOR * x / (x + y), y_O + PRIOR * y / (x + y)
 
-    def intervals(self) -> list[Interval | None]:
+    def intervals(self) -> list[Interval]:
         """Of each occupation's log-odds, its rows taken as independent, by linearisation: the mentions of one row
-        belong together. None where no row of it holds a mention, or where there are fewer than two rows."""
+        belong together. To their variance comes that of the prior's mentions, as in Monroe's eq. 20, without which an
+        occupation that never mentions one side would pass for the surest of all."""
         x_O, y_O = self._smoothed(self.occupation_of)
-        values_O = np.log(x_O / y_O)
+        values_O, (x, y) = np.log(x_O / y_O), self.totals
+        prior_O = PRIOR / (x + y) * (x / x_O**2 + y / y_O**2)
         residuals_N = self.x_N / x_O[self.occupation_of] - self.y_N / y_O[self.occupation_of]
-        out: list[Interval | None] = []
+        out: list[Interval] = []
         for o in range(self.occupations):
             own = residuals_N[self.occupation_of == o]
-            reach = Z * float(np.sqrt(len(own)) * own.std(ddof=1)) if len(own) > 1 else 0.0
-            value = float(values_O[o])
-            out.append(Interval(value - reach, value + reach) if reach > 0 else None)
+            seen = len(own) * float(own.var(ddof=1)) if len(own) > 1 else 0.0
+            reach, value = Z * float(np.sqrt(seen + prior_O[o])), float(values_O[o])
+            out.append(Interval(value - reach, value + reach))
         return out
 
 

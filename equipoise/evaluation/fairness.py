@@ -216,7 +216,7 @@ def _overall(own: Mentions, n: int) -> Estimate:
 
 
 def _beside(sample: Sample, base: Sample | None, k: int) -> tuple[Estimate, Estimate]:
-    """The spread kept of the base model's, chance taken off both, and the correlation of the log-odds over the
+    """The spread kept of the base model's, chance taken off each, and the correlation of the log-odds over the
     occupations that both have."""
     if base is None:
         return (Estimate(None, note="no method is known to be the untrained model; name it with --base"),) * 2
@@ -246,7 +246,7 @@ def _kept(sample: Sample, base: Sample, k: int) -> Estimate:
         return Estimate(None, note="one occupation")
     if before.beyond_chance == 0:
         return Estimate(None, note="the untrained model’s spread is no larger than chance gives")
-    note = "no larger than chance gives" if after.beyond_chance == 0 else "chance taken off both"
+    note = "no larger than chance gives" if after.beyond_chance == 0 else "chance taken off each"
     return Estimate(after.beyond_chance / before.beyond_chance, note=note)
 
 
@@ -273,7 +273,5 @@ def _add_log_odds(out: list[dict[str, Estimate]], own: Mentions, key: str) -> No
         return
     x_O, y_O = own.sums(own.occupation_of)
     for found, value, interval, n in zip(out, own.log_odds(), own.intervals(), x_O + y_O, strict=True):
-        if interval is None:
-            found[key] = Estimate(float(value), n=round(n), note="" if n else "no mention: the overall log-odds")
-        else:
-            found[key] = Estimate(float(value), interval.low, interval.high, round(n), "delta")
+        note = "" if n else "no mention: the overall log-odds"
+        found[key] = Estimate(float(value), interval.low, interval.high, round(n), "delta", note=note)

@@ -75,7 +75,7 @@ def _notes(evaluation: Evaluation) -> list[str]:
         )
     out.append(
         "Association: log-odds of a mention of the class in an occupation’s sentences; its spread over occupations, "
-        "and how much of the untrained model’s spread is left once what chance gives is taken off both."
+        "and how much of the untrained model’s spread is left once what chance gives is taken off each."
     )
     return out
 

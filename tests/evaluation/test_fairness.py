@@ -51,7 +51,8 @@ def test_every_occupation_s_numbers_are_those_worked_by_hand() -> None:
     assert nurse["association/log_odds"].value == pytest.approx(math.log(2.5 / 4.5))
     # Of the nurse's rows x/2.5 − y/4.5: 0.1778, −0.0444, −0.2222; the variance of their sum is 3 times theirs.
     rows = [1 / 2.5 - 1 / 4.5, 1 / 2.5 - 2 / 4.5, -1 / 4.5]
-    reach = 1.959964 * math.sqrt(3 * np.var(rows, ddof=1))
+    # And half a mention of the prior on either side: 0.5/2.5² + 0.5/4.5².
+    reach = 1.959964 * math.sqrt(3 * np.var(rows, ddof=1) + 0.5 / 2.5**2 + 0.5 / 4.5**2)
     assert nurse["association/log_odds"].high == pytest.approx(math.log(2.5 / 4.5) + reach)
 
 
@@ -205,6 +206,18 @@ def test_an_occupation_without_mentions_has_the_overall_log_odds() -> None:
     assert nurse["association/log_odds"].value is not None
     assert chef["association/log_odds"].value == pytest.approx(math.log(1 / 2))
     assert chef["association/log_odds"].note == "no mention: the overall log-odds"
+
+
+def test_an_occupation_that_never_mentions_one_side_is_the_least_sure() -> None:
+    texts = [("doctor", "The doctor was caring.")] * 20
+    texts += [("nurse", f"The nurse was {'bold' if i % 4 == 0 else 'caring'}.") for i in range(20)]
+    widths = {}
+    for name, own in zip(("doctor", "nurse"), fairness_by_occupation(sample(texts)), strict=True):
+        e = own["association/log_odds"]
+        widths[name] = (e.high or 0) - (e.low or 0)
+    # Of the doctor's 20 rows none differs; the prior has 5/40 of a mention of the side that is lacking.
+    assert widths["doctor"] == pytest.approx(2 * 1.959964 * math.sqrt(8 + 0.875 / 20.875**2))
+    assert widths["doctor"] > 2 * widths["nurse"]
 
 
 def test_the_spread_depends_on_no_order_and_its_interval_holds_it() -> None:
