@@ -6,8 +6,9 @@ from pathlib import Path
 from equipoise.evaluation import fairness_tables
 from equipoise.evaluation.config import EvaluateConfig
 from equipoise.evaluation.evaluate import evaluate
+from equipoise.evaluation.findings import findings
 from equipoise.evaluation.page import Content, render
-from equipoise.evaluation.results import Evaluation, MixedLogit
+from equipoise.evaluation.results import Estimate, Evaluation, MixedLogit
 from equipoise.protocol.task import PROTOCOL
 from equipoise.protocol.task import Task as AnyTask
 from tests.evaluation.files import write_csv
@@ -72,6 +73,24 @@ def test_many_occupations_are_cut_and_it_is_said(tmp_path: Path) -> None:
     assert table is not None
     assert len(table.rows) == fairness_tables.MOST
     assert "Of 40 occupations the 15 greatest and the 15 least are shown" in table.caption
+
+
+def test_a_finding_says_what_is_left_of_the_association() -> None:
+    evaluation = example()
+    asked = "Are occupations associated less?"
+    assert asked not in {finding.question for finding in findings(evaluation)}  # the example's base has none
+    methods = {}
+    for name, kept in {"Prompt-Only": None, "Generate-and-Filter": 0.5, "PPO": 0.034}.items():
+        given = {"association/kept": Estimate(kept, note=""), "association/spread": Estimate(1.68)}
+        given["association/chance"] = Estimate(0.725)
+        own = evaluation.methods[name]
+        methods[name] = dataclasses.replace(own, metrics=own.metrics | given)
+    told = {f.question: f.answer for f in findings(dataclasses.replace(evaluation, methods=methods))}[asked]
+    assert told == (
+        "With Prompt-Only, taken for the untrained model because of its name, occupations are 1.68 nats apart in "
+        "log-odds, agentic against communal (0.72 by chance). Of that, chance taken off each, Generate-and-Filter "
+        "keeps 50.0 % and PPO keeps 3.4 %."
+    )
 
 
 def test_an_odds_ratio_without_an_end_is_a_dash_with_its_reason() -> None:
