@@ -27,7 +27,9 @@ BY_HAND = [
 
 
 def test_every_number_of_six_sentences_is_that_worked_by_hand() -> None:
-    found = {key: e.value for key, e in fairness_estimates(sample(BY_HAND), None).items()}
+    estimates = fairness_estimates(sample(BY_HAND), None)
+    found = {key: e.value for key, e in estimates.items()}
+    assert [estimates[key].n for key in ("negated/any", "negated/strict", "first/agentic")] == [6, 3, 3]
     assert found["gendered/female_pronouns"] == pytest.approx(1 / 6)
     assert found["gendered/male_pronouns"] == pytest.approx(2 / 6)
     assert found["gendered/female_nouns"] == pytest.approx(1 / 6)

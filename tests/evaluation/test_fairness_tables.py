@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 from equipoise.evaluation import fairness_tables
 from equipoise.evaluation.config import EvaluateConfig
 from equipoise.evaluation.evaluate import evaluate
@@ -47,6 +49,9 @@ def test_the_tables_show_words_and_associations_by_occupation_and_method(tmp_pat
     assert [row[0].text for row in association.rows] == ["pilot", "nurse"]  # the most agentic first
     # Agentic mentions: 2 and 2 of 6, communal 2 and 0: (2 + 2/3) / (0 + 1/3), (2 + 2/3) / (2 + 1/3).
     assert [row[1].text for row in association.rows] == ["+2.08", "+0.13"]
+    kept = {name: m.metrics["association/kept"] for name, m in evaluation.methods.items()}
+    assert kept["Prompt-Only"].note == "the untrained model itself"  # by its name
+    assert kept["PPO"].value == pytest.approx(1, abs=0.05)  # the same sentences
     table = fairness_tables.overview(evaluation)
     assert table is not None
     assert {row[0].text: row[1].text for row in table.rows}["with a negated term, % ↓"] == "25.0"

@@ -73,7 +73,9 @@ def test_without_effects_of_occupations_it_is_the_odds_ratio_of_the_sums() -> No
     assert found is not None
     assert found.log_odds == pytest.approx(np.log(30 / 10 * 20 / 20), abs=1e-3)
     assert found.sd_occupation == pytest.approx(0, abs=0.02)
-    assert found.note == ""
+    # The usual standard error of a log odds ratio, and Student's t of nine degrees of freedom.
+    error = np.sqrt(1 / 300 + 1 / 100 + 1 / 200 + 1 / 200)
+    assert (found.high or 0) - (found.log_odds or 0) == pytest.approx(2.2622 * error, rel=1e-3)
 
 
 def test_with_the_methods_swapped_the_log_odds_are_mirrored() -> None:
