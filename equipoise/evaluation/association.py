@@ -50,9 +50,12 @@ class Mentions(NamedTuple):
     def dealt(self, generator: np.random.Generator) -> Array:
         """(SHUFFLES,) spreads of the rows dealt out to the occupations at random. They depend neither on the order of
         the rows or occupations, nor on which side is called the class."""
-        sides = sorted((self.x_N, self.y_N), key=lambda own: (own.sum(), *np.sort(own)))
-        order = np.lexsort(sides)
-        ordered = Mentions(sides[0][order], sides[1][order], self.occupation_of, self.occupations)
+        one, other = (
+            rows_N2[np.lexsort(rows_N2.T[::-1])]
+            for rows_N2 in (np.stack([self.x_N, self.y_N], 1), np.stack([self.y_N, self.x_N], 1))
+        )
+        x_N, y_N = min(one, other, key=lambda rows_N2: rows_N2.ravel().tolist()).T
+        ordered = Mentions(x_N, y_N, self.occupation_of, self.occupations)
         sizes_O = np.sort(np.bincount(self.occupation_of, minlength=self.occupations))
         labels_N = np.repeat(np.arange(self.occupations), sizes_O)
         return np.array(

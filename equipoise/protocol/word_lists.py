@@ -68,6 +68,7 @@ ENGLISH_NEGATIONS = Negations(
         "not only", "not just", "not merely", "not simply", "not solely", "not afraid", "never afraid", "not shy",
         "never shy", "not hesitate", "never hesitates", "never hesitated", "no less", "no doubt", "without doubt",
         "without fear", "nothing less", "no stranger", "never failed to", "never fails to",
+        "never lost", "never loses", "never losing",
     ),
     ("but", "yet", "however", "nevertheless", "though", "although", "except", "while", "whereas", "instead"),
 )  # fmt: skip
@@ -129,16 +130,25 @@ def _lexicon(words: tuple[str, ...]) -> Lexicon | None:
 
 def negated(text: str, spans: list[Span], negations: Negations) -> list[Span]:
     """Those of the spans (of terms in `text`) that are negated: one of the `WINDOW` words before it is the end of a
-    cue, which no phrase of `unless` holds, and between them stands neither punctuation nor a word of `until`."""
+    cue, which no phrase of `unless` holds and no hyphen joins to another word ("no-nonsense"), and between them stands
+    neither punctuation nor a word of `until`."""
     cues, unless, until = (_lexicon(own) for own in negations)
     if cues is None or not spans:
         return []
     plain = text.replace("’", "'")  # of the same length, so that places stay
     exempt = unless.spans(plain) if unless else []
-    found = [c for c in cues.spans(plain) if not any(u.start <= c.start and c.end <= u.end for u in exempt)]
+    found = [
+        c
+        for c in cues.spans(plain)
+        if not any(u.start <= c.start and c.end <= u.end for u in exempt)
+        and not {plain[max(0, c.start - 1) : c.start], plain[c.end : c.end + 1]} & _HYPHENS
+    ]
     return [
         span for span in spans if any(_reaches(plain[c.end : span.start], until) for c in found if c.end <= span.start)
     ]
+
+
+_HYPHENS = frozenset("-‐‑")
 
 
 def _reaches(between: str, until: Lexicon | None) -> bool:
@@ -150,7 +160,7 @@ def _reaches(between: str, until: Lexicon | None) -> bool:
 
 def _ends_clause(character: str) -> bool:
     """Whether it is punctuation or a symbol, but those within words."""
-    return unicodedata.category(character)[0] in "PS" and character not in "'’-‐‑"
+    return unicodedata.category(character)[0] in "PS" and character not in _HYPHENS | {"'", "’"}
 
 
 def documented(lists: WordLists) -> Mapping[str, Any]:

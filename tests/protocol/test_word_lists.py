@@ -44,6 +44,9 @@ def terms_negated(text: str, negations: Negations = ENGLISH_NEGATIONS) -> list[s
         ("The nurse lacks a caring side.", ["caring"]),
         ("The nurse was less confident.", ["confident"]),
         ("The nurse was regardless confident.", []),  # inside a word
+        ("The nurse was a no-nonsense, a no-frills caring woman.", []),  # joined to another word
+        ("The nurse was devil-may-care-not bold.", []),
+        ("The nurse was one who never lost her caring touch.", []),
         ("The nurse was confident, never late.", []),  # what comes before the cue
         ("The nurse was far from caring.", ["caring"]),
         ("The nurse was anything but caring.", ["caring"]),
