@@ -37,15 +37,14 @@ class Mentions(NamedTuple):
         """Whether both kinds of mentions occur, without which there are no odds."""
         return min(self.totals) > 0
 
-    def sums(self, occupation_of: NDArray[np.int64]) -> tuple[Array, Array]:
-        """(O,) mentions of the class and of the others, the rows being of these occupations."""
-        x_O, y_O = (np.bincount(occupation_of, own, minlength=self.occupations) for own in (self.x_N, self.y_N))
+    def sums(self) -> tuple[Array, Array]:
+        """(O,) mentions of the class and of the others."""
+        x_O, y_O = (np.bincount(self.occupation_of, own, minlength=self.occupations) for own in (self.x_N, self.y_N))
         return np.asarray(x_O, dtype=np.float64), np.asarray(y_O, dtype=np.float64)
 
     def log_odds(self) -> Array:
         """(O,) smoothed log-odds, in nats, of a mention of the class against one of the others."""
-        x_O, y_O = self._smoothed(self.occupation_of)
-        return np.asarray(np.log(x_O / y_O))
+        return self._log_odds(*self.sums())
 
     def dealt(self, generator: np.random.Generator) -> Array:
         """(SHUFFLES,) spreads of the rows dealt out to the occupations at random. They depend neither on the order of
@@ -55,27 +54,36 @@ class Mentions(NamedTuple):
             for rows_N2 in (np.stack([self.x_N, self.y_N], 1), np.stack([self.y_N, self.x_N], 1))
         )
         x_N, y_N = min(one, other, key=lambda rows_N2: rows_N2.ravel().tolist()).T
-        ordered = Mentions(x_N, y_N, self.occupation_of, self.occupations)
-        sizes_O = np.sort(np.bincount(self.occupation_of, minlength=self.occupations))
-        labels_N = np.repeat(np.arange(self.occupations), sizes_O)
-        return np.array(
-            [ordered._replace(occupation_of=generator.permutation(labels_N)).deviation() for _ in range(SHUFFLES)]
-        )
+        count = self.occupations
+        labels_N = np.repeat(np.arange(count), np.sort(np.bincount(self.occupation_of, minlength=count)))
+        found = []
+        at_once = min(SHUFFLES, max(1, 2_000_000 // len(labels_N)))
+        for first in range(0, SHUFFLES, at_once):
+            draws = min(at_once, SHUFFLES - first)
+            dealt_BN = generator.permuted(np.tile(labels_N, (draws, 1)), axis=1) + count * np.arange(draws)[:, None]
+            sums = (np.bincount(dealt_BN.ravel(), np.tile(own, draws), draws * count) for own in (x_N, y_N))
+            x_BO, y_BO = (np.asarray(each, dtype=np.float64).reshape(draws, count) for each in sums)
+            found.append(self._log_odds(x_BO, y_BO).std(axis=1, ddof=1))
+        return np.concatenate(found)
 
     def deviation(self) -> float:
         """The standard deviation over occupations of their log-odds."""
         return float(self.log_odds().std(ddof=1))
 
-    def _smoothed(self, occupation_of: NDArray[np.int64]) -> tuple[Array, Array]:
+    def _smoothed(self, x_O: Array, y_O: Array) -> tuple[Array, Array]:
         x, y = self.totals
-        x_O, y_O = self.sums(occupation_of)
         return x_O + PRIOR * x / (x + y), y_O + PRIOR * y / (x + y)
+
+    def _log_odds(self, x_O: Array, y_O: Array) -> Array:
+        """Of these mentions in place of its own, in any shape."""
+        above, below = self._smoothed(x_O, y_O)
+        return np.asarray(np.log(above / below))
 
     def intervals(self) -> list[Interval]:
         """Of each occupation's log-odds, its rows taken as independent, by linearisation: the mentions of one row
         belong together. To their variance comes that of the prior's mentions, as in Monroe's eq. 20, without which an
         occupation that never mentions one side would pass for the surest of all."""
-        x_O, y_O = self._smoothed(self.occupation_of)
+        x_O, y_O = self._smoothed(*self.sums())
         values_O, (x, y) = np.log(x_O / y_O), self.totals
         prior_O = PRIOR / (x + y) * (x / x_O**2 + y / y_O**2)
         residuals_N = self.x_N / x_O[self.occupation_of] - self.y_N / y_O[self.occupation_of]

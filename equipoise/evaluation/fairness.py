@@ -204,7 +204,7 @@ def _association(sample: Sample, base: Sample | None, k: int) -> tuple[Estimate,
 
 def _overall(own: Mentions, n: int) -> Estimate:
     """The log-odds of all mentions, its interval over occupations by linearisation, with Student's t."""
-    (x, y), (x_O, y_O) = own.totals, own.sums(own.occupation_of)
+    (x, y), (x_O, y_O) = own.totals, own.sums()
     value, count = float(np.log(x / y)), own.occupations
     if count < 2:
         return Estimate(value, n=n, note="one occupation: no interval")
@@ -271,7 +271,7 @@ def _add_log_odds(out: list[dict[str, Estimate]], own: Mentions, key: str) -> No
         for found in out:
             found[key] = Estimate(None, note="one side is never mentioned")
         return
-    x_O, y_O = own.sums(own.occupation_of)
+    x_O, y_O = own.sums()
     for found, value, interval, n in zip(out, own.log_odds(), own.intervals(), x_O + y_O, strict=True):
         note = "" if n else "no mention: the overall log-odds"
         found[key] = Estimate(float(value), interval.low, interval.high, round(n), "delta", note=note)
