@@ -54,7 +54,7 @@ class Mentions(NamedTuple):
             for rows_N2 in (np.stack([self.x_N, self.y_N], 1), np.stack([self.y_N, self.x_N], 1))
         )
         x_N, y_N = min(one, other, key=lambda rows_N2: rows_N2.ravel().tolist()).T
-        count = self.occupations
+        count, ordered = self.occupations, self._replace(x_N=x_N, y_N=y_N)
         labels_N = np.repeat(np.arange(count), np.sort(np.bincount(self.occupation_of, minlength=count)))
         found = []
         at_once = min(SHUFFLES, max(1, 2_000_000 // len(labels_N)))
@@ -63,7 +63,7 @@ class Mentions(NamedTuple):
             dealt_BN = generator.permuted(np.tile(labels_N, (draws, 1)), axis=1) + count * np.arange(draws)[:, None]
             sums = (np.bincount(dealt_BN.ravel(), np.tile(own, draws), draws * count) for own in (x_N, y_N))
             x_BO, y_BO = (np.asarray(each, dtype=np.float64).reshape(draws, count) for each in sums)
-            found.append(self._log_odds(x_BO, y_BO).std(axis=1, ddof=1))
+            found.append(ordered._log_odds(x_BO, y_BO).std(axis=1, ddof=1))
         return np.concatenate(found)
 
     def deviation(self) -> float:
