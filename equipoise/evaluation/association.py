@@ -120,10 +120,10 @@ def spread(mentions: Mentions, seed: list[int]) -> Spread | None:
     values_O, value = mentions.log_odds(), mentions.deviation()
     dealt = mentions.dealt(np.random.default_rng([*seed, 3]))
     p = (1 + int((dealt >= value - 1e-12).sum())) / (SHUFFLES + 1)
-    return Spread(value, _of_deviation(values_O), float(np.sqrt((dealt**2).mean())), p)
+    return Spread(value, of_deviation(values_O), float(np.sqrt((dealt**2).mean())), p)
 
 
-def _of_deviation(values_O: Array) -> Interval | None:
+def of_deviation(values_O: Array) -> Interval | None:
     """The interval of a standard deviation by the jackknife of its logarithm (Miller 1968, Annals of Mathematical
     Statistics 39), which needs no normal distribution; None for fewer than four values, or where leaving one out leaves
     no spread."""
