@@ -37,6 +37,10 @@ def fairness_catalogue(task: Task) -> dict[str, Metric]:
         out[f"first/spread_{name}"] = Metric(
             f"spread of {label} first over occupations", "share", "fairness", "lower", "chance alone gives some"
         )
+    for name, label in _ordered(task):
+        out[f"first/correlation_{name}"] = Metric(
+            f"correlation of {label} first with the untrained model’s log-odds", "ratio", "fairness", "neither"
+        )
     if reader.negations.cues:
         rule = f"by a rule: a cue among the {WINDOW} words before, in the same clause"
         out |= {
@@ -150,6 +154,8 @@ def fairness_estimates(sample: Sample, base: Sample | None) -> dict[str, Estimat
         out[key] = _clustered(sums_O, n_O, _LACKING.get(kind, "no rows"))
         if kind == "first":
             out[f"first/spread_{name}"] = _spread_of_share(sums_O, n_O)
+            before = None if base is None else mentions(base, sample.task.lexicon.names.index(name))
+            out[f"first/correlation_{name}"] = _order_and_base(sample, base, before, sums_O, n_O)
     for k, suffix, _ in contrasts(sample.task):
         out |= dict(zip(_of_contrast(suffix), _association(sample, base, k), strict=True))
     return out
@@ -180,6 +186,37 @@ def _spread_of_share(sums_O: Array, n_O: Array) -> Estimate:
     chance = float(np.sqrt((whole * (1 - whole) / n_O[able]).mean()))
     note = f"over {plural(int(able.sum()), 'occupation')}; chance alone gives {100 * chance:.1f} points"
     return Estimate(float(shares_O.std(ddof=1)), n=int(n_O[able].sum()), note=note)
+
+
+_NO_BASE = "no method is known to be the untrained model; name it with --base"
+_NO_SIDE = "the untrained model never mentions one side"
+
+
+def _order_and_base(
+    sample: Sample, base: Sample | None, before: Mentions | None, sums_O: Array, n_O: Array
+) -> Estimate:
+    """The correlation over occupations of how often a class comes first with the untrained model's log-odds of it:
+    whether the order of terms goes on saying what their numbers no longer do."""
+    if base is None or before is None:
+        return Estimate(None, note=_NO_BASE)
+    if not before.known:
+        return Estimate(None, note=_NO_SIDE)
+    able = [o for i, o in enumerate(sample.occupations) if n_O[i] >= LEAST and o in base.occupations]
+    places = [sample.occupations.index(o) for o in able]
+    log_odds_O = before.log_odds()[[base.occupations.index(o) for o in able]]
+    return _correlated(log_odds_O, sums_O[places] / n_O[places], f"{LEAST} such sentences")
+
+
+def _correlated(before_O: Array, after_O: Array, of: str = "") -> Estimate:
+    """With Fisher's interval; `of`: what the occupations need to have to be counted."""
+    told = f"over {plural(len(before_O), 'occupation')}{f' with {of}' if of else ''}"
+    found = correlation(before_O, after_O)
+    if found is None:
+        return Estimate(None, note=f"{told}: too few, or they do not differ")
+    r, interval = found
+    if interval is None:
+        return Estimate(r, n=len(before_O), note=told)
+    return Estimate(r, interval.low, interval.high, len(before_O), "fisher", note=told)
 
 
 def _association(sample: Sample, base: Sample | None, k: int) -> tuple[Estimate, ...]:
@@ -219,25 +256,17 @@ def _beside(sample: Sample, base: Sample | None, k: int) -> tuple[Estimate, Esti
     """The spread kept of the base model's, chance taken off each, and the correlation of the log-odds over the
     occupations that both have."""
     if base is None:
-        return (Estimate(None, note="no method is known to be the untrained model; name it with --base"),) * 2
+        return (Estimate(None, note=_NO_BASE),) * 2
     if base is sample:
         return (Estimate(None, note="the untrained model itself"),) * 2
     own, before = mentions(sample, k), mentions(base, k)
     if not before.known:
-        return (Estimate(None, note="the untrained model never mentions one side"),) * 2
+        return (Estimate(None, note=_NO_SIDE),) * 2
     common = [o for o in sample.occupations if o in base.occupations]
     after_O, before_O = (
         m.log_odds()[[s.occupations.index(o) for o in common]] for m, s in ((own, sample), (before, base))
     )
-    r = correlation(before_O, after_O)
-    told = f"over {plural(len(common), 'occupation')}"
-    if r is None:
-        related = Estimate(None, note=f"{told}: too few, or they do not differ")
-    elif r[1] is None:
-        related = Estimate(r[0], n=len(common), note=told)
-    else:
-        related = Estimate(r[0], r[1].low, r[1].high, len(common), "fisher", note=told)
-    return _kept(sample, base, k), related
+    return _kept(sample, base, k), _correlated(before_O, after_O)
 
 
 def _kept(sample: Sample, base: Sample, k: int) -> Estimate:

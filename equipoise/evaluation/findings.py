@@ -247,7 +247,24 @@ def _associations(evaluation: Evaluation) -> str:
             + listed(f"{visible(name)} keeps {formatted(value, 'share')} %" for name, value in known.items())
             + "."
         )
-    return " ".join(told)
+    return " ".join([*told, *_order(evaluation)]) if told else ""
+
+
+def _order(evaluation: Evaluation) -> list[str]:
+    """Where the order of terms surely goes with the untrained model's association."""
+    out = []
+    for key in evaluation.metrics:
+        if key.startswith("first/correlation"):
+            found = {name: m.metrics[key] for name, m in evaluation.methods.items() if key in m.metrics}
+            sure = [
+                f"{visible(name)} {fixed(e.value, 2)} [{fixed(e.low, 2)}, {fixed(e.high or 0.0, 2)}]"
+                for name, e in found.items()
+                if e.value is not None and e.low is not None and e.low > 0
+            ]
+            if sure:
+                label = visible(evaluation.metrics[key].title.partition("correlation of ")[2].partition(" with ")[0])
+                out.append(f"The order of terms still goes with it ({label}): correlation {listed(sure)}.")
+    return out
 
 
 def _measured(evaluation: Evaluation) -> str:

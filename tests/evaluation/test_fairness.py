@@ -183,6 +183,25 @@ def test_a_method_without_associations_keeps_none_of_the_untrained_model_s() -> 
     assert reversed_ < -0.97
 
 
+def test_the_order_of_terms_is_set_against_what_the_untrained_model_says() -> None:
+    generator = np.random.default_rng(4)
+    shares = np.linspace(0.1, 0.9, 8).tolist()
+    base = drawn(generator, shares)
+    texts = []
+    for o, share in enumerate(shares):
+        name = PROTOCOL.names[o]
+        for i in range(20):
+            texts.append((name, f"The {name} was {'bold and caring' if i < 20 * share else 'caring and bold'}."))
+    texts += [(PROTOCOL.names[9], f"The {PROTOCOL.names[9]} was caring and bold.")] * 9  # one fewer than is needed
+    texts += [("astronaut", "The astronaut was bold and caring.")] * 20  # whom the base does not have
+    found = fairness_estimates(sample(texts), base)
+    order = found["first/correlation_agentic"]
+    assert order.n == 8
+    assert (order.value or 0) > 0.97
+    assert found["association/spread"].value == pytest.approx(0)  # each has one of either
+    assert fairness_estimates(sample(texts), None)["first/correlation_agentic"].value is None
+
+
 def test_without_associations_chance_gives_the_spread_and_p_is_uniform() -> None:
     generator = np.random.default_rng(1)
     ps, ratios = [], []
@@ -252,7 +271,7 @@ def test_other_tasks_have_the_metrics_of_their_classes() -> None:
     assert one["association/log_odds"].title == "log-odds, careful against no term"
     three = fairness_catalogue(foreign_task())
     assert not [key for key in three if key.startswith(("gendered/", "negated/", "strict/"))]  # German
-    assert [key for key in three if key.startswith("first/") and "spread" not in key] == [
+    assert [key for key in three if key.startswith("first/") and "_" not in key] == [
         "first/fähig", "first/warm", "first/ehrlich"
     ]  # fmt: skip
     assert "association/kept_warm" in three

@@ -88,13 +88,16 @@ def test_a_finding_says_what_is_left_of_the_association() -> None:
     for name, kept in {"Prompt-Only": None, "Generate-and-Filter": 0.5, "PPO": 0.034}.items():
         given = {"association/kept": Estimate(kept, note=""), "association/spread": Estimate(1.68)}
         given["association/chance"] = Estimate(0.725)
+        order = (0.83, 0.61, 0.93) if name == "PPO" else (0.1, -0.3, 0.5)
+        given["first/correlation_agentic"] = Estimate(*order, 20, "fisher")
         own = evaluation.methods[name]
         methods[name] = dataclasses.replace(own, metrics=own.metrics | given)
     told = {f.question: f.answer for f in findings(dataclasses.replace(evaluation, methods=methods))}[asked]
     assert told == (
         "With Prompt-Only, taken for the untrained model because of its name, occupations are 1.68 nats apart in "
         "log-odds, agentic against communal (0.72 by chance). Of that, chance taken off each, Generate-and-Filter "
-        "keeps 50.0 % and PPO keeps 3.4 %."
+        "keeps 50.0 % and PPO keeps 3.4 %. The order of terms still goes with it (agentic first): correlation PPO 0.83 "
+        "[0.61, 0.93]."
     )
 
 
