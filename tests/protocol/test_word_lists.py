@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.errors import UserError
+from equipoise.methods.inspect_task import inspect_task
 from equipoise.protocol.task import PROTOCOL, read_task, task_from_document
 from equipoise.protocol.word_lists import (
     ENGLISH_GENDERED,
@@ -156,3 +157,20 @@ def test_a_refusal_names_the_line_of_the_word(tmp_path: Any) -> None:
     )
     with pytest.raises(UserError, match=r"task.yaml, line 8"):
         read_task(path)
+
+
+def test_a_look_at_a_task_says_which_words_are_looked_for() -> None:
+    def lines(task: Any) -> list[str]:
+        return [line for line in inspect_task(task).lines if line.startswith("evaluated")]
+
+    assert lines(PROTOCOL) == [
+        "evaluated  44 gendered words looked for (English, as the frame is)",
+        "evaluated  40 negation cues looked for (English, as the frame is)",
+    ]
+    assert lines(foreign_task()) == [
+        "evaluated  no gendered words looked for, since the frame is not known as English: `gendered` names them",
+        "evaluated  no negation cues looked for, since the frame is not known as English: `negations` names them",
+    ]
+    assert lines(foreign_task(gendered={"weiblich": ["sie"]}, negations=[])) == [
+        "evaluated  1 gendered word looked for (the task's)"
+    ]
