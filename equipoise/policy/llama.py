@@ -17,6 +17,7 @@ from peft.tuners.lora.layer import Linear as LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from equipoise.policy.aside import aside
 from equipoise.policy.attention import take_trie
 from equipoise.policy.eightbit import FP8, EightBitLinear, kernels
 from equipoise.policy.fused import is_llama_norm, norm_forward
@@ -127,7 +128,7 @@ class _Projection:
         return sum_MN.addmm_(x_MK, self._matrix().T)
 
     def backward(self, grad_MN: Tensor, x_MK: Tensor, low: Tensor | None) -> Tensor:
-        """Gradient of x; those of the trained weights are added to their `.grad`."""
+        """Gradient of x; those of the trained weights are added to their `.grad`, aside."""
         by = None
         if self.rounded and self.fp8:
             grad_x, by = fp8.back_unfinished(grad_MN, self.q, self.scales, self.following)
@@ -135,17 +136,10 @@ class _Projection:
             grad_x = int8.product_back(grad_MN, self.q, self.scales)
         else:
             grad_x = grad_MN @ self._matrix()
-        if self.weights and self.weights[0].requires_grad:
-            if self.transposed:
-                accumulate(self.weights, x_MK, grad_MN)
-            else:
-                accumulate(self.weights, grad_MN, x_MK)
-        if self.biases and self.biases[0].requires_grad:
-            for bias, part in zip(self.biases, grad_MN.split(self.sizes, 1), strict=True):
-                gradient(bias).add_(part.sum(0))
         through = low is not None and self.a[0].requires_grad
         if by is not None and not through:
             fp8.finish(grad_x, by)
+        grad_low: Tensor | None = None
         if low is not None and through:
             rank = len(self.a[0])
             grad_low = torch.empty_like(low)
@@ -156,14 +150,30 @@ class _Projection:
                 fp8.add_low(grad_x, by, grad_low, joined(self.a))
             else:
                 grad_x.addmm_(grad_low, joined(self.a))
-            accumulate(self.a, grad_low, x_MK)
-            grads = joined_gradients(self.b)
-            if grads is not None:
-                elementwise.add_adapter_gradient(grads, grad_MN, low, self.sizes, self.scale)
-            else:
-                for b, part, own in zip(self.b, grad_MN.split(self.sizes, 1), low.split(rank, 1), strict=True):
-                    gradient(b).addmm_(part.T, own, alpha=self.scale)
+        if grad_low is not None or any(p.requires_grad for p in (*self.weights, *self.biases)):
+            aside.do(grad_x.device, lambda: self._add_gradients(grad_MN, x_MK, low, grad_low))
         return grad_x
+
+    def _add_gradients(self, grad_MN: Tensor, x_MK: Tensor, low: Tensor | None, grad_low: Tensor | None) -> None:
+        """Those of weights and biases, or of the adapters, added to their `.grad`."""
+        if self.weights and self.weights[0].requires_grad:
+            if self.transposed:
+                accumulate(self.weights, x_MK, grad_MN)
+            else:
+                accumulate(self.weights, grad_MN, x_MK)
+        if self.biases and self.biases[0].requires_grad:
+            for bias, part in zip(self.biases, grad_MN.split(self.sizes, 1), strict=True):
+                gradient(bias).add_(part.sum(0))
+        if low is None or grad_low is None:
+            return
+        accumulate(self.a, grad_low, x_MK)
+        grads = joined_gradients(self.b)
+        if grads is not None:
+            elementwise.add_adapter_gradient(grads, grad_MN, low, self.sizes, self.scale)
+            return
+        parts, lows = grad_MN.split(self.sizes, 1), low.split(len(self.a[0]), 1)
+        for b, part, own in zip(self.b, parts, lows, strict=True):
+            gradient(b).addmm_(part.T, own, alpha=self.scale)
 
 
 class _Trie(NamedTuple):
@@ -201,6 +211,17 @@ class _Kept(NamedTuple):
     rstd_delta2: Tensor | None
 
 
+def _add_sums(gradients: tuple[Tensor, ...], sums: tuple[Tensor, ...]) -> None:
+    """Add to each gradient (H,) the sum of its rows (P, H), aside."""
+
+    def work() -> None:
+        for gradient_H, rows_PH in zip(gradients, sums, strict=True):
+            elementwise.add_rows(gradient_H, rows_PH)
+
+    if sums:
+        aside.do(sums[0].device, work)
+
+
 class _Norm:
     """A norm module, as the kernels take it."""
 
@@ -211,9 +232,11 @@ class _Norm:
         self.by = elementwise.Norm(module.weight, eps, offset, getattr(module, "bias", None))
 
     def backward(self, dy: Tensor, x: Tensor, rstd: Tensor | None, more: Tensor | None) -> Tensor:
-        """Gradient of x, plus `more`; those of the trained weights are added to their `.grad`."""
+        """Gradient of x, plus `more`; those of the trained weights are added to their `.grad`, aside."""
         assert rstd is not None
-        return elementwise.norm_backward(dy, x, self.by, rstd, more, tuple(map(gradient, self.trained)))
+        dx, sums = elementwise.norm_backward(dy, x, self.by, rstd, more, bool(self.trained))
+        _add_sums(tuple(map(gradient, self.trained)), sums)
+        return dx
 
 
 class _Layer:
@@ -230,6 +253,7 @@ class _Layer:
             assert eps is not None
             self.head_norms = heads.HeadNorms(*weights, eps, spec.offset)
         self.activation = (elementwise.ACTIVATIONS[spec.activation], spec.gated)
+        self.lowest = True
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As the decoder layer's own; (1, M, H) for a trie, (B, 1, H) for one token a row."""
@@ -260,6 +284,7 @@ class _Layer:
 
     def follow(self, before: "_Layer | None") -> None:
         """Tell each rounded projection whose turn it is after its own on the way back; `before` is the layer below."""
+        self.lowest = before is None
         order = [self.down, self.gate_up, self.o, self.qkv, *([before.down] if before is not None else [])]
         for own, after in pairwise(order):
             own.following = after.q if after.rounded else None
@@ -342,11 +367,13 @@ class _Layer:
         return dy1.add_(dh) if before1 is None else before1.backward(dy1, kept.x, kept.rstd1, dh)
 
     def _ready_backward(self, dready: Tensor, qkv: Tensor, trie: _Trie, form: attention.Form) -> Tensor:
-        norms, weights = self.head_norms, None
+        norms, trained = self.head_norms, ()
         if norms is not None and norms.query.requires_grad:
-            weights = (gradient(norms.query), gradient(norms.key))  # type: ignore[arg-type]
+            trained = (norms.query, norms.key)
         rotated = trie.cos.shape[1] if self.spec.rotary else 0
-        return heads.prepare_backward(dready, qkv, trie.cos, trie.sin, form, rotated, norms, weights)
+        dqkv, sums = heads.prepare_backward(dready, qkv, trie.cos, trie.sin, form, rotated, norms, bool(trained))
+        _add_sums(tuple(map(gradient, trained)), sums)
+        return dqkv
 
 
 class _LayerFunction(torch.autograd.Function):
@@ -356,6 +383,7 @@ class _LayerFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: _Layer, trie: _Trie, form: attention.Form, *anchors: Tensor) -> Tensor:
         out, kept = layer._forward(x, trie, form)
         ctx.layer, ctx.trie, ctx.form, ctx.count = layer, trie, form, len(anchors)
+        ctx.last = layer.lowest or not x.requires_grad
         ctx.present = [t is not None for t in kept]
         ctx.save_for_backward(*(t for t in kept if t is not None))
         return out
@@ -365,6 +393,7 @@ class _LayerFunction(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         kept = _Kept._make(next(saved) if present else None for present in ctx.present)
         dx = ctx.layer.backward(dout.contiguous(), kept, ctx.trie, ctx.form)
+        aside.end_layer(dx.device, ctx.last)
         return dx, None, None, None, *[None] * ctx.count
 
 

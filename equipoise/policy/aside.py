@@ -1,0 +1,69 @@
+"""A stream beside the main one, for the gradients of weights: no other layer waits for them, while every layer below
+waits for those of activations, which leave most of a GPU idle where a model is small.
+
+Within a CUDA graph the two streams become two branches, which are joined before the graph ends. On a CPU, work is done
+where it is given.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+Work = Callable[[], None]
+_streams: dict[torch.device, Any] = {}
+
+
+class _Given(NamedTuple):
+    """The work of one layer. It holds the tensors that it reads: their memory must not be given out before it is done."""
+
+    work: list[Work]
+    done: Any
+    """An event."""
+    recorded: bool
+    """Within a graph that is being recorded."""
+
+
+class Aside:
+    """What is to be done aside in one backward pass, layer by layer; the main stream is never more than a layer ahead,
+    so that no more than two layers' tensors are held."""
+
+    def __init__(self) -> None:
+        self._work: list[Work] = []
+        self._before: _Given | None = None
+
+    def do(self, device: torch.device, work: Work) -> None:
+        """`work()` after all that the main stream has been given until now. What it writes may be read, and what it
+        reads may be changed, after `end_layer` of the next layer, or of this one where it is the last."""
+        if device.type != "cuda":
+            work()
+            return
+        if device not in _streams:
+            _streams[device] = torch.cuda.Stream(device)
+        stream = _streams[device]
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            work()
+        self._work.append(work)
+
+    def end_layer(self, device: torch.device, last: bool) -> None:
+        """The main stream waits for the layer before this one; after the `last` for everything."""
+        if device.type != "cuda":
+            return
+        main, recorded = torch.cuda.current_stream(device), torch.cuda.is_current_stream_capturing()
+        # What a failed pass has left was of another recording, or is over: before one begins, the device is waited for.
+        if self._before is not None and self._before.recorded == recorded:
+            main.wait_event(self._before.done)
+        self._before = None
+        if not self._work:
+            return
+        given = _Given(self._work, _streams[device].record_event(), recorded)
+        self._work = []
+        if last:
+            main.wait_event(given.done)
+        else:
+            self._before = given
+
+
+aside = Aside()
+"""Of this process: backward passes follow each other."""
