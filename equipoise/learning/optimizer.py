@@ -161,7 +161,7 @@ class MasterAdam:
             for group, norm, options in zip(self.groups.values(), norms, self.adam.param_groups, strict=True):
                 clip = max_norm / norm if norm > max_norm else 1.0
                 if group.buffer.is_cuda:
-                    self._step_at_once(group, clip, options["lr"])
+                    self._step_at_once(group, torch.full((), clip, device=group.buffer.device), options["lr"])
                 else:
                     group.master.grad = group.gradient().mul_(clip)
             if not group.buffer.is_cuda:
@@ -172,7 +172,32 @@ class MasterAdam:
         return norms[0] if finite else math.nan
 
     @torch.no_grad()
-    def _step_at_once(self, group: FlatGroup, clip: float, rate: float) -> None:
+    def step_where(self, allowed: Tensor, norms: Tensor, max_norm: float) -> None:
+        """`step` as the device decides, for which nobody waits: nothing changes where `allowed` (), bool, is False or
+        one of the norms (groups,) is not finite. It counts as a step until `take_back`, and the gradients of one that
+        was not taken are still there. Not for sharded states."""
+        norms = norms.double()
+        clips = torch.where(norms > max_norm, max_norm / norms, 1.0)
+        clips = torch.where(allowed & norms.isfinite().all(), clips, -1.0).float()
+        if not clips.is_cuda:
+            if bool(clips.min() >= 0):
+                self.step(max_norm, norms.tolist())
+            else:
+                self._count(1)
+            return
+        for group, clip, options in zip(self.groups.values(), clips, self.adam.param_groups, strict=True):
+            self._step_at_once(group, clip, options["lr"])
+
+    def take_back(self) -> None:
+        """Do not count the last `step_where`, which was not allowed."""
+        self._count(-1)
+
+    def _count(self, more: int) -> None:
+        for group in self.groups.values():
+            self._moments(group)["step"] += more
+
+    @torch.no_grad()
+    def _step_at_once(self, group: FlatGroup, clip: Tensor, rate: float) -> None:
         """What `adam.step` and `copy_masters_to_model` do, on the state that `adam` would have, but for a count on the
         CPU, and for `copy_masters_to_model` of sharded states."""
         from equipoise.policy.kernels.adam import adam

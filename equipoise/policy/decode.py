@@ -2,10 +2,10 @@
 
 Same contract and same random numbers as `sample.sample`, its plain twin. Prompts are packed as a trie and run once;
 each row's share of the keys and values is copied to it. The state of decoding (token, place, who has finished) stays on
-the GPU; the host looks only every few tokens whether anyone is still writing.
+the GPU; whether anyone is still writing the host learns of a token while the GPU is at the next.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,11 +17,10 @@ from equipoise.policy.attention import attention_modules
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.draw import Guide, draw
 from equipoise.policy.families import window
-from equipoise.policy.graphs import round_up
+from equipoise.policy.graphs import on_its_way, round_up
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 
-LOOK_EVERY = 4  # tokens between looks at who has finished
 NODES = 64  # prompt nodes are padded to multiples of this
 
 
@@ -82,10 +81,13 @@ class StaticDecoder:
         self.finite_B.fill_(1)
         if self.guide is not None:
             self.guide.start(prompts)
-        for t in range(self.config.max_new_tokens):
+        before: Callable[[], Any] | None = None
+        for _ in range(self.config.max_new_tokens):
             graphs((mine, "token"), self._token)
-            if t % LOOK_EVERY == LOOK_EVERY - 1 and bool(self.finished_B.all()):
+            finished = on_its_way(self.finished_B.all())
+            if before is not None and before():
                 break
+            before = finished
         tokens_BT, lengths_B, finished_B = self.tokens_BT.clone(), self.lengths_B.clone(), self.finished_B.clone()
         report = self.guide.report() if self.guide is not None else {}
         return Rollout([list(p) for p in prompts], tokens_BT, lengths_B, finished_B, report), bool(self.finite_B.all())

@@ -4,7 +4,7 @@ Shapes as in `maths`: B completions, T steps, N real tokens laid flat.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from equipoise.learning.optimizer import MasterAdam
 from equipoise.policy.algorithms import Algorithm
+from equipoise.policy.graphs import on_its_way
 from equipoise.policy.load import Policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.rollout import Rollout
@@ -120,14 +121,38 @@ class Update:
             return None
         return room_for([self.experience.rollout.select(rows) for rows in pieces])
 
+    @property
+    def unread(self) -> bool:
+        """Whether the device decides on optimizer steps by itself. It then goes on with the next mini-batch while the
+        host reads what it has decided."""
+        return self.policy.device.type == "cuda" and self.ranks.size == 1
+
+    def _decide(self, values: Tensor) -> Callable[[], list[float]]:
+        """Have the device take the optimizer step where these values of a mini-batch allow it; what is called to wait
+        for the values. In float64, as the host compares."""
+        stats, norms = values.double().split([len(STATS), len(values) - len(STATS)])
+        allowed = stats.isfinite().all() & (stats[STATS.index("kl")] <= self.config.target_kl)
+        self.optimizer.step_where(allowed, norms, self.config.max_grad_norm)
+        return on_its_way(values)
+
+    def _goes_on(self, kl: float) -> bool:
+        """Whether to begin the mini-batch after one that is not known yet: in vain, where that one exceeds target_kl,
+        which is likely where the one before it came near."""
+        return len(self._launched) < len(self.batches) and kl <= self.config.target_kl / 2
+
     def finish(self) -> UpdateStats:
         """Take the optimizer steps; leaves no gradients."""
         seen: list[dict[str, float]] = []
-        update_kl, early_stop, nonfinite = 0.0, False, None
+        update_kl, early_stop, nonfinite, taken = 0.0, False, None, True
         for number in range(len(self.batches)):
             if number == len(self._launched):
                 self.launch()
-            values = self._launched[number].tolist()
+            read = self._launched[number].tolist
+            if self.unread:
+                read = self._decide(self._launched[number])
+                if self._goes_on(seen[-1]["kl"] if seen else 0.0):
+                    self.launch()
+            values, taken = read(), False
             stats, norms = dict(zip(STATS, values[: len(STATS)], strict=True)), values[len(STATS) :]
             if bad := [f"{name} is {value}" for name, value in stats.items() if not math.isfinite(value)]:
                 nonfinite = bad[0]
@@ -136,12 +161,16 @@ class Update:
             if stats["kl"] > self.config.target_kl:
                 early_stop = True
                 break
-            grad_norm = self.optimizer.step(self.config.max_grad_norm, norms)
-            if not math.isfinite(grad_norm):
+            if not all(map(math.isfinite, norms)):
                 head = f" (value head {norms[1]})" if len(norms) > 1 else ""
                 nonfinite = f"gradient norm is {norms[0]}{head}"
                 break
-            seen.append({**stats, "grad_norm": grad_norm})
+            if not self.unread:
+                self.optimizer.step(self.config.max_grad_norm, norms)
+            seen.append({**stats, "grad_norm": norms[0]})
+            taken = True
+        if self.unread and not taken:
+            self.optimizer.take_back()
         self.optimizer.zero_grad()
         return _summed_up(self.config, seen, update_kl, early_stop, nonfinite)
 

@@ -113,9 +113,11 @@ def test_adam_in_one_pass_is_pytorchs_adam() -> None:
         gradient = torch.randn(5000)
         plain.grad = gradient * 0.3
         optimizer.step()
-        adam(
-            master, first, second, gradient, used, step=step, clip=0.3, rate=1e-3, betas=(0.9, 0.999), eps=1e-5
-        )  # fmt: skip
+        options = {"step": step, "rate": 1e-3, "betas": (0.9, 0.999), "eps": 1e-5}
+        before = [x.clone() for x in (master, first, second, gradient, used)]
+        adam(master, first, second, gradient, used, clip=torch.tensor(-1.0), **options)
+        assert all(map(torch.equal, (master, first, second, gradient, used), before))
+        adam(master, first, second, gradient, used, clip=torch.tensor(0.3), **options)
         close(master, plain.detach())
         torch.testing.assert_close(used.float(), master, rtol=2**-7, atol=0)  # the interpreter cuts off, a GPU rounds
         assert not gradient.any()
