@@ -109,8 +109,8 @@ def ppo_step(training: Training) -> Step:
         experience = experience_of(ppo, rollout, scored, advantages, state.kl_coef)
         temperature, packed = config.sampling.temperature, config.scoring == "packed"
         updates = Update(policy, optimizer, experience, batches, ppo, temperature, packed, state.limit, ranks)
-        updates.launch()
-        # On the host, while a GPU is at the first mini-batch.
+        updates.begin()
+        # On the host, while a GPU is at the first mini-batches.
         batch = remember(rewarded.rewards, occupations, rollout, scored, config.task)
         running = state.look_back(batch, maths.masked_mean(scored.entropies, rollout.mask_BT).item())
         state.window.add(rewarded.rewards, occupations)

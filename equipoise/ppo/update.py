@@ -54,8 +54,8 @@ class Update:
     """Up to len(batches) optimizer steps on one experience. Stops, before stepping, at the first mini-batch whose KL
     exceeds target_kl, and at anything non-finite.
 
-    `launch` begins the first mini-batch, at which a GPU is then at work while the host does something else; `finish`
-    waits for it and takes all the steps.
+    `begin` gives a GPU the first mini-batches, at which it is then at work while the host does something else; `finish`
+    takes all the steps.
     """
 
     policy: Policy
@@ -71,6 +71,8 @@ class Update:
     _ahead: "dict[tuple[int, int], list[list[Part]]]" = field(default_factory=dict)
     _launched: list[Tensor] = field(default_factory=list)
     """Of each mini-batch begun, on the device: `STATS`, then the gradient norms of policy and value head."""
+    _reads: list[Callable[[], list[float]]] = field(default_factory=list)
+    """What waits for these numbers."""
 
     def launch(self) -> None:
         """Begin the next mini-batch: its gradients, and the layout of the one after it."""
@@ -135,24 +137,30 @@ class Update:
         self.optimizer.step_where(allowed, norms, self.config.max_grad_norm)
         return on_its_way(values)
 
-    def _goes_on(self, kl: float) -> bool:
-        """Whether to begin the mini-batch after one that is not known yet: in vain, where that one exceeds target_kl,
-        which is likely where the one before it came near."""
-        return len(self._launched) < len(self.batches) and kl <= self.config.target_kl / 2
+    def _give(self, number: int, kl: float = 0.0) -> None:
+        """Give the device all it can be given while this mini-batch's numbers are not read; `kl`: of the one before it.
+
+        The next one is in vain where this one exceeds target_kl, which is likely where the one before came near."""
+        if number == len(self._launched):
+            self.launch()
+        if number < len(self._reads):
+            return
+        values = self._launched[number]
+        self._reads.append(self._decide(values) if self.unread else values.tolist)
+        if self.unread and number + 1 < len(self.batches) and kl <= self.config.target_kl / 2:
+            self.launch()
+
+    def begin(self) -> None:
+        """Give a GPU something to do while the host does something else, before `finish`."""
+        self._give(0)
 
     def finish(self) -> UpdateStats:
         """Take the optimizer steps; leaves no gradients."""
         seen: list[dict[str, float]] = []
         update_kl, early_stop, nonfinite, taken = 0.0, False, None, True
         for number in range(len(self.batches)):
-            if number == len(self._launched):
-                self.launch()
-            read = self._launched[number].tolist
-            if self.unread:
-                read = self._decide(self._launched[number])
-                if self._goes_on(seen[-1]["kl"] if seen else 0.0):
-                    self.launch()
-            values, taken = read(), False
+            self._give(number, seen[-1]["kl"] if seen else 0.0)
+            values, taken = self._reads[number](), False
             stats, norms = dict(zip(STATS, values[: len(STATS)], strict=True)), values[len(STATS) :]
             if bad := [f"{name} is {value}" for name, value in stats.items() if not math.isfinite(value)]:
                 nonfinite = bad[0]
