@@ -15,7 +15,7 @@ _streams: dict[torch.device, Any] = {}
 
 
 class _Given(NamedTuple):
-    """The work of one layer. It holds the tensors that it reads: their memory must not be given out before it is done."""
+    """The work of one layer. It holds the tensors that it reads: they must not be given out before it is done."""
 
     work: list[Work]
     done: Any

@@ -17,7 +17,7 @@ from equipoise.policy.attention import attention_modules
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.draw import Guide, draw
 from equipoise.policy.families import window
-from equipoise.policy.graphs import on_its_way, round_up
+from equipoise.policy.graphs import on_its_way, round_up, sent
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 
@@ -64,14 +64,14 @@ class StaticDecoder:
         made = trie.build(prompts, [[0]] * len(prompts), self.width)  # the token to be predicted is not yet known
         nodes = round_up(len(made.tokens_M), NODES)
         inputs = [pad(x, (0, nodes - len(x))) for x in (made.tokens_M, made.depths_M, made.places_M)]
-        inputs = [x.to(self.policy.device) for x in (*inputs, made.paths_RL, made.predictors_N)]
+        lengths_B = torch.tensor([len(p) for p in prompts])
+        *inputs, lengths_B = sent([*inputs, made.paths_RL, made.predictors_N, lengths_B], self.policy.device)
         for module, cache in zip(self.attention, self.caches, strict=True):
             module.kv_cache = cache
         graphs, mine = self.policy.graphs, id(self)
         graphs.record((mine, "token"), self._token)  # which writes into the state, so before the state is set
         (logits_BV,) = graphs((mine, "prompts"), self._prompts, *inputs)
         self.logits_BV.copy_(logits_BV)
-        lengths_B = torch.tensor([len(p) for p in prompts], device=self.policy.device)
         places = torch.arange(self.hidden_BL.shape[1], device=self.policy.device)
         self.hidden_BL.copy_(places[None] >= lengths_B[:, None])
         self.positions_B.copy_(lengths_B)

@@ -3,7 +3,7 @@
 Without a GPU, or with `enabled=False`, the function is simply called: the plain twin of every fast path.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -69,6 +69,27 @@ class Graphs:
         """Forget all recordings, and free their memory."""
         self._recorded.clear()
         self._pool = None
+
+
+ALIGNED = 32
+"""Numbers that a tensor is filled up to when several are sent together, so that each begins where kernels like it."""
+
+
+def sent(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """The tensors, which are the host's, on the device. To a GPU those of a dtype go as one, and nobody waits for them
+    or for what the GPU was given before."""
+    if device.type != "cuda":
+        return [x.to(device) for x in tensors]
+    found = list(tensors)
+    for dtype in {x.dtype for x in tensors}:
+        places = [i for i, x in enumerate(tensors) if x.dtype == dtype]
+        sizes = [round_up(tensors[i].numel(), ALIGNED) for i in places]
+        flat = torch.empty(sum(sizes), dtype=dtype, pin_memory=True)
+        for i, part in zip(places, flat.split(sizes), strict=True):
+            part[: tensors[i].numel()] = tensors[i].reshape(-1)
+        for i, part in zip(places, flat.to(device, non_blocking=True).split(sizes), strict=True):
+            found[i] = part[: tensors[i].numel()].view(tensors[i].shape)
+    return found
 
 
 def on_its_way(x: Tensor) -> Callable[[], Any]:

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from equipoise.learning.optimizer import MasterAdam
 from equipoise.policy.algorithms import Algorithm
-from equipoise.policy.graphs import on_its_way
+from equipoise.policy.graphs import on_its_way, sent
 from equipoise.policy.load import Policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.rollout import Rollout
@@ -268,7 +268,7 @@ def _lay_out(
                 own["row"] = torch.nonzero(mask)[:, 0]
             if isinstance(source, Pack):
                 own = {name: pad(x, (0, len(source.targets_N) - len(x))) for name, x in own.items()}
-            parts.append(Part(source, {name: x.to(policy.device, non_blocking=True) for name, x in own.items()}))
+            parts.append(Part(source, dict(zip(own, sent(list(own.values()), policy.device), strict=True))))
     return parts
 
 

@@ -145,7 +145,8 @@ def test_where_the_device_decides_before_the_host_has_read_the_same_steps_are_ta
         assert all(p.grad is not None and not p.grad.any() for p in policy.trained().values())
         found.append((stats, weights(policy), optimizer.state()[1]))
     (plain, *expected), (ahead, *own) = found
-    assert plain.updates == updates and plain.early_stop is (target < 1) and (plain.nonfinite is None) is (poison is None)
+    assert plain.updates == updates and plain.early_stop is (target < 1)
+    assert (plain.nonfinite is None) is (poison is None)
     assert repr(ahead) == repr(plain)
     for mine, theirs in zip(own, expected, strict=True):
         assert all(torch.equal(mine[name], x) for name, x in theirs.items())
