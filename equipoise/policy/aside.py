@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-Work = Callable[[], None]
+Work = Callable[[], object]
 _streams: dict[torch.device, Any] = {}
 
 

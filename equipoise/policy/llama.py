@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from equipoise.policy.aside import aside
 from equipoise.policy.attention import take_trie
 from equipoise.policy.eightbit import FP8, EightBitLinear, kernels
+from equipoise.policy.ends import fuse_ends
 from equipoise.policy.fused import is_llama_norm, norm_forward
 from equipoise.policy.joined import accumulate, gradient, joined, joined_gradients, put_together
 from equipoise.policy.kernels import attention, decoding, elementwise, fp8, heads, int8
@@ -54,9 +55,7 @@ def fuse_layers(model: nn.Module) -> None:
         norm: Any = getattr(module, "norm", None)
         if isinstance(getattr(module, "layers", None), nn.ModuleList) and is_llama_norm(norm):
             norm.forward = norm_forward(norm)
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    if head.weight.requires_grad and head.bias is None:
-        head.forward = lambda x: _Head.apply(x, head.weight)
+    fuse_ends(model)
 
 
 class _Projection:
@@ -395,19 +394,3 @@ class _LayerFunction(torch.autograd.Function):
         dx = ctx.layer.backward(dout.contiguous(), kept, ctx.trie, ctx.form)
         aside.end_layer(dx.device, ctx.last)
         return dx, None, None, None, *[None] * ctx.count
-
-
-class _Head(torch.autograd.Function):
-    """x·Wᵀ, the weight's gradient added in place."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: nn.Parameter) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.weight = weight
-        return x @ weight.T
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        gradient(ctx.weight).addmm_(grad.flatten(0, -2).T, x.flatten(0, -2))
-        return grad @ ctx.weight, None

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, rms_norm, silu
 
 from equipoise.policy.eightbit import EightBitLinear
-from equipoise.policy.kernels import elementwise, int8
+from equipoise.policy.kernels import elementwise, embedding, int8
 from equipoise.policy.kernels.adam import adam
 from equipoise.policy.kernels.elementwise import Norm
 
@@ -95,6 +95,20 @@ def test_adapters_side_by_side_are_each_ones_product(rank: int, sizes: tuple[int
     expected = gradient + 0.5 * torch.cat(each)
     elementwise.add_adapter_gradient(gradient, out, low, sizes, 0.5)
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", [None, 2])
+def test_the_gradient_of_an_embedding_is_pytorchs(padding: int | None) -> None:
+    torch.manual_seed(0)
+    words = torch.nn.Embedding(9, 300, padding_idx=padding)
+    tokens, upstream = torch.randint(0, 5, (70,)), torch.randn(70, 300)
+    words(tokens).backward(upstream)
+    found, before = torch.randn(2, 9, 300)
+    found.copy_(before)
+    embedding.add_embedding_gradient(found, tokens, upstream, padding)
+    assert words.weight.grad is not None
+    torch.testing.assert_close(found, before + words.weight.grad, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found[5:], before[5:])
 
 
 def test_no_tile_reaches_into_two_projections() -> None:
