@@ -292,6 +292,11 @@ def _backward(policy: Policy, optimizer: MasterAdam, part: Part, config: PPOConf
     return stats.clone()
 
 
+def in_one_pass(logprobs: Tensor, columns: Columns) -> bool:
+    """Whether a kernel computes losses and gradients: on a GPU, where no token's loss depends on others."""
+    return logprobs.is_cuda and "exact_weight" not in columns and "row" not in columns
+
+
 def _loss_and_gradients(
     policy: Policy, source: Pack | Rollout, columns: Columns, config: PPOConfig, temperature: float
 ) -> Tensor:
@@ -304,10 +309,18 @@ def _loss_and_gradients(
     else:
         new = score(policy, source, temperature, packed=False, entropy=entropy, kl=exact)
         real = weight > 0
+    if in_one_pass(new.logprobs, columns):
+        from equipoise.policy.kernels.surrogate import Limits, surrogate
+
+        limits = Limits(config.clip, config.value_clip, config.entropy_coef, maths.MAX_LOG_RATIO)
+        found = surrogate(new.logprobs.detach(), new.values.detach(), real, columns, limits)
+        pairs = zip((new.logprobs, new.values, new.entropies), found[:3], strict=True)
+        torch.autograd.backward(*zip(*((x, dx) for x, dx in pairs if x.requires_grad), strict=True))
+        return found.stats
     # A spare token's score is a number like any other: it is put to its old value, and weighs nothing.
     logprobs = torch.where(real, new.logprobs, 0.0)
-    surrogate = maths.policy_loss(logprobs, old_logp, columns["advantages"], config.clip, columns.get("row"))
-    policy_sum = (surrogate.loss * share).sum()
+    losses = maths.policy_loss(logprobs, old_logp, columns["advantages"], config.clip, columns.get("row"))
+    policy_sum = (losses.loss * share).sum()
     loss, value_sum, kl_sum = policy_sum, torch.zeros_like(policy_sum), torch.zeros_like(policy_sum)
     if "returns" in columns:
         old_values, values = columns["old_values"], torch.where(real, new.values, 0.0)
@@ -322,9 +335,9 @@ def _loss_and_gradients(
         loss = loss + (new.kl * columns["exact_weight"]).sum()
     (loss - config.entropy_coef * (new.entropies * weight).sum()).backward()
     kl = (maths.kl_k3(old_logp, logprobs.detach()) * weight).sum()
-    clipped = (surrogate.clipped * share).sum()
+    clipped = (losses.clipped * share).sum()
     sums = [policy_sum.detach(), value_sum.detach(), kl_sum.detach(), kl, clipped]
-    return torch.stack([*sums, surrogate.log_ratio.abs().max()])
+    return torch.stack([*sums, losses.log_ratio.abs().max()])
 
 
 def _total(stats: Tensor) -> Tensor:
