@@ -366,7 +366,8 @@ class _Layer:
         return dy1.add_(dh) if before1 is None else before1.backward(dy1, kept.x, kept.rstd1, dh)
 
     def _ready_backward(self, dready: Tensor, qkv: Tensor, trie: _Trie, form: attention.Form) -> Tensor:
-        norms, trained = self.head_norms, ()
+        norms = self.head_norms
+        trained: tuple[Any, ...] = ()
         if norms is not None and norms.query.requires_grad:
             trained = (norms.query, norms.key)
         rotated = trie.cos.shape[1] if self.spec.rotary else 0

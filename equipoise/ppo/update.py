@@ -314,8 +314,9 @@ def _loss_and_gradients(
 
         limits = Limits(config.clip, config.value_clip, config.entropy_coef, maths.MAX_LOG_RATIO)
         found = surrogate(new.logprobs.detach(), new.values.detach(), real, columns, limits)
-        pairs = zip((new.logprobs, new.values, new.entropies), found[:3], strict=True)
-        torch.autograd.backward(*zip(*((x, dx) for x, dx in pairs if x.requires_grad), strict=True))
+        pairs = ((new.logprobs, found.logprobs), (new.values, found.values), (new.entropies, found.entropies))
+        slopes = [(x, slope) for x, slope in pairs if x.requires_grad]
+        torch.autograd.backward([x for x, _ in slopes], [slope for _, slope in slopes])
         return found.stats
     # A spare token's score is a number like any other: it is put to its old value, and weighs nothing.
     logprobs = torch.where(real, new.logprobs, 0.0)

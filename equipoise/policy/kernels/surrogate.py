@@ -127,4 +127,5 @@ def surrogate(
         limits.clip, limits.value_clip, limits.entropy, limits.log_ratio,
         VALUES="returns" in columns, REFERENCE="reference" in columns, BLOCK=BLOCK, num_warps=8,
     )  # fmt: skip
-    return Surrogate(*gradients, stats)
+    dlogprobs, dvalues, dentropies = gradients
+    return Surrogate(dlogprobs, dvalues, dentropies, stats)
