@@ -104,7 +104,7 @@ def test_gradients_agree(tuning: str, rollout: Rollout, monkeypatch: pytest.Monk
         assert (a - b).norm() <= 0.01 * b.norm() + 1e-7, f"{name}: {(a - b).norm() / b.norm():.4f}"
 
 
-@pytest.mark.parametrize(("target", "most"), [(1e9, 8), (3e-3, 7)])
+@pytest.mark.parametrize(("target", "most"), [(1e9, 8), (1e-6, 7)])
 def test_the_same_steps_are_taken_before_the_host_has_read_and_after(
     target: float, most: int, rollout: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
