@@ -1,17 +1,41 @@
-"""A stream beside the main one, for the gradients of weights: no other layer waits for them, while every layer below
-waits for those of activations, which leave most of a GPU idle where a model is small.
+"""Streams beside the main one, for what a model that leaves most of a GPU idle can have computed meanwhile.
 
-Within a CUDA graph the two streams become two branches, which are joined before the graph ends. On a CPU, work is done
-where it is given.
+One is for the gradients of weights: no other layer waits for them, while every layer below waits for those of
+activations. Another is for small products that are needed as soon as a large one is done, which reads the same.
+
+Within a CUDA graph streams become branches, which are joined before the graph ends. On a CPU, work is done where it is
+given.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 Work = Callable[[], object]
-_streams: dict[torch.device, Any] = {}
+Found = TypeVar("Found")
+Meanwhile = TypeVar("Meanwhile")
+_streams: dict[tuple[str, torch.device], Any] = {}
+
+
+def _stream(name: str, device: torch.device) -> Any:
+    if (name, device) not in _streams:
+        _streams[name, device] = torch.cuda.Stream(device)
+    return _streams[name, device]
+
+
+def beside(device: torch.device, small: Callable[[], Found], large: Callable[[], Meanwhile]) -> tuple[Found, Meanwhile]:
+    """(small(), large()), both after all that the main stream has been given, neither after the other. Neither may
+    change what the other reads."""
+    if device.type != "cuda":
+        return small(), large()
+    main, stream = torch.cuda.current_stream(device), _stream("beside", device)
+    stream.wait_stream(main)
+    with torch.cuda.stream(stream):
+        found = small()
+    meanwhile = large()
+    main.wait_stream(stream)
+    return found, meanwhile
 
 
 class _Given(NamedTuple):
@@ -38,9 +62,7 @@ class Aside:
         if device.type != "cuda":
             work()
             return
-        if device not in _streams:
-            _streams[device] = torch.cuda.Stream(device)
-        stream = _streams[device]
+        stream = _stream("aside", device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             work()
@@ -57,7 +79,7 @@ class Aside:
         self._before = None
         if not self._work:
             return
-        given = _Given(self._work, _streams[device].record_event(), recorded)
+        given = _Given(self._work, _stream("aside", device).record_event(), recorded)
         self._work = []
         if last:
             main.wait_event(given.done)

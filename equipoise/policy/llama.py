@@ -17,7 +17,7 @@ from peft.tuners.lora.layer import Linear as LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from equipoise.policy.aside import aside
+from equipoise.policy.aside import aside, beside
 from equipoise.policy.attention import take_trie
 from equipoise.policy.eightbit import FP8, EightBitLinear, kernels
 from equipoise.policy.ends import fuse_ends
@@ -25,6 +25,7 @@ from equipoise.policy.fused import is_llama_norm, norm_forward
 from equipoise.policy.joined import accumulate, gradient, joined, joined_gradients, put_together
 from equipoise.policy.kernels import attention, decoding, elementwise, fp8, heads, int8
 from equipoise.policy.layer_spec import LayerSpec, base, describe, epsilon, parts, width
+from equipoise.policy.norms import FusedNorm, add_sums
 
 
 def not_covered(model: nn.Module) -> str | None:
@@ -101,21 +102,27 @@ class _Projection:
         """W (N, K)."""
         return joined(self.weights).T if self.transposed else joined(self.weights)
 
+    def _low(self, x_MK: Tensor) -> Tensor:
+        """x·Aᵀ."""
+        return x_MK @ joined(self.a).T
+
+    def _base(self, x_MK: Tensor) -> tuple[Tensor, fp8.By | None]:
+        """x·Wᵀ (+ bias), and what it is to be multiplied by."""
+        if self.rounded and self.fp8 and not self.biases:
+            return fp8.product_unfinished(x_MK, self.q, self.scales)
+        if self.rounded:
+            out = kernels(self.q).product(x_MK, self.q, self.scales)
+            return (out.add_(joined(self.biases)) if self.biases else out), None
+        if self.biases:
+            return torch.addmm(joined(self.biases), x_MK, self._matrix().T), None
+        return x_MK @ self._matrix().T, None
+
     def forward(self, x_MK: Tensor, more_MN: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(y + more, x·Aᵀ or None)."""
-        by = None
-        if self.rounded and self.fp8 and not self.biases:
-            out, by = fp8.product_unfinished(x_MK, self.q, self.scales)
-        elif self.rounded:
-            out = kernels(self.q).product(x_MK, self.q, self.scales)
-            out = out.add_(joined(self.biases)) if self.biases else out
-        elif self.biases:
-            out = torch.addmm(joined(self.biases), x_MK, self._matrix().T)
-        else:
-            out = x_MK @ self._matrix().T
         if self.adapted:
-            low = x_MK @ joined(self.a).T
+            low, (out, by) = beside(x_MK.device, lambda: self._low(x_MK), lambda: self._base(x_MK))
             return elementwise.add_adapters(out, low, joined(self.b), self.sizes, self.scale, more_MN, by), low
+        out, by = self._base(x_MK)
         if by is not None:
             return fp8.finish(out, by, more_MN), None
         return (out if more_MN is None else out.add_(more_MN)), None
@@ -126,29 +133,40 @@ class _Projection:
             return self.forward(x_MK, sum_MN)[0]
         return sum_MN.addmm_(x_MK, self._matrix().T)
 
+    def _back_base(self, grad_MN: Tensor) -> tuple[Tensor, fp8.By | None]:
+        """grad·W, and what its rows are to be multiplied by."""
+        if self.rounded and self.fp8:
+            return fp8.back_unfinished(grad_MN, self.q, self.scales, self.following)
+        if self.rounded:
+            return int8.product_back(grad_MN, self.q, self.scales), None
+        return grad_MN @ self._matrix(), None
+
+    def _back_low(self, grad_MN: Tensor, low: Tensor) -> Tensor:
+        """scale · grad·B, of each projection its own."""
+        grad_low = torch.empty_like(low)
+        columns = zip(grad_low.split(len(self.a[0]), 1), grad_MN.split(self.sizes, 1), self.b, strict=True)
+        for target, part, b in columns:
+            torch.addmm(target, part, b.detach(), beta=0, alpha=self.scale, out=target)
+        return grad_low
+
     def backward(self, grad_MN: Tensor, x_MK: Tensor, low: Tensor | None) -> Tensor:
         """Gradient of x; those of the trained weights are added to their `.grad`, aside."""
-        by = None
-        if self.rounded and self.fp8:
-            grad_x, by = fp8.back_unfinished(grad_MN, self.q, self.scales, self.following)
-        elif self.rounded:
-            grad_x = int8.product_back(grad_MN, self.q, self.scales)
-        else:
-            grad_x = grad_MN @ self._matrix()
         through = low is not None and self.a[0].requires_grad
-        if by is not None and not through:
-            fp8.finish(grad_x, by)
         grad_low: Tensor | None = None
         if low is not None and through:
-            rank = len(self.a[0])
-            grad_low = torch.empty_like(low)
-            columns = zip(grad_low.split(rank, 1), grad_MN.split(self.sizes, 1), self.b, strict=True)
-            for target, part, b in columns:
-                torch.addmm(target, part, b.detach(), beta=0, alpha=self.scale, out=target)
+            like = low
+            rest, (grad_x, by) = beside(
+                grad_MN.device, lambda: self._back_low(grad_MN, like), lambda: self._back_base(grad_MN)
+            )
             if by is not None:
-                fp8.add_low(grad_x, by, grad_low, joined(self.a))
+                fp8.add_low(grad_x, by, rest, joined(self.a))
             else:
-                grad_x.addmm_(grad_low, joined(self.a))
+                grad_x.addmm_(rest, joined(self.a))
+            grad_low = rest
+        else:
+            grad_x, by = self._back_base(grad_MN)
+            if by is not None:
+                fp8.finish(grad_x, by)
         if grad_low is not None or any(p.requires_grad for p in (*self.weights, *self.biases)):
             aside.do(grad_x.device, lambda: self._add_gradients(grad_MN, x_MK, low, grad_low))
         return grad_x
@@ -210,34 +228,6 @@ class _Kept(NamedTuple):
     rstd_delta2: Tensor | None
 
 
-def _add_sums(gradients: tuple[Tensor, ...], sums: tuple[Tensor, ...]) -> None:
-    """Add to each gradient (H,) the sum of its rows (P, H), aside."""
-
-    def work() -> None:
-        for gradient_H, rows_PH in zip(gradients, sums, strict=True):
-            elementwise.add_rows(gradient_H, rows_PH)
-
-    if sums:
-        aside.do(sums[0].device, work)
-
-
-class _Norm:
-    """A norm module, as the kernels take it."""
-
-    def __init__(self, module: Any, offset: float) -> None:
-        self.trained = [p for p in (module.weight, getattr(module, "bias", None)) if p is not None and p.requires_grad]
-        eps = epsilon(module)
-        assert eps is not None
-        self.by = elementwise.Norm(module.weight, eps, offset, getattr(module, "bias", None))
-
-    def backward(self, dy: Tensor, x: Tensor, rstd: Tensor | None, more: Tensor | None) -> Tensor:
-        """Gradient of x, plus `more`; those of the trained weights are added to their `.grad`, aside."""
-        assert rstd is not None
-        dx, sums = elementwise.norm_backward(dy, x, self.by, rstd, more, bool(self.trained))
-        _add_sums(tuple(map(gradient, self.trained)), sums)
-        return dx
-
-
 class _Layer:
     def __init__(self, layer: Any, spec: LayerSpec) -> None:
         self.plain, self.spec = layer.forward, spec
@@ -245,7 +235,7 @@ class _Layer:
         self.attention = own.attention
         self.qkv, self.o = _Projection(*own.qkv), _Projection(own.o)
         self.gate_up, self.down = _Projection(*own.gate_up), _Projection(own.down)
-        self.norms = [None if norm is None else _Norm(norm, spec.offset) for norm in own.norms]
+        self.norms = [None if norm is None else FusedNorm(norm, spec.offset) for norm in own.norms]
         self.head_norms: heads.HeadNorms | None = None
         if spec.head_norms:
             weights, eps = (own.query_norm.weight, own.key_norm.weight), epsilon(own.query_norm)
@@ -303,7 +293,7 @@ class _Layer:
         return heads.prepare(qkv, cos, sin, form, cos.shape[1] if self.spec.rotary else 0, self.head_norms)
 
     def _add(
-        self, x: Tensor, delta: Tensor, after: _Norm | None, then: _Norm | None
+        self, x: Tensor, delta: Tensor, after: FusedNorm | None, then: FusedNorm | None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """(h, 1 / rms(delta), y, 1 / rms(h)): h = x + after(delta), y = then(h)."""
         if after is not None:
@@ -372,7 +362,7 @@ class _Layer:
             trained = (norms.query, norms.key)
         rotated = trie.cos.shape[1] if self.spec.rotary else 0
         dqkv, sums = heads.prepare_backward(dready, qkv, trie.cos, trie.sin, form, rotated, norms, bool(trained))
-        _add_sums(tuple(map(gradient, trained)), sums)
+        add_sums(tuple(map(gradient, trained)), sums)
         return dqkv
 
 
