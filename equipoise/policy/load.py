@@ -117,7 +117,7 @@ class Policy:
         self.decoders: dict[Any, Any] = {}  # `sample.sample_static` keeps its buffers here
         self.device = next(model.parameters()).device
         self.graphs = Graphs(self.device, enabled=cuda_graphs)
-        self.rooms = Rooms()
+        self.rooms = Rooms(sum(t.numel() for t in (*model.parameters(), *model.buffers())))
         self.dtype = _compute_dtype(model)
         self.value_head = self._new_value_head() if value_head else None
         _no_dropout(model)
