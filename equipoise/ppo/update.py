@@ -343,4 +343,6 @@ def _loss_and_gradients(
 
 def _total(stats: Tensor) -> Tensor:
     """(n, 6) parts' statistics as their whole's: sums, and the largest log-ratio."""
+    if len(stats) == 1:
+        return stats[0]
     return torch.cat([stats[:, :-1].sum(0), stats[:, -1:].max(0).values])
