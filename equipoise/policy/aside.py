@@ -3,14 +3,16 @@
 One is for the gradients of weights: no other layer waits for them, while every layer below waits for those of
 activations. Another is for small products that are needed as soon as a large one is done, which reads the same.
 
-Within a CUDA graph streams become branches, which are joined before the graph ends. On a CPU, work is done where it is
-given.
+Within a CUDA graph streams become branches, which are joined before the graph ends. Where none is recorded, and on a
+CPU, work is done where it is given.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+
+from equipoise.policy.graphs import recording
 
 Work = Callable[[], object]
 Found = TypeVar("Found")
@@ -27,7 +29,7 @@ def _stream(name: str, device: torch.device) -> Any:
 def beside(device: torch.device, small: Callable[[], Found], large: Callable[[], Meanwhile]) -> tuple[Found, Meanwhile]:
     """(small(), large()), both after all that the main stream has been given, neither after the other. Neither may
     change what the other reads."""
-    if device.type != "cuda":
+    if device.type != "cuda" or not recording():
         return small(), large()
     main, stream = torch.cuda.current_stream(device), _stream("beside", device)
     stream.wait_stream(main)
@@ -59,7 +61,7 @@ class Aside:
     def do(self, device: torch.device, work: Work) -> None:
         """`work()` after all that the main stream has been given until now. What it writes may be read, and what it
         reads may be changed, after `end_layer` of the next layer, or of this one where it is the last."""
-        if device.type != "cuda":
+        if device.type != "cuda" or not recording():
             work()
             return
         stream = _stream("aside", device)
@@ -70,7 +72,7 @@ class Aside:
 
     def end_layer(self, device: torch.device, last: bool) -> None:
         """The main stream waits for the layer before this one; after the `last` for everything."""
-        if device.type != "cuda":
+        if device.type != "cuda" or not recording():
             return
         main, recorded = torch.cuda.current_stream(device), torch.cuda.is_current_stream_capturing()
         # What a failed pass has left was of another recording, or is over: before one begins, the device is waited for.

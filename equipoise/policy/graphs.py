@@ -14,6 +14,23 @@ from equipoise.runs.launch import launched
 Outputs = tuple[Tensor, ...]
 
 
+class _Recording:
+    depth = 0
+
+    def __enter__(self) -> None:
+        _Recording.depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        _Recording.depth -= 1
+
+
+def recording() -> bool:
+    """Whether what is computed now becomes a graph, or is tried out before it does: several streams are then worth
+    their while, which cost the host more than they save where it launches every kernel. In any thread: backward passes
+    have their own."""
+    return _Recording.depth > 0
+
+
 class Graphs:
     """Recorded functions by key. Everything a function closes over (weights, caches) must keep its address."""
 
@@ -56,12 +73,13 @@ class Graphs:
         buffers = tuple(x.to(self.device, copy=True) for x in inputs)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # lazy initialisation must be over before recording
-            function(*buffers)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=self.capture):
-            outputs = function(*buffers)
+        with _Recording():
+            with torch.cuda.stream(side):  # lazy initialisation must be over before recording
+                function(*buffers)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=self.capture):
+                outputs = function(*buffers)
         self._pool = self._pool or graph.pool()
         return graph, buffers, outputs
 
