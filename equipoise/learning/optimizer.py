@@ -70,7 +70,7 @@ class MasterAdam:
         kinds = (("policy", policy), ("value", value))
         self.gates = gates if gates is not None and gates.first else None
         if self.gates is not None:
-            self.gates.used = True
+            self.gates.use()
         # Before the parameters become views: in the order of the gates, the runs of numbers that lie behind each.
         self._runs = self.gates.runs(policy) if self.gates is not None else []
         self._moving: Tensor | None = None
