@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-PARTS = 12
+PARTS = 8
 """Gates at most: each costs a launch, and a wait in the pass."""
 
 
