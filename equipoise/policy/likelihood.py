@@ -23,13 +23,15 @@ def kl_to_reference(
     π_ref is the reference at the same temperature, all of it; temperature 0 is taken for 1."""
     temperature = sampling.temperature or 1.0
 
+    parts = [part for rollout in rollouts for part in _parts(rollout, rows)]
+
     def log_ratio(part: Rollout) -> Tensor:
-        own, base = (_summed(policy, part, temperature, reference) for reference in (False, True))
+        own, base = (_summed(policy, part, temperature, reference, len(parts)) for reference in (False, True))
         if sampling.temperature == 0 or sampling.top_p == 1:
             return own - base
         return own - base - _by_row(nucleus_mass(policy, part, sampling), part)
 
-    return torch.cat(ranks.deal([part for rollout in rollouts for part in _parts(rollout, rows)], log_ratio))
+    return torch.cat(ranks.deal(parts, log_ratio))
 
 
 @torch.no_grad()
@@ -43,9 +45,9 @@ def continuation_nll(
     prompt. Texts of which nothing follows are left out.
     """
     prompts, completions = [], []
+    starts = {name: list(policy.tokenizer(task.prefix(name))["input_ids"]) for name in set(occupations)}
     for text, occupation in zip(texts, occupations, strict=True):
-        ids = list(policy.tokenizer(text)["input_ids"])
-        start = list(policy.tokenizer(task.prefix(occupation))["input_ids"])
+        ids, start = list(policy.tokenizer(text)["input_ids"]), starts[occupation]
         # Where the text continues within the prefix's last token, that token belongs to what follows.
         shared = next(
             (i for i, (a, b) in enumerate(zip(ids, start, strict=False)) if a != b), min(len(ids), len(start))
@@ -56,7 +58,8 @@ def continuation_nll(
     if not completions:
         return []
     rollout = rollout_of(prompts, completions)
-    total_B = torch.cat(ranks.deal(_parts(rollout, rows), lambda part: _summed(policy, part, 1.0, True)))
+    parts = _parts(rollout, rows)
+    total_B = torch.cat(ranks.deal(parts, lambda part: _summed(policy, part, 1.0, True, len(parts))))
     return (-total_B / rollout.lengths_B).tolist()
 
 
@@ -94,13 +97,19 @@ def completion_logprobs(
     return sums
 
 
+MANY_PARTS = 24
+"""A graph of a shape is recorded in the time of some ten passes that are launched kernel by kernel."""
+
+
 def _parts(rollout: Rollout, rows: int) -> list[Rollout]:
     return [rollout.select(part) for part in torch.arange(len(rollout)).split(rows)]
 
 
-def _summed(policy: Policy, rollout: Rollout, temperature: float, reference: bool) -> Tensor:
-    """(B,) log-probability of each completion, on the CPU. Not recorded: such a batch is seen once."""
-    scores = score(policy, rollout, temperature, packed=True, reference=reference, entropy=False, recorded=False)
+def _summed(policy: Policy, rollout: Rollout, temperature: float, reference: bool, parts: int) -> Tensor:
+    """(B,) log-probability of each completion, on the CPU. Recorded only where so many parts follow that they pay for
+    it."""
+    recorded = parts >= MANY_PARTS
+    scores = score(policy, rollout, temperature, packed=True, reference=reference, entropy=False, recorded=recorded)
     return _by_row(scores.logprobs, rollout)
 
 

@@ -95,7 +95,7 @@ def _mass(logits, row, V, top, total, inverse, least, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _draw_kernel(logits, uniform, token, finite, V, inverse, top_p, BLOCK: tl.constexpr, NUCLEUS: tl.constexpr):
+def _draw_kernel(logits, uniform, token, finite, V, inverse, top_p, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     top = float("-inf")
     total = 0.0
@@ -111,17 +111,15 @@ def _draw_kernel(logits, uniform, token, finite, V, inverse, top_p, BLOCK: tl.co
         top = new_top
     if strange > 0:
         tl.store(finite + row, 0)
-    least = 0.0
-    if NUCLEUS:
-        # Non-negative floats are ordered as their bits are: 31 halvings find the largest threshold that reaches top_p.
-        low = 0
-        high = 0x3F800001
-        for _ in range(31):
-            middle = low + (high - low) // 2
-            enough = _mass(logits, row, V, top, total, inverse, middle.to(tl.float32, bitcast=True), BLOCK) >= top_p
-            low = tl.where(enough, middle, low)
-            high = tl.where(enough, high, middle)
-        least = low.to(tl.float32, bitcast=True)
+    # Non-negative floats are ordered as their bits are: 31 halvings find the largest threshold that reaches top_p.
+    low = 0
+    high = 0x3F800001
+    for _ in range(31):
+        middle = low + (high - low) // 2
+        enough = _mass(logits, row, V, top, total, inverse, middle.to(tl.float32, bitcast=True), BLOCK) >= top_p
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle)
+    least = low.to(tl.float32, bitcast=True)
     mass = _mass(logits, row, V, top, total, inverse, least, BLOCK)
     point = tl.load(uniform + row) * mass
     # The product may round up to the mass itself, past the last token.
@@ -139,15 +137,91 @@ def _draw_kernel(logits, uniform, token, finite, V, inverse, top_p, BLOCK: tl.co
     tl.store(token + row, tl.minimum(index, V - 1))
 
 
+@triton.jit
+def _peaks_kernel(logits, peaks, sums, finite, V, inverse, BLOCK: tl.constexpr):
+    """Of each block of a row the largest z, and Σ e^(z − largest)."""
+    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    columns = block * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < V
+    raw = tl.load(logits + row * V + columns, inside, 0.0).to(tl.float32)
+    if tl.sum((inside & ~(tl.abs(raw) < float("inf"))).to(tl.int32), 0) > 0:
+        tl.store(finite + row, 0)
+    z = tl.where(inside, raw * inverse, float("-inf"))
+    peak = tl.max(z, 0)
+    place = row * tl.num_programs(1) + block
+    tl.store(peaks + place, peak)
+    # Where nothing in a block can be drawn, the sum is 0.
+    tl.store(sums + place, tl.sum(tl.exp(z - tl.where(peak > float("-inf"), peak, 0.0)), 0))
+
+
+@triton.jit
+def _normaliser(peaks, sums, row, blocks, BLOCKS: tl.constexpr):
+    """(largest z of a row, Σ e^(z − largest))."""
+    each = tl.arange(0, BLOCKS)
+    peak = tl.load(peaks + row * blocks + each, each < blocks, float("-inf"))
+    top = tl.max(peak, 0)
+    return top, tl.sum(tl.load(sums + row * blocks + each, each < blocks, 0.0) * tl.exp(peak - top), 0)
+
+
+@triton.jit
+def _masses_kernel(logits, peaks, sums, masses, V, inverse, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
+    row, block, blocks = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    top, total = _normaliser(peaks, sums, row, blocks, BLOCKS)
+    columns = block * BLOCK + tl.arange(0, BLOCK)
+    z = tl.load(logits + row * V + columns, columns < V, float("-inf")).to(tl.float32) * inverse
+    tl.store(masses + row * blocks + block, tl.sum((tl.exp(z - top) / total).to(tl.float64), 0))
+
+
+@triton.jit
+def _pick_kernel(
+    logits, uniform, peaks, sums, masses, token, V, inverse, blocks, BLOCK: tl.constexpr, BLOCKS: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    top, total = _normaliser(peaks, sums, row, blocks, BLOCKS)
+    each = tl.arange(0, BLOCKS)
+    mass = tl.load(masses + row * blocks + each, each < blocks, 0.0)
+    whole = tl.sum(mass, 0)
+    point = tl.load(uniform + row) * whole
+    # The product may round up to the mass itself, past the last token.
+    point = tl.where(point >= whole, whole * 0.9999999, point)
+    passed = (tl.cumsum(mass, 0) <= point) & (each < blocks)
+    block = tl.minimum(tl.sum(passed.to(tl.int32), 0), blocks - 1)
+    columns = block * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < V
+    z = tl.load(logits + row * V + columns, inside, float("-inf")).to(tl.float32) * inverse
+    p = (tl.exp(z - top) / total).to(tl.float64)
+    cumulative = tl.sum(tl.where(each < block, mass, 0.0), 0) + tl.cumsum(p, 0)
+    index = tl.sum((inside & (cumulative <= point)).to(tl.int64), 0)
+    # Summed in another order, the block's mass may be a hair more than it was.
+    last = tl.minimum(BLOCK, V - block * BLOCK) - 1
+    tl.store(token + row, block * BLOCK + tl.minimum(index, last))
+
+
+def _draw_from_all(logits_BV: Tensor, uniform_B: Tensor, inverse: float, finite_B: Tensor) -> Tensor:
+    """Without a nucleus: three short kernels over blocks of all rows, where one program a row leaves a GPU idle."""
+    rows, size = logits_BV.shape
+    blocks = triton.cdiv(size, BLOCK)
+    peaks, sums = torch.empty(2, rows, blocks, dtype=torch.float32, device=logits_BV.device)
+    masses = torch.empty(rows, blocks, dtype=torch.float64, device=logits_BV.device)
+    token = torch.empty(rows, dtype=torch.long, device=logits_BV.device)
+    width = triton.next_power_of_2(blocks)
+    _peaks_kernel[(rows, blocks)](logits_BV, peaks, sums, finite_B, size, inverse, BLOCK=BLOCK)
+    _masses_kernel[(rows, blocks)](logits_BV, peaks, sums, masses, size, inverse, BLOCK=BLOCK, BLOCKS=width)
+    _pick_kernel[(rows,)](
+        logits_BV, uniform_B, peaks, sums, masses, token, size, inverse, blocks, BLOCK=BLOCK, BLOCKS=width
+    )
+    return token
+
+
 def draw(
     logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float, finite_B: Tensor | None = None
 ) -> Tensor:
     """(B,) token ids, as `sample.draw` describes them. `finite_B` gets 0 where a row's logits are not all finite."""
     rows, size = logits_BV.shape
-    token = torch.empty(rows, dtype=torch.long, device=logits_BV.device)
+    logits_BV = logits_BV.contiguous()
     finite = torch.empty(rows, dtype=torch.uint8, device=logits_BV.device) if finite_B is None else finite_B
-    _draw_kernel[(rows,)](
-        logits_BV.contiguous(), uniform_B, token, finite, size, 1.0 / temperature, top_p,
-        BLOCK=BLOCK, NUCLEUS=top_p < 1, num_warps=8,
-    )  # fmt: skip
+    if top_p >= 1:
+        return _draw_from_all(logits_BV, uniform_B, 1.0 / temperature, finite)
+    token = torch.empty(rows, dtype=torch.long, device=logits_BV.device)
+    _draw_kernel[(rows,)](logits_BV, uniform_B, token, finite, size, 1.0 / temperature, top_p, BLOCK=BLOCK, num_warps=8)
     return token
