@@ -1,5 +1,6 @@
 """A guided token in five kernels against its plain twin: in Triton's interpreter, or compiled where there is a GPU."""
 
+import functools
 import importlib.util
 import itertools
 
@@ -10,7 +11,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from equipoise.methods.ctrlg.guide import CtrlGuide
-from equipoise.methods.ctrlg.lift import lift_constraint
+from equipoise.methods.ctrlg.lift import TokenAutomaton, lift_constraint
 from equipoise.policy.config import SamplingConfig
 from tests.methods.ctrlg.oracle import constraint
 from tests.methods.ctrlg.test_hmm import random_hmm
@@ -25,19 +26,23 @@ SPECIAL = ["</s>", "bold", "loyal", ".", "self-reliant", "un"]
 WORDS = [*SPECIAL, *(f"w{i}" for i in range(40)), *(f"w{i}." for i in range(30)), *(f"loyal{i}" for i in range(5))]
 """Two groups of symbols that are large enough for a product of their own, and tokens that are neither's."""
 PROMPTS = {"x": [7], "y": [8, 7]}
-LIMIT = 7
+LIMIT, HIDDEN = 7, 21
 
 
-def guide(*, guidance: float = 1.0, top_p: float = 1.0, temperature: float = 1.0, hidden: int = 21) -> CtrlGuide:
+@functools.cache
+def automaton() -> TokenAutomaton:
     core = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="un"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
     demand = constraint(("bold", "self-reliant"), ("loyal",), words=(5, 9))
     prefixes = {name: f"The {name} was" for name in PROMPTS}
-    machine = lift_constraint(tokenizer, (0,), demand, prefixes, max_new_tokens=LIMIT)
+    return lift_constraint(tokenizer, (0,), demand, prefixes, max_new_tokens=LIMIT)
+
+
+def guide(*, guidance: float = 1.0, top_p: float = 1.0, temperature: float = 1.0) -> CtrlGuide:
     sampling = SamplingConfig(temperature, top_p, LIMIT)
-    model = random_hmm(3, len(PROMPTS), hidden, len(WORDS))
-    return CtrlGuide(machine, model, torch.arange(len(WORDS)), PROMPTS, sampling, guidance, DEVICE)
+    model = random_hmm(3, len(PROMPTS), HIDDEN, len(WORDS))
+    return CtrlGuide(automaton(), model, torch.arange(len(WORDS)), PROMPTS, sampling, guidance, DEVICE)
 
 
 def visited(steering: CtrlGuide, left: int) -> torch.Tensor:
@@ -64,13 +69,12 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorde
     monkeypatch.setattr("equipoise.methods.ctrlg.guide.TILE", 16)
 
 
-@pytest.mark.parametrize("guidance", [0.0, 1.0, 1.7])
-@pytest.mark.parametrize("left", [0, 1, 4])
+@pytest.mark.parametrize(("guidance", "left"), [(0.0, 1), (1.0, 0), (1.0, 4), (1.7, 1)])
 def test_the_bonus_is_the_plain_twins(guidance: float, left: int) -> None:
     steering = guide(guidance=guidance)
     assert sum(size > 20 for size in steering.sizes) == 2 and len(steering.tiles[0]) > 4
     state_B = visited(steering, left)
-    belief_BH, _, _ = random_numbers(len(state_B), 21)
+    belief_BH, _, _ = random_numbers(len(state_B), HIDDEN)
     left_1 = torch.tensor([left], device=DEVICE)
     expected = steering.bonus(belief_BH, state_B, left_1)
     found = kernels.bonus(steering, belief_BH, state_B, left_1)
@@ -79,12 +83,12 @@ def test_the_bonus_is_the_plain_twins(guidance: float, left: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5 if exact else 0, atol=1e-5 if exact else 4e-3 * (guidance + 1))
 
 
-@pytest.mark.parametrize(("top_p", "temperature", "guidance"), [(1.0, 1.0, 1.0), (0.7, 1.0, 1.0), (1.0, 0.6, 2.0)])
+@pytest.mark.parametrize(("top_p", "temperature", "guidance"), [(0.7, 1.0, 1.0), (1.0, 0.6, 2.0)])
 def test_a_step_is_the_plain_twins(top_p: float, temperature: float, guidance: float) -> None:
     steering = guide(top_p=top_p, temperature=temperature, guidance=guidance)
     state_B = visited(steering, 4)
     live_B = steering.automaton.need_F[state_B.cpu().numpy()] <= 5  # elsewhere there is nothing to draw
-    belief_BH, logits_BV, uniform_B = random_numbers(len(state_B), 21)
+    belief_BH, logits_BV, uniform_B = random_numbers(len(state_B), HIDDEN)
     inputs = logits_BV, uniform_B, belief_BH, state_B, torch.tensor([4], device=DEVICE)
     expected, found = steering.step(*inputs), kernels.step(steering, *inputs)
     assert live_B.sum() > 10 and len(set(expected[0].tolist())) > 10
@@ -101,7 +105,7 @@ def test_a_step_is_the_plain_twins(top_p: float, temperature: float, guidance: f
 def test_the_weights_tables_may_lie_in_bfloat16() -> None:
     steering = guide()
     state_B = visited(steering, 4)
-    belief_BH, _, _ = random_numbers(len(state_B), 21)
+    belief_BH, _, _ = random_numbers(len(state_B), HIDDEN)
     left_1 = torch.tensor([4], device=DEVICE)
     expected = steering.bonus(belief_BH, state_B, left_1)
     steering.emission_S1H, steering.look = steering.emission_S1H.bfloat16(), steering.look.bfloat16()
