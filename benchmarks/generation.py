@@ -1,9 +1,10 @@
 """How long generation takes, whole and by phase, at any model or shape: `python benchmarks/generation.py`.
 
 Prints one JSON object. `first_s` is from the loaded model to the last sentence's text, recording of CUDA graphs and
-compiling of kernels included, `again_s` the same once more. The phases are those of one token of a full batch on a GPU,
+compiling of kernels included, `again_s` the same once more. The phases are those of a token of a full batch on a GPU,
 in milliseconds: `token_ms` all of it, `draw_ms` drawing from the logits, `head_ms` the product with the output
-embeddings, `layers_ms` the rest; `host_s` is what the second run took beyond its tokens: prompts, random numbers, texts.
+embeddings, `layers_ms` the rest. `host_s` is what the second run took beyond its tokens: prompts, random numbers and
+texts.
 A shape has random weights, whose distributions are nearly flat and end no sentence: each has all of its tokens.
 """
 

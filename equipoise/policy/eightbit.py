@@ -127,7 +127,8 @@ class EightBitLinear(nn.Module):
         super().__init__()
         put = is_put_aside(linear)
         rounded = linear.__dict__["rounded"] if put else quantise(matrix(linear, linear.weight.detach()), into)
-        self.out_features, self.in_features = rounded.q.shape
+        sizes: tuple[int, ...] = rounded.q.shape
+        self.out_features, self.in_features = sizes
         self.dtype = linear.weight.dtype
         self.register_buffer("scale", rounded.scale)
         self.register_buffer("q", rounded.q)

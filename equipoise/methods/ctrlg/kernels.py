@@ -157,8 +157,8 @@ def ahead(guide: CtrlGuide, state_B: Tensor, left: Tensor) -> Tensor:
 
 
 def bonus(guide: CtrlGuide, belief_BH: Tensor, state_B: Tensor, left: Tensor) -> Tensor:
-    """(B, S) float32, as `CtrlGuide.bonus`. Products in the tables' dtype, those of float32 with TF32's ten bits, summed
-    in float32; exceptions in float32."""
+    """(B, S) float32, as `CtrlGuide.bonus`. Factors of products have TF32's ten bits, sums and exceptions are
+    float32."""
     ahead_BC = ahead(guide, state_B, left)
     if guide.guidance == 0:
         return torch.where(ahead_BC >= 0, 0.0, -torch.inf)[:, guide.class_S1[:-1]]
@@ -200,4 +200,3 @@ def step(
         guide.automaton.levels, guide.automaton.dead, guide.done, inverse, LEAST, BLOCK=triton.next_power_of_2(hidden),
     )  # fmt: skip
     return token_B, gain_B, joint_BH @ guide.transition_HH, after_B
-
