@@ -83,6 +83,24 @@ def logprobs(logits_NV: Tensor, targets_N: Tensor, temperature: float, entropy: 
     return _LogProbability.apply(logits_NV.contiguous(), targets_N, 1.0 / temperature, entropy)
 
 
+@triton.jit
+def _finite_kernel(logits, finite, V, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    strange = 0
+    for start in range(0, V, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        z = tl.load(logits + row * V + columns, columns < V, 0.0).to(tl.float32)
+        strange += tl.sum((~(tl.abs(z) < float("inf"))).to(tl.int32), 0)
+    if strange > 0:
+        tl.store(finite + row, 0)
+
+
+def note_finite(logits_BV: Tensor, finite_B: Tensor) -> None:
+    """0 into `finite_B` (uint8) for rows whose logits are not all finite."""
+    rows, size = logits_BV.shape
+    _finite_kernel[(rows,)](logits_BV.contiguous(), finite_B, size, BLOCK=BLOCK, num_warps=8)
+
+
 CANDIDATES = 8192
 """Among so many tokens a nucleus' least probability is looked for without reading the row again."""
 
