@@ -103,76 +103,132 @@ def note_finite(logits_BV: Tensor, finite_B: Tensor) -> None:
 
 CANDIDATES = 8192
 """Among so many tokens a nucleus' least probability is looked for without reading the row again."""
+ROUNDS = 8
+"""So many times the row is read to find them."""
+SLACK = 2e-5
+"""More than what sums of a row's probabilities in float32 are wrong by."""
 
 
 @triton.jit
-def _probability(logits, row, columns, V, top, total, inverse):
-    """Of tokens of a row; 0 beyond its end."""
+def _probability(logits, row, columns, V, top, share, inverse):
+    """Of tokens of a row; 0 beyond its end. share: 1 / Σ exp(z − top)."""
     z = tl.load(logits + row * V + columns, columns < V, float("-inf")).to(tl.float32) * inverse
-    return tl.exp(z - top) / total
+    return tl.exp(z - top) * share
 
 
 @triton.jit
-def _three_masses(logits, row, V, top, total, inverse, t1, t2, t3, BLOCK: tl.constexpr):
-    """Summed probability, in float64, and number of the tokens whose probability is at least each threshold."""
-    m1 = tl.zeros((BLOCK,), tl.float64)
-    m2 = tl.zeros((BLOCK,), tl.float64)
-    m3 = tl.zeros((BLOCK,), tl.float64)
-    c1 = tl.zeros((BLOCK,), tl.int32)
-    c2 = tl.zeros((BLOCK,), tl.int32)
-    c3 = tl.zeros((BLOCK,), tl.int32)
+def _normaliser(logits, row, V, inverse, BLOCK: tl.constexpr):
+    """(largest z, Σ exp(z − largest), how many logits are not finite) of a row; nothing is summed over threads but at
+    the end, which needs a guess of the largest: that of the first block."""
+    columns = tl.arange(0, BLOCK)
+    z = tl.load(logits + row * V + columns, columns < V, float("-inf")).to(tl.float32) * inverse
+    guess = tl.max(z, 0)
+    guess = tl.where(tl.abs(guess) < float("inf"), guess, 0.0)
+    tops = tl.full((BLOCK,), float("-inf"), tl.float32)
+    totals = tl.zeros((BLOCK,), tl.float32)
+    odd = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, V, BLOCK):
-        p = _probability(logits, row, start + tl.arange(0, BLOCK), V, top, total, inverse)
-        bits = p.to(tl.int32, bitcast=True)
-        exact = p.to(tl.float64)
-        m1 += tl.where(bits >= t1, exact, 0.0)
-        m2 += tl.where(bits >= t2, exact, 0.0)
-        m3 += tl.where(bits >= t3, exact, 0.0)
-        c1 += (bits >= t1).to(tl.int32)
-        c2 += (bits >= t2).to(tl.int32)
-        c3 += (bits >= t3).to(tl.int32)
-    return tl.sum(m1, 0), tl.sum(m2, 0), tl.sum(m3, 0), tl.sum(c1, 0), tl.sum(c2, 0), tl.sum(c3, 0)
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < V
+        raw = tl.load(logits + row * V + columns, inside, 0.0).to(tl.float32)
+        odd += (~(tl.abs(raw) < float("inf"))).to(tl.int32)
+        z = tl.where(inside, raw * inverse, float("-inf"))
+        tops = tl.maximum(tops, z)
+        totals += tl.exp(z - guess)
+    top = tl.max(tops, 0)
+    total = tl.sum(totals, 0)
+    if (total > 1e-30) & (total < 1e30):
+        total *= tl.exp(guess - top)
+    else:  # the guess was bad
+        total = 0.0
+        for start in range(0, V, BLOCK):
+            columns = start + tl.arange(0, BLOCK)
+            z = tl.load(logits + row * V + columns, columns < V, float("-inf")).to(tl.float32) * inverse
+            total += tl.sum(tl.exp(z - top), 0)
+    return top, total, tl.sum(odd, 0)
+
+
+@triton.jit
+def _count_from(p, bits, least, mass, count):
+    """The mass and the number of tokens so far whose probability has `least` bits or more, each thread its own."""
+    enough = bits >= least
+    return mass + tl.where(enough, p, 0.0), count + enough.to(tl.int32)
+
+
+@triton.jit
+def _nearer(mass, count, at, top_p, low, at_low, high, at_high, SLACK: tl.constexpr):
+    """The interval cut at `at`, where it is plain on which side of it the nucleus ends."""
+    mass_ = tl.sum(mass.to(tl.float64), 0)
+    count_ = tl.sum(count, 0)
+    raised = (mass_ >= top_p + SLACK) & (at > low)
+    lowered = (mass_ < top_p - SLACK) & (at < high)
+    low = tl.where(raised, at, low)
+    at_low = tl.where(raised, count_, at_low)
+    high = tl.where(lowered, at, high)
+    at_high = tl.where(lowered, count_, at_high)
+    return low, at_low, high, at_high
 
 
 @triton.jit
 def _nucleus(
-    logits, candidates, row, V, top, total, inverse, top_p, floor, BLOCK: tl.constexpr, SMALL: tl.constexpr,
-    CANDIDATES: tl.constexpr,
+    logits, candidates, row, V, top, share, inverse, top_p, floor, BLOCK: tl.constexpr, SMALL: tl.constexpr,
+    CANDIDATES: tl.constexpr, ROUNDS: tl.constexpr, SLACK: tl.constexpr,
 ):  # fmt: skip
     """The largest float32 t such that the tokens of probability t or more reach top_p; 0 if all together do not.
 
-    Non-negative floats are ordered as their bits are. The interval of bits that holds t is cut in four, each time by
-    reading the row, until it holds few tokens; among these it is halved until it holds one number.
+    Non-negative floats are ordered as their bits are. The interval of bits that holds t is cut at seven places, each
+    time by reading the row, until it holds few tokens. Its sums are float32's, so that it is cut only where they are
+    clear of top_p by SLACK. Then it is halved among those few, in float64, until it holds one number.
     """
     low = 0  # reaches top_p, or is 0
-    high = (1.0 / total).to(tl.int32, bitcast=True) + 8  # above the likeliest token, whatever the division's rounding
-    above = tl.zeros((), tl.float64)  # mass from `high` on
+    high = share.to(tl.int32, bitcast=True) + 8  # above the likeliest token
     at_low = V
     at_high = 0
-    # Tokens below `floor` have less than half of what a nucleus may leave out.
-    t1 = floor
-    t2 = floor + (high - floor) // 3
-    t3 = floor + (high - floor) // 3 * 2
-    while (high - low > 1) & (at_low - at_high > CANDIDATES):
-        m1, m2, m3, c1, c2, c3 = _three_masses(logits, row, V, top, total, inverse, t1, t2, t3, SMALL)
-        e1 = m1 >= top_p
-        e2 = m2 >= top_p
-        e3 = m3 >= top_p
-        high = tl.where(e3, high, tl.where(e2, t3, tl.where(e1, t2, t1)))
-        above = tl.where(e3, above, tl.where(e2, m3, tl.where(e1, m2, m1)))
-        at_high = tl.where(e3, at_high, tl.where(e2, c3, tl.where(e1, c2, c1)))
-        low = tl.where(e3, t3, tl.where(e2, t2, tl.where(e1, t1, low)))
-        at_low = tl.where(e3, c3, tl.where(e2, c2, tl.where(e1, c1, at_low)))
-        step = tl.maximum((high - low) // 4, 1)
-        t1 = low + step
-        t2 = tl.minimum(t1 + step, high - 1)
-        t3 = tl.minimum(t2 + step, high - 1)
-    if high - low > 1:
+    begin = floor  # tokens below have less than half of what a nucleus may leave out
+    rounds = 0
+    while (high - low > 1) & (at_low - at_high > CANDIDATES) & (rounds < ROUNDS):
+        step = tl.maximum((high - begin) // 7, 1)
+        m1 = tl.zeros((SMALL,), tl.float32)
+        m2 = tl.zeros((SMALL,), tl.float32)
+        m3 = tl.zeros((SMALL,), tl.float32)
+        m4 = tl.zeros((SMALL,), tl.float32)
+        m5 = tl.zeros((SMALL,), tl.float32)
+        m6 = tl.zeros((SMALL,), tl.float32)
+        m7 = tl.zeros((SMALL,), tl.float32)
+        c1 = tl.zeros((SMALL,), tl.int32)
+        c2 = tl.zeros((SMALL,), tl.int32)
+        c3 = tl.zeros((SMALL,), tl.int32)
+        c4 = tl.zeros((SMALL,), tl.int32)
+        c5 = tl.zeros((SMALL,), tl.int32)
+        c6 = tl.zeros((SMALL,), tl.int32)
+        c7 = tl.zeros((SMALL,), tl.int32)
+        for start in range(0, V, SMALL):
+            p = _probability(logits, row, start + tl.arange(0, SMALL), V, top, share, inverse)
+            bits = p.to(tl.int32, bitcast=True)
+            m1, c1 = _count_from(p, bits, begin, m1, c1)
+            m2, c2 = _count_from(p, bits, begin + step, m2, c2)
+            m3, c3 = _count_from(p, bits, begin + 2 * step, m3, c3)
+            m4, c4 = _count_from(p, bits, begin + 3 * step, m4, c4)
+            m5, c5 = _count_from(p, bits, begin + 4 * step, m5, c5)
+            m6, c6 = _count_from(p, bits, begin + 5 * step, m6, c6)
+            m7, c7 = _count_from(p, bits, begin + 6 * step, m7, c7)
+        low, at_low, high, at_high = _nearer(m1, c1, begin, top_p, low, at_low, high, at_high, SLACK)
+        low, at_low, high, at_high = _nearer(m2, c2, begin + step, top_p, low, at_low, high, at_high, SLACK)
+        low, at_low, high, at_high = _nearer(m3, c3, begin + 2 * step, top_p, low, at_low, high, at_high, SLACK)
+        low, at_low, high, at_high = _nearer(m4, c4, begin + 3 * step, top_p, low, at_low, high, at_high, SLACK)
+        low, at_low, high, at_high = _nearer(m5, c5, begin + 4 * step, top_p, low, at_low, high, at_high, SLACK)
+        low, at_low, high, at_high = _nearer(m6, c6, begin + 5 * step, top_p, low, at_low, high, at_high, SLACK)
+        low, at_low, high, at_high = _nearer(m7, c7, begin + 6 * step, top_p, low, at_low, high, at_high, SLACK)
+        begin = low + (high - low) // 8
+        rounds += 1
+    if (at_low - at_high <= CANDIDATES) & (high - low > 1):
         count = 0
+        above = tl.zeros((BLOCK,), tl.float64)
         for start in range(0, V, BLOCK):
             columns = start + tl.arange(0, BLOCK)
-            p = _probability(logits, row, columns, V, top, total, inverse)
+            p = _probability(logits, row, columns, V, top, share, inverse)
             bits = p.to(tl.int32, bitcast=True)
+            above += tl.where(bits >= high, p, 0.0).to(tl.float64)
             keep = ((columns < V) & (bits >= low) & (bits < high)).to(tl.int32)
             place = count + tl.cumsum(keep, 0) - 1
             tl.store(candidates + row * CANDIDATES + place, p, (keep > 0) & (place < CANDIDATES))
@@ -180,45 +236,46 @@ def _nucleus(
         tl.debug_barrier()
         columns = tl.arange(0, CANDIDATES)
         bits = tl.load(candidates + row * CANDIDATES + columns, columns < count, 0.0).to(tl.int32, bitcast=True)
+        mass = tl.sum(above, 0)
         while high - low > 1:
             middle = low + (high - low) // 2
             p = bits.to(tl.float32, bitcast=True).to(tl.float64)
-            enough = above + tl.sum(tl.where(bits >= middle, p, 0.0), 0) >= top_p
+            enough = mass + tl.sum(tl.where(bits >= middle, p, 0.0), 0) >= top_p
             low = tl.where(enough, middle, low)
             high = tl.where(enough, high, middle)
+    while high - low > 1:  # many tokens of one probability, or sums too near to top_p: each number by itself
+        middle = low + (high - low) // 2
+        masses = tl.zeros((BLOCK,), tl.float64)
+        for start in range(0, V, BLOCK):
+            p = _probability(logits, row, start + tl.arange(0, BLOCK), V, top, share, inverse)
+            masses += tl.where(p.to(tl.int32, bitcast=True) >= middle, p, 0.0).to(tl.float64)
+        enough = tl.sum(masses, 0) >= top_p
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle)
     return low.to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _draw_kernel(
     logits, uniform, candidates, token, logprob, finite, V, inverse, top_p, floor, BLOCK: tl.constexpr,
-    BLOCKS: tl.constexpr, SMALL: tl.constexpr, CANDIDATES: tl.constexpr, NUCLEUS: tl.constexpr, LOGPROB: tl.constexpr,
+    BLOCKS: tl.constexpr, SMALL: tl.constexpr, CANDIDATES: tl.constexpr, ROUNDS: tl.constexpr, SLACK: tl.constexpr,
+    NUCLEUS: tl.constexpr, LOGPROB: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    top = float("-inf")
-    total = 0.0
-    strange = 0
-    for start in range(0, V, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        inside = columns < V
-        raw = tl.load(logits + row * V + columns, inside, 0.0).to(tl.float32)
-        strange += tl.sum((inside & ~(tl.abs(raw) < float("inf"))).to(tl.int32), 0)
-        z = tl.where(inside, raw * inverse, float("-inf"))
-        new_top = tl.maximum(top, tl.max(z, 0))
-        total = total * tl.exp(top - new_top) + tl.sum(tl.exp(z - new_top), 0)
-        top = new_top
+    top, total, strange = _normaliser(logits, row, V, inverse, BLOCK)
+    share = 1.0 / total
     if strange > 0:
         tl.store(finite + row, 0)
     least = 0.0
     if NUCLEUS:
         least = _nucleus(
-            logits, candidates, row, V, top, total, inverse, top_p, floor, BLOCK, SMALL, CANDIDATES
+            logits, candidates, row, V, top, share, inverse, top_p, floor, BLOCK, SMALL, CANDIDATES, ROUNDS, SLACK
         )  # fmt: skip
     # The mass of each block says in which one the token lies; only that one is read again.
     blocks = tl.arange(0, BLOCKS)
     masses = tl.zeros((BLOCKS,), tl.float64)
     for block in range(0, tl.cdiv(V, BLOCK)):
-        p = _probability(logits, row, block * BLOCK + tl.arange(0, BLOCK), V, top, total, inverse)
+        p = _probability(logits, row, block * BLOCK + tl.arange(0, BLOCK), V, top, share, inverse)
         masses = tl.where(blocks == block, tl.sum(tl.where(p >= least, p, 0.0).to(tl.float64), 0), masses)
     reached = tl.cumsum(masses, 0)
     mass = tl.sum(masses, 0)
@@ -227,7 +284,7 @@ def _draw_kernel(
     chosen = tl.minimum(tl.sum((reached <= point).to(tl.int32), 0), tl.max(tl.where(masses > 0, blocks, 0), 0))
     before = tl.max(tl.where(blocks < chosen, reached, 0.0), 0)
     places = tl.arange(0, BLOCK)
-    p = _probability(logits, row, chosen * BLOCK + places, V, top, total, inverse)
+    p = _probability(logits, row, chosen * BLOCK + places, V, top, share, inverse)
     p = tl.where(p >= least, p, 0.0)
     index = tl.sum((before + tl.cumsum(p.to(tl.float64), 0) <= point).to(tl.int32), 0)
     index = chosen * BLOCK + tl.minimum(index, tl.max(tl.where(p > 0, places, 0), 0))
@@ -258,6 +315,7 @@ def draw(
     _draw_kernel[(rows,)](
         logits_BV.contiguous(), uniform_B, candidates, token, token if logprob_B is None else logprob_B, finite, size,
         1.0 / temperature, top_p, floor, BLOCK=BLOCK, BLOCKS=triton.next_power_of_2(triton.cdiv(size, BLOCK)),
-        SMALL=min(BLOCK, 2048), CANDIDATES=CANDIDATES, NUCLEUS=nucleus, LOGPROB=logprob_B is not None, num_warps=8,
+        SMALL=min(BLOCK, 1024), CANDIDATES=CANDIDATES, ROUNDS=ROUNDS, SLACK=SLACK, NUCLEUS=nucleus,
+        LOGPROB=logprob_B is not None, num_warps=8,
     )  # fmt: skip
     return token

@@ -46,12 +46,14 @@ def test_it_draws_what_the_plain_twin_draws(top_p: float, few: int, monkeypatch:
     """`few` candidates: the interval of a nucleus is cut by reading the row until one number, some or all are left."""
     monkeypatch.setattr(vocabulary, "CANDIDATES", few)
     torch.manual_seed(0)
-    spread_B1 = torch.tensor([0.0, 0.1, 2.0, 2.0, 2.0, 30.0])[:, None]
-    logits, uniform = spread_B1 * torch.randn(6, 200), torch.rand(6, dtype=torch.float64)
+    spread_B1 = torch.tensor([0.0, 0.1, 2.0, 2.0, 2.0, 30.0, 2.0, 2.0])[:, None]
+    logits, uniform = spread_B1 * torch.randn(8, 200), torch.rand(8, dtype=torch.float64)
     logits[3, 50:150] = logits[3, 50]  # many of one probability
     logits[4, 20:] = -math.inf
+    logits[6, :64] -= 300  # the first block tells nothing of the others
+    logits[7, :64] = -math.inf
     config = SamplingConfig(temperature=0.8, top_p=top_p)
-    expected, logprob = draw(logits, uniform, config), torch.empty(6)
+    expected, logprob = draw(logits, uniform, config), torch.empty(8)
     assert torch.equal(vocabulary.draw(logits, uniform, 0.8, top_p, logprob_B=logprob), expected)
     own = weights(logits, config)
     own = (own.double() / own.double().sum(1, keepdim=True)).log().gather(1, expected[:, None]).squeeze(1)
