@@ -22,6 +22,7 @@ from equipoise.methods.completions import all_keys
 from equipoise.methods.prompted import Prompted
 from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.draw import draw
+from equipoise.policy.load import Policy
 from equipoise.protocol.task import PROTOCOL
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--use-8bit", action="store_true")
     parser.add_argument("--n", type=int, default=250, help="sentences for each of the 20 occupations")
-    parser.add_argument("--batch", type=int, help="sentences at a time; default: what generation takes by itself")
+    parser.add_argument("--batch", type=int, nargs="*", help="sentences at a time; default: what generation takes")
     parser.add_argument("--top-p", type=float, default=0.95)
     parser.add_argument("--max-new-tokens", type=int, default=32)
     args = parser.parse_args()
@@ -41,7 +42,6 @@ def main() -> None:
         prompt=args.prompt,
         sampling=SamplingConfig(top_p=args.top_p, max_new_tokens=args.max_new_tokens),
         seed=0,
-        batch_size=args.batch,
         task=PROTOCOL,
     )
     started = time.perf_counter()
@@ -51,32 +51,41 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if writer.device.type == "cuda" else str(writer.device),
         "torch": torch.__version__,
         "sentences": 20 * args.n,
-        "batch": writer.batch_size,
         "load_s": round(time.perf_counter() - started, 2),
-        "first_s": round(write(writer, args.n), 3),
-        "again_s": round(write(writer, args.n), 3),
     }
-    assert writer.policy is not None
-    if writer.policy.decoders:
-        phases = by_phase(writer)
-        tokens = -(-20 * args.n // writer.batch_size) * args.max_new_tokens
-        result |= phases | {"host_s": round(result["again_s"] - tokens * phases["token_ms"] / 1e3, 3)}
-        result["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    result["batches"] = [timed(writer, args.n, size) for size in args.batch or [writer.batch_size]]
     print(json.dumps(result))
 
 
-def write(writer: Prompted, n: int) -> float:
-    """Seconds for n sentences of each occupation."""
+def timed(writer: Prompted, n: int, size: int) -> dict[str, float]:
+    """Seconds for n sentences of each occupation, so many at a time, and the phases of a token."""
+    policy = writer.policy
+    assert policy is not None
+    policy.decoders.clear()
+    policy.graphs.clear()
+    if policy.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    found = {"batch": size, **{name: round(write(writer, n, size), 3) for name in ("first_s", "again_s")}}
+    if policy.decoders:
+        found |= by_phase(policy)
+        tokens = -(-20 * n // size) * writer.sampling.max_new_tokens
+        found["host_s"] = round(found["again_s"] - tokens * found["token_ms"] / 1e3, 3)
+        found["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    return found
+
+
+def write(writer: Prompted, n: int, size: int) -> float:
     keys = all_keys(n, PROTOCOL.names)
     started = time.perf_counter()
-    for begin in range(0, len(keys), writer.batch_size):
-        writer(keys[begin : begin + writer.batch_size])
+    writer.limit.rows = size
+    for begin in range(0, len(keys), size):
+        writer(keys[begin : begin + size])
     return time.perf_counter() - started
 
 
-def by_phase(writer: Prompted) -> dict[str, float]:
-    policy = writer.policy
-    assert policy is not None
+def by_phase(policy: Policy) -> dict[str, float]:
+    """Milliseconds of a token of the largest batch that was written."""
     decoder = max(policy.decoders.values(), key=lambda d: len(d.logits_BV))
 
     def token() -> None:
