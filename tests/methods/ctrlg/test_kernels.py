@@ -69,7 +69,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorde
     monkeypatch.setattr("equipoise.methods.ctrlg.guide.TILE", 16)
 
 
-@pytest.mark.parametrize(("guidance", "left"), [(0.0, 1), (1.0, 0), (1.0, 4), (1.7, 1)])
+@pytest.mark.parametrize(("guidance", "left"), [(0.0, 1), (1.0, 0), (1.7, 4)])
 def test_the_bonus_is_the_plain_twins(guidance: float, left: int) -> None:
     steering = guide(guidance=guidance)
     assert sum(size > 20 for size in steering.sizes) == 2 and len(steering.tiles[0]) > 4
@@ -101,15 +101,3 @@ def test_a_step_is_the_plain_twins(top_p: float, temperature: float, guidance: f
             assert same.float().mean() > 0.97
             own, other, close = own[same], other[same], 1e-2 * bool(close)
         torch.testing.assert_close(own, other, rtol=close, atol=close)
-
-
-def test_the_weights_tables_may_lie_in_bfloat16() -> None:
-    steering = guide()
-    state_B = visited(steering, 4)
-    belief_BH, _, _ = random_numbers(len(state_B), HIDDEN)
-    left_1 = torch.tensor([4], device=DEVICE)
-    expected = steering.bonus(belief_BH, state_B, left_1)
-    steering.emission_S1H, steering.look = steering.emission_S1H.bfloat16(), steering.look.bfloat16()
-    found = kernels.bonus(steering, belief_BH, state_B, left_1)
-    assert torch.equal(found.isfinite(), expected.isfinite())
-    torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
