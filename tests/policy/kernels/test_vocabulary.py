@@ -39,9 +39,7 @@ def test_a_hand_worked_row() -> None:
     assert logprob.item() == pytest.approx(math.log(0.75)) and entropy.item() == pytest.approx(0.5623351)
 
 
-@pytest.mark.parametrize(
-    ("top_p", "few"), [(1.0, 256), (0.9, 1), (0.3, 16), (0.9, 256), (1e-6, 16)]
-)
+@pytest.mark.parametrize(("top_p", "few"), [(1.0, 256), (0.9, 1), (0.3, 16), (0.9, 256), (1e-6, 16)])
 def test_it_draws_what_the_plain_twin_draws(top_p: float, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """`few` candidates: the interval of a nucleus is cut by reading the row until one number, some or all are left."""
     monkeypatch.setattr(vocabulary, "CANDIDATES", few)
