@@ -13,14 +13,11 @@ from torch import Tensor
 
 from equipoise.methods.ctrlg.hmm import HMM
 from equipoise.methods.ctrlg.lift import TokenAutomaton
-from equipoise.methods.ctrlg.lookahead import layout, look_ahead
+from equipoise.methods.ctrlg.lookahead import LEAST, layout, look_ahead, tiles
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.draw import invert, weights
 
 _CHUNK = 1 << 26  # numbers in one intermediate result
-TILE = 128
-"""Symbols that one product on a GPU takes at a time."""
-LEAST = torch.finfo(torch.float32).tiny
 
 
 class CtrlGuide:
@@ -76,18 +73,8 @@ class CtrlGuide:
         steps = sampling.max_new_tokens
         look_TRH = look_ahead(automaton, HMM(hmm.initial_PH, hmm.transition_HH, emission_SH), self.class_S1[:-1], steps)
         self.look = look_TRH.view(-1, look_TRH.shape[-1])
-        self.tiles = self._tiles()
+        self.tiles = tuple(column_N.to(device) for column_N in tiles(arranged))
         self._states: dict[int, _State] = {}
-
-    def _tiles(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the symbols in their order: where each tile of a GPU's products begins and ends, and its group's class."""
-        found, begin = [], 0
-        for group, size in enumerate(self.sizes):
-            end = begin + size
-            found += [(first, min(first + TILE, end), self.class_G[group]) for first in range(begin, end, TILE)]
-            begin = end
-        begin_N, end_N, class_N = torch.tensor(found, dtype=torch.int32, device=self.device).T.contiguous()
-        return begin_N, end_N, class_N
 
     def open(self, rows: int) -> "_State":
         if rows not in self._states:

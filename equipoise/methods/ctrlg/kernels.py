@@ -1,15 +1,17 @@
-"""A guided token on a GPU in five kernels; `guide` has their plain twin.
+"""A guided token on a GPU in five kernels; `guide.CtrlGuide`, whose tables they read, has their plain twin.
 
 Letters as in `guide`; B rows, K places of a row's exceptions at the most. Tables of the HMM are read where they lie: no
 number of a row and a symbol's states is ever written out.
 """
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from equipoise.methods.ctrlg.guide import LEAST, TILE, CtrlGuide
+from equipoise.methods.ctrlg.lookahead import LEAST, TILE
 from equipoise.policy.kernels import vocabulary
 
 ROWS, INNER, STAGES, WARPS = 64, 32, 3, 8
@@ -145,7 +147,7 @@ def _advance_kernel(
     tl.store(joint + row * H + k, found / tl.maximum(tl.sum(found, 0), least), k < H)
 
 
-def ahead(guide: CtrlGuide, state_B: Tensor, left: Tensor) -> Tensor:
+def ahead(guide: Any, state_B: Tensor, left: Tensor) -> Tensor:
     """(B, C) int32: the row of the look-ahead after each class, −1 where it must not come. left: (1,) int64."""
     rows, classes = len(state_B), guide.next_AC.shape[1]
     out = torch.empty(rows, classes, dtype=torch.int32, device=state_B.device)
@@ -156,7 +158,7 @@ def ahead(guide: CtrlGuide, state_B: Tensor, left: Tensor) -> Tensor:
     return out
 
 
-def bonus(guide: CtrlGuide, belief_BH: Tensor, state_B: Tensor, left: Tensor) -> Tensor:
+def bonus(guide: Any, belief_BH: Tensor, state_B: Tensor, left: Tensor) -> Tensor:
     """(B, S) float32, as `CtrlGuide.bonus`. Factors of products have TF32's ten bits, sums and exceptions are
     float32."""
     ahead_BC = ahead(guide, state_B, left)
@@ -179,7 +181,7 @@ def bonus(guide: CtrlGuide, belief_BH: Tensor, state_B: Tensor, left: Tensor) ->
 
 
 def step(
-    guide: CtrlGuide, logits_BV: Tensor, uniform_B: Tensor, belief_BH: Tensor, state_B: Tensor, left: Tensor
+    guide: Any, logits_BV: Tensor, uniform_B: Tensor, belief_BH: Tensor, state_B: Tensor, left: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(B,) tokens, (B,) float64 log p − log q of each, (B, H) the HMM's prediction and (B,) the states after them."""
     logits_BV = logits_BV.contiguous()

@@ -66,7 +66,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorde
     """Several tiles, and sizes that fit none; NumPy warns of the infinities that the kernels work with on purpose."""
     for name, size in (("TILE", 16), ("ROWS", 16), ("INNER", 16), ("PLACES", 4), ("WIDTH", 16), ("BLOCK", 32)):
         monkeypatch.setattr(kernels, name, size)
-    monkeypatch.setattr("equipoise.methods.ctrlg.guide.TILE", 16)
+    monkeypatch.setattr("equipoise.methods.ctrlg.lookahead.TILE", 16)
 
 
 @pytest.mark.parametrize(("guidance", "left"), [(0.0, 1), (1.0, 0), (1.7, 4)])
