@@ -101,7 +101,7 @@ def note_finite(logits_BV: Tensor, finite_B: Tensor) -> None:
     _finite_kernel[(rows,)](logits_BV.contiguous(), finite_B, size, BLOCK=BLOCK, num_warps=8)
 
 
-CANDIDATES = 8192
+CANDIDATES = 4096
 """Among so many tokens a nucleus' least probability is looked for without reading the row again."""
 ROUNDS = 8
 """So many times the row is read to find them."""
@@ -170,16 +170,27 @@ def _nearer(mass, count, at, top_p, low, at_low, high, at_high, SLACK: tl.conste
 
 
 @triton.jit
-def _nucleus(
-    logits, candidates, row, V, top, share, inverse, top_p, floor, BLOCK: tl.constexpr, SMALL: tl.constexpr,
-    CANDIDATES: tl.constexpr, ROUNDS: tl.constexpr, SLACK: tl.constexpr,
-):  # fmt: skip
-    """The largest float32 t such that the tokens of probability t or more reach top_p; 0 if all together do not.
+def _normaliser_kernel(logits, finite, tops, shares, V, inverse, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    top, total, strange = _normaliser(logits, row, V, inverse, BLOCK)
+    tl.store(tops + row, top)
+    tl.store(shares + row, 1.0 / total)
+    if strange > 0:
+        tl.store(finite + row, 0)
 
-    Non-negative floats are ordered as their bits are. The interval of bits that holds t is cut at seven places, each
-    time by reading the row, until it holds few tokens. Its sums are float32's, so that it is cut only where they are
-    clear of top_p by SLACK. Then it is halved among those few, in float64, until it holds one number.
+
+@triton.jit
+def _narrow_kernel(
+    logits, tops, shares, lows, highs, counts, V, inverse, top_p, floor, BLOCK: tl.constexpr, CANDIDATES: tl.constexpr,
+    ROUNDS: tl.constexpr, SLACK: tl.constexpr,
+):  # fmt: skip
+    """An interval of bits with the least probability of the nucleus, and how many tokens lie in it.
+
+    Non-negative floats are ordered as their bits are. The interval is cut at seven places, each time by reading the
+    row, until it holds few tokens. Sums are float32's, so it is cut only where they are clear of top_p by SLACK.
     """
+    row = tl.program_id(0).to(tl.int64)
+    top, share = tl.load(tops + row), tl.load(shares + row)
     low = 0  # reaches top_p, or is 0
     high = share.to(tl.int32, bitcast=True) + 8  # above the likeliest token
     at_low = V
@@ -188,22 +199,22 @@ def _nucleus(
     rounds = 0
     while (high - low > 1) & (at_low - at_high > CANDIDATES) & (rounds < ROUNDS):
         step = tl.maximum((high - begin) // 7, 1)
-        m1 = tl.zeros((SMALL,), tl.float32)
-        m2 = tl.zeros((SMALL,), tl.float32)
-        m3 = tl.zeros((SMALL,), tl.float32)
-        m4 = tl.zeros((SMALL,), tl.float32)
-        m5 = tl.zeros((SMALL,), tl.float32)
-        m6 = tl.zeros((SMALL,), tl.float32)
-        m7 = tl.zeros((SMALL,), tl.float32)
-        c1 = tl.zeros((SMALL,), tl.int32)
-        c2 = tl.zeros((SMALL,), tl.int32)
-        c3 = tl.zeros((SMALL,), tl.int32)
-        c4 = tl.zeros((SMALL,), tl.int32)
-        c5 = tl.zeros((SMALL,), tl.int32)
-        c6 = tl.zeros((SMALL,), tl.int32)
-        c7 = tl.zeros((SMALL,), tl.int32)
-        for start in range(0, V, SMALL):
-            p = _probability(logits, row, start + tl.arange(0, SMALL), V, top, share, inverse)
+        m1 = tl.zeros((BLOCK,), tl.float32)
+        m2 = tl.zeros((BLOCK,), tl.float32)
+        m3 = tl.zeros((BLOCK,), tl.float32)
+        m4 = tl.zeros((BLOCK,), tl.float32)
+        m5 = tl.zeros((BLOCK,), tl.float32)
+        m6 = tl.zeros((BLOCK,), tl.float32)
+        m7 = tl.zeros((BLOCK,), tl.float32)
+        c1 = tl.zeros((BLOCK,), tl.int32)
+        c2 = tl.zeros((BLOCK,), tl.int32)
+        c3 = tl.zeros((BLOCK,), tl.int32)
+        c4 = tl.zeros((BLOCK,), tl.int32)
+        c5 = tl.zeros((BLOCK,), tl.int32)
+        c6 = tl.zeros((BLOCK,), tl.int32)
+        c7 = tl.zeros((BLOCK,), tl.int32)
+        for start in range(0, V, BLOCK):
+            p = _probability(logits, row, start + tl.arange(0, BLOCK), V, top, share, inverse)
             bits = p.to(tl.int32, bitcast=True)
             m1, c1 = _count_from(p, bits, begin, m1, c1)
             m2, c2 = _count_from(p, bits, begin + step, m2, c2)
@@ -221,7 +232,22 @@ def _nucleus(
         low, at_low, high, at_high = _nearer(m7, c7, begin + 6 * step, top_p, low, at_low, high, at_high, SLACK)
         begin = low + (high - low) // 8
         rounds += 1
-    if (at_low - at_high <= CANDIDATES) & (high - low > 1):
+    tl.store(lows + row, low)
+    tl.store(highs + row, high)
+    tl.store(counts + row, at_low - at_high)
+
+
+@triton.jit
+def _least_kernel(
+    logits, candidates, tops, shares, lows, highs, counts, V, inverse, top_p, BLOCK: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+):  # fmt: skip
+    """The largest float32 t such that the tokens of probability t or more reach top_p, into `lows`; 0 if all together
+    do not. The interval is halved among its tokens, in float64, until it holds one number."""
+    row = tl.program_id(0).to(tl.int64)
+    top, share = tl.load(tops + row), tl.load(shares + row)
+    low, high = tl.load(lows + row), tl.load(highs + row)
+    if (tl.load(counts + row) <= CANDIDATES) & (high - low > 1):
         count = 0
         above = tl.zeros((BLOCK,), tl.float64)
         for start in range(0, V, BLOCK):
@@ -235,12 +261,12 @@ def _nucleus(
             count += tl.sum(keep, 0)
         tl.debug_barrier()
         columns = tl.arange(0, CANDIDATES)
-        bits = tl.load(candidates + row * CANDIDATES + columns, columns < count, 0.0).to(tl.int32, bitcast=True)
+        p = tl.load(candidates + row * CANDIDATES + columns, columns < count, 0.0)
+        bits = p.to(tl.int32, bitcast=True)
         mass = tl.sum(above, 0)
         while high - low > 1:
             middle = low + (high - low) // 2
-            p = bits.to(tl.float32, bitcast=True).to(tl.float64)
-            enough = mass + tl.sum(tl.where(bits >= middle, p, 0.0), 0) >= top_p
+            enough = mass + tl.sum(tl.where(bits >= middle, p, 0.0).to(tl.float64), 0) >= top_p
             low = tl.where(enough, middle, low)
             high = tl.where(enough, high, middle)
     while high - low > 1:  # many tokens of one probability, or sums too near to top_p: each number by itself
@@ -252,25 +278,19 @@ def _nucleus(
         enough = tl.sum(masses, 0) >= top_p
         low = tl.where(enough, middle, low)
         high = tl.where(enough, high, middle)
-    return low.to(tl.float32, bitcast=True)
+    tl.store(lows + row, low)
 
 
 @triton.jit
 def _draw_kernel(
-    logits, uniform, candidates, token, logprob, finite, V, inverse, top_p, floor, BLOCK: tl.constexpr,
-    BLOCKS: tl.constexpr, SMALL: tl.constexpr, CANDIDATES: tl.constexpr, ROUNDS: tl.constexpr, SLACK: tl.constexpr,
+    logits, uniform, tops, shares, least_, token, logprob, V, inverse, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
     NUCLEUS: tl.constexpr, LOGPROB: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    top, total, strange = _normaliser(logits, row, V, inverse, BLOCK)
-    share = 1.0 / total
-    if strange > 0:
-        tl.store(finite + row, 0)
+    top, share = tl.load(tops + row), tl.load(shares + row)
     least = 0.0
     if NUCLEUS:
-        least = _nucleus(
-            logits, candidates, row, V, top, share, inverse, top_p, floor, BLOCK, SMALL, CANDIDATES, ROUNDS, SLACK
-        )  # fmt: skip
+        least = tl.load(least_ + row).to(tl.float32, bitcast=True)
     # The mass of each block says in which one the token lies; only that one is read again.
     blocks = tl.arange(0, BLOCKS)
     masses = tl.zeros((BLOCKS,), tl.float64)
@@ -290,7 +310,7 @@ def _draw_kernel(
     index = chosen * BLOCK + tl.minimum(index, tl.max(tl.where(p > 0, places, 0), 0))
     tl.store(token + row, index.to(tl.int64))
     if LOGPROB:
-        found = tl.load(logits + row * V + index).to(tl.float32) * inverse - top - tl.log(total)
+        found = tl.load(logits + row * V + index).to(tl.float32) * inverse - top + tl.log(share)
         if NUCLEUS:
             found -= tl.log(mass).to(tl.float32)
         tl.store(logprob + row, found)
@@ -307,15 +327,29 @@ def draw(
     """(B,) token ids, as `sample.draw` describes them. `finite_B` gets 0 where a row's logits are not all finite;
     `logprob_B` (float32) gets the log of the probability with which each token was drawn."""
     rows, size = logits_BV.shape
-    device, nucleus = logits_BV.device, top_p < 1
+    device, nucleus, inverse, grid = logits_BV.device, top_p < 1, 1.0 / temperature, (rows,)
+    logits = logits_BV.contiguous()
     token = torch.empty(rows, dtype=torch.long, device=device)
     finite = torch.empty(rows, dtype=torch.uint8, device=device) if finite_B is None else finite_B
-    candidates = torch.empty(rows, CANDIDATES if nucleus else 1, dtype=torch.float32, device=device)
-    floor = int(np.array((1 - top_p) / (2 * size), dtype=np.float32).view(np.int32))
-    _draw_kernel[(rows,)](
-        logits_BV.contiguous(), uniform_B, candidates, token, token if logprob_B is None else logprob_B, finite, size,
-        1.0 / temperature, top_p, floor, BLOCK=BLOCK, BLOCKS=triton.next_power_of_2(triton.cdiv(size, BLOCK)),
-        SMALL=min(BLOCK, 1024), CANDIDATES=CANDIDATES, ROUNDS=ROUNDS, SLACK=SLACK, NUCLEUS=nucleus,
+    top, share = torch.empty(2, rows, dtype=torch.float32, device=device)
+    _normaliser_kernel[grid](logits, finite, top, share, size, inverse, BLOCK=BLOCK, num_warps=8)
+    least = token
+    if nucleus:
+        least, high, count = torch.empty(3, rows, dtype=torch.int32, device=device)
+        candidates = torch.empty(rows, CANDIDATES, dtype=torch.float32, device=device)
+        floor = int(np.array((1 - top_p) / (2 * size), dtype=np.float32).view(np.int32))
+        # Kernels of their own, each with as few registers as it needs: in one, a GPU had room for a row at a time.
+        _narrow_kernel[grid](
+            logits, top, share, least, high, count, size, inverse, top_p, floor, BLOCK=min(BLOCK, 1024),
+            CANDIDATES=CANDIDATES, ROUNDS=ROUNDS, SLACK=SLACK, num_warps=8,
+        )  # fmt: skip
+        _least_kernel[grid](
+            logits, candidates, top, share, least, high, count, size, inverse, top_p, BLOCK=min(BLOCK, 2048),
+            CANDIDATES=CANDIDATES, num_warps=8,
+        )  # fmt: skip
+    _draw_kernel[grid](
+        logits, uniform_B, top, share, least, token, token if logprob_B is None else logprob_B, size, inverse,
+        BLOCK=BLOCK, BLOCKS=triton.next_power_of_2(triton.cdiv(size, BLOCK)), NUCLEUS=nucleus,
         LOGPROB=logprob_B is not None, num_warps=8,
     )  # fmt: skip
     return token
