@@ -69,6 +69,7 @@ def test_the_ends_of_the_unit_interval_draw_tokens_of_some_probability() -> None
 def test_rows_that_are_not_finite_are_named_and_give_a_valid_token(top_p: float) -> None:
     logits, finite = torch.randn(4, 100), torch.ones(4, dtype=torch.uint8)
     logits[1, 5], logits[2, 99] = math.nan, math.inf
-    token, own = vocabulary.draw(logits, torch.rand(4, dtype=torch.float64), 1.0, top_p, finite), torch.ones_like(finite)
+    token = vocabulary.draw(logits, torch.rand(4, dtype=torch.float64), 1.0, top_p, finite)
+    own = torch.ones_like(finite)
     vocabulary.note_finite(logits, own)
     assert finite.tolist() == own.tolist() == [1, 0, 0, 1] and int(token.min()) >= 0 and int(token.max()) < 100
