@@ -70,7 +70,7 @@ class MasterAdam:
         kinds = (("policy", policy), ("value", value))
         self.gates = gates if gates is not None and gates.first else None
         if self.gates is not None:
-            self.gates.used = True
+            self.gates.use()
         # Before the parameters become views: in the order of the gates, the runs of numbers that lie behind each.
         self._runs = self.gates.runs(policy) if self.gates is not None else []
         self._moving: Tensor | None = None
@@ -381,7 +381,7 @@ def adam_for(policy: Policy, ranks: Ranks, *, eps: float, average: float = 0.0) 
 
     The states of a fully trained model are sharded among the ranks; those of adapters are small."""
     full = policy.reference is not None
-    gates = policy.gates if full else None
+    gates = policy.gates if full and ranks.size == 1 else None
     return MasterAdam(
         policy.trained(), betas=(0.9, 0.999), eps=eps, average=average, ranks=ranks, sharded=full, gates=gates
     )

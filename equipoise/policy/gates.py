@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-PARTS = 12
+PARTS = 8
 """Gates at most: each costs a launch, and a wait in the pass."""
 
 
@@ -19,16 +19,22 @@ class Gates:
 
     def __init__(self, device: torch.device, layers: int) -> None:
         self.device = device
-        self.used = False
-        """Whether an optimizer opens them; else nothing is waited for."""
         self.first = False
         """Whether a pass comes by gate 0."""
         self.layers_each = -(-layers // PARTS)
-        self.stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
-        # External: a wait within a recorded graph is for what has been recorded last when the graph is launched.
         self.count = 1 + -(-layers // self.layers_each)
-        self._opened: list[Any] = [torch.cuda.Event(external=True) for _ in range(self.count)] if self.stream else []
+        self.stream: Any = None
+        self._opened: list[Any] = []
         self._gate: dict[int, int] = {}
+
+    def use(self) -> None:
+        """From now on an optimizer opens them. Before, nothing is waited for."""
+        if self.stream is None:
+            self.stream = torch.cuda.Stream(self.device)
+            # External: a wait within a recorded graph is for what has been recorded last when the graph is launched.
+            self._opened = [torch.cuda.Event(external=True) for _ in range(self.count)]
+        for gate in range(self.count):  # an event that never was is not waited for by a graph that is recorded now
+            self.open(gate)
 
     def add(self, layer: int, parameters: Iterable[nn.Parameter]) -> None:
         """These belong to the layer."""
@@ -59,7 +65,7 @@ class Gates:
     def wait(self, layer: int | None) -> None:
         """Before the layer, or None before all of them, reads its weights in a pass whose gradients are wanted: no
         other pass comes before all weights are moved."""
-        if self.stream is None or not self.used or not torch.is_grad_enabled():
+        if self.stream is None or not torch.is_grad_enabled():
             return
         if layer is None or layer % self.layers_each == 0:
             gate = 0 if layer is None else 1 + layer // self.layers_each

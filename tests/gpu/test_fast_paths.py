@@ -116,6 +116,7 @@ def test_the_same_steps_are_taken_before_the_host_has_read_and_after(
         policy = make("float32", tuning="full")
         optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-5)
         optimizer.set_learning_rates(1e-5, 1e-3)
+        before = optimizer.state(copied=True)[0]
         with torch.no_grad():
             old[rollout.mask_BT] = score(policy, rollout, 1.0, packed=True).logprobs.cpu()
         experience = Experience(rollout, old, torch.zeros_like(old), advantages, advantages)
@@ -126,11 +127,12 @@ def test_the_same_steps_are_taken_before_the_host_has_read_and_after(
         stats = update.finish()
         assert not any(p.grad.any() for p in policy.trained().values() if p.grad is not None)
         weights, moments = optimizer.state(copied=True)
-        found.append((stats, torch.cat([weights[name].flatten() for name in sorted(weights)]), moments["policy.step"]))
+        moved = torch.cat([(weights[name] - before[name]).flatten() for name in sorted(weights)])
+        found.append((stats, moved, moments["policy.step"]))
     (ahead, own, counted), (after, expected, steps) = found
     assert ahead.updates == after.updates == int(counted) == int(steps) and 1 <= after.updates <= most
     assert ahead.early_stop is after.early_stop is (after.updates < 8)
-    assert (own - expected).norm() < 1e-5 * expected.norm()
+    assert (own - expected).norm() < 0.03 * expected.norm()
 
 
 def test_what_is_sent_together_arrives_as_it_was() -> None:

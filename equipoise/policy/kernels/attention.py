@@ -284,11 +284,15 @@ class Tiles(NamedTuple):
 
 # Numbers of rows, nodes and places are not specialised on: kernels would be compiled anew for those that 16 divides.
 # Tiles: the best of 14 measured on an H200 in shapes of SmolLM2, Qwen 3, Llama 3 and Gemma.
-def forward_tiles(form: Form) -> Tiles:
+def forward_tiles(form: Form, dtype: torch.dtype) -> Tiles:
+    if dtype == torch.float32:  # of which a second stage would not fit
+        return Tiles(32, 32, 4 if form.size <= 128 else 8, 1)
     return Tiles(64, 32, 4, 1) if form.size <= 128 else Tiles(32, 32, 4, 2)
 
 
-def backward_tiles(form: Form) -> Tiles:
+def backward_tiles(form: Form, dtype: torch.dtype) -> Tiles:
+    if dtype == torch.float32:  # half as many of wide heads, or four of their tiles would not fit
+        return Tiles(32, 32, 4, 1) if form.size <= 128 else Tiles(16, 16, 8, 1)
     return Tiles(32, 32, 4, 2) if form.size <= 128 else Tiles(32, 32, 8, 1)
 
 
@@ -307,7 +311,7 @@ def _options(qkv: Tensor, form: Form, length: int, tiles: Tiles) -> dict[str, ob
     return {
         **form.options, "WINDOW": _window(form, length) > 0, "ALL": triton.next_power_of_2(length),
         "BQ": tiles.queries, "BK": tiles.keys, "PRECISION": precision(qkv), "num_warps": tiles.warps,
-        "num_stages": tiles.stages if qkv.element_size() == 2 else 1,  # a second would not fit
+        "num_stages": tiles.stages,
     }  # fmt: skip
 
 
@@ -324,7 +328,7 @@ def attend(
     nodes, (rows, length) = qkv.shape[0], paths_RL.shape
     out = qkv.new_empty(nodes, form.heads * form.size)
     lse = torch.empty(nodes, form.heads, dtype=torch.float32, device=qkv.device)
-    tiles = forward_tiles(form)
+    tiles = forward_tiles(form, qkv.dtype)
     _forward_kernel[_grid(paths_RL, nodes, form, tiles)](
         qkv, cos, sin, paths_RL, places_M, out, lse, rows, length, nodes, form.scale, _window(form, length), form.cap,
         **_options(qkv, form, length, tiles),
@@ -338,7 +342,7 @@ def attend_backward(
 ) -> Tensor:  # fmt: skip
     """Gradient of qkv, before the rotation where the kernels do it."""
     nodes, (rows, length) = qkv.shape[0], paths_RL.shape
-    dqkv, tiles = torch.empty_like(qkv), backward_tiles(form)
+    dqkv, tiles = torch.empty_like(qkv), backward_tiles(form, qkv.dtype)
     dkv = torch.zeros(nodes, 2 * form.key_heads * form.size, dtype=torch.float32, device=qkv.device)
     _backward_kernel[_grid(paths_RL, nodes, form, tiles)](
         qkv, cos, sin, paths_RL, places_M, out, lse, dout, dqkv, dkv, rows, length, nodes, form.scale,

@@ -117,35 +117,29 @@ def _probability(logits, row, columns, V, top, share, inverse):
 
 
 @triton.jit
-def _normaliser(logits, row, V, inverse, BLOCK: tl.constexpr):
-    """(largest z, Σ exp(z − largest), how many logits are not finite) of a row; nothing is summed over threads but at
-    the end, which needs a guess of the largest: that of the first block."""
-    columns = tl.arange(0, BLOCK)
-    z = tl.load(logits + row * V + columns, columns < V, float("-inf")).to(tl.float32) * inverse
-    guess = tl.max(z, 0)
-    guess = tl.where(tl.abs(guess) < float("inf"), guess, 0.0)
-    tops = tl.full((BLOCK,), float("-inf"), tl.float32)
-    totals = tl.zeros((BLOCK,), tl.float32)
-    odd = tl.zeros((BLOCK,), tl.int32)
-    for start in range(0, V, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        inside = columns < V
-        raw = tl.load(logits + row * V + columns, inside, 0.0).to(tl.float32)
-        odd += (~(tl.abs(raw) < float("inf"))).to(tl.int32)
-        z = tl.where(inside, raw * inverse, float("-inf"))
-        tops = tl.maximum(tops, z)
-        totals += tl.exp(z - guess)
-    top = tl.max(tops, 0)
-    total = tl.sum(totals, 0)
-    if (total > 1e-30) & (total < 1e30):
-        total *= tl.exp(guess - top)
-    else:  # the guess was bad
-        total = 0.0
-        for start in range(0, V, BLOCK):
-            columns = start + tl.arange(0, BLOCK)
-            z = tl.load(logits + row * V + columns, columns < V, float("-inf")).to(tl.float32) * inverse
-            total += tl.sum(tl.exp(z - top), 0)
-    return top, total, tl.sum(odd, 0)
+def _peaks_kernel(logits, peaks, sums, finite, V, inverse, BLOCK: tl.constexpr):
+    """Of each block of a row the largest z, and Σ e^(z − largest)."""
+    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    columns = block * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < V
+    raw = tl.load(logits + row * V + columns, inside, 0.0).to(tl.float32)
+    if tl.sum((inside & ~(tl.abs(raw) < float("inf"))).to(tl.int32), 0) > 0:
+        tl.store(finite + row, 0)
+    z = tl.where(inside, raw * inverse, float("-inf"))
+    peak = tl.max(z, 0)
+    place = row * tl.num_programs(1) + block
+    tl.store(peaks + place, peak)
+    # Where nothing in a block can be drawn, the sum is 0.
+    tl.store(sums + place, tl.sum(tl.exp(z - tl.where(peak > float("-inf"), peak, 0.0)), 0))
+
+
+@triton.jit
+def _normaliser(peaks, sums, row, blocks, BLOCKS: tl.constexpr):
+    """(largest z of a row, 1 / Σ e^(z − largest))."""
+    each = tl.arange(0, BLOCKS)
+    peak = tl.load(peaks + row * blocks + each, each < blocks, float("-inf"))
+    top = tl.max(peak, 0)
+    return top, 1.0 / tl.sum(tl.load(sums + row * blocks + each, each < blocks, 0.0) * tl.exp(peak - top), 0)
 
 
 @triton.jit
@@ -170,19 +164,9 @@ def _nearer(mass, count, at, top_p, low, at_low, high, at_high, SLACK: tl.conste
 
 
 @triton.jit
-def _normaliser_kernel(logits, finite, tops, shares, V, inverse, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    top, total, strange = _normaliser(logits, row, V, inverse, BLOCK)
-    tl.store(tops + row, top)
-    tl.store(shares + row, 1.0 / total)
-    if strange > 0:
-        tl.store(finite + row, 0)
-
-
-@triton.jit
 def _narrow_kernel(
-    logits, tops, shares, lows, highs, counts, V, inverse, top_p, floor, BLOCK: tl.constexpr, CANDIDATES: tl.constexpr,
-    ROUNDS: tl.constexpr, SLACK: tl.constexpr,
+    logits, peaks, sums, lows, highs, counts, V, inverse, blocks, top_p, floor, BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr, CANDIDATES: tl.constexpr, ROUNDS: tl.constexpr, SLACK: tl.constexpr,
 ):  # fmt: skip
     """An interval of bits with the least probability of the nucleus, and how many tokens lie in it.
 
@@ -190,7 +174,7 @@ def _narrow_kernel(
     row, until it holds few tokens. Sums are float32's, so it is cut only where they are clear of top_p by SLACK.
     """
     row = tl.program_id(0).to(tl.int64)
-    top, share = tl.load(tops + row), tl.load(shares + row)
+    top, share = _normaliser(peaks, sums, row, blocks, BLOCKS)
     low = 0  # reaches top_p, or is 0
     high = share.to(tl.int32, bitcast=True) + 8  # above the likeliest token
     at_low = V
@@ -239,13 +223,13 @@ def _narrow_kernel(
 
 @triton.jit
 def _least_kernel(
-    logits, candidates, tops, shares, lows, highs, counts, V, inverse, top_p, BLOCK: tl.constexpr,
-    CANDIDATES: tl.constexpr,
+    logits, candidates, peaks, sums, lows, highs, counts, V, inverse, blocks, top_p, BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr, CANDIDATES: tl.constexpr,
 ):  # fmt: skip
     """The largest float32 t such that the tokens of probability t or more reach top_p, into `lows`; 0 if all together
     do not. The interval is halved among its tokens, in float64, until it holds one number."""
     row = tl.program_id(0).to(tl.int64)
-    top, share = tl.load(tops + row), tl.load(shares + row)
+    top, share = _normaliser(peaks, sums, row, blocks, BLOCKS)
     low, high = tl.load(lows + row), tl.load(highs + row)
     if (tl.load(counts + row) <= CANDIDATES) & (high - low > 1):
         count = 0
@@ -282,37 +266,46 @@ def _least_kernel(
 
 
 @triton.jit
-def _draw_kernel(
-    logits, uniform, tops, shares, least_, token, logprob, V, inverse, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
-    NUCLEUS: tl.constexpr, LOGPROB: tl.constexpr,
+def _masses_kernel(
+    logits, peaks, sums, least_, masses, V, inverse, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, NUCLEUS: tl.constexpr
+):
+    """Summed probability of the tokens of each block that may be drawn."""
+    row, block, blocks = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    top, share = _normaliser(peaks, sums, row, blocks, BLOCKS)
+    p = _probability(logits, row, block * BLOCK + tl.arange(0, BLOCK), V, top, share, inverse)
+    if NUCLEUS:
+        p = tl.where(p >= tl.load(least_ + row).to(tl.float32, bitcast=True), p, 0.0)
+    tl.store(masses + row * blocks + block, tl.sum(p.to(tl.float64), 0))
+
+
+@triton.jit
+def _pick_kernel(
+    logits, uniform, peaks, sums, least_, masses, token, logprob, V, inverse, blocks, BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr, NUCLEUS: tl.constexpr, LOGPROB: tl.constexpr,
 ):  # fmt: skip
+    """The mass of each block says in which one the token lies; only that one is read."""
     row = tl.program_id(0).to(tl.int64)
-    top, share = tl.load(tops + row), tl.load(shares + row)
+    top, share = _normaliser(peaks, sums, row, blocks, BLOCKS)
+    each = tl.arange(0, BLOCKS)
+    mass = tl.load(masses + row * blocks + each, each < blocks, 0.0)
+    whole, reached = tl.sum(mass, 0), tl.cumsum(mass, 0)
+    point = tl.load(uniform + row) * whole
+    # The product, or another order of adding, may lead past the last token that has a probability.
+    block = tl.minimum(tl.sum((reached <= point).to(tl.int32), 0), tl.max(tl.where(mass > 0, each, 0), 0))
+    before = tl.max(tl.where(each < block, reached, 0.0), 0)
+    places = tl.arange(0, BLOCK)
+    p = _probability(logits, row, block * BLOCK + places, V, top, share, inverse)
     least = 0.0
     if NUCLEUS:
         least = tl.load(least_ + row).to(tl.float32, bitcast=True)
-    # The mass of each block says in which one the token lies; only that one is read again.
-    blocks = tl.arange(0, BLOCKS)
-    masses = tl.zeros((BLOCKS,), tl.float64)
-    for block in range(0, tl.cdiv(V, BLOCK)):
-        p = _probability(logits, row, block * BLOCK + tl.arange(0, BLOCK), V, top, share, inverse)
-        masses = tl.where(blocks == block, tl.sum(tl.where(p >= least, p, 0.0).to(tl.float64), 0), masses)
-    reached = tl.cumsum(masses, 0)
-    mass = tl.sum(masses, 0)
-    point = tl.load(uniform + row) * mass
-    # The product, or another order of adding, may lead past the last token that has a probability.
-    chosen = tl.minimum(tl.sum((reached <= point).to(tl.int32), 0), tl.max(tl.where(masses > 0, blocks, 0), 0))
-    before = tl.max(tl.where(blocks < chosen, reached, 0.0), 0)
-    places = tl.arange(0, BLOCK)
-    p = _probability(logits, row, chosen * BLOCK + places, V, top, share, inverse)
     p = tl.where(p >= least, p, 0.0)
     index = tl.sum((before + tl.cumsum(p.to(tl.float64), 0) <= point).to(tl.int32), 0)
-    index = chosen * BLOCK + tl.minimum(index, tl.max(tl.where(p > 0, places, 0), 0))
+    index = block * BLOCK + tl.minimum(index, tl.max(tl.where(p > 0, places, 0), 0))
     tl.store(token + row, index.to(tl.int64))
     if LOGPROB:
         found = tl.load(logits + row * V + index).to(tl.float32) * inverse - top + tl.log(share)
         if NUCLEUS:
-            found -= tl.log(mass).to(tl.float32)
+            found -= tl.log(whole).to(tl.float32)
         tl.store(logprob + row, found)
 
 
@@ -325,31 +318,42 @@ def draw(
     logprob_B: Tensor | None = None,
 ) -> Tensor:
     """(B,) token ids, as `sample.draw` describes them. `finite_B` gets 0 where a row's logits are not all finite;
-    `logprob_B` (float32) gets the log of the probability with which each token was drawn."""
+    `logprob_B` (float32) gets the log of the probability with which each token was drawn.
+
+    Short kernels over blocks of all rows, where one program a row leaves a GPU idle."""
     rows, size = logits_BV.shape
-    device, nucleus, inverse, grid = logits_BV.device, top_p < 1, 1.0 / temperature, (rows,)
-    logits = logits_BV.contiguous()
+    device, nucleus, inverse = logits_BV.device, top_p < 1, 1.0 / temperature
+    logits, blocks = logits_BV.contiguous(), triton.cdiv(size, BLOCK)
+    width = triton.next_power_of_2(blocks)
     token = torch.empty(rows, dtype=torch.long, device=device)
     finite = torch.empty(rows, dtype=torch.uint8, device=device) if finite_B is None else finite_B
-    top, share = torch.empty(2, rows, dtype=torch.float32, device=device)
-    _normaliser_kernel[grid](logits, finite, top, share, size, inverse, BLOCK=BLOCK, num_warps=8)
-    least = token
-    if nucleus:
-        least, high, count = torch.empty(3, rows, dtype=torch.int32, device=device)
-        candidates = torch.empty(rows, CANDIDATES, dtype=torch.float32, device=device)
-        floor = int(np.array((1 - top_p) / (2 * size), dtype=np.float32).view(np.int32))
-        # Kernels of their own, each with as few registers as it needs: in one, a GPU had room for a row at a time.
-        _narrow_kernel[grid](
-            logits, top, share, least, high, count, size, inverse, top_p, floor, BLOCK=min(BLOCK, 1024),
-            CANDIDATES=CANDIDATES, ROUNDS=ROUNDS, SLACK=SLACK, num_warps=8,
-        )  # fmt: skip
-        _least_kernel[grid](
-            logits, candidates, top, share, least, high, count, size, inverse, top_p, BLOCK=min(BLOCK, 2048),
-            CANDIDATES=CANDIDATES, num_warps=8,
-        )  # fmt: skip
-    _draw_kernel[grid](
-        logits, uniform_B, top, share, least, token, token if logprob_B is None else logprob_B, size, inverse,
-        BLOCK=BLOCK, BLOCKS=triton.next_power_of_2(triton.cdiv(size, BLOCK)), NUCLEUS=nucleus,
-        LOGPROB=logprob_B is not None, num_warps=8,
+    peaks, sums = torch.empty(2, rows, blocks, dtype=torch.float32, device=device)
+    masses = torch.empty(rows, blocks, dtype=torch.float64, device=device)
+    _peaks_kernel[(rows, blocks)](logits, peaks, sums, finite, size, inverse, BLOCK=BLOCK)
+    least = _least(logits, peaks, sums, inverse, top_p, width) if nucleus else token
+    _masses_kernel[(rows, blocks)](
+        logits, peaks, sums, least, masses, size, inverse, BLOCK=BLOCK, BLOCKS=width, NUCLEUS=nucleus
+    )
+    _pick_kernel[(rows,)](
+        logits, uniform_B, peaks, sums, least, masses, token, token if logprob_B is None else logprob_B, size, inverse,
+        blocks, BLOCK=BLOCK, BLOCKS=width, NUCLEUS=nucleus, LOGPROB=logprob_B is not None,
     )  # fmt: skip
     return token
+
+
+def _least(logits: Tensor, peaks: Tensor, sums: Tensor, inverse: float, top_p: float, width: int) -> Tensor:
+    """(B,) int32: the bits of each nucleus' least probability. Two kernels, each with as few registers as it needs: in
+    one, a GPU had room for a row at a time."""
+    (rows, size), blocks = logits.shape, peaks.shape[1]
+    least, high, count = torch.empty(3, rows, dtype=torch.int32, device=logits.device)
+    candidates = torch.empty(rows, CANDIDATES, dtype=torch.float32, device=logits.device)
+    floor = int(np.array((1 - top_p) / (2 * size), dtype=np.float32).view(np.int32))
+    _narrow_kernel[(rows,)](
+        logits, peaks, sums, least, high, count, size, inverse, blocks, top_p, floor, BLOCK=min(BLOCK, 1024),
+        BLOCKS=width, CANDIDATES=CANDIDATES, ROUNDS=ROUNDS, SLACK=SLACK, num_warps=8,
+    )  # fmt: skip
+    _least_kernel[(rows,)](
+        logits, candidates, peaks, sums, least, high, count, size, inverse, blocks, top_p, BLOCK=min(BLOCK, 2048),
+        BLOCKS=width, CANDIDATES=CANDIDATES, num_warps=8,
+    )  # fmt: skip
+    return least
