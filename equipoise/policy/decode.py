@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from equipoise.policy import trie
 from equipoise.policy.attention import attention_modules
 from equipoise.policy.config import SamplingConfig
-from equipoise.policy.draw import Guide, draw
+from equipoise.policy.draw import Guide, draw, note_finite
 from equipoise.policy.families import window
 from equipoise.policy.graphs import on_its_way, round_up, sent
 from equipoise.policy.load import Policy
@@ -113,7 +113,7 @@ class StaticDecoder:
         if self.guide is None:
             token_B = draw(self.logits_BV, uniform_B, self.config, self.finite_B)
         else:
-            self.finite_B &= self.logits_BV.isfinite().all(-1)
+            note_finite(self.logits_BV, self.finite_B)
             token_B = self.guide.draw(self.logits_BV, uniform_B)
         live_B = ~self.finished_B
         token_B = torch.where(live_B, token_B, 0)

@@ -15,7 +15,7 @@ from equipoise.errors import UserError
 from equipoise.policy.adapters import with_adapters
 from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
 from equipoise.policy.config import PolicyConfig, check_device
-from equipoise.policy.eightbit import format_for, to_eight_bits
+from equipoise.policy.eightbit import format_for, left_out, to_eight_bits
 from equipoise.policy.gates import Gates
 from equipoise.policy.graphs import Graphs
 from equipoise.policy.joined import adjacent_order
@@ -221,8 +221,10 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE, *, v
     for parameter in model.parameters():
         if parameter.requires_grad:  # some models keep a few weights in float32; one dtype is trained
             parameter.data = parameter.data.to(dtype)
+    unrounded = None
     if into is not None:
         to_eight_bits(model, into)
+        unrounded = left_out(model)
     slower, gates = None, None
     if cut is not None:
         cut_layers(model, cut)
@@ -243,7 +245,7 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE, *, v
     )
     policy.recompute, policy.gates = config.gradient_checkpointing, gates
     policy.unproven = attention is not None and not known
-    policy.notices = tuple(line for line in (note, slower) if line)
+    policy.notices = tuple(line for line in (note, unrounded, slower) if line)
     policy.together = ranks if cut is not None else ALONE
     model.eval()
     # What has been loaded stays: out of the garbage collector's rounds, which would look through all of it every few
@@ -264,15 +266,17 @@ def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
     dtype = pick_dtype(config.dtype, device)
     model = load_model(source, dtype=dtype, device=device, attn_implementation=attention, eight_bits=into)
     model.eval().requires_grad_(False)
+    unrounded = None
     if into is not None:
         to_eight_bits(model, into)
+        unrounded = left_out(model)
     slower, _ = _fuse(model, config, attention)
     tokenizer = load_tokenizer(source)
     stops = stop_ids(tokenizer, model.generation_config, prompt)
     graphs = _recordable(config, attention)
     policy = Policy(model, tokenizer, reference=None, stop_ids=stops, source=source, cuda_graphs=graphs)
     policy.unproven = attention is not None and not known
-    policy.notices = (slower,) if slower else ()
+    policy.notices = tuple(line for line in (unrounded, slower) if line)
     return policy
 
 

@@ -5,6 +5,7 @@ import torch
 
 from equipoise.learning.optimizer import MasterAdam
 from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.policy.fused import product
 from equipoise.policy.graphs import on_its_way, sent
 from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.memory import RowLimit
@@ -182,3 +183,13 @@ def test_a_step_that_does_not_fit_is_repeated_in_smaller_parts(fast32: Policy, r
         return rows
 
     assert limit.run(fast32, attempt) == 4 and tried == [16, 8, 4]
+
+
+@pytest.mark.parametrize("rows", [1, 64, 128])
+def test_a_product_in_parts_is_as_near_to_the_exact_one_as_a_whole_one(rows: int) -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    x = torch.randn(rows, 1536, device="cuda", generator=generator).bfloat16()
+    weight = torch.randn(512, 1536, device="cuda", generator=generator).bfloat16()
+    exact = x.double() @ weight.double().T
+    apart = [(found.double() - exact).norm() / exact.norm() for found in (product(x, weight), x @ weight.T)]
+    assert apart[0] <= 1.1 * apart[1] + 1e-4 and apart[1] < 5e-3
