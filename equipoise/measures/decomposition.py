@@ -77,33 +77,71 @@ class Split(NamedTuple):
     """Sentences of the policy."""
 
 
-def pair_rates(groups: Iterable[Sequence[tuple[Pair, float]]]) -> PairRates:
-    """From sentences drawn under a guide, for each occupation (pair, w) of all of them; w = p/q, the probability of the
-    sentence under the reference by that under the guide. Every occupation counts alike.
+Groups = Iterable[Sequence[tuple[Pair, float]]]
+"""Of each occupation (pair, w) of all sentences of a sample, `FAILED` with weight 0 where one fails."""
+FAILED: Pair = ()
 
-    The mean of w·1[pair = k] is an unbiased estimate of A_k. Of pairs never seen it is 0, and the upper limit is
-    −ln 0.05 / n times the largest weight seen: with 95 % probability the guide writes such a sentence less often than
-    that, and none of them is taken to weigh more than the heaviest of all. Raises ValueError for an occupation with
-    fewer than two sentences.
+
+def pair_rates(*samples: Groups) -> PairRates:
+    """From independent samples of one or several writers, for each occupation (pair, w) of all sentences; w = p/q, the
+    probability of the sentence under the reference by that under its writer. Every occupation counts alike.
+
+    In each sample the mean of w·1[pair = k] is an unbiased estimate of A_k. Those of several are averaged, for each
+    pair in proportion to how many sentences with it a sample has, times the efficiency of the sample's weights
+    (Σw)²/(nΣw²): the inverse of their variances, but for what is particular to the pair's own weights, which would
+    favour the estimate that heavy weights are missing from. Of pairs never seen the upper limit is the least over
+    samples of ln(20·samples)/n times the largest weight seen: with 95 % probability the writer has such a
+    sentence less often than that in each of them, and none is taken to weigh more than the heaviest of all. Raises
+    ValueError for an occupation with fewer than two sentences.
     """
-    groups = list(groups)
-    sums: dict[Pair, float] = defaultdict(float)
-    variances: dict[Pair, float] = defaultdict(float)
-    heaviest, n = 0.0, sum(map(len, groups))
-    for group in groups:
-        if len(group) < 2:
-            raise ValueError("an occupation needs two sentences for a variance")
-        own: dict[Pair, list[float]] = defaultdict(list)
-        for pair, weight in group:
-            own[pair].append(weight)
-            heaviest = max(heaviest, weight)
-        for pair, weights in own.items():
-            mean = math.fsum(weights) / len(group)
-            squares = math.fsum(w * w for w in weights) / len(group) - mean * mean
-            sums[pair] += mean / len(groups)
-            variances[pair] += squares / (len(group) - 1) / len(groups) ** 2
-    rates = {pair: Rate(sums[pair], variances[pair]) for pair in sorted(sums) if sums[pair] > 0}
-    return PairRates(rates, -math.log(0.05) / n * heaviest, n)
+    made = [_Estimated.of(list(groups)) for groups in samples]
+    seen = sorted({pair for each in made for pair, value in each.sums.items() if value > 0})
+    rates = {}
+    for pair in seen:
+        parts = [each.counts[pair] * each.efficiency for each in made]
+        shares = [part / math.fsum(parts) for part in parts]
+        rates[pair] = Rate(
+            math.fsum(share * each.sums[pair] for share, each in zip(shares, made, strict=True)),
+            math.fsum(share**2 * each.variances[pair] for share, each in zip(shares, made, strict=True)),
+        )
+    limits = [math.log(20 * len(made)) / each.n * each.heaviest for each in made if each.heaviest]
+    return PairRates(rates, min(limits, default=0.0), sum(each.n for each in made))
+
+
+class _Estimated(NamedTuple):
+    """One sample's estimates of A_k."""
+
+    sums: Mapping[Pair, float]
+    variances: Mapping[Pair, float]
+    counts: Mapping[Pair, int]
+    heaviest: float
+    efficiency: float
+    n: int
+
+    @classmethod
+    def of(cls, groups: Sequence[Sequence[tuple[Pair, float]]]) -> "_Estimated":
+        sums: dict[Pair, float] = defaultdict(float)
+        variances: dict[Pair, float] = defaultdict(float)
+        counts: dict[Pair, int] = defaultdict(int)
+        everything: list[float] = []
+        for group in groups:
+            if len(group) < 2:
+                raise ValueError("an occupation needs two sentences for a variance")
+            own: dict[Pair, list[float]] = defaultdict(list)
+            for pair, weight in group:
+                if weight > 0:
+                    own[pair].append(weight)
+            for pair, weights in own.items():
+                mean = math.fsum(weights) / len(group)
+                squares = math.fsum(w * w for w in weights) / len(group) - mean * mean
+                sums[pair] += mean / len(groups)
+                variances[pair] += squares / (len(group) - 1) / len(groups) ** 2
+                counts[pair] += len(weights)
+                everything += weights
+        n = sum(map(len, groups))
+        squares = math.fsum(w * w for w in everything)
+        efficiency = math.fsum(everything) ** 2 / squares / len(everything) if squares else 0.0
+        return cls(sums, variances, counts, max(everything, default=0.0), efficiency, n)
 
 
 def outcomes(sentences: Iterable[tuple[Pair | None, float]]) -> dict[Pair | None, Outcomes]:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
+from equipoise.errors import UserError
+from equipoise.measures.decomposition import Pair, PairRates
 from equipoise.ppo.config import DiversityConfig
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import Task
@@ -26,7 +28,16 @@ class Written(NamedTuple):
 class TermWindow:
     """Terms of the last `diversity_window` compliant sentences, and the bonus they imply."""
 
-    def __init__(self, config: DiversityConfig, task: Task) -> None:
+    def __init__(self, config: DiversityConfig, task: Task, rates: PairRates | None = None) -> None:
+        """`rates`: how often the untrained model succeeds with each pair, for `diversity_on` "rates". Raises UserError
+        where they are asked for and missing."""
+        if config.diversity_on == "rates" and rates is None:
+            raise UserError(
+                "--diversity-on rates needs to know how rare pairs are in the untrained model: give --pair-rates, or "
+                "--warm-start-target"
+            )
+        self.rarity = {} if rates is None else log_rarity(rates)
+        self.rarest = max(self.rarity.values(), default=0.0)
         self.config = config
         self.task = task
         self.window: deque[Written] = deque(maxlen=config.diversity_window)
@@ -39,9 +50,18 @@ class TermWindow:
         (Laplace), and log(uniform share / f) / log(list length) is its rarity: 0 at even use, 1 at most, below 0 when
         overused. The bonus is weight × the mean rarity over the classes, limited to ±weight. Commonest rather than
         mean: adding a rare term to an overused one must not pay. The rarity of a pair (a combination of a term of each
-        class) is the same over all possible pairs. The malus of the opening is added.
+        class) is the same over all possible pairs. With "rates" it is the weight times `log_rarity` of the sentence's
+        pair, for strict success alone, without limits; a pair never seen counts as the rarest that was. The malus of the
+        opening is added.
         """
         weight = self.config.diversity_weight
+        if self.config.diversity_on == "rates":
+            return [
+                weight * self.rarity.get(reward.first or (), self.rarest) - self._opening_malus(reward, occupation)
+                if reward.complete and self.task.strict(reward.text)
+                else 0.0
+                for reward, occupation in zip(rewards, occupations, strict=True)
+            ]
         return [
             weight * max(-1.0, min(1.0, self._rarity(reward))) - self._opening_malus(reward, occupation)
             if reward.complete
@@ -90,6 +110,14 @@ class TermWindow:
             of_classes = terms[0] if len(terms) == 1 else terms
             self.window.append(Written(tuple(map(tuple, of_classes)), start))
         self.counts = Counter(value for written in self.window for value in _counted(written))
+
+
+def log_rarity(rates: PairRates) -> dict[Pair, float]:
+    """Of each pair, mean log probability over pairs − its own, nats: log w(pair) of the target in which pairs come
+    alike."""
+    logs = {pair: math.log(rate.value) for pair, rate in rates.rates.items()}
+    mean = math.fsum(logs.values()) / len(logs)
+    return {pair: mean - value for pair, value in logs.items()}
 
 
 def _counted(written: Written) -> list[Any]:

@@ -91,6 +91,8 @@ def run(words: Path, where: Path, kind: str = "even") -> TrainConfig:
         warm_start_target=kind,  # type: ignore[arg-type]
         warm_start_pool=400,
         warm_start_sentences=100,
+        warm_start_target_rounds=2,
+        warm_start_target_samples=600,
         warm_start_copies=4,
         warm_start_epochs=1,
         warm_start_learning_rate=1e-2,
@@ -108,12 +110,13 @@ def test_a_run_begins_with_the_targets_sentences_and_the_next_run_has_them_alrea
     config = run(words, tmp_path)
     said: list[str] = []
     made = prepared(config, said.append)
+    print("\n".join(said))
     path = Path(made.warm_start.warm_start_file)
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert all(PROTOCOL.strict(row["Text"]) for row in rows)
     pairs = Counter(PROTOCOL.match(row["Text"]).first for row in rows)
-    assert len(pairs) > 50 and max(pairs.values()) <= 2  # 100 of some 98 pairs
+    assert len(pairs) > 50 and max(pairs.values()) <= 3
     (beside,) = (tmp_path / "cache").glob("pool-*.csv.json")
     rates = read_rates(json.loads(beside.read_text()))
     with beside.with_suffix("").open(newline="") as file:

@@ -1,0 +1,250 @@
+"""Rounds of importance sampling towards a target: the policy writes, its sentences are weighed and resampled, and it
+learns from them; so each round's weights are more even than the last one's.
+
+The target is π*(x) ∝ p₀(x)·[strict]·u(occupation)·v(pair), p₀ being the untrained model, u such that occupations come
+alike, and v = 1 (`near`) or such that pairs do too (`even`). Adaptive importance sampling (O. Cappé, A. Guillin,
+J.-M. Marin and C. Robert 2004) by maximum likelihood, as in the cross-entropy method (R. Rubinstein 1999); for language
+models compare M. Khalifa, H. Elsahar and M. Dymetman (ICLR 2021).
+"""
+
+import itertools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+
+from equipoise.learning.collect import CPU_ROWS
+from equipoise.learning.supervised import Example, Supervision, supervise
+from equipoise.measures.decomposition import FAILED, Pair, PairRates
+from equipoise.measures.raking import raked, size, systematic
+from equipoise.policy.config import SamplingConfig
+from equipoise.policy.likelihood import kl_to_reference
+from equipoise.policy.load import Policy
+from equipoise.policy.memory import RowLimit
+from equipoise.policy.prompt import sentences_of
+from equipoise.policy.sample import sample
+from equipoise.protocol.plural import plural
+from equipoise.protocol.task import Task
+
+Target = Literal["near", "even"]
+GPU_ROWS = 2048
+"""Written at a time on a GPU."""
+SCORED = 512
+"""Scored at a time on a GPU, at first."""
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How many rounds there are, and of what size."""
+
+    rounds: int
+    samples: int
+    """Sentences that the policy writes in each, and once more at the end."""
+    learnt: int
+    """Of which so many are learnt."""
+    learning_rate: float
+    """Highest of the first round; it falls by `FALL` from one to the next."""
+    batch_size: int
+    copies: int
+    """A sentence is learnt so many times at most in a round."""
+
+
+FALL = 0.7
+
+
+class Weighed(NamedTuple):
+    """A strictly successful sentence."""
+
+    example: Example
+    pair: Pair
+    log_weight: float
+    """log p₀(x)/π(x), π being the policy that wrote it, nats."""
+
+
+class Sample(NamedTuple):
+    found: list[Weighed]
+    drawn: Mapping[str, int]
+    """Sentences of each occupation that were written, the failing ones among them."""
+
+
+class Shares(NamedTuple):
+    """A sample as one of the target."""
+
+    shares: list[float]
+    """Of each sentence that was found; they sum to 1."""
+    effective: float
+    """Kish's effective sample size."""
+    strict: float
+    """Share of what was written that succeeds strictly."""
+    kl: float
+    """KL(π*‖π) in nats, estimated from the shares: by the sample itself, so too small where π leaves much of π* out."""
+    log_ratios: list[float]
+    """log π*(x)/p₀(x) of each sentence."""
+
+
+def draw(
+    policy: Policy,
+    task: Task,
+    prompts: Mapping[str, list[int]],
+    max_new_tokens: int,
+    count: int,
+    generator: torch.Generator,
+    check: Callable[[], None] = lambda: None,
+) -> Sample:
+    """`count` sentences of the whole policy, top-p 1, over the occupations in turn. Raises NonFiniteLogits."""
+    sampling = SamplingConfig(1.0, 1.0, max_new_tokens)
+    occupations = list(itertools.islice(itertools.cycle(prompts), count))
+    gpu = policy.device.type == "cuda"
+    rows, limit = GPU_ROWS if gpu else CPU_ROWS, RowLimit(SCORED if gpu else CPU_ROWS, lambda _: None)
+    found: list[Weighed] = []
+    for first in range(0, count, rows):
+        check()
+        part = occupations[first : first + rows]
+        # The last part is filled up: on a GPU every size has a decoder, with recordings and a cache, of its own.
+        filled = [*part, *[part[0]] * (rows - len(part))] if gpu else part
+        rollout = sample(policy, [prompts[o] for o in filled], sampling, generator).cpu()
+        texts = sentences_of(policy.tokenizer, rollout, filled, task)[: len(part)]
+        strict = [i for i, text in enumerate(texts) if task.strict(text)]
+        if not strict:
+            continue
+        kept = rollout.select(torch.tensor(strict))
+        ratios = limit.run(policy, partial(kl_to_reference, policy, [kept], sampling)).tolist()
+        for i, completion, ratio in zip(strict, kept.completions(), ratios, strict=True):
+            pair = task.match(texts[i]).first
+            assert pair is not None, "a sentence that succeeds strictly holds every class"
+            found.append(Weighed(Example(part[i], prompts[part[i]], completion, texts[i]), pair, -ratio))
+    return Sample(found, Counter(occupations))
+
+
+def groups_of(sample: Sample) -> list[list[tuple[Pair, float]]]:
+    """As `pair_rates` takes them."""
+    own: dict[str, list[tuple[Pair, float]]] = defaultdict(list)
+    for each in sample.found:
+        own[each.example.occupation].append((each.pair, math.exp(each.log_weight)))
+    return [own[name] + [(FAILED, 0.0)] * (n - len(own[name])) for name, n in sample.drawn.items()]
+
+
+def towards(sample: Sample, target: Target) -> Shares:
+    """The sample weighed as one of the target. Raises ValueError where nothing was found."""
+    found, drawn = sample
+    rows = [each.example.occupation for each in found]
+    logs = [each.log_weight - math.log(drawn[row]) for each, row in zip(found, rows, strict=True)]
+    shares = raked(logs, rows, [each.pair for each in found] if target == "even" else None)
+    # With O occupations, of each of which n were written: share = π*(x) / (O·n·π(x)).
+    places = [math.log(share) + math.log(len(drawn) * drawn[row]) for share, row in zip(shares, rows, strict=True)]
+    kl = math.fsum(share * place for share, place in zip(shares, places, strict=True))
+    ratios = [place - each.log_weight for place, each in zip(places, found, strict=True)]
+    return Shares(shares, size(shares), len(found) / sum(drawn.values()), kl, ratios)
+
+
+class Whole(NamedTuple):
+    """Samples of several rounds as one of the target."""
+
+    found: list[Weighed]
+    shares: list[float]
+    effective: float
+    log_ratios: list[float]
+
+
+def together(samples: Sequence[Sample], target: Target) -> Whole:
+    """The samples as one, each in proportion to its effective sample size, and occupations and pairs then made alike
+    once more, since a round may have missed some of them."""
+    parts = [towards(sample, target) for sample in samples]
+    effective = math.fsum(part.effective for part in parts)
+    found = [each for sample in samples for each in sample.found]
+    logs = [math.log(share * part.effective / effective) for part in parts for share in part.shares]
+    shares = raked(
+        logs, [each.example.occupation for each in found], [each.pair for each in found] if target == "even" else None
+    )
+    ratios = [ratio for part in parts for ratio in part.log_ratios]
+    ratios = [ratio + math.log(share) - old for ratio, share, old in zip(ratios, shares, logs, strict=True)]
+    return Whole(found, shares, size(shares), ratios)
+
+
+def learn_towards(
+    policy: Policy,
+    task: Task,
+    prompts: Mapping[str, list[int]],
+    max_new_tokens: int,
+    first: Sequence[Example],
+    target: Target,
+    how: Rounds,
+    seed: int,
+    say: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
+) -> list[Sample]:
+    """The sample of each round and of the end. The policy, which begins with `first`, is left as the last round has
+    made it. Raises NonFiniteLogits, NonFiniteError; ValueError where the policy never succeeds."""
+    generator = torch.Generator().manual_seed(seed)
+    samples: list[Sample] = []
+    examples = list(first)
+    for number in range(how.rounds + 1):
+        rate = how.learning_rate * FALL**number
+        supervision = Supervision(1, rate, how.batch_size, warmup=0.1, decay=True)
+        name = f"round {number} of {how.rounds}"
+
+        def told(line: str, name: str = name) -> None:
+            say(f"{name}: learning, {line}")
+
+        supervise(policy, examples, generator, supervision, packed=True, say=told, check=check)
+        policy.forget_recordings()
+        samples.append(draw(policy, task, prompts, max_new_tokens, how.samples, generator, check))
+        made = towards(samples[-1], target)
+        taken = systematic(made.shares, strata(samples[-1].found), how.learnt, how.copies, seed + number)
+        examples = [samples[-1].found[i].example for i in taken.places]
+        say(
+            f"{name}: {plural(how.samples, 'sentence')}, {100 * made.strict:.1f} % succeed, effective sample size "
+            f"{made.effective:,.0f} ({100 * made.effective / how.samples:.1f} %), KL(target‖policy) {made.kl:.2f} "
+            f"nats; {100 * taken.cut:.1f} % of the target cut off at {how.copies} copies"
+        )
+    return samples
+
+
+def strata(found: Iterable[Weighed]) -> list[tuple[Pair, str]]:
+    return [(each.pair, each.example.occupation) for each in found]
+
+
+class Figures(NamedTuple):
+    """Of the target itself, in nats per sentence: kl = compliance + variety + rest."""
+
+    kl: float
+    compliance: float
+    variety: float
+    rest: float
+    """What success costs more in some occupations than in others, each having as many sentences as any."""
+    pairs: float
+    """Effective pairs."""
+    different: float
+    """Share of different texts in `DIFFERENT` sentences."""
+
+
+DIFFERENT = 5000
+
+
+def figures(whole: Whole, rates: PairRates) -> Figures:
+    """Of a target, from a sample of it."""
+    found, shares = whole.found, whole.shares
+    q: dict[Pair, float] = defaultdict(float)
+    texts: dict[tuple[str, str], float] = defaultdict(float)
+    for each, share in zip(found, shares, strict=True):
+        q[each.pair] += share
+        texts[each.example.occupation, each.example.text] += share
+    kl = math.fsum(share * ratio for share, ratio in zip(shares, whole.log_ratios, strict=True))
+    compliance = -math.log(rates.p0)
+    variety = math.fsum(x * math.log(x * rates.p0 / rates.rates[pair].value) for pair, x in q.items())
+    pairs = math.exp(-math.fsum(x * math.log(x) for x in q.values()))
+    different = math.fsum(-math.expm1(DIFFERENT * math.log1p(-min(x, 1 - 1e-12))) for x in texts.values()) / DIFFERENT
+    return Figures(kl, compliance, variety, kl - compliance - variety, pairs, different)
+
+
+def described(made: Figures, effective: float) -> list[str]:
+    """Lines for the person who waits."""
+    return [
+        f"the target itself: KL {made.kl:.2f} nats = {made.compliance:.2f} compliance + {made.variety:.2f} variety + "
+        f"{made.rest:.2f} since occupations come alike; {made.pairs:.1f} effective pairs, at least "
+        f"{100 * made.different:.1f} % different texts of {DIFFERENT:,} (effective sample size {effective:,.0f})"
+    ]
