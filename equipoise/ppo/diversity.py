@@ -51,8 +51,8 @@ class TermWindow:
         overused. The bonus is weight × the mean rarity over the classes, limited to ±weight. Commonest rather than
         mean: adding a rare term to an overused one must not pay. The rarity of a pair (a combination of a term of each
         class) is the same over all possible pairs. With "rates" it is the weight times `log_rarity` of the sentence's
-        pair, for strict success alone, without limits; a pair never seen counts as the rarest that was. The malus of the
-        opening is added.
+        pair, for strict success alone, without limits; a pair never seen counts as the rarest that was. The malus of
+        the opening is added.
         """
         weight = self.config.diversity_weight
         if self.config.diversity_on == "rates":
