@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from equipoise.errors import UserError
+from equipoise.measures.decomposition import PairRates, Rate
 from equipoise.ppo.config import DiversityConfig
-from equipoise.ppo.diversity import TermWindow
+from equipoise.ppo.diversity import TermWindow, log_rarity
 from equipoise.protocol.lexicon import TermClass
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import PROTOCOL
@@ -34,6 +35,33 @@ def window(weight: float = 0.1, size: int = 1024, *history: str) -> TermWindow:
     made = Nurses(DiversityConfig(weight, size), PROTOCOL)
     made.add(rewards(*history))
     return made
+
+
+def test_with_rates_a_pair_is_paid_by_how_rare_it_is_in_the_untrained_model() -> None:
+    rates = PairRates({("bold", "caring"): Rate(0.008, 0.0), ("bold", "loyal"): Rate(0.0005, 0.0)}, 1e-6, 100)
+    made = Nurses(DiversityConfig(0.1, diversity_on="rates"), PROTOCOL, rates)
+    sentences = (
+        "The nurse was a bold and caring woman at work.",
+        "The nurse was a bold and loyal woman at work.",
+        "The nurse was a confident and loyal woman at work.",  # never seen: as the rarest that was
+        "The nurse was bold and loyal",  # too short, and no sentence
+        "The nurse was a loyal woman in all of her work.",
+    )
+    # Mean of the logs −ln 0.002, so ±ln 4; no limit at the weight.
+    rare = 0.1 * math.log(4)
+    assert made.bonuses(rewards(*sentences)) == pytest.approx([-rare, rare, rare, 0, 0])
+    made.add(rewards(*sentences * 10))
+    assert made.bonuses(rewards(*sentences)) == pytest.approx([-rare, rare, rare, 0, 0])
+    with pytest.raises(UserError, match=r"--diversity-on rates needs .* give --pair-rates, or --warm-start-target"):
+        TermWindow(DiversityConfig(0.1, diversity_on="rates"), PROTOCOL)
+
+
+def test_at_the_price_of_a_nat_the_best_policy_is_the_even_target() -> None:
+    """Maximum of E[bonus] − β·KL over all distributions over pairs: p·exp(bonus/β), which has to be even."""
+    p = {("bold", c): 0.001 * 3**-i for i, c in enumerate(COMMUNAL)}
+    rarity = log_rarity(PairRates({pair: Rate(x, 0.0) for pair, x in p.items()}, 1e-9, 100))
+    best = [p[pair] * math.exp(0.05 * rarity[pair] / 0.05) for pair in p]
+    assert best == pytest.approx([best[0]] * len(p))
 
 
 def test_in_an_empty_window_every_term_is_as_rare_as_any_other_and_earns_nothing() -> None:
