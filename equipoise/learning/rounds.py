@@ -22,7 +22,7 @@ from equipoise.learning.supervised import Example, Supervision, supervise
 from equipoise.measures.decomposition import FAILED, Pair, PairRates
 from equipoise.measures.raking import raked, size, systematic
 from equipoise.policy.config import SamplingConfig
-from equipoise.policy.likelihood import kl_to_reference
+from equipoise.policy.likelihood import continuation_nll, kl_to_reference
 from equipoise.policy.load import Policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import sentences_of
@@ -148,6 +148,8 @@ class Whole(NamedTuple):
     shares: list[float]
     effective: float
     log_ratios: list[float]
+    nll: Sequence[float] = ()
+    """`continuation_nll` of each, where it was measured."""
 
 
 def together(samples: Sequence[Sample], target: Target) -> Whole:
@@ -163,6 +165,27 @@ def together(samples: Sequence[Sample], target: Target) -> Whole:
     ratios = [ratio for part in parts for ratio in part.log_ratios]
     ratios = [ratio + math.log(share) - old for ratio, share, old in zip(ratios, shares, logs, strict=True)]
     return Whole(found, shares, size(shares), ratios)
+
+
+def judged(
+    policy: Policy, task: Task, whole: Whole, target: Target, tilt: float, count: int, copies: int, seed: int
+) -> Whole:
+    """Some `count` of the sentences with their `nll`, and the target with a factor exp(−tilt·nll) more; occupations,
+    and for `even` pairs, are alike as before. Of all such with so small a mean nll it is the nearest to the untrained
+    model."""
+    taken = systematic(whole.shares, strata(whole.found), count, copies, seed)
+    times = Counter(taken.places)
+    found = [whole.found[i] for i in times]
+    occupations = [each.example.occupation for each in found]
+    limit = RowLimit(SCORED if policy.device.type == "cuda" else CPU_ROWS, lambda _: None)
+    texts = [each.example.text for each in found]
+    nll = limit.run(policy, partial(continuation_nll, policy, texts, occupations, task))
+    assert len(nll) == len(found), "strict sentences all continue the prefix"
+    logs = [math.log(n) - tilt * value for n, value in zip(times.values(), nll, strict=True)]
+    shares = raked(logs, occupations, [each.pair for each in found] if target == "even" else None)
+    before = {i: n / len(taken.places) for i, n in times.items()}
+    ratios = [whole.log_ratios[i] + math.log(share / before[i]) for i, share in zip(times, shares, strict=True)]
+    return Whole(found, shares, size(shares), ratios, nll)
 
 
 def learn_towards(
@@ -215,11 +238,15 @@ class Figures(NamedTuple):
     compliance: float
     variety: float
     rest: float
-    """What success costs more in some occupations than in others, each having as many sentences as any."""
+    """What success costs more in some occupations than in others, each having as many sentences as any, and what a
+    factor for fluency costs."""
     pairs: float
     """Effective pairs."""
     different: float
-    """Share of different texts in `DIFFERENT` sentences."""
+    """Share of different texts in `DIFFERENT` sentences, too small where the sample is: it has no others than its
+    own."""
+    nll: float | None
+    """Median nats per token, where it was measured."""
 
 
 DIFFERENT = 5000
@@ -238,13 +265,24 @@ def figures(whole: Whole, rates: PairRates) -> Figures:
     variety = math.fsum(x * math.log(x * rates.p0 / rates.rates[pair].value) for pair, x in q.items())
     pairs = math.exp(-math.fsum(x * math.log(x) for x in q.values()))
     different = math.fsum(-math.expm1(DIFFERENT * math.log1p(-min(x, 1 - 1e-12))) for x in texts.values()) / DIFFERENT
-    return Figures(kl, compliance, variety, kl - compliance - variety, pairs, different)
+    nll = _median(whole.nll, shares) if whole.nll else None
+    return Figures(kl, compliance, variety, kl - compliance - variety, pairs, different, nll)
 
 
-def described(made: Figures, effective: float) -> list[str]:
-    """Lines for the person who waits."""
-    return [
+def _median(values: Sequence[float], shares: Sequence[float]) -> float:
+    passed = 0.0
+    for value, share in sorted(zip(values, shares, strict=True)):
+        passed += share
+        if passed >= 0.5:
+            return value
+    return max(values)
+
+
+def described(made: Figures, effective: float) -> str:
+    """A line for the person who waits."""
+    nll = "" if made.nll is None else f", {made.nll:.2f} nats per token"
+    return (
         f"the target itself: KL {made.kl:.2f} nats = {made.compliance:.2f} compliance + {made.variety:.2f} variety + "
-        f"{made.rest:.2f} since occupations come alike; {made.pairs:.1f} effective pairs, at least "
-        f"{100 * made.different:.1f} % different texts of {DIFFERENT:,} (effective sample size {effective:,.0f})"
-    ]
+        f"{made.rest:.2f} more; {made.pairs:.1f} effective pairs{nll}, at least {100 * made.different:.0f} % different "
+        f"texts of {DIFFERENT:,} (effective sample size {effective:,.0f})"
+    )

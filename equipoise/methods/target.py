@@ -27,6 +27,7 @@ from equipoise.learning.rounds import (
     described,
     figures,
     groups_of,
+    judged,
     learn_towards,
     strata,
     together,
@@ -174,7 +175,7 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
     named = [runs, writer.settings, config.task.document()]
     pool = bundled.cache_folder() / f"pool-{_named(*named)}.csv"
     wanted: list[Any] = [warm.warm_start_sentences, warm.warm_start_copies, warm.warm_start_target_rounds]
-    wanted += [warm.warm_start_target_samples, asdict(config.policy), VERSION]
+    wanted += [warm.warm_start_target_samples, warm.warm_start_fluency, asdict(config.policy), VERSION]
     path = pool.with_name(f"{warm.warm_start_target}-{_named(*named, *wanted)}.csv")
     if not path.is_file():
         found = _pool(pool, writer, runs, say)
@@ -232,14 +233,17 @@ def _of_target(
     first = examples_of(rows, policy.tokenizer, task, prompts, policy.stop_ids, "strict").examples
     samples = learn_towards(policy, task, prompts, tokens, first, warm.warm_start_target, how, SEED, say)
     rates = pair_rates(_groups(found), *map(groups_of, samples))
-    made = together(samples, warm.warm_start_target)
-    for line in described(figures(made, rates), made.effective):
-        say(line)
-    taken = systematic(made.shares, strata(made.found), count, warm.warm_start_copies, SEED)
+    target, tilt, copies = warm.warm_start_target, warm.warm_start_fluency, warm.warm_start_copies
+    made = together(samples, target)
+    made = judged(policy, task, made, target, tilt, CANDIDATES * count, copies, SEED)
+    say(described(figures(made, rates), made.effective))
+    taken = systematic(made.shares, strata(made.found), count, copies, SEED)
     examples = [made.found[i].example for i in taken.places]
     return rates, [(each.occupation, each.text) for each in examples]
 
 
+CANDIDATES = 2
+"""Sentences whose fluency is measured, for each that is chosen."""
 FIRST = 6
 """The first round learns from the sixth part of what Ctrl-G wrote, by its weights,"""
 LEARNT = 4

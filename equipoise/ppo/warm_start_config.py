@@ -27,6 +27,9 @@ class WarmStartConfig:
     choose again; with 0 all are Ctrl-G's."""
     warm_start_target_samples: int = 100_000
     """Sentences that are written in each of these rounds."""
+    warm_start_fluency: float = 0.0
+    """The target has a factor exp(−this × a sentence's nats per token under the untrained model) more: sentences are
+    more fluent, at the price of some KL."""
     warm_start_copies: int = 1
     """A sentence of the file is learnt as often as it stands there, but no more often than this."""
     warm_start_sentences: int = 256
@@ -91,6 +94,8 @@ class WarmStartConfig:
                 f"warm-start-target-rounds {self.warm_start_target_rounds} must be 0 (Ctrl-G's sentences alone) or "
                 f"more, and warm-start-target-samples {self.warm_start_target_samples} at least {BATCH}"
             )
+        if self.warm_start_fluency < 0:
+            raise UserError(f"warm-start-fluency {self.warm_start_fluency} must be 0 (none) or more")
         if self.warm_start_epochs < 1 or self.warm_start_learning_rate <= 0:
             raise UserError(
                 f"warm-start-epochs {self.warm_start_epochs} must be at least 1 and warm-start-learning-rate "

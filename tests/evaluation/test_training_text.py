@@ -154,6 +154,14 @@ def test_a_target_and_where_the_kl_is_charged_for_are_told() -> None:
     )
     assert "are kept resampled towards what the untrained model writes, of each pair" in text and "x.csv" not in text
     assert "KL charged for exactly over the vocabulary" in text
+    assert (
+        "sentences of Ctrl-G and then, in 3 rounds of 100,000 sentences, of a policy that learnt them, resamp" in text
+    )
+    assert "exp(" not in text
+    other = WarmStartConfig(warm_start_target="even", warm_start_target_rounds=0, warm_start_fluency=1.5)
+    text = told(TrainConfig(warm_start=other, diversity=DiversityConfig(0.1, diversity_on="rates")))
+    assert "sentences of Ctrl-G, resampled by" in text and "in proportion to exp(−1.5 × its nats per token)" in text
+    assert "for strict success 0.1 × the log of how much rarer the sentence’s pair of terms is in the untr" in text
     plain = told(TrainConfig(warm_start=WarmStartConfig(warm_start_target="near", warm_start_file="x.csv")))
     assert "where it succeeds strictly (" in plain and "KL charged for" not in plain
 

@@ -15,6 +15,7 @@ from equipoise.learning.rounds import (
     draw,
     figures,
     groups_of,
+    judged,
     learn_towards,
     strata,
     together,
@@ -180,3 +181,18 @@ def test_each_round_brings_the_policy_nearer_to_its_target_and_the_rates_stay_ri
     rates = pair_rates(*map(groups_of, samples))
     error = math.sqrt(sum(rate.variance for rate in rates.rates.values()) + free * (1 - free) / 2000)
     assert abs(rates.p0 - free) < 4 * error
+
+    whole = together(samples, "even")
+    plain, tilted = (judged(policy, PROTOCOL, whole, "even", tilt, 300, 2, 0) for tilt in (0.0, 20.0))
+    assert len(plain.found) == len(plain.nll) > 150 and plain.nll == tilted.nll
+    assert figures(tilted, rates).nll < figures(plain, rates).nll - 0.01  # type: ignore[operator]
+    for made in (plain, tilted):
+        pairs: dict[Pair, float] = defaultdict(float)
+        for each, share in zip(made.found, made.shares, strict=True):
+            pairs[each.pair] += share
+        assert max(pairs.values()) < 1.5 * min(pairs.values())
+    # KL(tilted‖untrained) − KL(plain‖untrained) by the shares themselves.
+    more = figures(tilted, rates).kl - figures(plain, rates).kl
+    level = [math.log(share / old) for share, old in zip(tilted.shares, plain.shares, strict=True)]
+    old = math.fsum((t - p) * r for t, p, r in zip(tilted.shares, plain.shares, plain.log_ratios, strict=True))
+    assert more == pytest.approx(old + math.fsum(s * x for s, x in zip(tilted.shares, level, strict=True)))
