@@ -32,15 +32,15 @@ class PairRates(NamedTuple):
     """How often the reference model's sentence succeeds with each pair."""
 
     rates: Mapping[Pair, Rate]
-    """A_k of every pair that was seen."""
+    """A_k of every pair that is known."""
     unseen: float
-    """Upper limit of the probability of a success with any other pair."""
+    """Upper limit of the probability of a success with any other pair, never seen or hardly known."""
     n: int
     """Sentences that it was estimated from."""
 
     @property
     def p0(self) -> float:
-        """The probability of a success with one of the pairs that were seen."""
+        """The probability of a success with one of the pairs that are known."""
         return math.fsum(rate.value for rate in self.rates.values())
 
 
@@ -72,7 +72,7 @@ class Split(NamedTuple):
     share: float
     """c: successes among the sentences."""
     unseen: float
-    """Share of the successes whose pair the reference was never seen to write."""
+    """Share of the successes whose pair the reference was never seen to write, or hardly."""
     n: int
     """Sentences of the policy."""
 
@@ -87,25 +87,32 @@ def pair_rates(*samples: Groups) -> PairRates:
     probability of the sentence under the reference by that under its writer. Every occupation counts alike.
 
     In each sample the mean of w·1[pair = k] is an unbiased estimate of A_k. Those of several are averaged, for each
-    pair in proportion to how many sentences with it a sample has, times the efficiency of the sample's weights
-    (Σw)²/(nΣw²): the inverse of their variances, but for what is particular to the pair's own weights, which would
-    favour the estimate that heavy weights are missing from. Of pairs never seen the upper limit is the least over
-    samples of ln(20·samples)/n times the largest weight seen: with 95 % probability the writer has such a
-    sentence less often than that in each of them, and none is taken to weigh more than the heaviest of all. Raises
-    ValueError for an occupation with fewer than two sentences.
+    pair in proportion to the effective number (Σw)²/Σw² of its sentences in each: near the inverse of their relative
+    variances.
+
+    A pair whose estimate is off by more than `POOR` of itself (one standard error) is not known: where a writer only
+    has it in sentences that the reference would hardly write, the estimate is next to nothing, and far too small. Such
+    pairs, and those never seen, are the others, whose upper limit is what of them was seen and 1.645 standard errors,
+    and ln(20·samples)/n times the largest weight seen, the least over samples: with 95 % probability a writer has a
+    sentence of which it wrote none less often than that in each of them, and none is taken to weigh more than the
+    heaviest of all. Raises ValueError for an occupation with fewer than two sentences.
     """
     made = [_Estimated.of(list(groups)) for groups in samples]
-    seen = sorted({pair for each in made for pair, value in each.sums.items() if value > 0})
-    rates = {}
-    for pair in seen:
-        parts = [each.counts[pair] * each.efficiency for each in made]
-        shares = [part / math.fsum(parts) for part in parts]
-        rates[pair] = Rate(
-            math.fsum(share * each.sums[pair] for share, each in zip(shares, made, strict=True)),
-            math.fsum(share**2 * each.variances[pair] for share, each in zip(shares, made, strict=True)),
-        )
+    rates, others = {}, 0.0
+    for pair in sorted({pair for each in made for pair in each.sums}):
+        effective = [each.effective[pair] for each in made]
+        shares = [x / math.fsum(effective) for x in effective]
+        value = math.fsum(share * each.sums[pair] for share, each in zip(shares, made, strict=True))
+        variance = math.fsum(share**2 * each.variances[pair] for share, each in zip(shares, made, strict=True))
+        if math.sqrt(variance) <= POOR * value:
+            rates[pair] = Rate(value, variance)
+        else:
+            others += value + 1.645 * math.sqrt(variance)
     limits = [math.log(20 * len(made)) / each.n * each.heaviest for each in made if each.heaviest]
-    return PairRates(rates, min(limits, default=0.0), sum(each.n for each in made))
+    return PairRates(rates, min(limits, default=0.0) + others, sum(each.n for each in made))
+
+
+POOR = 0.5
 
 
 class _Estimated(NamedTuple):
@@ -113,17 +120,15 @@ class _Estimated(NamedTuple):
 
     sums: Mapping[Pair, float]
     variances: Mapping[Pair, float]
-    counts: Mapping[Pair, int]
+    effective: Mapping[Pair, float]
     heaviest: float
-    efficiency: float
     n: int
 
     @classmethod
     def of(cls, groups: Sequence[Sequence[tuple[Pair, float]]]) -> "_Estimated":
         sums: dict[Pair, float] = defaultdict(float)
         variances: dict[Pair, float] = defaultdict(float)
-        counts: dict[Pair, int] = defaultdict(int)
-        everything: list[float] = []
+        weights: dict[Pair, list[float]] = defaultdict(list)
         for group in groups:
             if len(group) < 2:
                 raise ValueError("an occupation needs two sentences for a variance")
@@ -131,17 +136,22 @@ class _Estimated(NamedTuple):
             for pair, weight in group:
                 if weight > 0:
                     own[pair].append(weight)
-            for pair, weights in own.items():
-                mean = math.fsum(weights) / len(group)
-                squares = math.fsum(w * w for w in weights) / len(group) - mean * mean
+            for pair, found in own.items():
+                mean = math.fsum(found) / len(group)
+                squares = math.fsum(w * w for w in found) / len(group) - mean * mean
                 sums[pair] += mean / len(groups)
                 variances[pair] += squares / (len(group) - 1) / len(groups) ** 2
-                counts[pair] += len(weights)
-                everything += weights
-        n = sum(map(len, groups))
-        squares = math.fsum(w * w for w in everything)
-        efficiency = math.fsum(everything) ** 2 / squares / len(everything) if squares else 0.0
-        return cls(sums, variances, counts, max(everything, default=0.0), efficiency, n)
+                weights[pair] += found
+        effective: dict[Pair, float] = defaultdict(float)
+        effective |= {pair: _effective(found) for pair, found in weights.items()}
+        heaviest = max((max(found) for found in weights.values()), default=0.0)
+        return cls(sums, variances, effective, heaviest, sum(map(len, groups)))
+
+
+def _effective(weights: Sequence[float]) -> float:
+    top = max(weights)
+    scaled = [w / top for w in weights]  # squares of tiny ones would be 0
+    return math.fsum(scaled) ** 2 / math.fsum(x * x for x in scaled)
 
 
 def outcomes(sentences: Iterable[tuple[Pair | None, float]]) -> dict[Pair | None, Outcomes]:
@@ -159,11 +169,11 @@ def outcomes(sentences: Iterable[tuple[Pair | None, float]]) -> dict[Pair | None
 def split(seen: Mapping[Pair | None, Outcomes], reference: PairRates) -> Split:
     """The parts of the KL of one and the same sample of sentences.
 
-    Pairs that the reference was never seen to write are one class, with its upper limit: the variety is then the least
-    that it can be, and the waste the most. Both estimates of a logarithm are corrected for their first-order bias (of q
-    as Miller 1955 and Madow 1948 do, of A by the delta method), and the intervals are the delta method's: of the
-    sentences, and of A. Raises ValueError where the policy has fewer than two sentences, and where the reference was
-    never or always seen to succeed.
+    Pairs that the reference was never seen to write, or hardly, are one class, with its upper limit: the variety is
+    then the least that it can be, and the waste the most. Both estimates of a logarithm are corrected for their
+    first-order bias (of q as Miller 1955 and Madow 1948 do, of A by the delta method), and the intervals are the delta
+    method's: of the sentences, and of A. Raises ValueError where the policy has fewer than two sentences, and where the
+    reference was never or always seen to succeed.
     """
     n, p0 = sum(each.n for each in seen.values()), reference.p0
     if n < 2:

@@ -123,28 +123,38 @@ def test_pairs_never_seen_are_one_class_with_their_upper_limit() -> None:
 def test_rates_by_hand() -> None:
     made = pair_rates([[(PAIRS[0], 0.1), (PAIRS[0], 0.3)], [(PAIRS[0], 0.2), (PAIRS[1], 0.4)]])
     assert made.rates[PAIRS[0]].value == pytest.approx((0.2 + 0.1) / 2)
-    assert made.rates[PAIRS[1]].value == pytest.approx(0.1)
     # Variances of the means within the occupations, 0.02/2 and 0.02/2 for the first, 0.08/2 for the second pair.
     assert made.rates[PAIRS[0]].variance == pytest.approx((0.01 + 0.01) / 4)
-    assert made.rates[PAIRS[1]].variance == pytest.approx(0.04 / 4)
-    assert made.unseen == pytest.approx(-math.log(0.05) / 4 * 0.4) and made.n == 4 and made.p0 == pytest.approx(0.25)
+    # The second pair's 0.1 has a standard error of 0.1: it is not known, and one of the others.
+    limit = math.log(20) / 4 * 0.4 + 0.1 + 1.645 * 0.1
+    assert set(made.rates) == {PAIRS[0]} and made.unseen == pytest.approx(limit)
+    assert made.n == 4 and made.p0 == pytest.approx(0.15)
 
 
 def test_rates_of_two_samples_by_hand() -> None:
-    """The first has four sentences of which one fails and two are of the pair, of one weight: efficiency (Σw)²/(nΣw²) =
-    0.9² / (3·0.33). The second has two of the pair, of weights 0.1 and 0.3: efficiency 0.8."""
+    """Of the first pair the first sample has two sentences of one weight, effectively 2, and the second one of 0.1 and
+    0.3, effectively 0.16 / 0.1 = 1.6."""
     first = [[(PAIRS[0], 0.2), (PAIRS[0], 0.2), (PAIRS[1], 0.5), (FAILED, 0.0)]]
     second = [[(PAIRS[0], 0.1), (PAIRS[0], 0.3)]]
     made = pair_rates(first, second)
-    parts = [2 * 0.81 / 0.99, 2 * 0.8]
-    share = parts[0] / sum(parts)
+    share = 2 / 3.6
     assert made.rates[PAIRS[0]].value == pytest.approx(share * 0.1 + (1 - share) * 0.2)
     variances = ((0.08 / 4 - 0.01) / 3, 0.01)
     assert made.rates[PAIRS[0]].variance == pytest.approx(share**2 * variances[0] + (1 - share) ** 2 * variances[1])
-    assert made.rates[PAIRS[1]].value == pytest.approx(0.125)  # seen by the first alone
-    assert made.unseen == pytest.approx(min(math.log(40) / 4 * 0.5, math.log(40) / 2 * 0.3)) and made.n == 6
-    assert set(made.rates) == set(PAIRS[:2])
+    error = math.sqrt((0.25 / 4 - 0.125**2) / 3)
+    limit = min(math.log(40) / 4 * 0.5, math.log(40) / 2 * 0.3) + 0.125 + 1.645 * error
+    assert set(made.rates) == {PAIRS[0]} and made.unseen == pytest.approx(limit) and made.n == 6
     assert pair_rates([[(FAILED, 0.0), (FAILED, 0.0)]]).rates == {}
+
+
+def test_a_pair_that_a_writer_has_only_in_sentences_that_the_reference_hardly_writes_is_not_known() -> None:
+    """A writer that has a pair a hundred times, and never as the reference would write it."""
+    poor = [(PAIRS[1], math.exp(-120 + i)) for i in range(100)]
+    good = [(PAIRS[0], 2e-4)] * 300
+    other = [(PAIRS[0], 2e-4)] * 100 + [(PAIRS[1], 1e-5)] * 200 + [(FAILED, 0.0)] * 100
+    alone, both = pair_rates([good + poor]), pair_rates([good + poor], [other])
+    assert set(alone.rates) == {PAIRS[0]} and alone.unseen > 1e-6
+    assert both.rates[PAIRS[1]].value == pytest.approx(5e-6, rel=0.03)
 
 
 def test_the_guides_weights_recover_every_pairs_probability() -> None:
@@ -257,7 +267,7 @@ def test_no_distribution_over_pairs_is_below_the_curve(p: list[float], q: list[f
 
 def test_records_hold_what_they_were_given_and_refuse_what_is_none() -> None:
     seen = outcomes([(PAIRS[0], 3.0), (None, 0.0), (PAIRS[0], 1.0)])
-    rates = pair_rates([[(PAIRS[0], 0.1), (PAIRS[0], 0.3)], [(PAIRS[0], 0.2), (PAIRS[1], 0.4)]])
+    rates = pair_rates([[(PAIRS[0], 0.1), (PAIRS[0], 0.3)], [(PAIRS[0], 0.2), (PAIRS[1], 0.2), (PAIRS[1], 0.2)]])
     assert read_outcomes(json.loads(json.dumps(outcomes_document(seen)))) == seen
     assert read_rates(json.loads(json.dumps(rates_document(rates)))) == rates
     for wrong in (3, [1], [{"pair": ["a"], "n": 0, "mean": 0.0, "variance": 0.0}], [{"pair": "ab", "n": 1}]):
