@@ -257,6 +257,8 @@ def _reward(config: Mapping[str, Any], record: Mapping[str, Any], task: Task) ->
             )
     if weight := diversity.get("opening_weight"):
         told.append(f"a malus of at most {weight} for beginning as other sentences do")
+    if weight := config.get("fluency_weight"):
+        told.append(f"a malus of {weight} for each nat per token under the untrained model")
     if penalty := config.get("missing_eos_penalty"):
         told.append(f"a penalty of {penalty} for a sentence that was cut off")
     parts = [f"Added to each sentence’s reward: {'; '.join(told)}."] if told else []

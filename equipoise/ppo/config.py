@@ -259,6 +259,9 @@ class TrainConfig:
     strict_bonus: float = 0.0
     """Added to the training reward of a sentence of strict success: every class, a length within the bounds, one
     complete sentence. Not part of the protocol's reward."""
+    fluency_weight: float = 0.0
+    """Taken off the training reward for each nat per token that the untrained model needs for the sentence by itself,
+    without the prompt. Not part of the protocol's reward."""
     scoring: Literal["packed", "padded"] = "packed"
     """`packed` shares the tokens that prompts have in common; `padded` is its plain twin, one row per completion."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
