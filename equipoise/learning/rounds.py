@@ -19,7 +19,7 @@ import torch
 
 from equipoise.learning.collect import CPU_ROWS
 from equipoise.learning.supervised import Example, Supervision, supervise
-from equipoise.measures.decomposition import FAILED, Pair, PairRates
+from equipoise.measures.decomposition import FAILED, UNSEEN, Pair, PairRates
 from equipoise.measures.raking import raked, size, systematic
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.likelihood import continuation_nll, kl_to_reference
@@ -141,6 +141,28 @@ def towards(sample: Sample, target: Target) -> Shares:
     return Shares(shares, size(shares), len(found) / sum(drawn.values()), kl, ratios)
 
 
+def softened(found: Sequence[Weighed], shares: list[float], target: Target, least: float) -> tuple[float, list[float]]:
+    """(exponent, shares): the weights to the highest power, at most 1, that leaves an effective sample size of `least`;
+    occupations, and for `even` pairs, alike as before. What is learnt is then on the way from the policy to the target,
+    and not a few sentences that happen to be heavy."""
+    rows, columns = [each.example.occupation for each in found], [each.pair for each in found]
+    logs = [math.log(share) for share in shares]
+
+    def at(exponent: float) -> list[float]:
+        return raked([exponent * x for x in logs], rows, columns if target == "even" else None)
+
+    if size(shares) >= least:
+        return 1.0, shares
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if size(at(middle)) >= least else (low, middle)
+    return low, at(low)
+
+
+HALVINGS = 6
+
+
 class Whole(NamedTuple):
     """Samples of several rounds as one of the target."""
 
@@ -217,12 +239,13 @@ def learn_towards(
         policy.forget_recordings()
         samples.append(draw(policy, task, prompts, max_new_tokens, how.samples, generator, check))
         made = towards(samples[-1], target)
-        taken = systematic(made.shares, strata(samples[-1].found), how.learnt, how.copies, seed + number)
+        exponent, shares = softened(samples[-1].found, made.shares, target, how.learnt / 2)
+        taken = systematic(shares, strata(samples[-1].found), how.learnt, how.copies, seed + number)
         examples = [samples[-1].found[i].example for i in taken.places]
         say(
             f"{name}: {plural(how.samples, 'sentence')}, {100 * made.strict:.1f} % succeed, effective sample size "
             f"{made.effective:,.0f} ({100 * made.effective / how.samples:.1f} %), KL(target‖policy) {made.kl:.2f} "
-            f"nats; {100 * taken.cut:.1f} % of the target cut off at {how.copies} copies"
+            f"nats; weights to the power {exponent:.2f}, {100 * taken.cut:.1f} % cut off at {how.copies} copies"
         )
     return samples
 
@@ -262,7 +285,10 @@ def figures(whole: Whole, rates: PairRates) -> Figures:
         texts[each.example.occupation, each.example.text] += share
     kl = math.fsum(share * ratio for share, ratio in zip(shares, whole.log_ratios, strict=True))
     compliance = -math.log(rates.p0)
-    variety = math.fsum(x * math.log(x * rates.p0 / rates.rates[pair].value) for pair, x in q.items())
+    of_class: dict[Pair, float] = defaultdict(float)
+    for pair, x in q.items():
+        of_class[pair if pair in rates.rates else UNSEEN] += x
+    variety = math.fsum(x * math.log(x * rates.p0 / rates.probability(pair)) for pair, x in of_class.items())
     pairs = math.exp(-math.fsum(x * math.log(x) for x in q.values()))
     different = math.fsum(-math.expm1(DIFFERENT * math.log1p(-min(x, 1 - 1e-12))) for x in texts.values()) / DIFFERENT
     nll = _median(whole.nll, shares) if whole.nll else None

@@ -19,6 +19,8 @@ from equipoise.measures.shares import Z_95, kl_bound
 
 Pair = tuple[str, ...]
 """The first term of each class in a sentence."""
+UNSEEN: Pair = ()
+"""Stands for all pairs whose probability under the reference is not known."""
 
 
 class Rate(NamedTuple):
@@ -37,11 +39,24 @@ class PairRates(NamedTuple):
     """Upper limit of the probability of a success with any other pair, never seen or hardly known."""
     n: int
     """Sentences that it was estimated from."""
+    others: Rate = Rate(0.0, 0.0)
+    """Of a success with any other pair, as far as such were seen."""
 
     @property
     def p0(self) -> float:
-        """The probability of a success with one of the pairs that are known."""
-        return math.fsum(rate.value for rate in self.rates.values())
+        """The probability of a success."""
+        return math.fsum(rate.value for rate in (*self.rates.values(), self.others))
+
+    @property
+    def variance(self) -> float:
+        """Of the estimate of `p0`."""
+        return math.fsum(rate.variance for rate in (*self.rates.values(), self.others))
+
+    def probability(self, pair: Pair | None) -> float:
+        """Of a class of outcomes: a known pair, `UNSEEN` or None, failure."""
+        if pair is None:
+            return 1 - self.p0
+        return self.unseen if pair == UNSEEN else self.rates[pair].value
 
 
 class Outcomes(NamedTuple):
@@ -98,7 +113,7 @@ def pair_rates(*samples: Groups) -> PairRates:
     heaviest of all. Raises ValueError for an occupation with fewer than two sentences.
     """
     made = [_Estimated.of(list(groups)) for groups in samples]
-    rates, others = {}, 0.0
+    rates, poor = {}, []
     for pair in sorted({pair for each in made for pair in each.sums}):
         effective = [each.effective[pair] for each in made]
         shares = [x / math.fsum(effective) for x in effective]
@@ -107,12 +122,15 @@ def pair_rates(*samples: Groups) -> PairRates:
         if math.sqrt(variance) <= POOR * value:
             rates[pair] = Rate(value, variance)
         else:
-            others += value + 1.645 * math.sqrt(variance)
+            poor.append(Rate(value, variance))
     limits = [math.log(20 * len(made)) / each.n * each.heaviest for each in made if each.heaviest]
-    return PairRates(rates, min(limits, default=0.0) + others, sum(each.n for each in made))
+    others = Rate(math.fsum(x.value for x in poor), math.fsum(x.variance for x in poor))
+    unseen = min(limits, default=0.0) + others.value + Z_95_ONE_SIDED * math.sqrt(others.variance)
+    return PairRates(rates, unseen, sum(each.n for each in made), others)
 
 
 POOR = 0.5
+Z_95_ONE_SIDED = 1.6448536269514722
 
 
 class _Estimated(NamedTuple):
@@ -184,7 +202,7 @@ def split(seen: Mapping[Pair | None, Outcomes], reference: PairRates) -> Split:
     for pair, each in seen.items():
         shares[pair if pair is None or pair in reference.rates else UNSEEN] += each.n / n
     share = 1 - shares[None]
-    level = {pair: math.log(m / _probability(reference, pair)) for pair, m in shares.items() if m}
+    level = {pair: math.log(m / reference.probability(pair)) for pair, m in shares.items() if m}
     coarse = {fails: math.log(m / p) for fails, m, p in ((True, 1 - share, 1 - p0), (False, share, p0)) if m > 0}
     of_pair = {pair: level[pair if pair is None or pair in reference.rates else UNSEEN] for pair in seen}
     of_outcome = {pair: coarse[pair is None] for pair in seen}
@@ -207,17 +225,6 @@ def split(seen: Mapping[Pair | None, Outcomes], reference: PairRates) -> Split:
     return Split(total, first, second, rest, share, shares[UNSEEN] / share if share else 0.0, n)
 
 
-UNSEEN: Pair = ()
-"""Stands for all pairs that the reference was never seen to write."""
-
-
-def _probability(reference: PairRates, pair: Pair | None) -> float:
-    """Under the reference, of a class of outcomes."""
-    if pair is None:
-        return 1 - reference.p0
-    return reference.unseen if pair == UNSEEN else reference.rates[pair].value
-
-
 class _Errors(NamedTuple):
     """What the estimates of the reference's probabilities do to the parts: biases, and variances by the delta method.
     That q is estimated biases the bound too, by (pairs − 1)/2n."""
@@ -232,7 +239,7 @@ class _Errors(NamedTuple):
     def of(cls, shares: Mapping[Pair | None, float], reference: PairRates, n: int) -> "_Errors":
         share, p0 = 1 - shares.get(None, 0.0), reference.p0
         rates = reference.rates
-        of_p0 = math.fsum(rate.variance for rate in rates.values())
+        of_p0 = reference.variance
         fails = (1 - share) / (1 - p0)
         by_p0 = fails - share / p0
         by_rate = {pair: fails - shares.get(pair, 0.0) / rate.value for pair, rate in rates.items()}
@@ -243,8 +250,11 @@ class _Errors(NamedTuple):
             of_p0 / 2 * (share / p0**2 + curve),
             relative / 2 + of_p0 / 2 * curve + max(0, pairs - 1) / (2 * n),
             by_p0**2 * of_p0,
-            math.fsum((by_rate[pair] - by_p0) ** 2 * rate.variance for pair, rate in rates.items()),
-            math.fsum(by_rate[pair] ** 2 * rate.variance for pair, rate in rates.items()),
+            # That of the others is known by its limit alone: it moves the bound through p0, by failure.
+            math.fsum((by_rate[pair] - by_p0) ** 2 * rate.variance for pair, rate in rates.items())
+            + (fails - by_p0) ** 2 * reference.others.variance,
+            math.fsum(by_rate[pair] ** 2 * rate.variance for pair, rate in rates.items())
+            + fails**2 * reference.others.variance,
         )
 
 
@@ -315,7 +325,7 @@ def read_outcomes(document: Any) -> dict[Pair | None, Outcomes]:
 
 def rates_document(rates: PairRates) -> dict[str, Any]:
     pairs = [{"pair": list(pair), **rate._asdict()} for pair, rate in rates.rates.items()]
-    return {"pairs": pairs, "unseen": rates.unseen, "n": rates.n}
+    return {"pairs": pairs, "unseen": rates.unseen, "n": rates.n, "others": rates.others._asdict()}
 
 
 def read_rates(document: Any) -> PairRates:
@@ -324,9 +334,13 @@ def read_rates(document: Any) -> PairRates:
         rates = {
             tuple(map(str, row["pair"])): Rate(float(row["value"]), float(row["variance"])) for row in document["pairs"]
         }
-        read = PairRates(rates, float(document["unseen"]), int(document["n"]))
-    except (TypeError, KeyError, ValueError) as error:
+        others = document.get("others", {"value": 0.0, "variance": 0.0})  # of before they were told apart
+        rest = Rate(float(others["value"]), float(others["variance"]))
+        read = PairRates(rates, float(document["unseen"]), int(document["n"]), rest)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(f"no probabilities of pairs ({error})") from None
+    if not (0 <= read.others.value < 1 and 0 <= read.others.variance < math.inf):
+        raise ValueError("the probability of other pairs lies between 0 and 1, its variance is 0 or more")
     if not all(0 < rate.value < 1 and 0 <= rate.variance < math.inf for rate in rates.values()):
         raise ValueError("probabilities of pairs lie between 0 and 1, their variances are 0 or more")
     if not (0 < read.unseen < math.inf and 0 < read.p0 < 1):

@@ -29,6 +29,7 @@ from equipoise.learning.rounds import (
     groups_of,
     judged,
     learn_towards,
+    softened,
     strata,
     together,
 )
@@ -182,7 +183,8 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
         spare = []
         if warm.warm_start_target == "even":
             Prompted.load(writer, say)
-            spare = forced(writer, 2 * warm.warm_start_sentences, SEED)
+            first = len(found) // FIRST if warm.warm_start_target_rounds else warm.warm_start_sentences
+            spare = forced(writer, 2 * first, SEED)
         writer.unload()
         rates, rows = _of_target(config, writer, found, spare, say)
         _put(path.with_suffix(".csv.json"), json.dumps(rates_document(rates), indent=1).encode())
@@ -234,9 +236,13 @@ def _of_target(
     samples = learn_towards(policy, task, prompts, tokens, first, warm.warm_start_target, how, SEED, say)
     rates = pair_rates(_groups(found), *map(groups_of, samples))
     target, tilt, copies = warm.warm_start_target, warm.warm_start_fluency, warm.warm_start_copies
-    made = together(samples, target)
-    made = judged(policy, task, made, target, tilt, CANDIDATES * count, copies, SEED)
-    say(described(figures(made, rates), made.effective))
+    whole = together(samples, target)
+    made = judged(policy, task, whole, target, tilt, CANDIDATES * count, copies, SEED)
+    say(described(figures(made, rates), whole.effective))
+    exponent, shares = softened(whole.found, whole.shares, target, count / 2)
+    if exponent < 1:
+        say(f"chosen by weights to the power {exponent:.2f}: too few sentences carry the target")
+        made = judged(policy, task, whole._replace(shares=shares), target, tilt, CANDIDATES * count, copies, SEED)
     taken = systematic(made.shares, strata(made.found), count, copies, SEED)
     examples = [made.found[i].example for i in taken.places]
     return rates, [(each.occupation, each.text) for each in examples]

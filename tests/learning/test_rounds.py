@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -17,12 +17,14 @@ from equipoise.learning.rounds import (
     groups_of,
     judged,
     learn_towards,
+    softened,
     strata,
     together,
     towards,
 )
 from equipoise.learning.supervised import Example
 from equipoise.measures.decomposition import Outcomes, Pair, pair_rates, split
+from equipoise.measures.raking import size
 from equipoise.policy.config import PolicyConfig
 from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.prompt import render_prompts
@@ -149,6 +151,24 @@ def test_samples_put_together_weigh_by_their_effective_size_and_make_up_for_what
     assert twice.log_ratios == pytest.approx(alone.log_ratios * 2)
     assert twice.effective == pytest.approx(2 * alone.effective)
     assert len(strata(made.found)) == len(made.found)
+
+
+@pytest.mark.parametrize("target", ["near", "even"])
+def test_weights_are_softened_until_enough_sentences_carry_what_is_learnt(target: Any) -> None:
+    drawn = sample()
+    made = towards(drawn, target)
+    assert softened(drawn.found, made.shares, target, made.effective) == (1.0, made.shares)
+    exponent, shares = softened(drawn.found, made.shares, target, made.effective + 10)
+    assert 0 < exponent < 1 and made.effective + 10 <= size(shares) < made.effective + 15
+    soft, full = by_text(drawn, list(shares)), by_text(drawn, made.shares)
+    margin = sum(soft[t.text] for t in WORLD if t.occupation == "nurse")
+    assert margin == pytest.approx(0.5, abs=1e-5)
+    # Within a cell the log-ratio to what was written shrinks by the exponent.
+    odds = [math.log(x["a"] / 20) - math.log(x["b"] / 40) for x in (soft, full)]
+    assert odds[0] == pytest.approx(exponent * odds[1])
+    if target == "even":
+        assert sum(soft[t.text] for t in WORLD if t.pair == A) == pytest.approx(0.5, abs=1e-5)
+    assert softened(drawn.found, made.shares, target, 1e9)[0] == 0.0  # there are no more than there are
 
 
 @pytest.fixture(scope="module")

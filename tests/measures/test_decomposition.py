@@ -126,9 +126,10 @@ def test_rates_by_hand() -> None:
     # Variances of the means within the occupations, 0.02/2 and 0.02/2 for the first, 0.08/2 for the second pair.
     assert made.rates[PAIRS[0]].variance == pytest.approx((0.01 + 0.01) / 4)
     # The second pair's 0.1 has a standard error of 0.1: it is not known, and one of the others.
-    limit = math.log(20) / 4 * 0.4 + 0.1 + 1.645 * 0.1
-    assert set(made.rates) == {PAIRS[0]} and made.unseen == pytest.approx(limit)
-    assert made.n == 4 and made.p0 == pytest.approx(0.15)
+    limit = math.log(20) / 4 * 0.4 + 0.1 + 1.64485 * 0.1
+    assert set(made.rates) == {PAIRS[0]} and made.unseen == pytest.approx(limit, rel=1e-5)
+    assert made.others == pytest.approx((0.1, 0.01))
+    assert made.n == 4 and made.p0 == pytest.approx(0.25) and made.variance == pytest.approx(0.015)
 
 
 def test_rates_of_two_samples_by_hand() -> None:
@@ -142,8 +143,8 @@ def test_rates_of_two_samples_by_hand() -> None:
     variances = ((0.08 / 4 - 0.01) / 3, 0.01)
     assert made.rates[PAIRS[0]].variance == pytest.approx(share**2 * variances[0] + (1 - share) ** 2 * variances[1])
     error = math.sqrt((0.25 / 4 - 0.125**2) / 3)
-    limit = min(math.log(40) / 4 * 0.5, math.log(40) / 2 * 0.3) + 0.125 + 1.645 * error
-    assert set(made.rates) == {PAIRS[0]} and made.unseen == pytest.approx(limit) and made.n == 6
+    limit = min(math.log(40) / 4 * 0.5, math.log(40) / 2 * 0.3) + 0.125 + 1.64485 * error
+    assert set(made.rates) == {PAIRS[0]} and made.unseen == pytest.approx(limit, rel=1e-5) and made.n == 6
     assert pair_rates([[(FAILED, 0.0), (FAILED, 0.0)]]).rates == {}
 
 
