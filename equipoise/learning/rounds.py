@@ -51,6 +51,18 @@ class Rounds:
     batch_size: int
     copies: int
     """A sentence is learnt so many times at most in a round."""
+    seed: int = 0
+    """Of the sentences and of the choice."""
+
+
+class Author(NamedTuple):
+    """A policy that writes and learns, and what for."""
+
+    policy: Policy
+    task: Task
+    prompts: Mapping[str, list[int]]
+    """Token ids of each occupation's prompt."""
+    max_new_tokens: int
 
 
 FALL = 0.7
@@ -86,23 +98,15 @@ class Shares(NamedTuple):
     """log π*(x)/p₀(x) of each sentence."""
 
 
-def draw(
-    policy: Policy,
-    task: Task,
-    prompts: Mapping[str, list[int]],
-    max_new_tokens: int,
-    count: int,
-    generator: torch.Generator,
-    check: Callable[[], None] = lambda: None,
-) -> Sample:
+def draw(author: Author, count: int, generator: torch.Generator) -> Sample:
     """`count` sentences of the whole policy, top-p 1, over the occupations in turn. Raises NonFiniteLogits."""
+    policy, task, prompts, max_new_tokens = author
     sampling = SamplingConfig(1.0, 1.0, max_new_tokens)
     occupations = list(itertools.islice(itertools.cycle(prompts), count))
     gpu = policy.device.type == "cuda"
     rows, limit = GPU_ROWS if gpu else CPU_ROWS, RowLimit(SCORED if gpu else CPU_ROWS, lambda _: None)
     found: list[Weighed] = []
     for first in range(0, count, rows):
-        check()
         part = occupations[first : first + rows]
         # The last part is filled up: on a GPU every size has a decoder, with recordings and a cache, of its own.
         filled = [*part, *[part[0]] * (rows - len(part))] if gpu else part
@@ -189,12 +193,11 @@ def together(samples: Sequence[Sample], target: Target) -> Whole:
     return Whole(found, shares, size(shares), ratios)
 
 
-def judged(
-    policy: Policy, task: Task, whole: Whole, target: Target, tilt: float, count: int, copies: int, seed: int
-) -> Whole:
+def judged(author: Author, whole: Whole, target: Target, tilt: float, count: int, copies: int, seed: int) -> Whole:
     """Some `count` of the sentences with their `nll`, and the target with a factor exp(−tilt·nll) more; occupations,
     and for `even` pairs, are alike as before. Of all such with so small a mean nll it is the nearest to the untrained
     model."""
+    policy, task, *_ = author
     taken = systematic(whole.shares, strata(whole.found), count, copies, seed)
     times = Counter(taken.places)
     found = [whole.found[i] for i in times]
@@ -211,19 +214,11 @@ def judged(
 
 
 def learn_towards(
-    policy: Policy,
-    task: Task,
-    prompts: Mapping[str, list[int]],
-    max_new_tokens: int,
-    first: Sequence[Example],
-    target: Target,
-    how: Rounds,
-    seed: int,
-    say: Callable[[str], None],
-    check: Callable[[], None] = lambda: None,
+    author: Author, first: Sequence[Example], target: Target, how: Rounds, say: Callable[[str], None]
 ) -> list[Sample]:
     """The sample of each round and of the end. The policy, which begins with `first`, is left as the last round has
     made it. Raises NonFiniteLogits, NonFiniteError; ValueError where the policy never succeeds."""
+    policy, seed = author.policy, how.seed
     generator = torch.Generator().manual_seed(seed)
     samples: list[Sample] = []
     examples = list(first)
@@ -235,9 +230,9 @@ def learn_towards(
         def told(line: str, name: str = name) -> None:
             say(f"{name}: learning, {line}")
 
-        supervise(policy, examples, generator, supervision, packed=True, say=told, check=check)
+        supervise(policy, examples, generator, supervision, packed=True, say=told)
         policy.forget_recordings()
-        samples.append(draw(policy, task, prompts, max_new_tokens, how.samples, generator, check))
+        samples.append(draw(author, how.samples, generator))
         made = towards(samples[-1], target)
         exponent, shares = softened(samples[-1].found, made.shares, target, how.learnt / 2)
         taken = systematic(shares, strata(samples[-1].found), how.learnt, how.copies, seed + number)

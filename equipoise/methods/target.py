@@ -22,6 +22,7 @@ import torch
 from equipoise.errors import UserError
 from equipoise.learning.collect import GPU_ROWS, search
 from equipoise.learning.rounds import (
+    Author,
     Rounds,
     Target,
     described,
@@ -227,22 +228,24 @@ def _of_target(
         learning_rate=warm.warm_start_learning_rate,
         batch_size=warm.warm_start_batch_size,
         copies=COPIES,
+        seed=SEED,
     )
     policy = load_policy(config.policy, task.prompt(config.prompt), value_head=False)
     prompts, tokens = writer.prompts, config.sampling.max_new_tokens
     settle(policy, list(prompts.values()), tokens, say)
     rows = [Row(each.occupation, each.text) for each in chosen.sentences]
     first = examples_of(rows, policy.tokenizer, task, prompts, policy.stop_ids, "strict").examples
-    samples = learn_towards(policy, task, prompts, tokens, first, warm.warm_start_target, how, SEED, say)
+    author = Author(policy, task, prompts, tokens)
+    samples = learn_towards(author, first, warm.warm_start_target, how, say)
     rates = pair_rates(_groups(found), *map(groups_of, samples))
     target, tilt, copies = warm.warm_start_target, warm.warm_start_fluency, warm.warm_start_copies
     whole = together(samples, target)
-    made = judged(policy, task, whole, target, tilt, CANDIDATES * count, copies, SEED)
+    made = judged(author, whole, target, tilt, CANDIDATES * count, copies, SEED)
     say(described(figures(made, rates), whole.effective))
     exponent, shares = softened(whole.found, whole.shares, target, count / 2)
     if exponent < 1:
         say(f"chosen by weights to the power {exponent:.2f}: too few sentences carry the target")
-        made = judged(policy, task, whole._replace(shares=shares), target, tilt, CANDIDATES * count, copies, SEED)
+        made = judged(author, whole._replace(shares=shares), target, tilt, CANDIDATES * count, copies, SEED)
     taken = systematic(made.shares, strata(made.found), count, copies, SEED)
     examples = [made.found[i].example for i in taken.places]
     return rates, [(each.occupation, each.text) for each in examples]

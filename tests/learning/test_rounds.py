@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from equipoise.learning.rounds import (
+    Author,
     Rounds,
     Sample,
     Weighed,
@@ -26,7 +27,7 @@ from equipoise.learning.supervised import Example
 from equipoise.measures.decomposition import Outcomes, Pair, pair_rates, split
 from equipoise.measures.raking import size
 from equipoise.policy.config import PolicyConfig
-from equipoise.policy.load import Policy, load_policy
+from equipoise.policy.load import load_policy
 from equipoise.policy.prompt import render_prompts
 from equipoise.protocol.task import PROTOCOL
 from tests.tiny import words_folder
@@ -176,21 +177,21 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return words_folder(tmp_path_factory.mktemp("models") / "words", prompt=None, spread=0.05)
 
 
-def loaded(words: Path) -> tuple[Policy, dict[str, list[int]]]:
+def loaded(words: Path) -> Author:
     config = PolicyConfig(model=str(words), tuning="full", device="cpu", dtype="float32")
     policy = load_policy(config, PROTOCOL.prompt("raw"), value_head=False)
-    return policy, render_prompts(policy.tokenizer, PROTOCOL.prompt("raw"), PROTOCOL, "").ids
+    return Author(policy, PROTOCOL, render_prompts(policy.tokenizer, PROTOCOL.prompt("raw"), PROTOCOL, "").ids, 16)
 
 
 def test_each_round_brings_the_policy_nearer_to_its_target_and_the_rates_stay_right(words: Path) -> None:
-    policy, prompts = loaded(words)
-    start = draw(policy, PROTOCOL, prompts, 16, 2000, torch.Generator().manual_seed(1))
+    author = loaded(words)
+    start = draw(author, 2000, torch.Generator().manual_seed(1))
     assert all(abs(each.log_weight) < 1e-5 for each in start.found)  # π is still π_ref
     assert set(start.drawn.values()) == {100} and all(PROTOCOL.strict(each.example.text) for each in start.found)
     said: list[str] = []
     how = Rounds(rounds=2, samples=1000, learnt=500, learning_rate=2e-2, batch_size=16, copies=6)
     first = [each.example for each in start.found]
-    samples = learn_towards(policy, PROTOCOL, prompts, 16, first, "even", how, 0, said.append)
+    samples = learn_towards(author, first, "even", how, said.append)
     made = [towards(each, "even") for each in samples]
     assert made[-1].strict > 3 * len(start.found) / 2000
     assert made[-1].kl < made[0].kl - 0.3
@@ -199,18 +200,18 @@ def test_each_round_brings_the_policy_nearer_to_its_target_and_the_rates_stay_ri
     # Of the untrained model's success as of free samples: weights of a policy that has moved far undo that.
     free = len(start.found) / 2000
     rates = pair_rates(*map(groups_of, samples))
-    error = math.sqrt(sum(rate.variance for rate in rates.rates.values()) + free * (1 - free) / 2000)
+    error = math.sqrt(rates.variance + free * (1 - free) / 2000)
     assert abs(rates.p0 - free) < 4 * error
 
     whole = together(samples, "even")
-    plain, tilted = (judged(policy, PROTOCOL, whole, "even", tilt, 300, 2, 0) for tilt in (0.0, 20.0))
+    plain, tilted = (judged(author, whole, "even", tilt, 300, 2, 0) for tilt in (0.0, 20.0))
     assert len(plain.found) == len(plain.nll) > 150 and plain.nll == tilted.nll
     assert figures(tilted, rates).nll < figures(plain, rates).nll - 0.01  # type: ignore[operator]
     for made in (plain, tilted):
         pairs: dict[Pair, float] = defaultdict(float)
         for each, share in zip(made.found, made.shares, strict=True):
             pairs[each.pair] += share
-        assert max(pairs.values()) < 1.5 * min(pairs.values())
+        assert max(pairs.values()) < 2 * min(pairs.values())  # some occupation may have few of them
     # KL(tilted‖untrained) − KL(plain‖untrained) by the shares themselves.
     more = figures(tilted, rates).kl - figures(plain, rates).kl
     level = [math.log(share / old) for share, old in zip(tilted.shares, plain.shares, strict=True)]
