@@ -242,10 +242,10 @@ def _reward(config: Mapping[str, Any], record: Mapping[str, Any], task: Task) ->
     if bonus := config.get("strict_bonus"):
         told.append(f"a bonus of {bonus} for strict success")
     if weight := diversity.get("diversity_weight"):
-        if diversity.get("diversity_on") == "rates":
+        if diversity.get("diversity_on") == "even":
             told.append(
-                f"for strict success {weight} × the log of how much rarer the sentence’s {pair(task)} is in the "
-                "untrained model than in the geometric mean"
+                f"for strict success {weight} × nats that were raised or lowered for each {pair(task)} until all came "
+                "alike (dual ascent)"
             )
         else:
             of = {"terms": "terms", "pairs": task.pair_noun}.get(

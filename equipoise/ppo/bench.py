@@ -74,8 +74,6 @@ def bench(config: BenchConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
     if config.per_gpu:
         more = {name: ranks.size * getattr(train.ppo, name) for name in ("batch_size", "mini_batch_size")}
         train = replace(train, ppo=replace(train.ppo, **more))
-    if train.diversity.diversity_on == "rates":  # which are not there, and take as long
-        train = replace(train, diversity=replace(train.diversity, diversity_on="pairs"))
     ranks = ranks.sharing_layers(train.policy.tensor_parallel)
     train, _ = in_pieces(train, None, ranks.dealers)
     ranks = ranks.cut_into(train.ppo.pieces)

@@ -22,11 +22,11 @@ class DiversityConfig:
     """Largest bonus of a sentence, and the most one whose terms are overused can lose. 0 turns it off."""
     diversity_window: int = 1024
     """Compliant sentences over which frequencies are counted."""
-    diversity_on: Literal["terms", "pairs", "both", "rates"] = "terms"
+    diversity_on: Literal["terms", "pairs", "both", "even"] = "terms"
     """What has to be rare: `terms` of any class, `pairs` (combinations of a term of each class), or the mean of
-    `both`, among the last compliant sentences; with `rates` the pair in the untrained model, by --pair-rates: a
-    sentence of strict success gets the weight times the log of how much rarer its pair is than pairs are in the
-    (geometric) mean. With the weight of --kl-coef the best policy has all pairs alike and wastes nothing."""
+    `both`, among the last compliant sentences. `even`: a sentence of strict success gets the weight times log w(pair),
+    nats that are raised or lowered until all pairs come alike; they begin at --pair-rates where these are given. With
+    the weight of --kl-coef that is what evenness costs, and nothing is wasted on it."""
     opening_weight: float = 0.0
     """What a compliant sentence would lose if all others began as it does: the first two words after the frame, terms
     masked. It loses in proportion to their share. 0 turns it off."""

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
-from equipoise.errors import UserError
-from equipoise.measures.decomposition import Pair, PairRates
+from equipoise.measures.decomposition import PairRates
 from equipoise.ppo.config import DiversityConfig
+from equipoise.ppo.even import EvenPairs
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import Task
 
@@ -29,15 +29,9 @@ class TermWindow:
     """Terms of the last `diversity_window` compliant sentences, and the bonus they imply."""
 
     def __init__(self, config: DiversityConfig, task: Task, rates: PairRates | None = None) -> None:
-        """`rates`: how often the untrained model succeeds with each pair, for `diversity_on` "rates". Raises UserError
-        where they are asked for and missing."""
-        if config.diversity_on == "rates" and rates is None:
-            raise UserError(
-                "--diversity-on rates needs to know how rare pairs are in the untrained model: give --pair-rates, or "
-                "--warm-start-target"
-            )
-        self.rarity = {} if rates is None else log_rarity(rates)
-        self.rarest = max(self.rarity.values(), default=0.0)
+        """`rates`: how often the untrained model succeeds with each pair, for `diversity_on` "even" to begin with."""
+        even = config.diversity_on == "even"
+        self.even = EvenPairs(task.pair_count, config.diversity_window, rates) if even else None
         self.config = config
         self.task = task
         self.window: deque[Written] = deque(maxlen=config.diversity_window)
@@ -50,24 +44,20 @@ class TermWindow:
         (Laplace), and log(uniform share / f) / log(list length) is its rarity: 0 at even use, 1 at most, below 0 when
         overused. The bonus is weight × the mean rarity over the classes, limited to ±weight. Commonest rather than
         mean: adding a rare term to an overused one must not pay. The rarity of a pair (a combination of a term of each
-        class) is the same over all possible pairs. With "rates" it is the weight times `log_rarity` of the sentence's
-        pair, for strict success alone, without limits; a pair never seen counts as the rarest that was. The malus of
-        the opening is added.
+        class) is the same over all possible pairs. With "even" it is the weight times what `EvenPairs` pays, for strict
+        success alone, without limits. The malus of the opening is added.
         """
-        weight = self.config.diversity_weight
-        if self.config.diversity_on == "rates":
-            return [
-                weight * self.rarity.get(reward.first or (), self.rarest) - self._opening_malus(reward, occupation)
-                if reward.complete and self.task.strict(reward.text)
-                else 0.0
-                for reward, occupation in zip(rewards, occupations, strict=True)
-            ]
         return [
-            weight * max(-1.0, min(1.0, self._rarity(reward))) - self._opening_malus(reward, occupation)
+            self.config.diversity_weight * self._worth(reward) - self._opening_malus(reward, occupation)
             if reward.complete
             else 0.0
             for reward, occupation in zip(rewards, occupations, strict=True)
         ]
+
+    def _worth(self, reward: Reward) -> float:
+        if self.even is None:
+            return max(-1.0, min(1.0, self._rarity(reward)))
+        return self.even.paid(reward.first) if reward.first is not None and self.task.strict(reward.text) else 0.0
 
     def _rarity(self, reward: Reward) -> float:
         sizes = self.task.lexicon.sizes
@@ -99,25 +89,23 @@ class TermWindow:
             written = Written(reward.terms, self.task.opening(reward.text, occupation))
             self.window.append(written)
             self.counts.update(_counted(written))
+        if self.even is not None:
+            self.even.add(r.first for r in rewards if r.first is not None and self.task.strict(r.text))
 
-    def state(self) -> list[list[Any]]:
-        return [[[list(terms) for terms in w.terms], w.opening] for w in self.window]
+    def state(self) -> Any:
+        written = [[[list(terms) for terms in w.terms], w.opening] for w in self.window]
+        return written if self.even is None else {"written": written, "even": self.even.state()}
 
-    def load_state(self, state: Sequence[Sequence[Any]]) -> None:
+    def load_state(self, state: Any) -> None:
+        if self.even is not None:
+            self.even.load_state(state["even"])
+            state = state["written"]
         self.window.clear()
         for *terms, start in state:
             # Either one list of lists, or, of a version that knew two classes only, a list for each.
             of_classes = terms[0] if len(terms) == 1 else terms
             self.window.append(Written(tuple(map(tuple, of_classes)), start))
         self.counts = Counter(value for written in self.window for value in _counted(written))
-
-
-def log_rarity(rates: PairRates) -> dict[Pair, float]:
-    """Of each pair, mean log probability over pairs − its own, nats: log w(pair) of the target in which pairs come
-    alike."""
-    logs = {pair: math.log(rate.value) for pair, rate in rates.rates.items()}
-    mean = math.fsum(logs.values()) / len(logs)
-    return {pair: mean - value for pair, value in logs.items()}
 
 
 def _counted(written: Written) -> list[Any]:

@@ -110,7 +110,7 @@ PRESETS = {
         preset="even",
         strict_bonus=1.5,
         warm_start=replace(NEAR, warm_start_target="even"),
-        diversity=DiversityConfig(diversity_weight=TARGETED.kl_coef, diversity_on="rates"),
+        diversity=DiversityConfig(diversity_weight=TARGETED.kl_coef, diversity_on="even"),
     ),
     # Minutes on two cores, and PPO does the work: a short warm start makes both classes findable (about one sentence in
     # four has them after it), and the reward rises from there. A larger learning rate than `varied` has, since adapters

@@ -65,8 +65,7 @@ class State:
     def begin(
         cls, config: TrainConfig, limit: RowLimit, leaked: Sequence[str] = (), rates: PairRates | None = None
     ) -> "State":
-        """`leaked`: the terms in the prompt, for the watch; `rates`: of the untrained model's pairs, for the bonus.
-        Raises UserError where these are missing."""
+        """`leaked`: the terms in the prompt, for the watch; `rates`: of the untrained model's pairs, for the bonus."""
         generator = torch.Generator().manual_seed(config.seed)
         window, watch = TermWindow(config.diversity, config.task, rates), Watch(config.watch, config.task, leaked)
         recent = Window(RECENT * config.ppo.batch_size)
