@@ -46,8 +46,9 @@ def table(evaluation: Evaluation) -> Table | None:
         notes=(
             f"The base model’s {noun} are from {visible(frontier.pairs_source)}.",
             "Waste is what another policy, with as much compliance and variety, would not need.",
-            f"Unseen: share of the successes with {noun} that the base model was never seen to write. They are one "
-            "class with an upper limit, so that the variety is the least, and the waste the most, that they can be.",
+            f"Unseen: share of the successes with {noun} that the base model was never seen to write, or too little to "
+            "know how often. They are one class with an upper limit, so that the variety is the least, and the waste "
+            "the most, that they can be.",
         ),
     )  # fmt: skip
 

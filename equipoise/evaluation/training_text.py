@@ -182,7 +182,15 @@ def _warm_start(run: TrainingRun, options: Mapping[str, Any], task: Task) -> str
         return ""
     own = "its own samples that succeed strictly"
     if target:
-        source = f"sentences of Ctrl-G, resampled by their importance weights towards {target.format(pair(task))}"
+        writers = "Ctrl-G"
+        if repeats := at("target_rounds"):  # none in a run of before there were any
+            writers += (
+                f" and then, in {plural(repeats, 'round')} of {_number(at('target_samples'))} sentences, of a policy "
+                "that learnt them"
+            )
+        source = f"sentences of {writers}, resampled by their importance weights towards {target.format(pair(task))}"
+        if tilt := at("fluency"):
+            source += f", in proportion to exp(−{tilt} × its nats per token)"
     elif file:
         source = f"those sentences of the file {visible(str(file))} that succeed strictly"
     elif how == "forced":
@@ -234,15 +242,23 @@ def _reward(config: Mapping[str, Any], record: Mapping[str, Any], task: Task) ->
     if bonus := config.get("strict_bonus"):
         told.append(f"a bonus of {bonus} for strict success")
     if weight := diversity.get("diversity_weight"):
-        of = {"terms": "terms", "pairs": task.pair_noun}.get(
-            str(diversity.get("diversity_on")), f"terms and {task.pair_noun}"
-        )
-        told.append(
-            f"a diversity bonus of at most ±{weight} for rare {of} (frequencies over the last "
-            f"{plural(diversity.get('diversity_window') or 0, 'compliant sentence', one='')})"
-        )
+        if diversity.get("diversity_on") == "even":
+            told.append(
+                f"for strict success {weight} × nats that were raised or lowered for each {pair(task)} until all came "
+                "alike (dual ascent)"
+            )
+        else:
+            of = {"terms": "terms", "pairs": task.pair_noun}.get(
+                str(diversity.get("diversity_on")), f"terms and {task.pair_noun}"
+            )
+            told.append(
+                f"a diversity bonus of at most ±{weight} for rare {of} (frequencies over the last "
+                f"{plural(diversity.get('diversity_window') or 0, 'compliant sentence', one='')})"
+            )
     if weight := diversity.get("opening_weight"):
         told.append(f"a malus of at most {weight} for beginning as other sentences do")
+    if weight := config.get("fluency_weight"):
+        told.append(f"a malus of {weight} for each nat per token under the untrained model")
     if penalty := config.get("missing_eos_penalty"):
         told.append(f"a penalty of {penalty} for a sentence that was cut off")
     parts = [f"Added to each sentence’s reward: {'; '.join(told)}."] if told else []

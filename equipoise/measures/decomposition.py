@@ -19,6 +19,8 @@ from equipoise.measures.shares import Z_95, kl_bound
 
 Pair = tuple[str, ...]
 """The first term of each class in a sentence."""
+UNSEEN: Pair = ()
+"""Stands for all pairs whose probability under the reference is not known."""
 
 
 class Rate(NamedTuple):
@@ -32,16 +34,29 @@ class PairRates(NamedTuple):
     """How often the reference model's sentence succeeds with each pair."""
 
     rates: Mapping[Pair, Rate]
-    """A_k of every pair that was seen."""
+    """A_k of every pair that is known."""
     unseen: float
-    """Upper limit of the probability of a success with any other pair."""
+    """Upper limit of the probability of a success with any other pair, never seen or hardly known."""
     n: int
     """Sentences that it was estimated from."""
+    others: Rate = Rate(0.0, 0.0)
+    """Of a success with any other pair, as far as such were seen."""
 
     @property
     def p0(self) -> float:
-        """The probability of a success with one of the pairs that were seen."""
-        return math.fsum(rate.value for rate in self.rates.values())
+        """The probability of a success."""
+        return math.fsum(rate.value for rate in (*self.rates.values(), self.others))
+
+    @property
+    def variance(self) -> float:
+        """Of the estimate of `p0`."""
+        return math.fsum(rate.variance for rate in (*self.rates.values(), self.others))
+
+    def probability(self, pair: Pair | None) -> float:
+        """Of a class of outcomes: a known pair, `UNSEEN` or None, failure."""
+        if pair is None:
+            return 1 - self.p0
+        return self.unseen if pair == UNSEEN else self.rates[pair].value
 
 
 class Outcomes(NamedTuple):
@@ -72,38 +87,89 @@ class Split(NamedTuple):
     share: float
     """c: successes among the sentences."""
     unseen: float
-    """Share of the successes whose pair the reference was never seen to write."""
+    """Share of the successes whose pair the reference was never seen to write, or hardly."""
     n: int
     """Sentences of the policy."""
 
 
-def pair_rates(groups: Iterable[Sequence[tuple[Pair, float]]]) -> PairRates:
-    """From sentences drawn under a guide, for each occupation (pair, w) of all of them; w = p/q, the probability of the
-    sentence under the reference by that under the guide. Every occupation counts alike.
+Groups = Iterable[Sequence[tuple[Pair, float]]]
+"""Of each occupation (pair, w) of all sentences of a sample, `FAILED` with weight 0 where one fails."""
+FAILED: Pair = ()
 
-    The mean of w·1[pair = k] is an unbiased estimate of A_k. Of pairs never seen it is 0, and the upper limit is
-    −ln 0.05 / n times the largest weight seen: with 95 % probability the guide writes such a sentence less often than
-    that, and none of them is taken to weigh more than the heaviest of all. Raises ValueError for an occupation with
-    fewer than two sentences.
+
+def pair_rates(*samples: Groups) -> PairRates:
+    """From independent samples of one or several writers, for each occupation (pair, w) of all sentences; w = p/q, the
+    probability of the sentence under the reference by that under its writer. Every occupation counts alike.
+
+    In each sample the mean of w·1[pair = k] is an unbiased estimate of A_k. Those of several are averaged, for each
+    pair in proportion to the effective number (Σw)²/Σw² of its sentences in each: near the inverse of their relative
+    variances.
+
+    A pair whose estimate is off by more than `POOR` of itself (one standard error) is not known: where a writer only
+    has it in sentences that the reference would hardly write, the estimate is next to nothing, and far too small. Such
+    pairs, and those never seen, are the others, whose upper limit is what of them was seen and 1.645 standard errors,
+    and ln(20·samples)/n times the largest weight seen, the least over samples: with 95 % probability a writer has a
+    sentence of which it wrote none less often than that in each of them, and none is taken to weigh more than the
+    heaviest of all. Raises ValueError for an occupation with fewer than two sentences.
     """
-    groups = list(groups)
-    sums: dict[Pair, float] = defaultdict(float)
-    variances: dict[Pair, float] = defaultdict(float)
-    heaviest, n = 0.0, sum(map(len, groups))
-    for group in groups:
-        if len(group) < 2:
-            raise ValueError("an occupation needs two sentences for a variance")
-        own: dict[Pair, list[float]] = defaultdict(list)
-        for pair, weight in group:
-            own[pair].append(weight)
-            heaviest = max(heaviest, weight)
-        for pair, weights in own.items():
-            mean = math.fsum(weights) / len(group)
-            squares = math.fsum(w * w for w in weights) / len(group) - mean * mean
-            sums[pair] += mean / len(groups)
-            variances[pair] += squares / (len(group) - 1) / len(groups) ** 2
-    rates = {pair: Rate(sums[pair], variances[pair]) for pair in sorted(sums) if sums[pair] > 0}
-    return PairRates(rates, -math.log(0.05) / n * heaviest, n)
+    made = [_Estimated.of(list(groups)) for groups in samples]
+    rates, poor = {}, []
+    for pair in sorted({pair for each in made for pair in each.sums}):
+        effective = [each.effective[pair] for each in made]
+        shares = [x / math.fsum(effective) for x in effective]
+        value = math.fsum(share * each.sums[pair] for share, each in zip(shares, made, strict=True))
+        variance = math.fsum(share**2 * each.variances[pair] for share, each in zip(shares, made, strict=True))
+        if math.sqrt(variance) <= POOR * value:
+            rates[pair] = Rate(value, variance)
+        else:
+            poor.append(Rate(value, variance))
+    limits = [math.log(20 * len(made)) / each.n * each.heaviest for each in made if each.heaviest]
+    others = Rate(math.fsum(x.value for x in poor), math.fsum(x.variance for x in poor))
+    unseen = min(limits, default=0.0) + others.value + Z_95_ONE_SIDED * math.sqrt(others.variance)
+    return PairRates(rates, unseen, sum(each.n for each in made), others)
+
+
+POOR = 0.5
+Z_95_ONE_SIDED = 1.6448536269514722
+
+
+class _Estimated(NamedTuple):
+    """One sample's estimates of A_k."""
+
+    sums: Mapping[Pair, float]
+    variances: Mapping[Pair, float]
+    effective: Mapping[Pair, float]
+    heaviest: float
+    n: int
+
+    @classmethod
+    def of(cls, groups: Sequence[Sequence[tuple[Pair, float]]]) -> "_Estimated":
+        sums: dict[Pair, float] = defaultdict(float)
+        variances: dict[Pair, float] = defaultdict(float)
+        weights: dict[Pair, list[float]] = defaultdict(list)
+        for group in groups:
+            if len(group) < 2:
+                raise ValueError("an occupation needs two sentences for a variance")
+            own: dict[Pair, list[float]] = defaultdict(list)
+            for pair, weight in group:
+                if weight > 0:
+                    own[pair].append(weight)
+            for pair, found in own.items():
+                mean = math.fsum(found) / len(group)
+                squares = math.fsum(w * w for w in found) / len(group) - mean * mean
+                sums[pair] += mean / len(groups)
+                variances[pair] += squares / (len(group) - 1) / len(groups) ** 2
+                weights[pair] += found
+        effective: dict[Pair, float] = defaultdict(float)
+        effective |= {pair: _effective(found) for pair, found in weights.items()}
+        heaviest = max((max(found) for found in weights.values()), default=0.0)
+        return cls(sums, variances, effective, heaviest, sum(map(len, groups)))
+
+
+def _effective(weights: Sequence[float]) -> float:
+    top = max(weights)
+    scaled = [w / top for w in weights]  # squares of tiny ones would be 0
+    return math.fsum(scaled) ** 2 / math.fsum(x * x for x in scaled)
 
 
 def outcomes(sentences: Iterable[tuple[Pair | None, float]]) -> dict[Pair | None, Outcomes]:
@@ -121,11 +187,11 @@ def outcomes(sentences: Iterable[tuple[Pair | None, float]]) -> dict[Pair | None
 def split(seen: Mapping[Pair | None, Outcomes], reference: PairRates) -> Split:
     """The parts of the KL of one and the same sample of sentences.
 
-    Pairs that the reference was never seen to write are one class, with its upper limit: the variety is then the least
-    that it can be, and the waste the most. Both estimates of a logarithm are corrected for their first-order bias (of q
-    as Miller 1955 and Madow 1948 do, of A by the delta method), and the intervals are the delta method's: of the
-    sentences, and of A. Raises ValueError where the policy has fewer than two sentences, and where the reference was
-    never or always seen to succeed.
+    Pairs that the reference was never seen to write, or hardly, are one class, with its upper limit: the variety is
+    then the least that it can be, and the waste the most. Both estimates of a logarithm are corrected for their
+    first-order bias (of q as Miller 1955 and Madow 1948 do, of A by the delta method), and the intervals are the delta
+    method's: of the sentences, and of A. Raises ValueError where the policy has fewer than two sentences, and where the
+    reference was never or always seen to succeed.
     """
     n, p0 = sum(each.n for each in seen.values()), reference.p0
     if n < 2:
@@ -136,7 +202,7 @@ def split(seen: Mapping[Pair | None, Outcomes], reference: PairRates) -> Split:
     for pair, each in seen.items():
         shares[pair if pair is None or pair in reference.rates else UNSEEN] += each.n / n
     share = 1 - shares[None]
-    level = {pair: math.log(m / _probability(reference, pair)) for pair, m in shares.items() if m}
+    level = {pair: math.log(m / reference.probability(pair)) for pair, m in shares.items() if m}
     coarse = {fails: math.log(m / p) for fails, m, p in ((True, 1 - share, 1 - p0), (False, share, p0)) if m > 0}
     of_pair = {pair: level[pair if pair is None or pair in reference.rates else UNSEEN] for pair in seen}
     of_outcome = {pair: coarse[pair is None] for pair in seen}
@@ -159,17 +225,6 @@ def split(seen: Mapping[Pair | None, Outcomes], reference: PairRates) -> Split:
     return Split(total, first, second, rest, share, shares[UNSEEN] / share if share else 0.0, n)
 
 
-UNSEEN: Pair = ()
-"""Stands for all pairs that the reference was never seen to write."""
-
-
-def _probability(reference: PairRates, pair: Pair | None) -> float:
-    """Under the reference, of a class of outcomes."""
-    if pair is None:
-        return 1 - reference.p0
-    return reference.unseen if pair == UNSEEN else reference.rates[pair].value
-
-
 class _Errors(NamedTuple):
     """What the estimates of the reference's probabilities do to the parts: biases, and variances by the delta method.
     That q is estimated biases the bound too, by (pairs − 1)/2n."""
@@ -184,7 +239,7 @@ class _Errors(NamedTuple):
     def of(cls, shares: Mapping[Pair | None, float], reference: PairRates, n: int) -> "_Errors":
         share, p0 = 1 - shares.get(None, 0.0), reference.p0
         rates = reference.rates
-        of_p0 = math.fsum(rate.variance for rate in rates.values())
+        of_p0 = reference.variance
         fails = (1 - share) / (1 - p0)
         by_p0 = fails - share / p0
         by_rate = {pair: fails - shares.get(pair, 0.0) / rate.value for pair, rate in rates.items()}
@@ -195,8 +250,11 @@ class _Errors(NamedTuple):
             of_p0 / 2 * (share / p0**2 + curve),
             relative / 2 + of_p0 / 2 * curve + max(0, pairs - 1) / (2 * n),
             by_p0**2 * of_p0,
-            math.fsum((by_rate[pair] - by_p0) ** 2 * rate.variance for pair, rate in rates.items()),
-            math.fsum(by_rate[pair] ** 2 * rate.variance for pair, rate in rates.items()),
+            # That of the others is known by its limit alone: it moves the bound through p0, by failure.
+            math.fsum((by_rate[pair] - by_p0) ** 2 * rate.variance for pair, rate in rates.items())
+            + (fails - by_p0) ** 2 * reference.others.variance,
+            math.fsum(by_rate[pair] ** 2 * rate.variance for pair, rate in rates.items())
+            + fails**2 * reference.others.variance,
         )
 
 
@@ -267,7 +325,7 @@ def read_outcomes(document: Any) -> dict[Pair | None, Outcomes]:
 
 def rates_document(rates: PairRates) -> dict[str, Any]:
     pairs = [{"pair": list(pair), **rate._asdict()} for pair, rate in rates.rates.items()]
-    return {"pairs": pairs, "unseen": rates.unseen, "n": rates.n}
+    return {"pairs": pairs, "unseen": rates.unseen, "n": rates.n, "others": rates.others._asdict()}
 
 
 def read_rates(document: Any) -> PairRates:
@@ -276,9 +334,13 @@ def read_rates(document: Any) -> PairRates:
         rates = {
             tuple(map(str, row["pair"])): Rate(float(row["value"]), float(row["variance"])) for row in document["pairs"]
         }
-        read = PairRates(rates, float(document["unseen"]), int(document["n"]))
-    except (TypeError, KeyError, ValueError) as error:
+        others = document.get("others", {"value": 0.0, "variance": 0.0})  # of before they were told apart
+        rest = Rate(float(others["value"]), float(others["variance"]))
+        read = PairRates(rates, float(document["unseen"]), int(document["n"]), rest)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(f"no probabilities of pairs ({error})") from None
+    if not (0 <= read.others.value < 1 and 0 <= read.others.variance < math.inf):
+        raise ValueError("the probability of other pairs lies between 0 and 1, its variance is 0 or more")
     if not all(0 < rate.value < 1 and 0 <= rate.variance < math.inf for rate in rates.values()):
         raise ValueError("probabilities of pairs lie between 0 and 1, their variances are 0 or more")
     if not (0 < read.unseen < math.inf and 0 < read.p0 < 1):

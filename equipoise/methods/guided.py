@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from equipoise.measures.decomposition import Pair, PairRates, pair_rates, rates_document
+from equipoise.measures.decomposition import Pair, pair_rates, rates_document
 from equipoise.methods.completions import Key, all_keys
 from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.ctrlg.constraint import constraint_of
@@ -144,7 +144,8 @@ class Guided(Prompted):
                 "how": f"mean importance weight of {how}; 95 % bootstrap interval within occupations",
             }
             if runs > 1:
-                rates = rates_by_pair((key.occupation, self._pair(texts[key]), log_weights[key]) for key in keys)
+                own_pairs = ((key.occupation, self._pair(texts[key]), log_weights[key]) for key in keys)
+                rates = pair_rates(grouped(own_pairs))
                 known["pair_rates"] = {"event": self.event, **rates_document(rates)}
         known["outcomes"] = outcomes_of(texts, {key: -weight for key, weight in log_weights.items()}, self.task)
         return known | {"ess": effective_size(list(log_weights.values())), "hmm": self.facts}
@@ -172,13 +173,12 @@ class Guided(Prompted):
         return {key: text for key, (text, _) in drawn.items()}, {key: weight for key, (_, weight) in drawn.items()}
 
 
-def rates_by_pair(sentences: Iterable[tuple[str, Pair, float]]) -> PairRates:
-    """How often the base model's sentence meets the constraint with each pair, from (occupation, pair, log weight) of
-    Ctrl-G's, at least two for each occupation."""
+def grouped(sentences: Iterable[tuple[str, Pair, float]]) -> list[list[tuple[Pair, float]]]:
+    """(occupation, pair, log weight) of Ctrl-G's sentences, as `pair_rates` takes them."""
     groups: dict[str, list[tuple[Pair, float]]] = {}
     for occupation, pair, log_weight in sentences:
         groups.setdefault(occupation, []).append((pair, math.exp(log_weight)))
-    return pair_rates(groups.values())
+    return list(groups.values())
 
 
 def effective_size(log_weights: Sequence[float]) -> float:

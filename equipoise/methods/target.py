@@ -12,30 +12,46 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from equipoise.errors import UserError
 from equipoise.learning.collect import GPU_ROWS, search
+from equipoise.learning.rounds import (
+    Author,
+    Rounds,
+    Target,
+    described,
+    figures,
+    groups_of,
+    judged,
+    learn_towards,
+    softened,
+    strata,
+    together,
+)
 from equipoise.learning.search import Search
-from equipoise.measures.decomposition import Pair, PairRates, rates_document
+from equipoise.learning.supervised import Row, examples_of
+from equipoise.measures.decomposition import Pair, PairRates, pair_rates, rates_document
+from equipoise.measures.raking import systematic
 from equipoise.methods.completions import Key, all_keys
 from equipoise.methods.ctrlg.config import CtrlGConfig
-from equipoise.methods.guided import Guided, effective_size, rates_by_pair
+from equipoise.methods.guided import Guided, effective_size, grouped
 from equipoise.methods.prompted import Prompted
 from equipoise.policy import bundled
 from equipoise.policy.config import SamplingConfig
+from equipoise.policy.load import load_policy
+from equipoise.policy.verify import settle
 from equipoise.ppo.config import TrainConfig
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
 from equipoise.runs.files import write_whole
 from equipoise.runs.rows import serialise
 
-Target = Literal["near", "even"]
 SEED = 0
 """Of the sentences and of the choice: the same for every seed of a run."""
 COPIES = 4
@@ -89,7 +105,11 @@ def weighted(task: Task, key: Key, text: str, log_weight: float) -> Weighted:
 
 def rates_of(found: Iterable[Weighted]) -> PairRates:
     """How often the untrained model succeeds with each pair."""
-    return rates_by_pair((each.occupation, each.pair, each.log_weight) for each in found)
+    return pair_rates(_groups(found))
+
+
+def _groups(found: Iterable[Weighted]) -> list[list[tuple[Pair, float]]]:
+    return grouped((each.occupation, each.pair, each.log_weight) for each in found)
 
 
 def forced(writer: Guided, count: int, seed: int) -> list[Weighted]:
@@ -140,10 +160,10 @@ def resample(
 
 def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainConfig:
     """The configuration with the file that its `warm_start_target` stands for, if it has one. What Ctrl-G wrote is kept
-    in the cache folder, for both targets and every run of this model, task and prompt; beside it, `.json` added, the
-    probabilities of the pairs.
+    in the cache folder, for both targets and every run of this model, task and prompt; so are the sentences of the
+    target, and beside them, `.json` added, the probabilities of the pairs.
 
-    Raises UserError, NonFiniteLogits.
+    Raises UserError, NonFiniteLogits, NonFiniteError.
     """
     warm = config.warm_start
     if warm.warm_start_target == "off" or warm.warm_start_file:
@@ -154,33 +174,92 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
     policy = replace(config.policy, tuning="full")
     writer = Guided(policy, CtrlGConfig(), prompt=config.prompt, sampling=sampling, seed=SEED, task=config.task)
     runs = -(-warm.warm_start_pool // len(config.task.names))
-    pool = bundled.cache_folder() / f"pool-{_named(runs, writer.settings, config.task.document())}.csv"
-    wanted = [pool.name, warm.warm_start_target, warm.warm_start_sentences, VERSION]
-    path = pool.with_name(f"{warm.warm_start_target}-{_named(wanted)}.csv")
+    named = [runs, writer.settings, config.task.document()]
+    pool = bundled.cache_folder() / f"pool-{_named(*named)}.csv"
+    wanted: list[Any] = [warm.warm_start_sentences, warm.warm_start_copies, warm.warm_start_target_rounds]
+    wanted += [warm.warm_start_target_samples, warm.warm_start_fluency, asdict(config.policy), VERSION]
+    path = pool.with_name(f"{warm.warm_start_target}-{_named(*named, *wanted)}.csv")
     if not path.is_file():
-        found = _kept(pool, config.task)
-        if found is None:
-            say(f"writing {plural(runs * len(config.task.names), 'sentence')} with Ctrl-G, to choose the target's from")
-            found = write(writer, runs, say)
-            rows = [(each.occupation, each.text, repr(each.log_weight)) for each in found]
-            _put(pool.with_suffix(".csv.json"), json.dumps(rates_document(rates_of(found)), indent=1).encode())
-            _put(pool, serialise([POOL, *rows]))
+        found = _pool(pool, writer, runs, say)
         spare = []
         if warm.warm_start_target == "even":
             Prompted.load(writer, say)
-            spare = forced(writer, 2 * warm.warm_start_sentences, SEED)
+            first = len(found) // FIRST if warm.warm_start_target_rounds else warm.warm_start_sentences
+            spare = forced(writer, 2 * first, SEED)
         writer.unload()
-        chosen = resample(found, warm.warm_start_target, warm.warm_start_sentences, SEED, spare)
-        say(f"{plural(len(chosen.sentences), 'sentence')} chosen, effective sample size {chosen.effective:,.0f}")
-        rows = [(each.occupation, str(i), each.text) for i, each in enumerate(chosen.sentences, start=1)]
-        _put(path, serialise([("Occupation", "RunID", "Text"), *rows]))
+        rates, rows = _of_target(config, writer, found, spare, say)
+        _put(path.with_suffix(".csv.json"), json.dumps(rates_document(rates), indent=1).encode())
+        _put(
+            path,
+            serialise([("Occupation", "RunID", "Text"), *((o, str(i), text) for i, (o, text) in enumerate(rows, 1))]),
+        )
     evaluation = config.evaluation
     if not evaluation.pair_rates:
-        evaluation = replace(evaluation, pair_rates=str(pool.with_suffix(".csv.json")))
+        evaluation = replace(evaluation, pair_rates=str(path.with_suffix(".csv.json")))
     return replace(config, warm_start=replace(warm, warm_start_file=str(path)), evaluation=evaluation)
 
 
-VERSION = 2
+def _pool(pool: Path, writer: Guided, runs: int, say: Callable[[str], None]) -> list[Weighted]:
+    """Ctrl-G's sentences: those that are kept, or new ones, which then are."""
+    found = _kept(pool, writer.task)
+    if found is None:
+        say(f"writing {plural(runs * len(writer.task.names), 'sentence')} with Ctrl-G, for the target to begin with")
+        found = write(writer, runs, say)
+        _put(pool, serialise([POOL, *((each.occupation, each.text, repr(each.log_weight)) for each in found)]))
+    return found
+
+
+def _of_target(
+    config: TrainConfig, writer: Guided, found: list[Weighted], spare: list[Weighted], say: Callable[[str], None]
+) -> tuple[PairRates, list[tuple[str, str]]]:
+    """How often the untrained model succeeds with each pair, and (occupation, text) of sentences of the target."""
+    warm, task = config.warm_start, config.task
+    assert warm.warm_start_target != "off"
+    count = warm.warm_start_sentences
+    if not warm.warm_start_target_rounds:
+        chosen = resample(found, warm.warm_start_target, count, SEED, spare)
+        say(f"{plural(len(chosen.sentences), 'sentence')} chosen, effective sample size {chosen.effective:,.0f}")
+        return rates_of(found), [(each.occupation, each.text) for each in chosen.sentences]
+    chosen = resample(found, warm.warm_start_target, max(1, len(found) // FIRST), SEED, spare)
+    how = Rounds(
+        rounds=warm.warm_start_target_rounds - 1,
+        samples=warm.warm_start_target_samples,
+        learnt=-(-warm.warm_start_target_samples // LEARNT),
+        learning_rate=warm.warm_start_learning_rate,
+        batch_size=warm.warm_start_batch_size,
+        copies=COPIES,
+        seed=SEED,
+    )
+    policy = load_policy(config.policy, task.prompt(config.prompt), value_head=False)
+    prompts, tokens = writer.prompts, config.sampling.max_new_tokens
+    settle(policy, list(prompts.values()), tokens, say)
+    rows = [Row(each.occupation, each.text) for each in chosen.sentences]
+    first = examples_of(rows, policy.tokenizer, task, prompts, policy.stop_ids, "strict").examples
+    author = Author(policy, task, prompts, tokens)
+    samples = learn_towards(author, first, warm.warm_start_target, how, say)
+    rates = pair_rates(_groups(found), *map(groups_of, samples))
+    target, tilt, copies = warm.warm_start_target, warm.warm_start_fluency, warm.warm_start_copies
+    whole = together(samples, target)
+    made = judged(author, whole, target, tilt, CANDIDATES * count, copies, SEED)
+    say(described(figures(made, rates), whole.effective))
+    exponent, shares = softened(whole.found, whole.shares, target, count / 2)
+    if exponent < 1:
+        say(f"chosen by weights to the power {exponent:.2f}: too few sentences carry the target")
+        made = judged(author, whole._replace(shares=shares), target, tilt, CANDIDATES * count, copies, SEED)
+    taken = systematic(made.shares, strata(made.found), count, copies, SEED)
+    examples = [made.found[i].example for i in taken.places]
+    return rates, [(each.occupation, each.text) for each in examples]
+
+
+CANDIDATES = 2
+"""Sentences whose fluency is measured, for each that is chosen."""
+FIRST = 6
+"""The first round learns from the sixth part of what Ctrl-G wrote, by its weights,"""
+LEARNT = 4
+"""and the others from the fourth part of what the policy wrote."""
+
+
+VERSION = 3
 """Raised when other sentences would be chosen."""
 POOL = ("Occupation", "Text", "LogWeight")
 

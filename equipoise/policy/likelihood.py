@@ -34,19 +34,26 @@ def kl_to_reference(
     return torch.cat(ranks.deal(parts, log_ratio))
 
 
-@torch.no_grad()
 def continuation_nll(
     policy: Policy, texts: Sequence[str], occupations: Sequence[str], task: Task, rows: int, ranks: Ranks = ALONE
 ) -> list[float]:
+    """`text_nll` without the texts of which nothing follows the prefix."""
+    return [nll for nll in text_nll(policy, texts, occupations, task, rows, ranks) if nll is not None]
+
+
+@torch.no_grad()
+def text_nll(
+    policy: Policy, texts: Sequence[str], occupations: Sequence[str], task: Task, rows: int, ranks: Ranks = ALONE
+) -> list[float | None]:
     """Negative log-likelihood under the reference model, nats per token, of what follows the task's prefix (such as
-    `The X was`) in each text, `rows` texts at a time, dealt out to the ranks.
+    `The X was`) in each text, `rows` texts at a time, dealt out to the ranks. None where nothing follows.
 
     The text stands alone, without chat template or instruction: how natural it is in itself, not how well it follows a
-    prompt. Texts of which nothing follows are left out.
+    prompt.
     """
-    prompts, completions = [], []
-    starts = {name: list(policy.tokenizer(task.prefix(name))["input_ids"]) for name in set(occupations)}
-    for text, occupation in zip(texts, occupations, strict=True):
+    prompts, completions, places = [], [], []
+    starts = {o: list(policy.tokenizer(task.prefix(o))["input_ids"]) for o in set(occupations)}
+    for place, (text, occupation) in enumerate(zip(texts, occupations, strict=True)):
         ids, start = list(policy.tokenizer(text)["input_ids"]), starts[occupation]
         # Where the text continues within the prefix's last token, that token belongs to what follows.
         shared = next(
@@ -55,12 +62,16 @@ def continuation_nll(
         if 0 < shared < len(ids):
             prompts.append(ids[:shared])
             completions.append(ids[shared:])
+            places.append(place)
+    found: list[float | None] = [None] * len(texts)
     if not completions:
-        return []
+        return found
     rollout = rollout_of(prompts, completions)
     parts = _parts(rollout, rows)
     total_B = torch.cat(ranks.deal(parts, lambda part: _summed(policy, part, 1.0, True, len(parts))))
-    return (-total_B / rollout.lengths_B).tolist()
+    for place, nll in zip(places, (-total_B / rollout.lengths_B).tolist(), strict=True):
+        found[place] = nll
+    return found
 
 
 @torch.no_grad()

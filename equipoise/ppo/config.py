@@ -22,9 +22,11 @@ class DiversityConfig:
     """Largest bonus of a sentence, and the most one whose terms are overused can lose. 0 turns it off."""
     diversity_window: int = 1024
     """Compliant sentences over which frequencies are counted."""
-    diversity_on: Literal["terms", "pairs", "both"] = "terms"
+    diversity_on: Literal["terms", "pairs", "both", "even"] = "terms"
     """What has to be rare: `terms` of any class, `pairs` (combinations of a term of each class), or the mean of
-    `both`."""
+    `both`, among the last compliant sentences. `even`: a sentence of strict success gets the weight times log w(pair),
+    nats that are raised or lowered until all pairs come alike; they begin at --pair-rates where these are given. With
+    the weight of --kl-coef that is what evenness costs, and nothing is wasted on it."""
     opening_weight: float = 0.0
     """What a compliant sentence would lose if all others began as it does: the first two words after the frame, terms
     masked. It loses in proportion to their share. 0 turns it off."""
@@ -257,6 +259,9 @@ class TrainConfig:
     strict_bonus: float = 0.0
     """Added to the training reward of a sentence of strict success: every class, a length within the bounds, one
     complete sentence. Not part of the protocol's reward."""
+    fluency_weight: float = 0.0
+    """Taken off the training reward for each nat per token that the untrained model needs for the sentence by itself,
+    without the prompt. Not part of the protocol's reward."""
     scoring: Literal["packed", "padded"] = "packed"
     """`packed` shares the tokens that prompts have in common; `padded` is its plain twin, one row per completion."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)

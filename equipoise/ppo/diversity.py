@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
+from equipoise.measures.decomposition import PairRates
 from equipoise.ppo.config import DiversityConfig
+from equipoise.ppo.even import EvenPairs
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import Task
 
@@ -26,7 +28,10 @@ class Written(NamedTuple):
 class TermWindow:
     """Terms of the last `diversity_window` compliant sentences, and the bonus they imply."""
 
-    def __init__(self, config: DiversityConfig, task: Task) -> None:
+    def __init__(self, config: DiversityConfig, task: Task, rates: PairRates | None = None) -> None:
+        """`rates`: how often the untrained model succeeds with each pair, for `diversity_on` "even" to begin with."""
+        even = config.diversity_on == "even"
+        self.even = EvenPairs(task.pair_count, config.diversity_window, rates) if even else None
         self.config = config
         self.task = task
         self.window: deque[Written] = deque(maxlen=config.diversity_window)
@@ -39,15 +44,20 @@ class TermWindow:
         (Laplace), and log(uniform share / f) / log(list length) is its rarity: 0 at even use, 1 at most, below 0 when
         overused. The bonus is weight × the mean rarity over the classes, limited to ±weight. Commonest rather than
         mean: adding a rare term to an overused one must not pay. The rarity of a pair (a combination of a term of each
-        class) is the same over all possible pairs. The malus of the opening is added.
+        class) is the same over all possible pairs. With "even" it is the weight times what `EvenPairs` pays, for strict
+        success alone, without limits. The malus of the opening is added.
         """
-        weight = self.config.diversity_weight
         return [
-            weight * max(-1.0, min(1.0, self._rarity(reward))) - self._opening_malus(reward, occupation)
+            self.config.diversity_weight * self._worth(reward) - self._opening_malus(reward, occupation)
             if reward.complete
             else 0.0
             for reward, occupation in zip(rewards, occupations, strict=True)
         ]
+
+    def _worth(self, reward: Reward) -> float:
+        if self.even is None:
+            return max(-1.0, min(1.0, self._rarity(reward)))
+        return self.even.paid(reward.first) if reward.first is not None and self.task.strict(reward.text) else 0.0
 
     def _rarity(self, reward: Reward) -> float:
         sizes = self.task.lexicon.sizes
@@ -79,11 +89,17 @@ class TermWindow:
             written = Written(reward.terms, self.task.opening(reward.text, occupation))
             self.window.append(written)
             self.counts.update(_counted(written))
+        if self.even is not None:
+            self.even.add(r.first for r in rewards if r.first is not None and self.task.strict(r.text))
 
-    def state(self) -> list[list[Any]]:
-        return [[[list(terms) for terms in w.terms], w.opening] for w in self.window]
+    def state(self) -> Any:
+        written = [[[list(terms) for terms in w.terms], w.opening] for w in self.window]
+        return written if self.even is None else {"written": written, "even": self.even.state()}
 
-    def load_state(self, state: Sequence[Sequence[Any]]) -> None:
+    def load_state(self, state: Any) -> None:
+        if self.even is not None:
+            self.even.load_state(state["even"])
+            state = state["written"]
         self.window.clear()
         for *terms, start in state:
             # Either one list of lists, or, of a version that knew two classes only, a list for each.

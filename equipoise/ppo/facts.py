@@ -30,6 +30,7 @@ def facts(config: TrainConfig, steps: int, kl_coef: float, *, warmed: bool) -> s
         f"bonus for strict success {config.strict_bonus:g}" if config.strict_bonus else "",
         f"diversity bonus {diversity.diversity_weight:g}" if diversity.diversity_weight else "",
         f"malus for common openings {diversity.opening_weight:g}" if diversity.opening_weight else "",
+        f"malus for a nat per token {config.fluency_weight:g}" if config.fluency_weight else "",
         f"penalty for cut-off sentences {config.missing_eos_penalty:g}" if config.missing_eos_penalty else "",
         "other weights of the reward than the protocol's" if config.reward != PROTOCOL_WEIGHTS else "",
     ]

@@ -17,14 +17,12 @@ MEASURED = EvaluationConfig(base_samples=20_000, eval_sentences=260, final_sente
 # One pass over many sentences: several over few made loops of them (docs/LOG.md).
 NEAR = WarmStartConfig(
     warm_start_target="near",
-    warm_start_sentences=10_000,
-    warm_start_candidates=3,
-    warm_start_keep="conditional",
-    warm_start_rounds=2,
+    warm_start_pool=60_000,
+    warm_start_sentences=40_000,
+    warm_start_copies=4,
     warm_start_batch_size=64,
     warm_start_epochs=1,
     warm_start_learning_rate=1e-4,
-    warm_start_budget=60_000,
 )
 # Larger batches and fewer epochs than the guide's: the nearer the optimum, the more of a gradient is noise.
 TARGETED = PPOConfig(
@@ -34,7 +32,7 @@ TARGETED = PPOConfig(
     ppo_epochs=2,
     learning_rate=1e-5,
     warmup_steps=5,
-    decay_steps=130,
+    decay_steps=60,
     kl_coef=0.1,
     average_weights=0.95,
 )
@@ -42,7 +40,7 @@ TARGETED = PPOConfig(
 NEAR_PRESET = TrainConfig(
     preset="near",
     prompt="describe",
-    steps=130,
+    steps=60,
     strict_bonus=1.0,
     policy=PolicyConfig(model="bundled", tuning="full"),
     reward=RewardWeights(bonus_per_term=0.0),
@@ -101,20 +99,18 @@ PRESETS = {
         evaluation=replace(MEASURED, eval_sentences=500),
         run=RunConfig(save_every=25, sample_every=25, keep_checkpoints=3),
     ),
-    # Nearest: what the untrained model writes where it succeeds, and as it does. Ctrl-G writes that and its weights
-    # choose; the policy learns it, then what it writes itself is resampled once more, and PPO does the rest with a
-    # reward that only tells success from failure: anything else that is paid for is waste.
+    # Nearest: what the untrained model writes where it succeeds, and as it does. Rounds of importance sampling give
+    # such sentences, the policy learns them, and a little PPO does the rest with a reward that only tells success from
+    # failure: anything else that is paid for is waste.
     "near": NEAR_PRESET,
-    # Even: all pairs alike, and otherwise as near as that allows. The bonus for rare pairs stands in a fixed proportion
-    # to the price of a nat: where it pays a ln-unit of rarity r nats, the pairs of the optimum are p^(1/(1+r)), p being
-    # those of the untrained model; here r = 13. At 4.3 PPO lost half of them on the way (docs/LOG.md).
+    # Even: all pairs alike, and otherwise as near as that allows. What a pair is paid for being rare is exactly what it
+    # costs at the price of a nat, so that evenness neither is lost nor overdone.
     "even": replace(
         NEAR_PRESET,
         preset="even",
-        steps=120,
-        warm_start=replace(NEAR, warm_start_target="even", warm_start_keep="even", warm_start_copies=4),
-        diversity=DiversityConfig(diversity_weight=3.0, diversity_on="pairs", diversity_window=2048),
-        ppo=replace(TARGETED, learning_rate=8e-6, decay_steps=120, kl_coef=0.05),
+        strict_bonus=1.5,
+        warm_start=replace(NEAR, warm_start_target="even"),
+        diversity=DiversityConfig(diversity_weight=TARGETED.kl_coef, diversity_on="even"),
     ),
     # Minutes on two cores, and PPO does the work: a short warm start makes both classes findable (about one sentence in
     # four has them after it), and the reward rises from there. A larger learning rate than `varied` has, since adapters

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equipoise.measures.decomposition import PairRates
 from equipoise.policy.memory import RowLimit
 from equipoise.ppo import maths
 from equipoise.ppo.base import BaseRates, distance
@@ -61,10 +62,12 @@ class State:
     """Whether the evaluation that is due at this step is still to be made: a function of the user's failed in it."""
 
     @classmethod
-    def begin(cls, config: TrainConfig, limit: RowLimit, leaked: Sequence[str] = ()) -> "State":
-        """`leaked`: the terms in the prompt, for the watch."""
+    def begin(
+        cls, config: TrainConfig, limit: RowLimit, leaked: Sequence[str] = (), rates: PairRates | None = None
+    ) -> "State":
+        """`leaked`: the terms in the prompt, for the watch; `rates`: of the untrained model's pairs, for the bonus."""
         generator = torch.Generator().manual_seed(config.seed)
-        window, watch = TermWindow(config.diversity, config.task), Watch(config.watch, config.task, leaked)
+        window, watch = TermWindow(config.diversity, config.task, rates), Watch(config.watch, config.task, leaked)
         recent = Window(RECENT * config.ppo.batch_size)
         return cls(0, config.ppo.kl_coef, window, generator, limit, config.diversity, watch, recent)
 

@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
+from equipoise.policy.likelihood import text_nll
 from equipoise.policy.load import Policy
 from equipoise.policy.prompt import sentences_of
 from equipoise.policy.rollout import Rollout
@@ -160,7 +161,17 @@ def reward_sentences(training: Training, rollout: Rollout, occupations: Sequence
     base_B = torch.tensor([r.reward for r in rewards] if own is None else own)
     strict_B = torch.tensor([config.strict_bonus * task.strict(text) for text in texts])
     paid_B = base_B + bonus_B + strict_B - config.missing_eos_penalty * ~rollout.finished_B
+    if config.fluency_weight:
+        paid_B = paid_B - config.fluency_weight * _unnatural(training, texts, occupations)
     return Rewarded(rewards, paid_B, bonus_B, own)
+
+
+def _unnatural(training: Training, texts: Sequence[str], occupations: Sequence[str]) -> Tensor:
+    """(B,) `text_nll`; a text of which nothing follows the frame is as unnatural as the worst of the batch."""
+    policy, task, ranks = training.policy, training.config.task, training.ranks
+    found = training.state.limit.run(policy, lambda rows: text_nll(policy, texts, occupations, task, rows, ranks))
+    worst = max((nll for nll in found if nll is not None), default=0.0)
+    return torch.tensor([worst if nll is None else nll for nll in found])
 
 
 Launched = list[tuple[Tensor, Tensor]]

@@ -192,7 +192,8 @@ class Trainer:
         Raises Stopped where a signal ends the measuring."""
         config, run, policy = self.config, self.run, self.load()
         leaked = leaked_terms(policy.tokenizer, config.task.prompt(config.prompt), config.task, config.system)
-        state = State.begin(config, RowLimit(config.ppo.micro_batch_size, run.log.say), leaked)
+        rates = self.ranks.first_does(lambda: read_pair_rates(config.evaluation.pair_rates))
+        state = State.begin(config, RowLimit(config.ppo.micro_batch_size, run.log.say), leaked, rates)
         optimizer = new_optimizer(config, policy, self.ranks)
         training = Training(config, policy, optimizer, state, self.prompts.ids, self.functions, self.ranks)
         if run.resumed is not None:

@@ -21,7 +21,15 @@ class WarmStartConfig:
     pairs of terms alike. Ctrl-G writes them, and its importance weights choose among them; they are kept for the next
     run of this model, task and prompt. Takes the place of the first round of --warm-start."""
     warm_start_pool: int = 100_000
-    """Sentences of Ctrl-G among which those of the target are chosen."""
+    """Sentences of Ctrl-G among which the first of the target are chosen."""
+    warm_start_target_rounds: int = 3
+    """Rounds in which a policy learns the target's sentences and writes others, among which its importance weights
+    choose again; with 0 all are Ctrl-G's."""
+    warm_start_target_samples: int = 100_000
+    """Sentences that are written in each of these rounds."""
+    warm_start_fluency: float = 0.0
+    """The target has a factor exp(−this × a sentence's nats per token under the untrained model) more: sentences are
+    more fluent, at the price of some KL."""
     warm_start_copies: int = 1
     """A sentence of the file is learnt as often as it stands there, but no more often than this."""
     warm_start_sentences: int = 256
@@ -81,6 +89,13 @@ class WarmStartConfig:
                 f"warm-start-pool {self.warm_start_pool} is less than the {self.warm_start_sentences} sentences that "
                 "--warm-start-sentences asks for: raise the first or lower the second"
             )
+        if self.warm_start_target_rounds < 0 or self.warm_start_target_samples < BATCH:
+            raise UserError(
+                f"warm-start-target-rounds {self.warm_start_target_rounds} must be 0 (Ctrl-G's sentences alone) or "
+                f"more, and warm-start-target-samples {self.warm_start_target_samples} at least {BATCH}"
+            )
+        if self.warm_start_fluency < 0:
+            raise UserError(f"warm-start-fluency {self.warm_start_fluency} must be 0 (none) or more")
         if self.warm_start_epochs < 1 or self.warm_start_learning_rate <= 0:
             raise UserError(
                 f"warm-start-epochs {self.warm_start_epochs} must be at least 1 and warm-start-learning-rate "

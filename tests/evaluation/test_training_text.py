@@ -41,6 +41,7 @@ FOREIGN = TrainConfig(
     holdout=True,
     system="Be brief.",
     missing_eos_penalty=0.25,
+    fluency_weight=0.2,
     reward=RewardWeights(length_penalty=0.3),
     ppo=PPOConfig(ppo_epochs=3, ref_kl_target=6.0, value_warmup_steps=2),
     diversity=DiversityConfig(opening_weight=0.125),
@@ -66,6 +67,7 @@ def test_every_option_in_force_is_named_and_none_that_was_not(config: TrainConfi
         assert fact in text, fact
     lora = f"LoRA adapters on linear layers were trained (rank {config.policy.lora_rank}"
     best = config.evaluation.export == "best" and config.evaluation.eval_sentences > 0
+    dual = diversity.diversity_on == "even"
     # What is said of an option, and whether the option was in force.
     for words, in_force in {
         "system message": bool(config.system),
@@ -84,7 +86,9 @@ def test_every_option_in_force_is_named_and_none_that_was_not(config: TrainConfi
         f"epochs {warm.warm_start_epochs}, batch {warm.warm_start_batch_size}, learning rate "
         f"{warm.warm_start_learning_rate} at most": warm.wanted,
         f"a bonus of {config.strict_bonus} for strict success": config.strict_bonus > 0,
-        f"a diversity bonus of at most ±{diversity.diversity_weight}": diversity.diversity_weight != 0,
+        f"a diversity bonus of at most ±{diversity.diversity_weight}": diversity.diversity_weight != 0 and not dual,
+        f"for strict success {diversity.diversity_weight} × nats that were raised": dual,
+        f"a malus of {config.fluency_weight} for each nat": config.fluency_weight > 0,
         f"a malus of at most {diversity.opening_weight}": diversity.opening_weight > 0,
         f"a penalty of {config.missing_eos_penalty} for": config.missing_eos_penalty > 0,
         "differ from the protocol’s": config.reward != RewardWeights(),
@@ -154,6 +158,14 @@ def test_a_target_and_where_the_kl_is_charged_for_are_told() -> None:
     )
     assert "are kept resampled towards what the untrained model writes, of each pair" in text and "x.csv" not in text
     assert "KL charged for exactly over the vocabulary" in text
+    assert (
+        "sentences of Ctrl-G and then, in 3 rounds of 100,000 sentences, of a policy that learnt them, resamp" in text
+    )
+    assert "exp(" not in text
+    other = WarmStartConfig(warm_start_target="even", warm_start_target_rounds=0, warm_start_fluency=1.5)
+    text = told(TrainConfig(warm_start=other, diversity=DiversityConfig(0.1, diversity_on="even")))
+    assert "sentences of Ctrl-G, resampled by" in text and "in proportion to exp(−1.5 × its nats per token)" in text
+    assert "for strict success 0.1 × nats that were raised or lowered for each pair until all came alike" in text
     plain = told(TrainConfig(warm_start=WarmStartConfig(warm_start_target="near", warm_start_file="x.csv")))
     assert "where it succeeds strictly (" in plain and "KL charged for" not in plain
 

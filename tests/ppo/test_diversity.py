@@ -1,14 +1,18 @@
 """The frequency bonus: numbers by hand, and what may not change it."""
 
+import json
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from equipoise.errors import UserError
+from equipoise.measures.decomposition import PairRates, Rate
 from equipoise.ppo.config import DiversityConfig
 from equipoise.ppo.diversity import TermWindow
+from equipoise.ppo.even import ASCENT, DAMPING, LEAST, EvenPairs
 from equipoise.protocol.lexicon import TermClass
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import PROTOCOL
@@ -34,6 +38,60 @@ def window(weight: float = 0.1, size: int = 1024, *history: str) -> TermWindow:
     made = Nurses(DiversityConfig(weight, size), PROTOCOL)
     made.add(rewards(*history))
     return made
+
+
+RATES = PairRates({("bold", "caring"): Rate(0.009, 0.0), ("bold", "loyal"): Rate(0.001, 0.0)}, 1e-6, 100)
+
+
+def test_with_even_strict_success_is_paid_what_its_pair_is_worth_and_nothing_else() -> None:
+    made = Nurses(DiversityConfig(0.1, diversity_on="even"), PROTOCOL, RATES)
+    sentences = (
+        "The nurse was a bold and caring woman at work.",
+        "The nurse was a bold and loyal woman at work.",
+        "The nurse was a confident and loyal woman at work.",  # one of the 98 pairs that are not known
+        "The nurse was bold and loyal",  # too short, and no sentence
+        "The nurse was a loyal woman in all of her work.",
+    )
+    logs = [-math.log(0.9), -math.log(0.1), -math.log(LEAST)]
+    mean = (logs[0] + logs[1] + 98 * logs[2]) / 100
+    expected = [0.1 * (x - mean) for x in logs]
+    assert made.bonuses(rewards(*sentences)) == pytest.approx([*expected, 0, 0])
+    made.add(rewards(*sentences))
+    # Three successes with three pairs: each has (1 + 1)/(3 + 100) of the window, the others 1/103.
+    off = [-math.log(100 * n / 103) for n in (2, 1)]
+    moved = [ASCENT * off[0] + DAMPING * off[0] + x for x in logs]
+    shift = mean + ASCENT * (3 * off[0] + 97 * off[1]) / 100
+    # The third was one of the unknown ones, and has a multiplier of its own from now on.
+    assert made.bonuses(rewards(*sentences)[:3]) == pytest.approx([0.1 * (x - shift) for x in moved])
+    again = Nurses(DiversityConfig(0.1, diversity_on="even"), PROTOCOL)
+    again.load_state(json.loads(json.dumps(made.state())))
+    assert again.bonuses(rewards(*sentences)) == made.bonuses(rewards(*sentences))
+    assert again.even is not None and made.even is not None and again.even.counts == made.even.counts
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_pairs_become_even_at_what_they_cost_whatever_it_was_thought_to_be(wrong: bool) -> None:
+    """A policy that goes a tenth of the way, in logs, to the best answer to what it is paid, p·exp(paid), as PPO does
+    at the price of a nat. The untrained model has 25 pairs over nine nats; of every other one too few are known of."""
+    p = {("bold", f"{i:02}"): math.exp(-i * 9 / 24) for i in range(25)}
+    total = sum(p.values())
+    p = {pair: x / total for pair, x in p.items()}
+    known = {pair: Rate(1e-3 * x * math.exp(-6 * (i % 2) * wrong), 0.0) for i, (pair, x) in enumerate(p.items())}
+    even = EvenPairs(25, 1000, PairRates(known, 1e-9, 100))
+    policy = {pair: 1 / 25 for pair in p}
+    generator = random.Random(0)
+    for step in range(400):
+        best = {pair: math.log(x) + even.paid(pair) for pair, x in p.items()}
+        policy = {pair: math.exp(0.9 * math.log(policy[pair]) + 0.1 * best[pair]) for pair in p}
+        total = sum(policy.values())
+        policy = {pair: x / total for pair, x in policy.items()}
+        effective = math.exp(-sum(x * math.log(x) for x in policy.values()))
+        assert effective > 8, step  # never near collapse
+        even.add(generator.choices(list(policy), list(policy.values()), k=250))
+    assert effective > 24
+    mean = sum(map(math.log, p.values())) / 25
+    for pair, x in p.items():
+        assert even.multipliers[pair] == pytest.approx(mean - math.log(x), abs=0.6)
 
 
 def test_in_an_empty_window_every_term_is_as_rare_as_any_other_and_earns_nothing() -> None:

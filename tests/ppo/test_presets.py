@@ -104,6 +104,8 @@ def test_targets_are_paid_for_success_alone_and_begin_with_ctrl_gs_sentences(nam
     assert config.warm_start.warm_start_target == name and config.warm_start.warm_start_epochs == 1
     assert config.ppo.decay_steps == config.steps and config.warm_start.wanted
     assert (config.diversity.diversity_weight > 0) == (name == "even")
+    if name == "even":  # the price of a nat: what makes evenness the optimum
+        assert config.diversity.diversity_weight == config.ppo.kl_coef and config.diversity.diversity_on == "even"
 
 
 @pytest.mark.parametrize("name", ["guide", "bundled-gpu"])
