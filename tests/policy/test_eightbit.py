@@ -136,23 +136,23 @@ def test_rows_are_rotated_by_hadamard_matrices(width: int, group: int) -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(5, 272), (2, 3, 272), (5, 24)])
+@pytest.mark.parametrize("shape", [(2, 272), (2, 3, 24)])
 def test_a_rotated_layer_multiplies_integers_and_its_gradient_takes_the_way_back_in_fp8(
     bias: bool, shape: tuple[int, ...]
 ) -> None:
     torch.manual_seed(0)
     width, group = shape[-1], 16 if shape[-1] == 272 else 1
-    linear, x = nn.Linear(width, 40, bias=bias), torch.randn(shape, requires_grad=True)
+    linear, x = nn.Linear(width, 6, bias=bias), torch.randn(shape, requires_grad=True)
     layer = EightBitLinear(linear, ROTATED)
     w, scale = by_hand(turned(linear.weight.detach(), group), torch.int8)
     q, each = by_hand(turned(x.detach().reshape(-1, width), group), torch.int8)
     expected = (q.double() @ w.double().T) * each[:, None] * (scale / group)
     out = layer(x)
     expected = expected + (linear.bias.detach() if bias else 0)
-    torch.testing.assert_close(out.detach().reshape(-1, 40).double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(out.detach().reshape(-1, 6).double(), expected, rtol=1e-5, atol=1e-6)
     upstream = torch.randn(out.shape)
     (out * upstream).sum().backward()
-    q, each = by_hand(upstream.reshape(-1, 40) * scale / group, FP8)
+    q, each = by_hand(upstream.reshape(-1, 6) * scale / group, FP8)
     coarse = torch.tensor([[math.copysign(nearest(abs(v), e4m3()), v) for v in row] for row in w.tolist()])
     assert x.grad is not None
     wanted = turned((q.double() @ coarse.double()).float(), group) * each[:, None]
