@@ -3,10 +3,10 @@
     equipoise sweep benchmarks/algorithms.yaml --output-dir algorithms --jobs 24 --keep nothing
     python benchmarks/algorithms.py algorithms --output docs/algorithms.csv
 
-prints the table of docs/FRONTIER.md, and writes a row a run with --output. Given that .csv in place of folders, it
-reads it. "Reward" is the mean of the last 20 steps; "0.9 at step" the first whose last 10 steps have that mean reward;
-the shares, pairs and KL are those of the closing summary's sentences; seconds are those of training alone, on whatever
-ran beside it.
+prints the table of docs/FRONTIER.md, and writes a row a run with --output. Such a .csv may stand among the folders, or
+in their place: of a run that is in several the last counts. --whole 400 leaves out runs of fewer steps. "Reward" is the
+mean of the last 20 steps; "0.9 at step" the first whose last 10 steps have that mean reward; the shares, pairs and KL
+are those of the closing summary's sentences; seconds are those of training alone, on whatever ran beside it.
 """
 
 import argparse
@@ -73,6 +73,18 @@ def read_csv(path: Path) -> list[Row]:
         ]
 
 
+def joined(sources: list[Path], whole: int = 0) -> list[Row]:
+    """The runs of folders and .csv files, each once, as its last source has it; without those of fewer steps than
+    `whole`. In the order of their settings' first appearance and their seeds."""
+    found: dict[tuple[str, str], Row] = {}
+    for source in sources:
+        for row in read_csv(source) if source.suffix == ".csv" else read_runs([source]):
+            found[row["setting"], row["seed"]] = row
+    settings = list(dict.fromkeys(setting for setting, _ in found))
+    kept = [row for row in found.values() if row["steps"] >= whole]
+    return sorted(kept, key=lambda row: (settings.index(row["setting"]), int(row["seed"])))
+
+
 def cell(rows: list[Row], key: str) -> str:
     """Mean and range over the runs that have the number; how many, where not all do."""
     _, form, factor = COLUMNS[key]
@@ -98,10 +110,11 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("sweeps", nargs="+", type=Path, help="folders of sweeps, or one .csv written before")
+    parser.add_argument("sweeps", nargs="+", type=Path, help="folders of sweeps, and .csv files written before")
     parser.add_argument("--output", type=Path, help="where a row a run is written, as .csv")
+    parser.add_argument("--whole", type=int, default=0, help="leave out runs of fewer steps")
     given = parser.parse_args()
-    rows = read_csv(given.sweeps[0]) if given.sweeps[0].suffix == ".csv" else read_runs(given.sweeps)
+    rows = joined(given.sweeps, given.whole)
     if given.output and rows:
         with given.output.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")

@@ -8,9 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from scipy.special import expit
 
+from equipoise.evaluation.association import Mentions, of_deviation
 from equipoise.evaluation.diversity import entropy
 from equipoise.evaluation.intervals import Array, Resamples, clustered_wilson, jackknife, median, two_level
+from equipoise.evaluation.mixed_logit import mixed_logit
 from equipoise.evaluation.significance import sign_flip
 
 Draw = Callable[[np.random.Generator], Array]
@@ -133,6 +136,48 @@ def of_effective(shares: Array, alike: float, times: int, rng: np.random.Generat
     return held / times
 
 
+SPREADS: dict[str, tuple[Draw, float]] = {
+    "normal": (lambda rng: rng.normal(0, 1, 20), 1.0),
+    "normal, 5 occupations": (lambda rng: rng.normal(0, 1, 5), 1.0),
+    "Laplace": (lambda rng: rng.laplace(0, 1, 20), 2**0.5),
+    "exponential": (lambda rng: rng.exponential(1, 20), 1.0),
+}
+
+
+def of_spreads(draw: Draw, truth: float, times: int, rng: np.random.Generator) -> float:
+    """Jackknife of the logarithm of a standard deviation over occupations."""
+    found = [of_deviation(draw(rng)) for _ in range(times)]
+    return sum(each is not None and each.low <= truth <= each.high for each in found) / times
+
+
+def of_log_odds(holds: float, share: float, times: int, rng: np.random.Generator, n: int = 250) -> float:
+    """Delta, of each of ten occupations that are alike: a sentence holds a term with probability `holds`, of the class
+    with probability `share`, and three in ten of those hold one of either side."""
+    truth = float(np.log((share + 0.3 * (1 - share)) / (1 - share + 0.3 * share)))
+    held = 0
+    for _ in range(times):
+        some, first, both = (rng.random(10 * n) < p for p in (holds, share, 0.3))
+        x_N, y_N = (some & (own | both) for own in (first, ~first))
+        own = Mentions(x_N.astype(float), y_N.astype(float), np.repeat(np.arange(10), n), 10)
+        held += sum(each.low <= truth <= each.high for each in own.intervals())
+    return held / (10 * times)
+
+
+def of_mixed_logits(count: int, times: int, rng: np.random.Generator, n: int = 250) -> tuple[float, float]:
+    """Of equal methods: how often the interval of the log-odds holds 0, and how often the test rejects."""
+    held = rejected = 0
+    for _ in range(times):
+        u, v = rng.normal(0, 1, count), rng.normal(0, 0.5, count)
+        successes = rng.binomial(n, expit(np.stack([u + v / 2, u - v / 2], 1))).astype(float)
+        found = mixed_logit(successes, np.full((count, 2), float(n)))
+        assert found is not None
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= 0 <= found.high
+        rejected += found.p <= 0.05
+    return held / times, rejected / times
+
+
 def lines(times: int, seed: int = 0) -> Iterator[str]:
     rng = np.random.default_rng(seed)
     for name, (draw, n, truth) in SHARES.items():
@@ -146,6 +191,13 @@ def lines(times: int, seed: int = 0) -> Iterator[str]:
         yield f"difference of equal methods, occupations ± {between}: {covered:.1%}; rejected {rejected:.1%}"
     for name, (shares, alike) in PAIRS.items():
         yield f"effective pairs, {name}: {of_effective(shares, alike, times, rng):.1%}"
+    for name, (draw, truth) in SPREADS.items():
+        yield f"spread, {name}: {of_spreads(draw, truth, 5 * times, rng):.1%}"
+    for holds, share in ((0.05, 0.1), (0.2, 0.3), (1.0, 0.5)):
+        yield f"log-odds, {holds:.0%} hold a term: {of_log_odds(holds, share, times, rng):.1%}"
+    for count in (20, 5):
+        covered, rejected = of_mixed_logits(count, times, rng)
+        yield f"mixed logit of equal methods, {count} occupations: {covered:.1%}; rejected {rejected:.1%}"
 
 
 if __name__ == "__main__":

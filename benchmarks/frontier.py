@@ -8,7 +8,11 @@ place of folders, it draws from that. The excess is KL(π‖π_ref) of the closi
 their strict success, whose base rate p₀ does not come from the runs (too rare there): --base-rate, --base-low and
 --base-high are estimate and 95 % interval, by default those of Ctrl-G's importance weights (benchmarks/RESULTS.md).
 With --pairs, a costs file of Ctrl-G or the record beside its sentences, the KL of every run whose summary has the
-outcomes of its sentences is split into compliance, variety and waste, and the plot shows what no run can reach.
+outcomes of its sentences is split into compliance, variety and waste, and a second plot, …-waste.svg, shows that and
+what no run can reach. Its .csv then holds the boundary too, as rows of the setting `least`: drawing from it needs no
+--pairs. docs/waste.csv is such a one, and docs/waste.svg its plot:
+
+    python benchmarks/frontier.py docs/waste.csv --waste docs/waste.svg
 """
 
 import argparse
@@ -19,6 +23,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rcParams
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -102,13 +107,26 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def plot_spent(rows: list[Row], pairs: PairRates, path: Path) -> None:
+LEAST = "least"
+"""The setting of rows that say what so much variety costs at the least."""
+
+
+def boundary(pairs: PairRates) -> list[Row]:
+    """What no policy can be below, from one pair to all of them alike, as rows."""
+    curve = [(1.0, 0.0), *least_variety(pairs)]
+    return [
+        {"setting": LEAST, "seed": str(i), "effective_pairs": round(x, 3), "variety": round(y, 4)}
+        for i, (x, y) in enumerate(curve)
+    ]
+
+
+def plot_spent(rows: list[Row], least: list[Row], path: Path) -> None:
     """KL beyond compliance's over effective pairs, and waste over them; what no policy can reach is grey."""
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     FigureCanvasSVG(figure)
     left, right = figure.subplots(1, 2)
-    curve = [(1.0, 0.0), *least_variety(pairs)]
-    left.fill_between(*zip(*curve, strict=True), -1, color="0.88", linewidth=0)
+    curve = [(float(row["effective_pairs"]), float(row["variety"])) for row in least]
+    left.fill_between(*zip(*curve, strict=True), -1, color="0.88", linewidth=0, label="not reachable")
     left.plot(*zip(*curve, strict=True), color="black", linewidth=1.2)
     for number, (setting, own) in enumerate(by_setting([row for row in rows if "waste" in row]).items()):
         colour, mark, x = f"C{number % 10}", "os^vDP*X<>"[number % 10], [float(row["effective_pairs"]) for row in own]
@@ -119,8 +137,11 @@ def plot_spent(rows: list[Row], pairs: PairRates, path: Path) -> None:
         right.vlines(x, [float(r["waste_low"]) for r in own], [float(r["waste_high"]) for r in own], color=colour)
         right.scatter(x, wasted, s=28, color=colour, marker=mark, linewidths=0)
     left.set(xlabel="effective pairs of 100", ylabel="nats beyond compliance, per sentence", ylim=(-0.5, None))
-    right.set(xlabel="effective pairs of 100", ylabel="waste, nats per sentence")
+    right.set(xlabel="effective pairs of 100", ylabel="waste, nats per sentence", ylim=(-0.5, None))
     right.axhline(0, color="black", linewidth=1.2)
+    right.axhspan(-0.5, 0, color="0.88", linewidth=0)
+    for axes in (left, right):
+        axes.set(xlim=(0, None))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(
@@ -162,20 +183,25 @@ def main() -> None:
     parser.add_argument("--base-low", type=float, default=BASE_LOW)
     parser.add_argument("--base-high", type=float, default=BASE_HIGH)
     parser.add_argument("--pairs", default="", help="how often the untrained model succeeds with each pair")
+    parser.add_argument("--waste", type=Path, help="where the second plot goes; by default beside the first")
     given = parser.parse_args()
+    rcParams["svg.hashsalt"] = "equipoise"  # so that equal data make equal files
     pairs = read_pair_rates(given.pairs)
     is_csv = given.sweeps[0].suffix == ".csv"
-    runs = read_csv(given.sweeps[0]) if is_csv else read_runs(given.sweeps, pairs)
+    found = read_csv(given.sweeps[0]) if is_csv else read_runs(given.sweeps, pairs)
+    runs = [row for row in found if row["setting"] != LEAST]
+    least = [row for row in found if row["setting"] == LEAST] if pairs is None else boundary(pairs)
     rows = with_excess(runs, given.base_rate)
+    waste = given.waste or (given.output and given.output.with_name(given.output.name + "-waste.svg"))
+    if waste and least and any("waste" in row for row in rows):
+        plot_spent(rows, least, waste)
     if given.output:
         if not is_csv:
             with given.output.with_suffix(".csv").open("w", newline="") as file:
                 writer = csv.DictWriter(file, list(max(runs, key=lambda row: len(row))), lineterminator="\n")
                 writer.writeheader()
-                writer.writerows(runs)
+                writer.writerows([*runs, *least])
         plot(rows, given.output.with_suffix(".svg"))
-        if pairs is not None and any("waste" in row for row in rows):
-            plot_spent(rows, pairs, given.output.with_name(given.output.name + "-waste.svg"))
     print(table(rows))
     print()
     ends = [with_excess(runs, rate) for rate in (given.base_low, given.base_high)]

@@ -32,7 +32,7 @@ from equipoise.evaluation.plots import figure_of
 from equipoise.evaluation.results import Evaluation
 from equipoise.protocol.reward import RewardWeights
 from equipoise.protocol.task import PROTOCOL, Task, read_task
-from equipoise.protocol.task_checks import nearest
+from equipoise.protocol.task_values import nearest
 from equipoise.tables import names
 from equipoise.tables.choose import choose
 from equipoise.tables.frame import Form, Frame

@@ -346,3 +346,19 @@ def test_every_line_of_the_security_page_names_a_test_that_is_there() -> None:
         assert re.search(rf"^def {named[2]}\(", (ROOT / named[1]).read_text(), re.M), line
     for heading in ("Never run", "Never fetched", "Never overwritten", "Never logged"):
         assert f"## {heading}" in page
+
+
+def test_every_file_of_kernels_is_in_the_table_of_fast_paths_with_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text().split("## Fast paths and their plain twins")[1]
+    rows = [row.split("|") for row in text.split("## ")[0].splitlines() if row.startswith("| ")][1:]
+    named = {name for row in rows for name in re.findall(r"`(\w[\w/]*\.py)`", row[1])}
+    kernels = {
+        str(path.relative_to(ROOT / "equipoise"))
+        for path in (ROOT / "equipoise").rglob("*.py")
+        if "@triton.jit" in path.read_text()
+    }
+    assert kernels and kernels <= named, kernels - named
+    for row in rows:
+        assert re.search(r"`tests/(?!gpu)", row[3]) and (re.search(r"`tests/gpu", row[4]) or "same tests" in row[4])
+        for name in re.findall(r"`([\w/]*\.py)`", "|".join(row[1:])):
+            assert (ROOT / name).exists() or (ROOT / "equipoise" / name).exists(), name

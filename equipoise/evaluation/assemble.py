@@ -10,7 +10,7 @@ from typing import Any
 from equipoise import __version__
 from equipoise.documents import read_json
 from equipoise.errors import UserError
-from equipoise.evaluation import formats, modelcard, paper, results, stored, tables
+from equipoise.evaluation import fairness_tables, formats, modelcard, paper, results, stored, tables
 from equipoise.evaluation.config import EvaluateConfig, ReportConfig
 from equipoise.evaluation.curves import frontier_plot, training_plots
 from equipoise.evaluation.figures import ends, figures
@@ -118,7 +118,7 @@ def _check_folder(folder: Path, page: Path) -> None:
         raise UserError(f"{folder} is there and no folder of a report: move it away, or choose another --output")
     if (inner := folder / "evaluation").is_symlink():
         raise UserError(f"{inner} is a link, and nothing is written through one: choose another --output")
-    names = (*TEXTS, "evaluation")
+    names = (*TEXTS, *FAIRNESS, "evaluation")
     there = [folder / name for name in names if os.path.lexists(folder / name)]
     record = look(folder / RECORD, lambda _: False)
     if record.state == "foreign" or (there and not page.exists() and record.state == "absent"):
@@ -166,11 +166,13 @@ def file_records(evaluation: results.Evaluation) -> dict[str, Any]:
 
 
 TEXTS = ("headline.md", "headline.tex", "headline-wide.tex", "headline.csv", "methods.tex", "references.bib")
+FAIRNESS = ("fairness.md", "fairness.tex")
+"""Not there where an earlier version measured."""
 
 
 def _texts(evaluation: results.Evaluation, runs: Sequence[TrainingRun]) -> dict[str, str]:
     """`TEXTS`: the headline table as Markdown, for one column of a page, for both, and as CSV; the method text and what
-    it cites."""
+    it cites. Beside them `FAIRNESS`: gendered words and associations in short."""
     table = tables.headline(evaluation)
     rows = [
         (name, method.n, key, *estimate)
@@ -188,4 +190,8 @@ def _texts(evaluation: results.Evaluation, runs: Sequence[TrainingRun]) -> dict[
         paper.methods_latex(evaluation, runs),
         paper.bibtex(evaluation),
     )
-    return dict(zip(TEXTS, texts, strict=True))
+    out = dict(zip(TEXTS, texts, strict=True))
+    if (fair := fairness_tables.in_short(evaluation)) is not None:
+        pages = formats.markdown(fair), formats.latex(fair, "tab:fairness", wide=True)
+        out |= zip(FAIRNESS, pages, strict=True)
+    return out

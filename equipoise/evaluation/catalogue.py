@@ -5,6 +5,7 @@ A "@" at the end of a key stands for the name of a judge or classifier. Keys tha
 
 from collections.abc import Sequence
 
+from equipoise.evaluation.fairness import fairness_catalogue
 from equipoise.evaluation.results import Metric
 from equipoise.evaluation.wording import spelt
 from equipoise.protocol.task import Task
@@ -17,7 +18,13 @@ _STUDY = "the public study's formula, for comparison with its numbers only"
 
 def catalogue(task: Task) -> dict[str, Metric]:
     """The metrics of a task, in the order of a table."""
-    return {**_headline(task), **_diagnostics(task), **_variety(task), **_study(task)}
+    return {
+        **_headline(task),
+        **_diagnostics(task),
+        **_variety(task),
+        **fairness_catalogue(task),
+        **_study(task),
+    }
 
 
 def depends_on_n(task: Task) -> tuple[str, ...]:

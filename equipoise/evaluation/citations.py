@@ -137,7 +137,8 @@ def _read(text: str) -> tuple[str, dict[str, object]]:
     """The kind of entry and its fields."""
     found = _APA.fullmatch(" ".join(text.split()))
     if found is None or _PERSON.sub("", found["author"]):
-        return "misc", {"note": text}
+        # What BibTeX sorts an entry without an author by.
+        return "misc", {"key": " ".join(text.split()[:1]).strip(",."), "note": text}
     people = [
         {"family-names": family, "given-names": given.strip()} for family, given in _PERSON.findall(found["author"])
     ]

@@ -9,12 +9,15 @@ import numpy as np
 from equipoise.evaluation.counted import Sample
 from equipoise.evaluation.frontier import drawn_medians
 from equipoise.evaluation.intervals import NO_SPREAD, Array, Interval, clustered_wilson, mean_with_t, two_level
-from equipoise.evaluation.results import Comparison, Estimate
+from equipoise.evaluation.mixed_logit import mixed_logit
+from equipoise.evaluation.results import Comparison, Estimate, MixedLogit
 from equipoise.evaluation.significance import cliffs_delta, cohens_h, holm, non_inferiority, sign_flip, signed_rank
 from equipoise.protocol.plural import plural
 
 SHARES = ("strict", "both", "in_length", "complete")
 MEANS = (*SHARES, "terms", "words")
+EVENTS = ("strict", "both")
+"""What a mixed logit is fitted to."""
 
 
 def compare(
@@ -80,7 +83,22 @@ def _pair(
         tost=non_inferiority(values_a, values_b, margin) if judged else None,
         n_occupations=len(common),
         note="; ".join(notes),
+        mixed=_mixed(metric, samples[a], samples[b], common) if metric in EVENTS else None,
     )
+
+
+def _mixed(metric: str, a: Sample, b: Sample, common: Sequence[str]) -> MixedLogit | None:
+    """Of the sentences about the occupations that both methods have."""
+    if not common:
+        return None
+    columns = []
+    for sample in (a, b):
+        places = [sample.occupations.index(o) for o in common]
+        n_O = sample.n_O[places]
+        ones_O = n_O * sample.resamples.means_OM[places, list(sample.row_metrics).index(metric)]
+        columns.append((np.round(ones_O), n_O))
+    successes_OM, n_OM = (np.stack(own, 1) for own in zip(*columns, strict=True))
+    return mixed_logit(successes_OM, n_OM)
 
 
 def _interval(metric: str, a: Sample, b: Sample, common: Sequence[str], differences: Array) -> Interval | None:

@@ -21,6 +21,7 @@ from equipoise.evaluation.reference import NOT_OURS, STUDY_ROWS, is_of_the_study
 from equipoise.evaluation.results import Estimate, Evaluation, Method
 from equipoise.evaluation.side import Side, cost, distance
 from equipoise.evaluation.summary import SELF_BLEU_TEXTS, duplicates, estimates, occupation_estimates, parts
+from equipoise.evaluation.wording import untrained
 from equipoise.measures.variety import pair_counts
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
@@ -93,8 +94,9 @@ def summarise(
     task, begins = inputs.task, Frame(inputs.task).occupation
     catalogue = titled(task, [j.name for j in judged.judges], next(iter(judged.acceptable or {}), None))
     measured = {}
+    base = _base(config, samples)
     for name, sample in samples.items():
-        found = estimates(sample, self_bleu_texts)
+        found = estimates(sample, self_bleu_texts, base)
         files = sorted({m.row.file for m in sample.rows})
         sides = [side for file in files if (side := _side_of(inputs, file, name))]
         measured[name] = _Measured({key: found[key] for key in catalogue}, occupation_estimates(sample), files, sides)
@@ -147,6 +149,12 @@ def _samples(config: EvaluateConfig, inputs: Inputs, judged: Judged) -> dict[str
         )
         for name, own in places.items()
     }
+
+
+def _base(config: EvaluateConfig, samples: Mapping[str, Sample]) -> Sample | None:
+    """The untrained model's sentences: those of the method that --base names, else of the one called so."""
+    names = [config.base] if config.base is not None else untrained(samples)
+    return samples[names[0]] if len(names) == 1 else None
 
 
 class _Measured(NamedTuple):

@@ -89,6 +89,7 @@ def _row_cells(evaluation: Evaluation, rows: Sequence[Measured], judged: Judged)
             row.text, reward.words, *map(";".join, reward.terms), found.outcome, found.strict, found.complete,
             found.in_length, reward.base, reward.bonus, reward.length_penalty,
             reward.repetition_penalty, reward.reward, m.duplicate,
+            ";".join(word for kind in m.language.gendered for word in kind), ";".join(m.language.negated),
         ]  # fmt: skip
         for judge in scores.values():
             cells += [float(judge.nll_N[i]), int(judge.tokens_N[i])]
@@ -103,6 +104,7 @@ _METHOD_COLUMNS = ("Method", "Metric", "Tier", "Unit", "Value", "Low", "High", "
 
 _COMPARISON_COLUMNS = ("Metric", "Family", "A", "B", "Difference", "Low", "High", "PSignFlip", "PWilcoxon", "PHolm",
                        "CohensH", "CliffsDelta", "Margin", "PNonInferior", "PEquivalent", "NOccupations",
+                       "LogOdds", "LogOddsLow", "LogOddsHigh", "PMixed", "SDOccupation", "SDDifference",
                        "Note")  # fmt: skip
 
 _FIRST_COLUMNS = {
@@ -136,8 +138,10 @@ def _occupation_cells(evaluation: Evaluation) -> Iterator[list[Any]]:
 def _comparison_cells(evaluation: Evaluation) -> Iterator[list[Any]]:
     for c in evaluation.comparisons:
         tost = [None] * 3 if c.tost is None else [c.tost.margin, c.tost.p_noninferior, c.tost.p_equivalent]
-        note = "; ".join(filter(None, (c.note, c.tost.note if c.tost else "")))
+        m = c.mixed
+        mixed = [None] * 6 if m is None else [m.log_odds, m.low, m.high, m.p, m.sd_occupation, m.sd_difference]
+        note = "; ".join(filter(None, (c.note, c.tost.note if c.tost else "", m.note if m else "")))
         yield [
             c.metric, c.family, c.a, c.b, c.difference, c.low, c.high, c.p_sign_flip, c.p_wilcoxon, c.p_holm,
-            c.cohens_h, c.cliffs_delta, *tost, c.n_occupations, note,
+            c.cohens_h, c.cliffs_delta, *tost, c.n_occupations, *mixed, note,
         ]  # fmt: skip

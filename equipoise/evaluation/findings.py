@@ -46,6 +46,7 @@ def findings(evaluation: Evaluation) -> list[Finding]:
         ("Is the difference real?", _difference(evaluation, ranked)),
         ("At what cost in fluency?", _fluency(evaluation, ranked)),
         ("At what cost in variety?", _variety(evaluation, known, ranked)),
+        ("Are occupations associated less?", _associations(evaluation)),
         ("How far from the optimum?", _optimum(evaluation)),
         ("What did a sentence cost?", _cost(known)),
         ("How was it measured?", _measured(evaluation)),
@@ -223,6 +224,47 @@ def _cost(known: dict[str, Method]) -> str:
         if m.cost is not None and m.cost.generations_per_accepted is not None
     ]
     return f"Generations per accepted sentence: {listed(told)}." if told else ""
+
+
+def _associations(evaluation: Evaluation) -> str:
+    """How much of the untrained model's spread over occupations each method keeps, where it is known of any."""
+    base = baseline(evaluation, "")
+    told = []
+    for key, metric in evaluation.metrics.items():
+        if base is None or not key.startswith("association/kept"):
+            continue
+        before, chance = (
+            evaluation.methods[base].metrics.get(key.replace("kept", name)) for name in ("spread", "chance")
+        )
+        kept = {name: m.metrics[key].value for name, m in evaluation.methods.items() if key in m.metrics}
+        known = {name: value for name, value in kept.items() if value is not None}
+        if before is None or before.value is None or chance is None or chance.value is None or not known:
+            continue
+        what = visible(metric.title.partition(", ")[2])
+        told.append(
+            f"With {_of_base(evaluation, base)}, occupations are {before.value:.2f} nats apart in log-odds, {what} "
+            f"({chance.value:.2f} by chance). Of that, chance taken off each, "
+            + listed(f"{visible(name)} keeps {formatted(value, 'share')} %" for name, value in known.items())
+            + "."
+        )
+    return " ".join([*told, *_order(evaluation)]) if told else ""
+
+
+def _order(evaluation: Evaluation) -> list[str]:
+    """Where the order of terms surely goes with the untrained model's association."""
+    out = []
+    for key in evaluation.metrics:
+        if key.startswith("first/correlation"):
+            found = {name: m.metrics[key] for name, m in evaluation.methods.items() if key in m.metrics}
+            sure = [
+                f"{visible(name)} {fixed(e.value, 2)} [{fixed(e.low, 2)}, {fixed(e.high or 0.0, 2)}]"
+                for name, e in found.items()
+                if e.value is not None and e.low is not None and e.low > 0
+            ]
+            if sure:
+                label = visible(evaluation.metrics[key].title.partition("correlation of ")[2].partition(" with ")[0])
+                out.append(f"The order of terms still goes with it ({label}): correlation {listed(sure)}.")
+    return out
 
 
 def _measured(evaluation: Evaluation) -> str:

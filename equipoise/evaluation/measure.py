@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from equipoise.evaluation.language import Language, read_all
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import Task
 from equipoise.tables.layout import Row
@@ -29,11 +30,13 @@ class Measured:
     found: Found
     duplicate: bool
     """An earlier row of the same method and occupation has this text. Empty texts are none."""
+    language: Language
 
 
 def measure(rows: Sequence[Row], task: Task) -> list[Measured]:
     """Every row measured, in order."""
     known: dict[str, Found] = {}
+    read = read_all(task)
     seen: set[tuple[str, str, str]] = set()
     out = []
     for row in rows:
@@ -41,7 +44,7 @@ def measure(rows: Sequence[Row], task: Task) -> list[Measured]:
         if text not in known:
             known[text] = _find(text, task)
         key = (row.method, row.occupation, text)
-        out.append(Measured(row, known[text], key in seen))
+        out.append(Measured(row, known[text], key in seen, read[text, row.occupation]))
         if text:
             seen.add(key)
     return out

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from equipoise.evaluation import findings, paper, spent, tables
+from equipoise.evaluation import fairness_tables, findings, paper, spent, tables
 from equipoise.evaluation.plots import Drawn
 from equipoise.evaluation.results import Evaluation
 from equipoise.evaluation.runs import TrainingRun
@@ -29,6 +29,7 @@ CONTENTS = (
     ("optimum", "Distance from the optimum"),
     ("occupations", "Occupations"),
     ("pairs", ""),
+    ("fairness", "Gendered words and associations"),
     ("training", "Training"),
     ("reward", "Reward and length"),
     ("differences", "Differences"),
@@ -97,7 +98,11 @@ def render(content: Content) -> str:
         headline=tables.headline(evaluation),
         excess=tables.excess(evaluation),
         spent=spent.table(evaluation),
+        fairness=fairness_tables.overview(evaluation),
+        gendered=fairness_tables.gendered(evaluation),
+        associations=fairness_tables.associations(evaluation),
         differences=tables.differences(evaluation),
+        mixed=fairness_tables.mixed(evaluation),
         costs=tables.costs(evaluation),
         diagnostics=tables.metrics_table(evaluation, "diagnostic"),
         equal=tables.equal_n(evaluation),

@@ -4,8 +4,11 @@ import re
 from collections.abc import Sequence
 
 from equipoise import __version__
-from equipoise.evaluation.citations import in_latex, in_words, software, sources, study
+from equipoise.evaluation.association import PRIOR, SHUFFLES
+from equipoise.evaluation.citations import Entry, in_latex, in_words, software, sources, study
+from equipoise.evaluation.fairness import contrasts
 from equipoise.evaluation.intervals import draws_made
+from equipoise.evaluation.language import Reader
 from equipoise.evaluation.reference import STUDY
 from equipoise.evaluation.results import Evaluation
 from equipoise.evaluation.runs import TrainingRun
@@ -14,6 +17,7 @@ from equipoise.evaluation.visible import visible
 from equipoise.evaluation.wording import begun, judge_named, listed
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
+from equipoise.protocol.word_lists import GENDERED_SOURCES, NEGATIONS_SOURCE, WINDOW
 
 _INTERVALS = {
     "clustered-wilson": "for shares Wilson’s, with n divided by the design effect of occupations and Student’s t",
@@ -25,11 +29,28 @@ _INTERVALS = {
 """Each kind of interval in words; docs/EVALUATION.md has the formulas."""
 
 
+_LOG_ODDS = (
+    "Monroe, B. L., Colaresi, M. P., & Quinn, K. M. (2008). Fightin’ words: Lexical feature selection and evaluation "
+    "for identifying the content of political conflict. Political Analysis, 16(4), 372–403."
+)
+_QUADRATURE = (
+    "Pinheiro, J. C., & Bates, D. M. (1995). Approximations to the log-likelihood function in the nonlinear "
+    "mixed-effects model. Journal of Computational and Graphical Statistics, 4(1), 12–35."
+)
+
+
+def _entries(task: Task) -> dict[str, Entry]:
+    """By the text of each source: the task's, and those of what is measured beside its terms."""
+    texts = (*task.sources, *GENDERED_SOURCES, NEGATIONS_SOURCE, _LOG_ODDS, _QUADRATURE)
+    return dict(zip(texts, sources(texts), strict=True))
+
+
 def _paragraphs(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> list[str]:
     """The method text with a mark for each citation."""
     out = [
         _sentences(evaluation),
         _terms(evaluation.task),
+        _fairness(evaluation),
         _judges(evaluation),
         _statistics(evaluation),
         _bound(evaluation),
@@ -75,7 +96,8 @@ def _terms(task: Task) -> str:
     for label, (_, terms) in zip(task.labels, task.classes, strict=True):
         noun = ("one" if classes else "term") + "s" * (len(terms) != 1)
         classes.append(f"{len(terms)} {label} {noun} ({', '.join(terms)})")
-    after = f", after {listed(entry.mark() for entry in sources(task.sources))}" if task.sources else ""
+    entries = _entries(task)
+    after = f", after {listed(entries[text].mark() for text in task.sources)}" if task.sources else ""
     outside = f" ({listed(task.not_in_source)} not listed there)" if task.sources and task.not_in_source else ""
     stems = " A term that ends in * counts in every word that begins so." if _has_stems(task) else ""
     labels = ", ".join(map(visible, task.labels))
@@ -96,6 +118,36 @@ def _terms(task: Task) -> str:
 
 def _has_stems(task: Task) -> bool:
     return any(term.endswith("*") for term in task.lexicon.terms)
+
+
+def _fairness(evaluation: Evaluation) -> str:
+    """What is counted beside the terms, where it is."""
+    keys = [key for key, metric in evaluation.metrics.items() if metric.tier == "fairness"]
+    if not keys:
+        return ""
+    task, entries = evaluation.task, _entries(evaluation.task)
+    reader, out = Reader(task), []
+    if reader.gendered is not None:
+        own = task.lists.gendered is not None
+        after = "" if own else f", after {listed(entries[text].mark() for text in GENDERED_SOURCES)}"
+        kinds = [f"{name.replace('_', ' ')} ({', '.join(words)})" for name, words in reader.gendered.classes]
+        out.append(f"Behind the frame we looked for gendered words: {listed(kinds)}{after}.")
+    if reader.negations.cues:
+        after = "" if task.lists.negations is not None else f" after {entries[NEGATIONS_SOURCE].mark()}"
+        cues = plural(len(reader.negations.cues), "cue")
+        out.append(
+            f"A term counts as negated where one of {cues}{after} is among the {WINDOW} words before it in the same "
+            "clause."
+        )
+    if len(task.classes) > 1:
+        out.append("The class that comes first is that of the first term, in sentences with terms of every class.")
+    against = listed(what for _, _, what in contrasts(task))
+    out.append(
+        f"The association of an occupation is the log-odds of its mentions, {against}, with an informative Dirichlet "
+        f"prior of the weight of {PRIOR:g} mention {entries[_LOG_ODDS].mark()}; its spread is the standard deviation "
+        f"over occupations, that of chance is from {SHUFFLES} random assignments of the sentences to occupations."
+    )
+    return " ".join(out)
 
 
 def _judges(evaluation: Evaluation) -> str:
@@ -133,6 +185,12 @@ def _tests(evaluation: Evaluation) -> str:
         "signed-rank test as a check) and corrected after Holm within each metric; we report Cohen’s h for shares and "
         "Cliff’s delta over occupation values."
     )
+    if any(c.mixed is not None for c in evaluation.comparisons):
+        tests += (
+            " Beside them stands a mixed logit of single sentences, in which occupations have random intercepts and "
+            f"slopes, fitted by adaptive Gauss–Hermite quadrature {_entries(evaluation.task)[_QUADRATURE].mark()}; its "
+            "test is the likelihood ratio against an F distribution."
+        )
     margins = sorted({c.tost.margin for c in evaluation.comparisons if c.tost is not None})
     if margins:
         tests += (
@@ -188,6 +246,6 @@ def methods_latex(evaluation: Evaluation, runs: Sequence[TrainingRun]) -> str:
 
 def bibtex(evaluation: Evaluation) -> str:
     """An entry for each work that the method text cites: the task's sources, the public study, this software."""
-    entries = {entry.key: entry for entry in [*sources(evaluation.task.sources), study(), software()]}
+    entries = {entry.key: entry for entry in [*_entries(evaluation.task).values(), study(), software()]}
     text = methods_latex(evaluation, ())
     return "\n".join(entries[key].bibtex() for key in dict.fromkeys(re.findall(r"\\cite\{(\w+)\}", text)))

@@ -35,9 +35,9 @@ class Metric:
     title: str
     """For a table's head or an axis: "strict success"."""
     unit: str
-    """`share` (0 to 1), `count`, `bits`, `nats/token`, `words`, `terms`, `reward`, `ratio`,
+    """`share` (0 to 1), `count`, `bits`, `nats/token`, `words`, `terms`, `reward`, `ratio`, `log-odds` (in nats),
     `points` (0 to 100) or `ppl`."""
-    tier: Literal["headline", "diagnostic", "study"]
+    tier: Literal["headline", "diagnostic", "fairness", "study"]
     better: Literal["higher", "lower", "neither"]
     """Which direction is wanted, where one is."""
     note: str = ""
@@ -55,10 +55,13 @@ class Estimate:
     """Ends of the interval; None where there is none."""
     n: int = 0
     """Rows that the value is computed from."""
-    interval: Literal["clustered-wilson", "two-level", "woodruff", "jackknife", "wilson", "given", "none"] = "none"
+    interval: Literal[
+        "clustered-wilson", "two-level", "woodruff", "jackknife", "delta", "fisher", "wilson", "given", "none"
+    ] = "none"
     """How it was made; docs/EVALUATION.md explains each. Occupations are the unit in the first four: `clustered-wilson`
-    for shares, `two-level` (bootstrap) for means, `woodruff` for medians, `jackknife` for effective numbers. `wilson`:
-    rows as if independent. `given`: read from a side file."""
+    for shares, `two-level` (bootstrap) for means, `woodruff` for medians, `jackknife` for effective numbers and
+    spreads. `delta`: by linearisation, for log-odds. `fisher`: for correlations. `wilson`: rows as if independent.
+    `given`: read from a side file."""
     wilson: tuple[float, float] | None = None
     """For a share: the row-level Wilson interval, whatever `interval` is."""
     note: str = ""
@@ -174,6 +177,24 @@ class Equivalence:
 
 
 @dataclass(frozen=True)
+class MixedLogit:
+    """A logistic regression of single sentences on the method, occupations having random intercepts and slopes."""
+
+    log_odds: float | None
+    """Of success under a against success under b, in an occupation of no effect; None where it has no end."""
+    low: float | None
+    high: float | None
+    """95 % interval by Wald, with Student's t."""
+    p: float
+    """Of no difference, by the likelihood ratio, which is compared with an F distribution."""
+    sd_occupation: float
+    """Standard deviation of the occupations' intercepts, in log-odds."""
+    sd_difference: float
+    """Standard deviation over occupations of the difference between the methods, in log-odds."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Method `a` minus method `b`, paired over the occupations that both have."""
 
@@ -200,6 +221,8 @@ class Comparison:
     n_occupations: int
     note: str
     """Why something cannot be tested, unequal n, and so on."""
+    mixed: MixedLogit | None = None
+    """For strict success and for every class present; None also where an earlier version measured."""
 
 
 @dataclass(frozen=True)
@@ -330,12 +353,13 @@ def row_columns(classes: Sequence[str]) -> tuple[str, ...]:
     after it with a capital letter (Agentic, Communal), with its different terms in order, joined with ";". Outcome is
     `both` where every class is present, `neither` where none is, and else the names of those that are, joined with "+".
     Strict, Sentence, InLength and Duplicate are 1 or 0; Duplicate: an earlier row of the same method and occupation has
-    this text. NLL is in nats per token. The file is UTF-8, RFC 4180, quoted where needed; a lone surrogate is kept as
+    this text. Gendered has the gendered words behind the frame, Negated the terms that are negated, both joined with
+    ";". NLL is in nats per token. The file is UTF-8, RFC 4180, quoted where needed; a lone surrogate is kept as
     the three bytes that `surrogatepass` gives it, so read it with `stored.read_rows`.
     """
     return (
         *("File", "Line", "Method", "Model", "Seed", "Occupation", "RunID", "Text", "WordCount"),
         *(name[:1].upper() + name[1:] for name in classes),
         *("Outcome", "Strict", "Sentence", "InLength", "Base", "Bonus", "LengthPenalty", "RepetitionPenalty"),
-        *("Reward", "Duplicate"),
+        *("Reward", "Duplicate", "Gendered", "Negated"),
     )

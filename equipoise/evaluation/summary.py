@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from equipoise.evaluation import diversity
 from equipoise.evaluation.counted import Sample
 from equipoise.evaluation.equal_n import dependent_on_n, subsample
+from equipoise.evaluation.fairness import fairness_by_occupation, fairness_estimates
 from equipoise.evaluation.intervals import (
     NO_SPREAD,
     OUTSIDE,
@@ -33,8 +34,8 @@ SELF_BLEU_DRAWS = 3
 """Its cost grows with the square of the texts, so it is the mean over small subsamples."""
 
 
-def estimates(sample: Sample, self_bleu_texts: int) -> dict[str, Estimate]:
-    """Every metric over all rows."""
+def estimates(sample: Sample, self_bleu_texts: int, base: Sample | None = None) -> dict[str, Estimate]:
+    """Every metric over all rows; `base`: the untrained model's sentences, where a method is known to be it."""
     n = len(sample.rows)
     out = _means(sample)
     out |= _held_out(sample)
@@ -53,12 +54,13 @@ def estimates(sample: Sample, self_bleu_texts: int) -> dict[str, Estimate]:
         out[key] = _clustered(flags.astype(float), sample)
     for name in sample.judges:
         out |= _fluency(sample, name)
-    return out
+    return out | fairness_estimates(sample, base)
 
 
 def occupation_estimates(sample: Sample) -> dict[str, dict[str, Estimate]]:
     """What makes sense per occupation; Wilson intervals for shares, which hold for that occupation alone."""
     out: dict[str, dict[str, Estimate]] = {}
+    fair = fairness_by_occupation(sample)
     for o, occupation in enumerate(sample.occupations):
         own = np.flatnonzero(sample.occupation_of == o)
         found: dict[str, Estimate] = {}
@@ -77,7 +79,7 @@ def occupation_estimates(sample: Sample) -> dict[str, dict[str, Estimate]]:
             values = judge.nll_N[own][np.isfinite(judge.nll_N[own])]
             middle = float(np.median(values)) if len(values) else None
             found[f"nll/median@{name}"] = Estimate(middle, n=len(values), note="" if len(values) else "no token scored")
-        out[occupation] = found
+        out[occupation] = found | fair[o]
     return out
 
 

@@ -285,7 +285,7 @@ def _tost(noninferior: bool | None, equivalent: bool | None, margin: float) -> s
 
 def head(metric: Metric) -> str:
     """A column's heading with its unit and the direction that is wanted."""
-    unit = {"share": "%", "count": "", "ratio": "", "ppl": ""}.get(metric.unit, metric.unit)
+    unit = {"share": "%", "count": "", "ratio": "", "ppl": "", "log-odds": "nats"}.get(metric.unit, metric.unit)
     arrow = {"higher": " ↑", "lower": " ↓", "neither": ""}[metric.better]
     return visible(metric.title) + (f", {unit}" if unit else "") + arrow
 

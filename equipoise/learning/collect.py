@@ -125,13 +125,16 @@ def search(
     fewest = max(BATCH, int(FEW * min(target, wanted.budget // USUAL_TRIES))) if wanted.forced else BATCH
     occupations = sorted(prompts)
     cases = forced_cases(occupations, task, generator) if wanted.forced else free_cases(occupations, generator)
+    spelt: dict[tuple[str, str], list[int]] = {}
     drawn = 0
     while len(found) < target and drawn < wanted.budget and not hopeless(len(found), drawn, wanted.budget, fewest):
         chosen, forced = [], []
         for _ in range(batch_size // tries):
             occupation, text = next(cases)
             chosen += [occupation] * tries
-            forced += [continuation_ids(policy.tokenizer, prompts[occupation], text) if text else []] * tries
+            if text and (occupation, text) not in spelt:
+                spelt[occupation, text] = continuation_ids(policy.tokenizer, prompts[occupation], text)
+            forced += [spelt[occupation, text] if text else []] * tries
         starts = [prompts[o] + f for o, f in zip(chosen, forced, strict=True)]
         rollout = sample_dealt(policy, starts, sampling, generator, ranks)
         drawn += batch_size

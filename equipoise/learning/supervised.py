@@ -13,7 +13,7 @@ from equipoise.learning.search import BATCH
 from equipoise.policy.load import Policy
 from equipoise.policy.prompt import Tokenizer, continuation_ids, sentences_of
 from equipoise.policy.rollout import Rollout, rollout_of
-from equipoise.policy.score import score
+from equipoise.policy.score import Pack, pack, packs, score, score_pack
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import Event
 from equipoise.protocol.task import Task
@@ -159,6 +159,8 @@ def supervise(
     """
     batch_size, epochs = how.batch_size, how.epochs
     optimizer = adam_for(policy, ranks, eps=1e-8)
+    policy.forget_recordings()  # which read the weights where they were before
+    unread = policy.device.type == "cuda" and ranks.size == 1
     steps = epochs * -(-len(examples) // batch_size)
     rising = round(how.warmup * steps)
     losses: list[Loss] = []
@@ -171,9 +173,13 @@ def supervise(
             optimizer.set_learning_rates(how.learning_rate * rate, 0.0)
             batch = [examples[i] for i in rows.tolist()]
             total = total - _gradients(policy, optimizer, batch, packed, ranks)
-            optimizer.step(1.0)
+            if unread:
+                optimizer.step_where(torch.ones((), dtype=torch.bool, device=policy.device), optimizer.norms(), 1.0)
+            else:
+                optimizer.step(1.0)
             count, step = count + sum(len(example.completion) for example in batch), step + 1
             check()
+        optimizer.zero_grad()  # and no step is still being taken
         training = float(total) / count
         held = cross_entropy(policy, held_out, packed=packed, ranks=ranks) if held_out else None
         losses.append(Loss(training, held))
@@ -196,14 +202,37 @@ def _gradients(
         part = [batch[i] for i in pieces[piece].tolist()]
         sums.append(torch.zeros((), device=policy.device))
         if part:  # the last batch of an epoch may have fewer sentences than there are pieces
-            logprobs = score(policy, as_rollout(part), 1.0, packed=packed, entropy=False).logprobs
-            (-(logprobs.sum() / tokens)).backward()
-            sums[-1] = logprobs.detach().sum()
+            sums[-1] = _backward(policy, optimizer, as_rollout(part), tokens, packed)
         if ranks.adds_up:
             optimizer.set_aside(gradients)
     if ranks.adds_up:
         optimizer.add_up(gradients)
     return ranks.of_all_pieces(torch.stack(sums)).sum()
+
+
+def _backward(policy: Policy, optimizer: MasterAdam, rollout: Rollout, tokens: int, packed: bool) -> torch.Tensor:
+    """The gradients of some of a batch's sentences, of which all have so many tokens; the sum of their
+    log-probabilities."""
+    groups = packs(policy, rollout) if packed and policy.graphs.enabled else None
+    if groups is None or len(groups) > 1:
+        logprobs = score(policy, rollout, 1.0, packed=packed, entropy=False).logprobs
+        (-(logprobs.sum() / tokens)).backward()
+        return logprobs.detach().sum()
+    batch = pack(policy, rollout)
+    inputs = (*batch, torch.full((1,), 1 / tokens, device=policy.device))
+
+    def function(*given: torch.Tensor) -> tuple[torch.Tensor]:
+        source, weight = Pack(*given[:-1]), given[-1]
+        found = score_pack(policy, source, 1.0, reference=False, entropy=False).logprobs
+        total = torch.where(source.real_N, found, 0.0).sum()
+        (-(total * weight).sum()).backward()
+        return (total.detach(),)
+
+    if not policy.graphs.has("supervised", *inputs):
+        with optimizer.gradients_kept():  # recording runs the function once, which adds to them
+            policy.graphs.record("supervised", function, *inputs)
+    (total,) = policy.graphs("supervised", function, *inputs)
+    return total.clone()
 
 
 @torch.no_grad()

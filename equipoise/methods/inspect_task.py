@@ -37,6 +37,7 @@ def inspect_task(task: Task, max_new_tokens: int = 32) -> Inspection:
         *(f"leak       {leak}" for leak in leaks(task)),
         *(f"nested     {pair}" for pair in nested(task)),
         *_forcing(task),
+        *_beside(task),
     ]
     problems = infeasible(task, max_new_tokens)
     lines += [f"CANNOT     {problem}" for problem in problems] or [_feasible_line(task)]
@@ -72,6 +73,20 @@ def _prompts(task: Task) -> Iterator[str]:
             if message
             else f"prompt     {prompt.name}: no instruction"
         )
+
+
+def _beside(task: Task) -> Iterator[str]:
+    """What an evaluation looks for beside the terms."""
+    lists = task.lists.for_frame(task.frame)
+    for key, own, count, noun in (
+        ("gendered", task.lists.gendered, sum(len(words) for _, words in lists.gendered or ()), "gendered word"),
+        ("negations", task.lists.negations, len(lists.negations.cues if lists.negations else ()), "negation cue"),
+    ):
+        if count:
+            whose = "the task's" if own is not None else "English, as the frame is"
+            yield f"evaluated  {plural(count, noun)} looked for ({whose})"
+        elif own is None:
+            yield f"evaluated  no {noun}s looked for, since the frame is not known as English: `{key}` names them"
 
 
 def leaks(task: Task) -> list[str]:

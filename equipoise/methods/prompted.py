@@ -183,6 +183,8 @@ def fingerprint(source: Source) -> str:
     """What tells one model's weights from another's, before they are loaded."""
     if source.packaged is not None:
         return source.packaged.fingerprint
+    if source.kind == "shape":
+        return f"random weights of the shape {source.path_or_id}"
     if source.kind == "hub":
         # The tokenizer is there by now; its place in the cache names the commit.
         found = (try_to_load_from_cache(source.path_or_id, name) for name in ("tokenizer_config.json", "config.json"))

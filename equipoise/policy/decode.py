@@ -2,10 +2,10 @@
 
 Same contract and same random numbers as `sample.sample`, its plain twin. Prompts are packed as a trie and run once;
 each row's share of the keys and values is copied to it. The state of decoding (token, place, who has finished) stays on
-the GPU; the host looks only every few tokens whether anyone is still writing.
+the GPU; whether anyone is still writing the host learns of a token while the GPU is at the next.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +15,12 @@ from torch.nn.functional import pad
 from equipoise.policy import trie
 from equipoise.policy.attention import attention_modules
 from equipoise.policy.config import SamplingConfig
-from equipoise.policy.draw import Guide, draw
+from equipoise.policy.draw import Guide, draw, note_finite
 from equipoise.policy.families import window
-from equipoise.policy.graphs import round_up
+from equipoise.policy.graphs import on_its_way, round_up, sent
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 
-LOOK_EVERY = 4  # tokens between looks at who has finished
 NODES = 64  # prompt nodes are padded to multiples of this
 
 
@@ -65,14 +64,14 @@ class StaticDecoder:
         made = trie.build(prompts, [[0]] * len(prompts), self.width)  # the token to be predicted is not yet known
         nodes = round_up(len(made.tokens_M), NODES)
         inputs = [pad(x, (0, nodes - len(x))) for x in (made.tokens_M, made.depths_M, made.places_M)]
-        inputs = [x.to(self.policy.device) for x in (*inputs, made.paths_RL, made.predictors_N)]
+        lengths_B = torch.tensor([len(p) for p in prompts])
+        *inputs, lengths_B = sent([*inputs, made.paths_RL, made.predictors_N, lengths_B], self.policy.device)
         for module, cache in zip(self.attention, self.caches, strict=True):
             module.kv_cache = cache
         graphs, mine = self.policy.graphs, id(self)
         graphs.record((mine, "token"), self._token)  # which writes into the state, so before the state is set
         (logits_BV,) = graphs((mine, "prompts"), self._prompts, *inputs)
         self.logits_BV.copy_(logits_BV)
-        lengths_B = torch.tensor([len(p) for p in prompts], device=self.policy.device)
         places = torch.arange(self.hidden_BL.shape[1], device=self.policy.device)
         self.hidden_BL.copy_(places[None] >= lengths_B[:, None])
         self.positions_B.copy_(lengths_B)
@@ -82,10 +81,13 @@ class StaticDecoder:
         self.finite_B.fill_(1)
         if self.guide is not None:
             self.guide.start(prompts)
-        for t in range(self.config.max_new_tokens):
+        before: Callable[[], Any] | None = None
+        for _ in range(self.config.max_new_tokens):
             graphs((mine, "token"), self._token)
-            if t % LOOK_EVERY == LOOK_EVERY - 1 and bool(self.finished_B.all()):
+            finished = on_its_way(self.finished_B.all())
+            if before is not None and before():
                 break
+            before = finished
         tokens_BT, lengths_B, finished_B = self.tokens_BT.clone(), self.lengths_B.clone(), self.finished_B.clone()
         report = self.guide.report() if self.guide is not None else {}
         return Rollout([list(p) for p in prompts], tokens_BT, lengths_B, finished_B, report), bool(self.finite_B.all())
@@ -111,7 +113,7 @@ class StaticDecoder:
         if self.guide is None:
             token_B = draw(self.logits_BV, uniform_B, self.config, self.finite_B)
         else:
-            self.finite_B &= self.logits_BV.isfinite().all(-1)
+            note_finite(self.logits_BV, self.finite_B)
             token_B = self.guide.draw(self.logits_BV, uniform_B)
         live_B = ~self.finished_B
         token_B = torch.where(live_B, token_B, 0)

@@ -30,11 +30,21 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, config: SamplingConfig, finite_B:
         return vocabulary.draw(logits_BV, uniform_B, config.temperature, config.top_p, finite_B)
     rows = len(logits_BV) if logits_BV.is_cuda else CPU_ROWS
     if finite_B is not None:
-        finite_B &= torch.cat([part_BV.isfinite().all(-1) for part_BV in torch.split(logits_BV, rows)])
+        note_finite(logits_BV, finite_B)
     if config.temperature == 0:
         return logits_BV.argmax(-1)
     parts = zip(torch.split(logits_BV, rows), torch.split(uniform_B, rows), strict=True)
     return torch.cat([invert(weights(part_BV, config), part_B) for part_BV, part_B in parts])
+
+
+def note_finite(logits_BV: Tensor, finite_B: Tensor) -> None:
+    """Put 0 into `finite_B` (uint8) for rows whose logits are not all finite."""
+    if logits_BV.is_cuda:
+        from equipoise.policy.kernels import vocabulary
+
+        vocabulary.note_finite(logits_BV, finite_B)
+    else:
+        finite_B &= torch.cat([part_BV.isfinite().all(-1) for part_BV in torch.split(logits_BV, CPU_ROWS)])
 
 
 def weights(logits_BV: Tensor, config: SamplingConfig) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from peft.tuners.lora.layer import Linear as LoraLayer
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from equipoise.errors import UserError
 
@@ -30,6 +31,8 @@ MOST = {torch.int8: 127.0, FP8: 448.0}
 LEAST = 2.0**-100
 """What the largest value of an FP8 row counts as at least, so that what the row is multiplied by has an end."""
 ASKED = "EQUIPOISE_FP8"
+LINEAR = (nn.Linear, Conv1D)
+"""The kinds of layers whose weights are rounded."""
 NAMES = {torch.int8: "int8", FP8: "FP8"}
 
 
@@ -91,18 +94,23 @@ def _quantised(weight_NK: Tensor, into: torch.dtype) -> Rounded:
     return Rounded(q, scale)
 
 
-def put_aside(linear: nn.Linear, name: str, weight_NK: Tensor, into: torch.dtype) -> nn.Parameter:
+def matrix(linear: nn.Module, weight: Tensor) -> Tensor:
+    """(N, K): a layer's weights, which GPT-2's `Conv1D` keeps the other way round."""
+    return weight.T if isinstance(linear, Conv1D) else weight
+
+
+def put_aside(linear: nn.Module, name: str, weight: Tensor, into: torch.dtype) -> nn.Parameter:
     """Keep a layer's weights in 8 bits beside it until `to_eight_bits` puts them in; what stands for them meanwhile.
 
     That has their shape, dtype and device, so that adapters can be put around the layer, and takes the room of one
     value. It is NaN: a layer that was forgotten does not go unnoticed. Raises NotFinite with the weight's `name`.
     """
     try:
-        linear.rounded = quantise(weight_NK, into)  # type: ignore[assignment]
+        linear.rounded = quantise(matrix(linear, weight), into)  # type: ignore[assignment]
     except NotFinite:
         raise NotFinite(name) from None
-    nothing = torch.full((1,), torch.nan, dtype=weight_NK.dtype, device=weight_NK.device)
-    return nn.Parameter(nothing.expand(weight_NK.shape), requires_grad=False)
+    nothing = torch.full((1,), torch.nan, dtype=weight.dtype, device=weight.device)
+    return nn.Parameter(nothing.expand(weight.shape), requires_grad=False)
 
 
 def is_put_aside(linear: nn.Module) -> bool:
@@ -115,11 +123,12 @@ class EightBitLinear(nn.Module):
     q: Tensor
     scale: Tensor
 
-    def __init__(self, linear: nn.Linear, into: torch.dtype = torch.int8) -> None:
+    def __init__(self, linear: nn.Linear | Conv1D, into: torch.dtype = torch.int8) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
         put = is_put_aside(linear)
-        rounded = linear.__dict__["rounded"] if put else quantise(linear.weight.detach(), into)
+        rounded = linear.__dict__["rounded"] if put else quantise(matrix(linear, linear.weight.detach()), into)
+        sizes: tuple[int, ...] = rounded.q.shape
+        self.out_features, self.in_features = sizes
         self.dtype = linear.weight.dtype
         self.register_buffer("scale", rounded.scale)
         self.register_buffer("q", rounded.q)
@@ -181,9 +190,9 @@ def to_eight_bits(model: Any, into: torch.dtype = torch.int8) -> None:
     """
     head = model.get_output_embeddings()
     # Owners only: a list of all modules would keep every replaced layer alive, and with it both copies of the weights.
-    for name, owner in [(n, m) for n, m in model.named_modules() if not isinstance(m, nn.Linear)]:
+    for name, owner in [(n, m) for n, m in model.named_modules() if type(m) not in LINEAR]:
         if isinstance(owner, LoraLayer):
-            if type(owner.base_layer) is nn.Linear:
+            if type(owner.base_layer) in LINEAR:
                 owner.base_layer = _replaced(owner.base_layer, into, name)
         else:
             for last, child in list(owner.named_children()):
@@ -193,7 +202,7 @@ def to_eight_bits(model: Any, into: torch.dtype = torch.int8) -> None:
     plain.is_quantized = True  # which export takes as: merge into the original weights
 
 
-def _replaced(linear: nn.Linear, into: torch.dtype, name: str) -> EightBitLinear:
+def _replaced(linear: nn.Linear | Conv1D, into: torch.dtype, name: str) -> EightBitLinear:
     try:
         return EightBitLinear(linear, into)
     except NotFinite:
@@ -202,7 +211,21 @@ def _replaced(linear: nn.Linear, into: torch.dtype, name: str) -> EightBitLinear
 
 def goes_into_eight_bits(owner: nn.Module, child: nn.Module, head: nn.Module | None) -> bool:
     """Whether `child` of `owner` is a linear layer of the model's own; a ModuleDict holds adapters."""
-    return type(child) is nn.Linear and child is not head and not isinstance(owner, nn.ModuleDict)
+    return type(child) in LINEAR and child is not head and not isinstance(owner, nn.ModuleDict)
+
+
+def left_out(model: Any) -> str | None:
+    """A line, where most of a model's weights are none that `to_eight_bits` rounds."""
+    rounded = sum(m.q.numel() for m in model.modules() if isinstance(m, EightBitLinear))
+    apart = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
+    rest = sum(p.numel() for p in model.parameters() if not p.requires_grad and p.dim() > 1 and id(p) not in apart)
+    if rounded >= rest:
+        return None
+    share = rounded / (rounded + rest)
+    return (
+        f"--use-8bit rounds {share:.0%} of this {model.config.model_type} model's matrices: the others are no linear "
+        "layers by themselves (a mixture's experts, say), and take the memory that they take without it"
+    )
 
 
 def in_eight_bits(model: nn.Module) -> torch.dtype | None:

@@ -3,7 +3,7 @@
 Without a GPU, or with `enabled=False`, the function is simply called: the plain twin of every fast path.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,23 @@ from torch import Tensor
 from equipoise.runs.launch import launched
 
 Outputs = tuple[Tensor, ...]
+
+
+class _Recording:
+    depth = 0
+
+    def __enter__(self) -> None:
+        _Recording.depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        _Recording.depth -= 1
+
+
+def recording() -> bool:
+    """Whether what is computed now becomes a graph, or is tried out before it does: several streams are then worth
+    their while, which cost the host more than they save where it launches every kernel. In any thread: backward passes
+    have their own."""
+    return _Recording.depth > 0
 
 
 class Graphs:
@@ -56,12 +73,13 @@ class Graphs:
         buffers = tuple(x.to(self.device, copy=True) for x in inputs)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # lazy initialisation must be over before recording
-            function(*buffers)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=self.capture):
-            outputs = function(*buffers)
+        with _Recording():
+            with torch.cuda.stream(side):  # lazy initialisation must be over before recording
+                function(*buffers)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=self.capture):
+                outputs = function(*buffers)
         self._pool = self._pool or graph.pool()
         return graph, buffers, outputs
 
@@ -69,6 +87,41 @@ class Graphs:
         """Forget all recordings, and free their memory."""
         self._recorded.clear()
         self._pool = None
+
+
+ALIGNED = 32
+"""Numbers that a tensor is filled up to when several are sent together, so that each begins where kernels like it."""
+
+
+def sent(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """The tensors, which are the host's, on the device. To a GPU those of a dtype go as one, and nobody waits for them
+    or for what the GPU was given before."""
+    if device.type != "cuda":
+        return [x.to(device) for x in tensors]
+    found = list(tensors)
+    for dtype in {x.dtype for x in tensors}:
+        places = [i for i, x in enumerate(tensors) if x.dtype == dtype]
+        sizes = [round_up(tensors[i].numel(), ALIGNED) for i in places]
+        flat = torch.empty(sum(sizes), dtype=dtype, pin_memory=True)
+        for i, part in zip(places, flat.split(sizes), strict=True):
+            part[: tensors[i].numel()] = tensors[i].reshape(-1)
+        for i, part in zip(places, flat.to(device, non_blocking=True).split(sizes), strict=True):
+            found[i] = part[: tensors[i].numel()].view(tensors[i].shape)
+    return found
+
+
+def on_its_way(x: Tensor) -> Callable[[], Any]:
+    """What is called to wait for the numbers of x, as a list, and for nothing that the device is given after them."""
+    if not x.is_cuda:
+        return x.tolist
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+    copied = torch.cuda.current_stream(x.device).record_event()
+
+    def numbers() -> Any:
+        copied.synchronize()
+        return host.tolist()
+
+    return numbers
 
 
 def round_up(n: int, multiple: int) -> int:

@@ -23,13 +23,15 @@ def kl_to_reference(
     π_ref is the reference at the same temperature, all of it; temperature 0 is taken for 1."""
     temperature = sampling.temperature or 1.0
 
+    parts = [part for rollout in rollouts for part in _parts(rollout, rows)]
+
     def log_ratio(part: Rollout) -> Tensor:
-        own, base = (_summed(policy, part, temperature, reference) for reference in (False, True))
+        own, base = (_summed(policy, part, temperature, reference, len(parts)) for reference in (False, True))
         if sampling.temperature == 0 or sampling.top_p == 1:
             return own - base
         return own - base - _by_row(nucleus_mass(policy, part, sampling), part)
 
-    return torch.cat(ranks.deal([part for rollout in rollouts for part in _parts(rollout, rows)], log_ratio))
+    return torch.cat(ranks.deal(parts, log_ratio))
 
 
 def continuation_nll(
@@ -65,7 +67,8 @@ def text_nll(
     if not completions:
         return found
     rollout = rollout_of(prompts, completions)
-    total_B = torch.cat(ranks.deal(_parts(rollout, rows), lambda part: _summed(policy, part, 1.0, True)))
+    parts = _parts(rollout, rows)
+    total_B = torch.cat(ranks.deal(parts, lambda part: _summed(policy, part, 1.0, True, len(parts))))
     for place, nll in zip(places, (-total_B / rollout.lengths_B).tolist(), strict=True):
         found[place] = nll
     return found
@@ -105,13 +108,19 @@ def completion_logprobs(
     return sums
 
 
+MANY_PARTS = 24
+"""A graph of a shape is recorded in the time of some ten passes that are launched kernel by kernel."""
+
+
 def _parts(rollout: Rollout, rows: int) -> list[Rollout]:
     return [rollout.select(part) for part in torch.arange(len(rollout)).split(rows)]
 
 
-def _summed(policy: Policy, rollout: Rollout, temperature: float, reference: bool) -> Tensor:
-    """(B,) log-probability of each completion, on the CPU. Not recorded: such a batch is seen once."""
-    scores = score(policy, rollout, temperature, packed=True, reference=reference, entropy=False, recorded=False)
+def _summed(policy: Policy, rollout: Rollout, temperature: float, reference: bool, parts: int) -> Tensor:
+    """(B,) log-probability of each completion, on the CPU. Recorded only where so many parts follow that they pay for
+    it."""
+    recorded = parts >= MANY_PARTS
+    scores = score(policy, rollout, temperature, packed=True, reference=reference, entropy=False, recorded=recorded)
     return _by_row(scores.logprobs, rollout)
 
 

@@ -9,6 +9,8 @@ are one matrix product. Gradients of weights are added to `.grad` within the bac
 Shapes: M tokens, H hidden, K inputs and N outputs of a projection.
 """
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -17,12 +19,16 @@ from peft.tuners.lora.layer import Linear as LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from equipoise.policy.aside import aside, beside
 from equipoise.policy.attention import take_trie
 from equipoise.policy.eightbit import FP8, EightBitLinear, kernels
+from equipoise.policy.ends import fuse_ends
 from equipoise.policy.fused import is_llama_norm, norm_forward
+from equipoise.policy.gates import Gates
 from equipoise.policy.joined import accumulate, gradient, joined, joined_gradients, put_together
 from equipoise.policy.kernels import attention, decoding, elementwise, fp8, heads, int8
 from equipoise.policy.layer_spec import LayerSpec, base, describe, epsilon, parts, width
+from equipoise.policy.norms import FusedNorm, add_sums
 
 
 def not_covered(model: nn.Module) -> str | None:
@@ -38,14 +44,18 @@ def not_covered(model: nn.Module) -> str | None:
     return None
 
 
-def fuse_layers(model: nn.Module) -> None:
-    """Replace the forward of every decoder layer, of the last norm and of a trained head. Ask `not_covered` first."""
+def fuse_layers(model: nn.Module) -> Gates:
+    """Replace the forward of every decoder layer, of the last norm, and of a trained embedding and head. Ask
+    `not_covered` first. Where weights may still be moved when the next pass begins."""
     described = describe(model)
     assert not isinstance(described, str), described
     before: _Layer | None = None
-    for layer, spec in described:
+    gates = Gates(next(model.parameters()).device, len(described))
+    for number, (layer, spec) in enumerate(described):
         made = _Layer(layer, spec)
         made.follow(before)
+        made.gate = partial(gates.wait, number)
+        gates.add(number, layer.parameters())
         layer.forward, before = made.forward, made
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the matrices that were put together have left holes of another size
@@ -53,9 +63,8 @@ def fuse_layers(model: nn.Module) -> None:
         norm: Any = getattr(module, "norm", None)
         if isinstance(getattr(module, "layers", None), nn.ModuleList) and is_llama_norm(norm):
             norm.forward = norm_forward(norm)
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    if head.weight.requires_grad and head.bias is None:
-        head.forward = lambda x: _Head.apply(x, head.weight)
+    fuse_ends(model, gates)
+    return gates
 
 
 class _Projection:
@@ -101,21 +110,27 @@ class _Projection:
         """W (N, K)."""
         return joined(self.weights).T if self.transposed else joined(self.weights)
 
+    def _low(self, x_MK: Tensor) -> Tensor:
+        """x·Aᵀ."""
+        return x_MK @ joined(self.a).T
+
+    def _base(self, x_MK: Tensor) -> tuple[Tensor, fp8.By | None]:
+        """x·Wᵀ (+ bias), and what it is to be multiplied by."""
+        if self.rounded and self.fp8 and not self.biases:
+            return fp8.product_unfinished(x_MK, self.q, self.scales)
+        if self.rounded:
+            out = kernels(self.q).product(x_MK, self.q, self.scales)
+            return (out.add_(joined(self.biases)) if self.biases else out), None
+        if self.biases:
+            return torch.addmm(joined(self.biases), x_MK, self._matrix().T), None
+        return x_MK @ self._matrix().T, None
+
     def forward(self, x_MK: Tensor, more_MN: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(y + more, x·Aᵀ or None)."""
-        by = None
-        if self.rounded and self.fp8 and not self.biases:
-            out, by = fp8.product_unfinished(x_MK, self.q, self.scales)
-        elif self.rounded:
-            out = kernels(self.q).product(x_MK, self.q, self.scales)
-            out = out.add_(joined(self.biases)) if self.biases else out
-        elif self.biases:
-            out = torch.addmm(joined(self.biases), x_MK, self._matrix().T)
-        else:
-            out = x_MK @ self._matrix().T
         if self.adapted:
-            low = x_MK @ joined(self.a).T
+            low, (out, by) = beside(x_MK.device, lambda: self._low(x_MK), lambda: self._base(x_MK))
             return elementwise.add_adapters(out, low, joined(self.b), self.sizes, self.scale, more_MN, by), low
+        out, by = self._base(x_MK)
         if by is not None:
             return fp8.finish(out, by, more_MN), None
         return (out if more_MN is None else out.add_(more_MN)), None
@@ -126,15 +141,46 @@ class _Projection:
             return self.forward(x_MK, sum_MN)[0]
         return sum_MN.addmm_(x_MK, self._matrix().T)
 
-    def backward(self, grad_MN: Tensor, x_MK: Tensor, low: Tensor | None) -> Tensor:
-        """Gradient of x; those of the trained weights are added to their `.grad`."""
-        by = None
+    def _back_base(self, grad_MN: Tensor) -> tuple[Tensor, fp8.By | None]:
+        """grad·W, and what its rows are to be multiplied by."""
         if self.rounded and self.fp8:
-            grad_x, by = fp8.back_unfinished(grad_MN, self.q, self.scales, self.following)
-        elif self.rounded:
-            grad_x = int8.product_back(grad_MN, self.q, self.scales)
+            return fp8.back_unfinished(grad_MN, self.q, self.scales, self.following)
+        if self.rounded:
+            return int8.product_back(grad_MN, self.q, self.scales), None
+        return grad_MN @ self._matrix(), None
+
+    def _back_low(self, grad_MN: Tensor, low: Tensor) -> Tensor:
+        """scale · grad·B, of each projection its own."""
+        grad_low = torch.empty_like(low)
+        columns = zip(grad_low.split(len(self.a[0]), 1), grad_MN.split(self.sizes, 1), self.b, strict=True)
+        for target, part, b in columns:
+            torch.addmm(target, part, b.detach(), beta=0, alpha=self.scale, out=target)
+        return grad_low
+
+    def backward(self, grad_MN: Tensor, x_MK: Tensor, low: Tensor | None) -> Tensor:
+        """Gradient of x; those of the trained weights are added to their `.grad`, aside."""
+        through = low is not None and self.a[0].requires_grad
+        grad_low: Tensor | None = None
+        if low is not None and through:
+            like = low
+            rest, (grad_x, by) = beside(
+                grad_MN.device, lambda: self._back_low(grad_MN, like), lambda: self._back_base(grad_MN)
+            )
+            if by is not None:
+                fp8.add_low(grad_x, by, rest, joined(self.a))
+            else:
+                grad_x.addmm_(rest, joined(self.a))
+            grad_low = rest
         else:
-            grad_x = grad_MN @ self._matrix()
+            grad_x, by = self._back_base(grad_MN)
+            if by is not None:
+                fp8.finish(grad_x, by)
+        if grad_low is not None or any(p.requires_grad for p in (*self.weights, *self.biases)):
+            aside.do(grad_x.device, lambda: self._add_gradients(grad_MN, x_MK, low, grad_low))
+        return grad_x
+
+    def _add_gradients(self, grad_MN: Tensor, x_MK: Tensor, low: Tensor | None, grad_low: Tensor | None) -> None:
+        """Those of weights and biases, or of the adapters, added to their `.grad`."""
         if self.weights and self.weights[0].requires_grad:
             if self.transposed:
                 accumulate(self.weights, x_MK, grad_MN)
@@ -143,27 +189,16 @@ class _Projection:
         if self.biases and self.biases[0].requires_grad:
             for bias, part in zip(self.biases, grad_MN.split(self.sizes, 1), strict=True):
                 gradient(bias).add_(part.sum(0))
-        through = low is not None and self.a[0].requires_grad
-        if by is not None and not through:
-            fp8.finish(grad_x, by)
-        if low is not None and through:
-            rank = len(self.a[0])
-            grad_low = torch.empty_like(low)
-            columns = zip(grad_low.split(rank, 1), grad_MN.split(self.sizes, 1), self.b, strict=True)
-            for target, part, b in columns:
-                torch.addmm(target, part, b.detach(), beta=0, alpha=self.scale, out=target)
-            if by is not None:
-                fp8.add_low(grad_x, by, grad_low, joined(self.a))
-            else:
-                grad_x.addmm_(grad_low, joined(self.a))
-            accumulate(self.a, grad_low, x_MK)
-            grads = joined_gradients(self.b)
-            if grads is not None:
-                elementwise.add_adapter_gradient(grads, grad_MN, low, self.sizes, self.scale)
-            else:
-                for b, part, own in zip(self.b, grad_MN.split(self.sizes, 1), low.split(rank, 1), strict=True):
-                    gradient(b).addmm_(part.T, own, alpha=self.scale)
-        return grad_x
+        if low is None or grad_low is None:
+            return
+        accumulate(self.a, grad_low, x_MK)
+        grads = joined_gradients(self.b)
+        if grads is not None:
+            elementwise.add_adapter_gradient(grads, grad_MN, low, self.sizes, self.scale)
+            return
+        parts, lows = grad_MN.split(self.sizes, 1), low.split(len(self.a[0]), 1)
+        for b, part, own in zip(self.b, parts, lows, strict=True):
+            gradient(b).addmm_(part.T, own, alpha=self.scale)
 
 
 class _Trie(NamedTuple):
@@ -201,21 +236,6 @@ class _Kept(NamedTuple):
     rstd_delta2: Tensor | None
 
 
-class _Norm:
-    """A norm module, as the kernels take it."""
-
-    def __init__(self, module: Any, offset: float) -> None:
-        self.trained = [p for p in (module.weight, getattr(module, "bias", None)) if p is not None and p.requires_grad]
-        eps = epsilon(module)
-        assert eps is not None
-        self.by = elementwise.Norm(module.weight, eps, offset, getattr(module, "bias", None))
-
-    def backward(self, dy: Tensor, x: Tensor, rstd: Tensor | None, more: Tensor | None) -> Tensor:
-        """Gradient of x, plus `more`; those of the trained weights are added to their `.grad`."""
-        assert rstd is not None
-        return elementwise.norm_backward(dy, x, self.by, rstd, more, tuple(map(gradient, self.trained)))
-
-
 class _Layer:
     def __init__(self, layer: Any, spec: LayerSpec) -> None:
         self.plain, self.spec = layer.forward, spec
@@ -223,16 +243,19 @@ class _Layer:
         self.attention = own.attention
         self.qkv, self.o = _Projection(*own.qkv), _Projection(own.o)
         self.gate_up, self.down = _Projection(*own.gate_up), _Projection(own.down)
-        self.norms = [None if norm is None else _Norm(norm, spec.offset) for norm in own.norms]
+        self.norms = [None if norm is None else FusedNorm(norm, spec.offset) for norm in own.norms]
         self.head_norms: heads.HeadNorms | None = None
         if spec.head_norms:
             weights, eps = (own.query_norm.weight, own.key_norm.weight), epsilon(own.query_norm)
             assert eps is not None
             self.head_norms = heads.HeadNorms(*weights, eps, spec.offset)
         self.activation = (elementwise.ACTIVATIONS[spec.activation], spec.gated)
+        self.lowest = True
+        self.gate: Callable[[], None] = lambda: None
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As the decoder layer's own; (1, M, H) for a trie, (B, 1, H) for one token a row."""
+        self.gate()
         taken = take_trie(kwargs)
         if taken.paths_RL is None and taken.slot is None:
             plain: Tensor = self.plain(hidden_states, *args, **kwargs)
@@ -260,6 +283,7 @@ class _Layer:
 
     def follow(self, before: "_Layer | None") -> None:
         """Tell each rounded projection whose turn it is after its own on the way back; `before` is the layer below."""
+        self.lowest = before is None
         order = [self.down, self.gate_up, self.o, self.qkv, *([before.down] if before is not None else [])]
         for own, after in pairwise(order):
             own.following = after.q if after.rounded else None
@@ -279,7 +303,7 @@ class _Layer:
         return heads.prepare(qkv, cos, sin, form, cos.shape[1] if self.spec.rotary else 0, self.head_norms)
 
     def _add(
-        self, x: Tensor, delta: Tensor, after: _Norm | None, then: _Norm | None
+        self, x: Tensor, delta: Tensor, after: FusedNorm | None, then: FusedNorm | None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """(h, 1 / rms(delta), y, 1 / rms(h)): h = x + after(delta), y = then(h)."""
         if after is not None:
@@ -342,11 +366,14 @@ class _Layer:
         return dy1.add_(dh) if before1 is None else before1.backward(dy1, kept.x, kept.rstd1, dh)
 
     def _ready_backward(self, dready: Tensor, qkv: Tensor, trie: _Trie, form: attention.Form) -> Tensor:
-        norms, weights = self.head_norms, None
+        norms = self.head_norms
+        trained: tuple[Any, ...] = ()
         if norms is not None and norms.query.requires_grad:
-            weights = (gradient(norms.query), gradient(norms.key))  # type: ignore[arg-type]
+            trained = (norms.query, norms.key)
         rotated = trie.cos.shape[1] if self.spec.rotary else 0
-        return heads.prepare_backward(dready, qkv, trie.cos, trie.sin, form, rotated, norms, weights)
+        dqkv, sums = heads.prepare_backward(dready, qkv, trie.cos, trie.sin, form, rotated, norms, bool(trained))
+        add_sums(tuple(map(gradient, trained)), sums)
+        return dqkv
 
 
 class _LayerFunction(torch.autograd.Function):
@@ -356,6 +383,7 @@ class _LayerFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: _Layer, trie: _Trie, form: attention.Form, *anchors: Tensor) -> Tensor:
         out, kept = layer._forward(x, trie, form)
         ctx.layer, ctx.trie, ctx.form, ctx.count = layer, trie, form, len(anchors)
+        ctx.last = layer.lowest or not x.requires_grad
         ctx.present = [t is not None for t in kept]
         ctx.save_for_backward(*(t for t in kept if t is not None))
         return out
@@ -365,20 +393,5 @@ class _LayerFunction(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         kept = _Kept._make(next(saved) if present else None for present in ctx.present)
         dx = ctx.layer.backward(dout.contiguous(), kept, ctx.trie, ctx.form)
+        aside.end_layer(dx.device, ctx.last)
         return dx, None, None, None, *[None] * ctx.count
-
-
-class _Head(torch.autograd.Function):
-    """x·Wᵀ, the weight's gradient added in place."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: nn.Parameter) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.weight = weight
-        return x @ weight.T
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        gradient(ctx.weight).addmm_(grad.flatten(0, -2).T, x.flatten(0, -2))
-        return grad @ ctx.weight, None

@@ -15,7 +15,8 @@ from equipoise.errors import UserError
 from equipoise.policy.adapters import with_adapters
 from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
 from equipoise.policy.config import PolicyConfig, check_device
-from equipoise.policy.eightbit import format_for, to_eight_bits
+from equipoise.policy.eightbit import format_for, left_out, to_eight_bits
+from equipoise.policy.gates import Gates
 from equipoise.policy.graphs import Graphs
 from equipoise.policy.joined import adjacent_order
 from equipoise.policy.prompt import Tokenizer, stop_ids
@@ -107,6 +108,8 @@ class Policy:
         self.stop_ids = stop_ids
         self.source = source
         self.recompute = False
+        self.gates: Gates | None = None
+        """Where its layers wait for weights that are still being moved."""
         self.unproven = False
         """Whether our own attention is on trial in this model; `verify.settle` keeps it or gives back the model's."""
         self.notices: tuple[str, ...] = ()
@@ -114,7 +117,7 @@ class Policy:
         self.decoders: dict[Any, Any] = {}  # `sample.sample_static` keeps its buffers here
         self.device = next(model.parameters()).device
         self.graphs = Graphs(self.device, enabled=cuda_graphs)
-        self.rooms = Rooms()
+        self.rooms = Rooms(sum(t.numel() for t in (*model.parameters(), *model.buffers())))
         self.dtype = _compute_dtype(model)
         self.value_head = self._new_value_head() if value_head else None
         _no_dropout(model)
@@ -218,13 +221,15 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE, *, v
     for parameter in model.parameters():
         if parameter.requires_grad:  # some models keep a few weights in float32; one dtype is trained
             parameter.data = parameter.data.to(dtype)
+    unrounded = None
     if into is not None:
         to_eight_bits(model, into)
-    slower = None
+        unrounded = left_out(model)
+    slower, gates = None, None
     if cut is not None:
         cut_layers(model, cut)
     else:
-        slower = _fuse(model, config, attention)
+        slower, gates = _fuse(model, config, attention)
         if reference is not None:
             _fuse(reference, config, attention)
     if config.gradient_checkpointing:
@@ -238,9 +243,9 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE, *, v
     policy = Policy(
         model, tokenizer, reference=reference, stop_ids=stops, source=source, cuda_graphs=graphs, value_head=value_head
     )
-    policy.recompute = config.gradient_checkpointing
+    policy.recompute, policy.gates = config.gradient_checkpointing, gates
     policy.unproven = attention is not None and not known
-    policy.notices = tuple(line for line in (note, slower) if line)
+    policy.notices = tuple(line for line in (note, unrounded, slower) if line)
     policy.together = ranks if cut is not None else ALONE
     model.eval()
     # What has been loaded stays: out of the garbage collector's rounds, which would look through all of it every few
@@ -261,32 +266,34 @@ def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
     dtype = pick_dtype(config.dtype, device)
     model = load_model(source, dtype=dtype, device=device, attn_implementation=attention, eight_bits=into)
     model.eval().requires_grad_(False)
+    unrounded = None
     if into is not None:
         to_eight_bits(model, into)
-    slower = _fuse(model, config, attention)
+        unrounded = left_out(model)
+    slower, _ = _fuse(model, config, attention)
     tokenizer = load_tokenizer(source)
     stops = stop_ids(tokenizer, model.generation_config, prompt)
     graphs = _recordable(config, attention)
     policy = Policy(model, tokenizer, reference=None, stop_ids=stops, source=source, cuda_graphs=graphs)
     policy.unproven = attention is not None and not known
-    policy.notices = (slower,) if slower else ()
+    policy.notices = tuple(line for line in (unrounded, slower) if line)
     return policy
 
 
-def _fuse(model: Any, config: PolicyConfig, attention: str | None) -> str | None:
-    """Fewer, larger kernels on a GPU; a line that says why, where they are not the largest. The modules that do it need
-    Triton, which PyTorch brings along for GPUs only."""
+def _fuse(model: Any, config: PolicyConfig, attention: str | None) -> tuple[str | None, Gates | None]:
+    """Fewer, larger kernels on a GPU: a line that says why, where they are not the largest; the layers' gates, where
+    they are. The modules that do it need Triton, which PyTorch brings along for GPUs only."""
     if not config.fused or model.device.type != "cuda":
-        return None
+        return None, None
     from equipoise.policy import fused, llama
 
     reason, kind = llama.not_covered(model), model.config.model_type
     if reason is None and attention is not None:
-        llama.fuse_layers(model)
-        return None
+        return None, llama.fuse_layers(model)
     if attention is not None:
         fused.fuse(model, known=kind in PLAIN_ATTENTION)
-    return f"{kind} models take the slow path on a GPU: the fast layer does not cover {reason or 'their attention'}"
+    slow = f"{kind} models take the slow path on a GPU: the fast layer does not cover {reason or 'their attention'}"
+    return slow, None
 
 
 def _recordable(config: PolicyConfig, attention: str | None) -> bool:

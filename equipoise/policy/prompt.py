@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from equipoise.errors import UserError
@@ -102,14 +103,19 @@ def continuation_ids(tokenizer: Tokenizer, prompt: Sequence[int], text: str) -> 
     A tokenizer that puts a space before whatever it is given would write two of them, and one where none is meant: it
     gets the text after the prompt's last word.
     """
-    before = tokenizer.decode(list(prompt), **_DECODE)
-    word = (before.split() or [""])[-1]
-    own, joint, alone = (
-        list(tokenizer(given, add_special_tokens=False)["input_ids"]) for given in (text, word + text, word)
-    )
+    before, word, alone = _last_word(tokenizer, tuple(prompt))
+    own, joint = (list(tokenizer(given, add_special_tokens=False)["input_ids"]) for given in (text, word + text))
     spellings = [own, joint[len(alone) :]] if joint[: len(alone)] == alone else [own]
     exact = (ids for ids in spellings if tokenizer.decode([*prompt, *ids], **_DECODE) == before + text)
     return next(exact, spellings[0])
+
+
+@lru_cache(maxsize=1024)
+def _last_word(tokenizer: Tokenizer, prompt: tuple[int, ...]) -> tuple[str, str, list[int]]:
+    """A prompt's text, its last word, and the ids of that word by itself."""
+    text = tokenizer.decode(list(prompt), **_DECODE)
+    word = (text.split() or [""])[-1]
+    return text, word, list(tokenizer(word, add_special_tokens=False)["input_ids"])
 
 
 def sentences_of(tokenizer: Tokenizer, rollout: Rollout, occupations: Sequence[str], task: Task) -> list[str]:

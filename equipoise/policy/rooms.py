@@ -1,7 +1,8 @@
 """The shapes that packs are padded to, so that CUDA graphs are recorded of few of them.
 
-Recording a shape runs it twice from Python, which takes a small model longer than a whole step. So a pack takes a
-recorded shape that is a little too large for it, until its own has been wanted often enough to pay for its recording.
+Recording a shape runs it twice from Python, which takes a small model longer than several steps. So a pack takes a
+recorded shape that is a little too large for it, until so much has been computed in vain that its own pays for its
+recording.
 """
 
 from collections import Counter
@@ -11,9 +12,11 @@ from equipoise.policy.graphs import round_up
 
 BUCKET = 64
 """Nodes and tokens are padded to multiples of at least this."""
-OFTEN = 96
-"""So many times a shape is done without before it is recorded: about where that has cost a large model as much as its
-recording (a tenth of 50 ms each, against 0.3 to 0.5 s). A small one, which the host keeps waiting, loses nothing."""
+COST = 8e10
+"""A recording costs as much as so many weights that are multiplied with a pack in vain: 10 passes of 8 billion weights,
+0.3 to 0.5 s of 50 ms each."""
+MOST_PASSES = 400
+"""More passes in vain are never put up with. Those of a small model, which launches keep waiting, cost little."""
 MOST = 1.5
 """A shape is never this many times larger than what it stands in for."""
 
@@ -33,11 +36,13 @@ class Room(NamedTuple):
 
 
 class Rooms:
-    """Which shapes are in use, for each number of rows."""
+    """Which shapes are in use, for each number of rows, of a model with so many weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: float) -> None:
+        self.patience = min(MOST_PASSES, COST / weights)
+        """Passes in vain after which a shape is recorded."""
         self._used: dict[int, list[Room]] = {}
-        self._wanted: Counter[tuple[int, Room]] = Counter()
+        self._vain: Counter[tuple[int, Room]] = Counter()
 
     def take(self, rows: int, need: Room, most_tokens: int) -> Room:
         """The shape for a pack of so many rows that needs this much; decided by what has been asked for before. Rows of
@@ -45,10 +50,12 @@ class Rooms:
         used = self._used.setdefault(rows, [])
         if need in used:
             return need
-        self._wanted[rows, need] += 1
         fitting = [room for room in used if room.holds(need) and not room.is_far_above(need)]
-        if fitting and self._wanted[rows, need] <= OFTEN:
-            return min(fitting)
+        if fitting:
+            # Whole passes, of which a Counter takes parts as well.
+            self._vain[rows, need] += 1 - need.nodes / min(fitting).nodes  # type: ignore[assignment]
+            if self._vain[rows, need] <= self.patience:
+                return min(fitting)
         # Where there is none yet, those that come after will as often be larger: a step of each size to spare.
         spare = not fitting and need.tokens < bucket(most_tokens)
         room = Room(bucket(need.nodes + 1), bucket(need.tokens + 1), need.width) if spare else need
@@ -58,7 +65,7 @@ class Rooms:
     def clear(self) -> None:
         """Forget all of them, as their recordings are forgotten."""
         self._used.clear()
-        self._wanted.clear()
+        self._vain.clear()
 
 
 def bucket(n: int) -> int:

@@ -17,7 +17,7 @@ from equipoise.policy import plain, trie
 from equipoise.policy.attention import TRIE_ATTENTION
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.draw import weights
-from equipoise.policy.graphs import round_up
+from equipoise.policy.graphs import round_up, sent
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.rooms import Room, bucket
@@ -85,7 +85,7 @@ def pack(
         spare = [0, 0, 0, width - 1, 0, 0, 0]
         parts = [pad(x, (0, n - x.shape[-1]), value=v) for x, n, v in zip(parts, sizes, spare, strict=True)]
         real_N = pad(real_N, (0, tokens - len(real_N)))
-    return Pack(*(x.to(policy.device) for x in (*parts, real_N)))
+    return Pack(*sent([*parts, real_N], policy.device))
 
 
 def token_logprobs(logits_NV: Tensor, tokens_N: Tensor, temperature: float) -> Tensor:
@@ -236,7 +236,7 @@ def _forward_pack(policy: Policy, batch: Pack, reference: bool) -> tuple[Tensor,
             logits_to_keep=batch.predictors_N,
             **_attention(policy, model, batch),
         )
-    return logits[0], hidden[0]
+    return logits.squeeze(0), hidden.squeeze(0)  # selecting would fill zeros in, on the way back
 
 
 def _scores(

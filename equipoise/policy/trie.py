@@ -9,7 +9,9 @@ compute for that prefix alone.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,41 +42,43 @@ def build(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
     if not all(map(len, prompts)) or not all(map(len, completions)):
         raise ValueError("every row needs at least one prompt token and one completion token")
     rows = [tuple(p) + tuple(c[:-1]) for p, c in zip(prompts, completions, strict=True)]
-    tokens: list[int] = []
-    depths: list[int] = []
-    ends: list[int] = []
-    path: list[int] = []  # node ids from the root to the current row's last token
-    previous: tuple[int, ...] = ()
-    paths: list[list[int]] = [[] for _ in rows]
-    places: list[int] = []
-    width = max(width, *map(len, rows))
+    lengths_R = np.fromiter(map(len, rows), np.int64, len(rows))
+    width = max(width, int(lengths_R.max()))
+    column_L = np.arange(width)
+    real_RL = column_L < lengths_R[:, None]
+    tokens_RL = np.full(real_RL.shape, -1)
+    tokens_RL[real_RL] = np.fromiter(chain.from_iterable(rows), np.int64, int(lengths_R.sum()))
     # Sorted, each row shares its longest common prefix with the row before: that is depth-first order.
-    for r in sorted(range(len(rows)), key=rows.__getitem__):
-        row = rows[r]
-        shared = 0
-        for a, b in zip(row, previous, strict=False):
-            if a != b:
-                break
-            shared += 1
-        for closed in path[shared:]:
-            ends[closed] = len(tokens)
-        path[shared:] = range(len(tokens), len(tokens) + len(row) - shared)
-        tokens.extend(row[shared:])
-        depths.extend(range(shared, len(row)))
-        ends.extend([0] * (len(row) - shared))
-        places.extend(range(r * width + shared, r * width + len(row)))
-        paths[r] = path.copy()
-        previous = row
-    for closed in path:
-        ends[closed] = len(tokens)
-    return Trie(
-        torch.tensor(tokens),
-        torch.tensor(depths),
-        torch.tensor(ends),
-        torch.tensor([node for p, nodes in zip(prompts, paths, strict=True) for node in nodes[len(p) - 1 :]]),
-        torch.tensor([nodes + [0] * (width - len(nodes)) for nodes in paths]),
-        torch.tensor(places),
+    order_R = np.array(sorted(range(len(rows)), key=rows.__getitem__))
+    real_RL, tokens_RL = real_RL[order_R], tokens_RL[order_R]
+    alike_RL = np.zeros_like(real_RL)
+    alike_RL[1:] = real_RL[1:] & (tokens_RL[1:] == tokens_RL[:-1])
+    shared_R1 = np.logical_and.accumulate(alike_RL, axis=1).sum(1, keepdims=True)
+    own_RL = real_RL & (column_L >= shared_R1)
+    count = int(own_RL.sum())
+    nodes_RL = np.zeros(real_RL.shape, np.int64)
+    nodes_RL[own_RL] = np.arange(count)
+    # What a row shares was made by the last row before it that has a node of its own in that place.
+    maker_RL = np.maximum.accumulate(np.where(own_RL, np.arange(len(rows))[:, None], 0), axis=0)
+    nodes_RL = np.where(real_RL, np.take_along_axis(nodes_RL, maker_RL, axis=0), 0)
+    # A node's descendants end where the next row begins that does not share it.
+    starts_R1 = own_RL.sum(1, keepdims=True).cumsum(0) - own_RL.sum(1, keepdims=True)
+    ends_RL = np.full(real_RL.shape, count)
+    ends_RL[:-1] = np.where(column_L >= shared_R1, starts_R1, count)[1:]
+    ends_RL = np.minimum.accumulate(ends_RL[::-1], axis=0)[::-1]
+    paths_RL = np.empty_like(nodes_RL)
+    paths_RL[order_R] = nodes_RL
+    last_R1 = np.fromiter(map(len, prompts), np.int64, len(rows))[:, None] - 1
+    predicts_RL = (column_L >= last_R1) & (column_L < lengths_R[:, None])
+    found = (
+        tokens_RL[own_RL],
+        np.broadcast_to(column_L, own_RL.shape)[own_RL],
+        ends_RL[own_RL],
+        paths_RL[predicts_RL],
+        paths_RL,
+        (order_R[:, None] * width + column_L)[own_RL],
     )
+    return Trie(*map(torch.from_numpy, found))
 
 
 def attends(ends_M: Tensor) -> Tensor:

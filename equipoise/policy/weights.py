@@ -158,7 +158,7 @@ def _rounded(
     assert weights.keys() == {name for name, _ in rounded.named_parameters()}, "of another shape than its base"
     for name, parameter in rounded.named_parameters():
         layer = rounded.get_submodule(name.rpartition(".")[0])
-        if isinstance(layer, nn.Linear) and is_put_aside(layer) and parameter is layer.weight:
+        if is_put_aside(layer) and parameter is layer.weight:
             assert eight_bits is not None
             with _errors_of_rounding():
                 put_aside(layer, name, weights[name].to(device=device, dtype=dtype), eight_bits)

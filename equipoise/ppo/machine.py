@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from equipoise.errors import UserError
 from equipoise.learning.shards import BLOCK as BLOCK_OF_SHARDS
 from equipoise.policy.config import PolicyConfig
-from equipoise.policy.eightbit import BLOCK
+from equipoise.policy.eightbit import BLOCK, LINEAR, matrix
 from equipoise.policy.layer_spec import known_layers
 from equipoise.policy.load import pick_device, pick_dtype
 from equipoise.policy.source import Source, load_config
@@ -110,8 +110,8 @@ class Look(NamedTuple):
 
     config: Any
     parameters: int
-    linear: Sequence[torch.nn.Linear]
-    """All but the output head, without memory."""
+    linear: Sequence[torch.Tensor]
+    """(N, K) weights of linear layers, all but the output head's, without memory."""
     known: bool
     """Whether the fused layer may take its layers."""
 
@@ -121,7 +121,7 @@ def look(source: Source) -> Look:
     model_config = load_config(source)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config)
-    linear = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n]
+    linear = [matrix(m, m.weight) for n, m in model.named_modules() if isinstance(m, LINEAR) and "lm_head" not in n]
     return Look(model_config, sum(p.numel() for p in model.parameters()), linear, known_layers(model))
 
 
@@ -134,7 +134,7 @@ def _need(config: PolicyConfig, looked: Look, work: Work) -> Need:
     device = pick_device(config.device)
     width = torch.finfo(pick_dtype(config.dtype, device)).bits // 8
     model_config, parameters, linear, known = looked
-    lora = sum(config.lora_rank * (m.in_features + m.out_features) for m in linear)
+    lora = config.lora_rank * sum(sum(w.shape) for w in linear)
     text = model_config.get_text_config()
     hidden, layers, vocabulary = text.hidden_size, text.num_hidden_layers, text.vocab_size
     trained = parameters if config.tuning == "full" else lora
@@ -156,10 +156,10 @@ def _need(config: PolicyConfig, looked: Look, work: Work) -> Need:
     head = getattr(text, "head_dim", None) or hidden // heads
     cache = work.own * (work.prompt + work.new) * 2 * layers * key_heads * head * width
     reference = parameters * width if config.tuning == "full" else 0
-    matrices = [m.weight.numel() for m in linear] if config.use_8bit else []
-    rows = sum(m.out_features for m in linear) if config.use_8bit else 0
+    matrices = [w.numel() for w in linear] if config.use_8bit else []
+    rows = sum(len(w) for w in linear) if config.use_8bit else 0
     cut = config.tensor_parallel
-    shared = sum(m.weight.numel() for m in linear) * width if cut > 1 else 0
+    shared = sum(w.numel() for w in linear) * width if cut > 1 else 0
     average = 4 * work.average
     whole = trained * (masters + 4 + 8 + average + (width if masters else 0))
     sharded = config.tuning == "full" and work.processes > 1
@@ -178,7 +178,7 @@ def _need(config: PolicyConfig, looked: Look, work: Work) -> Need:
         export=parameters * (4 if parameters < 1e9 else 2),
         loading=base
         + reference
-        + max(matrices or [m.weight.numel() for m in linear if cut > 1], default=0) * width
+        + max(matrices or [w.numel() for w in linear if cut > 1], default=0) * width
         + (3 * 4 * BLOCK if matrices else 0),
     )
 

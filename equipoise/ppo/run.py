@@ -192,7 +192,6 @@ class Run:
             FUNCTIONS: dict(self.functions),
         }
         kept = [s for s in (state.choice.step, state.watch.healthy_step) if s is not None]
-        self.log.sync()  # a power cut must not leave a checkpoint that is newer than the metrics
         if asynchronous:
             documents = json.loads(json.dumps(documents))  # nothing that training will change
             self._writing = self._writer.submit(self._write, state.step, tensors, documents, kept)
@@ -208,6 +207,7 @@ class Run:
         documents: Mapping[str, Any],
         kept: list[int],
     ) -> None:
+        self.log.sync()  # a power cut must not leave a checkpoint that is newer than the metrics
         save_checkpoint(self.checkpoints, step, tensors=tensors, documents=documents)
         self.log.kept(step)
         if not self._own.saved:

@@ -8,7 +8,7 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -55,9 +55,14 @@ def occupation_at(position: int, occupations: Sequence[str], seed: int) -> str:
     """The `position`-th occupation of an endless stream of shuffled rounds, so that a checkpoint need only hold a
     count."""
     round_number, place = divmod(position, len(occupations))
+    return _round(round_number, tuple(occupations), seed)[place]
+
+
+@lru_cache(maxsize=16)
+def _round(number: int, occupations: tuple[str, ...], seed: int) -> Sequence[str]:
     order = list(occupations)
-    random.Random(f"{seed}/{round_number}").shuffle(order)
-    return order[place]
+    random.Random(f"{seed}/{number}").shuffle(order)
+    return order
 
 
 def occupations_of(config: TrainConfig, done: int) -> list[str]:
@@ -110,8 +115,8 @@ def ppo_step(training: Training) -> Step:
         experience = experience_of(ppo, rollout, scored, advantages, state.kl_coef)
         temperature, packed = config.sampling.temperature, config.scoring == "packed"
         updates = Update(policy, optimizer, experience, batches, ppo, temperature, packed, state.limit, ranks)
-        updates.launch()
-        # On the host, while a GPU is at the first mini-batch.
+        updates.begin()
+        # On the host, while a GPU is at the first mini-batches.
         batch = remember(rewarded.rewards, occupations, rollout, scored, config.task)
         running = state.look_back(batch, maths.masked_mean(scored.entropies, rollout.mask_BT).item())
         state.window.add(rewarded.rewards, occupations)

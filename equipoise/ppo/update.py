@@ -4,7 +4,7 @@ Shapes as in `maths`: B completions, T steps, N real tokens laid flat.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from equipoise.learning.optimizer import MasterAdam
 from equipoise.policy.algorithms import Algorithm
+from equipoise.policy.graphs import on_its_way, sent
 from equipoise.policy.load import Policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.rollout import Rollout
@@ -53,8 +54,8 @@ class Update:
     """Up to len(batches) optimizer steps on one experience. Stops, before stepping, at the first mini-batch whose KL
     exceeds target_kl, and at anything non-finite.
 
-    `launch` begins the first mini-batch, at which a GPU is then at work while the host does something else; `finish`
-    waits for it and takes all the steps.
+    `begin` gives a GPU the first mini-batches, at which it is then at work while the host does something else; `finish`
+    takes all the steps.
     """
 
     policy: Policy
@@ -70,6 +71,8 @@ class Update:
     _ahead: "dict[tuple[int, int], list[list[Part]]]" = field(default_factory=dict)
     _launched: list[Tensor] = field(default_factory=list)
     """Of each mini-batch begun, on the device: `STATS`, then the gradient norms of policy and value head."""
+    _reads: list[Callable[[], list[float]]] = field(default_factory=list)
+    """What waits for these numbers."""
 
     def launch(self) -> None:
         """Begin the next mini-batch: its gradients, and the layout of the one after it."""
@@ -120,14 +123,44 @@ class Update:
             return None
         return room_for([self.experience.rollout.select(rows) for rows in pieces])
 
+    @property
+    def unread(self) -> bool:
+        """Whether the device decides on optimizer steps by itself. It then goes on with the next mini-batch while the
+        host reads what it has decided."""
+        return self.policy.device.type == "cuda" and self.ranks.size == 1
+
+    def _decide(self, values: Tensor) -> Callable[[], list[float]]:
+        """Have the device take the optimizer step where these values of a mini-batch allow it; what is called to wait
+        for the values. In float64, as the host compares."""
+        stats, norms = values.double().split([len(STATS), len(values) - len(STATS)])
+        allowed = stats.isfinite().all() & (stats[STATS.index("kl")] <= self.config.target_kl)
+        self.optimizer.step_where(allowed, norms, self.config.max_grad_norm)
+        return on_its_way(values)
+
+    def _give(self, number: int, kl: float = 0.0) -> None:
+        """Give the device all it can be given while this mini-batch's numbers are not read; `kl`: of the one before it.
+
+        The next one is in vain where this one exceeds target_kl, which is likely where the one before came near."""
+        if number == len(self._launched):
+            self.launch()
+        if number < len(self._reads):
+            return
+        values = self._launched[number]
+        self._reads.append(self._decide(values) if self.unread else values.tolist)
+        if self.unread and number + 1 < len(self.batches) and kl <= self.config.target_kl / 2:
+            self.launch()
+
+    def begin(self) -> None:
+        """Give a GPU something to do while the host does something else, before `finish`."""
+        self._give(0)
+
     def finish(self) -> UpdateStats:
         """Take the optimizer steps; leaves no gradients."""
         seen: list[dict[str, float]] = []
-        update_kl, early_stop, nonfinite = 0.0, False, None
+        update_kl, early_stop, nonfinite, taken = 0.0, False, None, True
         for number in range(len(self.batches)):
-            if number == len(self._launched):
-                self.launch()
-            values = self._launched[number].tolist()
+            self._give(number, seen[-1]["kl"] if seen else 0.0)
+            values, taken = self._reads[number](), False
             stats, norms = dict(zip(STATS, values[: len(STATS)], strict=True)), values[len(STATS) :]
             if bad := [f"{name} is {value}" for name, value in stats.items() if not math.isfinite(value)]:
                 nonfinite = bad[0]
@@ -136,12 +169,16 @@ class Update:
             if stats["kl"] > self.config.target_kl:
                 early_stop = True
                 break
-            grad_norm = self.optimizer.step(self.config.max_grad_norm, norms)
-            if not math.isfinite(grad_norm):
+            if not all(map(math.isfinite, norms)):
                 head = f" (value head {norms[1]})" if len(norms) > 1 else ""
                 nonfinite = f"gradient norm is {norms[0]}{head}"
                 break
-            seen.append({**stats, "grad_norm": grad_norm})
+            if not self.unread:
+                self.optimizer.step(self.config.max_grad_norm, norms)
+            seen.append({**stats, "grad_norm": norms[0]})
+            taken = True
+        if self.unread and not taken:
+            self.optimizer.take_back()
         self.optimizer.zero_grad()
         return _summed_up(self.config, seen, update_kl, early_stop, nonfinite)
 
@@ -231,7 +268,7 @@ def _lay_out(
                 own["row"] = torch.nonzero(mask)[:, 0]
             if isinstance(source, Pack):
                 own = {name: pad(x, (0, len(source.targets_N) - len(x))) for name, x in own.items()}
-            parts.append(Part(source, {name: x.to(policy.device, non_blocking=True) for name, x in own.items()}))
+            parts.append(Part(source, dict(zip(own, sent(list(own.values()), policy.device), strict=True))))
     return parts
 
 
@@ -255,6 +292,11 @@ def _backward(policy: Policy, optimizer: MasterAdam, part: Part, config: PPOConf
     return stats.clone()
 
 
+def in_one_pass(logprobs: Tensor, columns: Columns) -> bool:
+    """Whether a kernel computes losses and gradients: on a GPU, where no token's loss depends on others."""
+    return logprobs.is_cuda and "exact_weight" not in columns and "row" not in columns
+
+
 def _loss_and_gradients(
     policy: Policy, source: Pack | Rollout, columns: Columns, config: PPOConfig, temperature: float
 ) -> Tensor:
@@ -267,10 +309,19 @@ def _loss_and_gradients(
     else:
         new = score(policy, source, temperature, packed=False, entropy=entropy, kl=exact)
         real = weight > 0
+    if in_one_pass(new.logprobs, columns):
+        from equipoise.policy.kernels.surrogate import Limits, surrogate
+
+        limits = Limits(config.clip, config.value_clip, config.entropy_coef, maths.MAX_LOG_RATIO)
+        found = surrogate(new.logprobs.detach(), new.values.detach(), real, columns, limits)
+        pairs = ((new.logprobs, found.logprobs), (new.values, found.values), (new.entropies, found.entropies))
+        slopes = [(x, slope) for x, slope in pairs if x.requires_grad]
+        torch.autograd.backward([x for x, _ in slopes], [slope for _, slope in slopes])
+        return found.stats
     # A spare token's score is a number like any other: it is put to its old value, and weighs nothing.
     logprobs = torch.where(real, new.logprobs, 0.0)
-    surrogate = maths.policy_loss(logprobs, old_logp, columns["advantages"], config.clip, columns.get("row"))
-    policy_sum = (surrogate.loss * share).sum()
+    losses = maths.policy_loss(logprobs, old_logp, columns["advantages"], config.clip, columns.get("row"))
+    policy_sum = (losses.loss * share).sum()
     loss, value_sum, kl_sum = policy_sum, torch.zeros_like(policy_sum), torch.zeros_like(policy_sum)
     if "returns" in columns:
         old_values, values = columns["old_values"], torch.where(real, new.values, 0.0)
@@ -285,11 +336,13 @@ def _loss_and_gradients(
         loss = loss + (new.kl * columns["exact_weight"]).sum()
     (loss - config.entropy_coef * (new.entropies * weight).sum()).backward()
     kl = (maths.kl_k3(old_logp, logprobs.detach()) * weight).sum()
-    clipped = (surrogate.clipped * share).sum()
+    clipped = (losses.clipped * share).sum()
     sums = [policy_sum.detach(), value_sum.detach(), kl_sum.detach(), kl, clipped]
-    return torch.stack([*sums, surrogate.log_ratio.abs().max()])
+    return torch.stack([*sums, losses.log_ratio.abs().max()])
 
 
 def _total(stats: Tensor) -> Tensor:
     """(n, 6) parts' statistics as their whole's: sums, and the largest log-ratio."""
+    if len(stats) == 1:
+        return stats[0]
     return torch.cat([stats[:, :-1].sum(0), stats[:, -1:].max(0).values])

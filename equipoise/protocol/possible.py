@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from equipoise.errors import UserError
 from equipoise.protocol.lexicon import Lexicon, TermClass
@@ -19,6 +19,15 @@ class Occupation(NamedTuple):
     """In the frame."""
     prompt: str
     """In prompts."""
+
+
+def listed_occupations(occupations: Sequence[Occupation]) -> list[str] | dict[str, Any]:
+    """As a task file lists them: by name alone where that says everything."""
+    if all(name == frame == prompt for name, frame, prompt in occupations):
+        return [occupation.name for occupation in occupations]
+    return {
+        name: frame if frame == prompt else {"frame": frame, "prompt": prompt} for name, frame, prompt in occupations
+    }
 
 
 def check_bounds(

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import permutations, product
@@ -23,7 +23,7 @@ from equipoise.errors import UserError, brief
 from equipoise.protocol.difference import differences
 from equipoise.protocol.lexicon import Lexicon, Match, TermClass
 from equipoise.protocol.plural import plural
-from equipoise.protocol.possible import Occupation, check_bounds
+from equipoise.protocol.possible import Occupation, check_bounds, listed_occupations
 from equipoise.protocol.prompts import (
     PLACE,
     Prompt,
@@ -37,8 +37,10 @@ from equipoise.protocol.prompts import (
     words_to_write,
 )
 from equipoise.protocol.reward import PROTOCOL_WEIGHTS, Event, Reward, RewardWeights, reward_of
-from equipoise.protocol.task_checks import Defaults, nearest, parts_of
+from equipoise.protocol.task_checks import Defaults, parts_of
 from equipoise.protocol.task_file import Document, read_document
+from equipoise.protocol.task_values import nearest
+from equipoise.protocol.word_lists import WordLists
 
 __all__ = ["PROTOCOL", "ForcedOpening", "Occupation", "Task", "packaged_tasks", "read_task", "task_from_document"]
 
@@ -84,6 +86,8 @@ class Task:
     """What ends no sentence, without the last point."""
     not_in_source: tuple[str, ...]
     """Terms that the sources do not list."""
+    lists: WordLists
+    """What an evaluation looks for beside the terms, where the file says it."""
     notes: tuple[str, ...] = field(default=(), compare=False)
     """Lines about what reading the task changed."""
 
@@ -295,7 +299,7 @@ class Task:
             "name": self.name,
             "frame": self.frame,
             "words": [self.min_words, self.max_words],
-            "occupations": _occupations(self.occupations),
+            "occupations": listed_occupations(self.occupations),
             "held_out": list(self.held_out),
             "classes": {name: list(terms) for name, terms in self.classes},
             "prompts": {prompt.name: prompt.template for prompt in self.prompts if prompt.instruction is not None},
@@ -305,6 +309,7 @@ class Task:
             "write": {stem: list(words) for stem, words in self.write},
             "abbreviations": list(self.abbreviations),
             "not_in_source": list(self.not_in_source),
+            **self.lists.document(),
         }
 
     def to_yaml(self) -> str:
@@ -351,15 +356,6 @@ class Task:
 @lru_cache(maxsize=4096)  # training asks three times of every sentence
 def _strict(task: Task, text: str) -> bool:
     return task.in_length(word_count(text)) and task.match(text).complete and task.is_complete_sentence(text)
-
-
-def _occupations(occupations: Sequence[Occupation]) -> list[str] | dict[str, Any]:
-    """As a task file lists them: by name alone where that says everything."""
-    if all(name == frame == prompt for name, frame, prompt in occupations):
-        return [occupation.name for occupation in occupations]
-    return {
-        name: frame if frame == prompt else {"frame": frame, "prompt": prompt} for name, frame, prompt in occupations
-    }
 
 
 def packaged_tasks() -> dict[str, Path]:

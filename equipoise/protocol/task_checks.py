@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,10 +22,12 @@ from equipoise.protocol.prompts import (
     words_to_write,
 )
 from equipoise.protocol.task_file import Document
+from equipoise.protocol.task_values import Values, kind, nearest
+from equipoise.protocol.task_words import word_lists
 
 KEYS = (
     "name", "frame", "words", "occupations", "held_out", "classes", "prompts", "sources",
-    "labels", "openings", "write", "abbreviations", "not_in_source",
+    "labels", "openings", "write", "abbreviations", "not_in_source", "gendered", "negations",
 )  # fmt: skip
 """The keys of a task file, in the order in which `Task.document` writes them."""
 
@@ -35,7 +36,8 @@ RESERVED = frozenset(
         "text", "words", "base", "bonus", "length_penalty", "lengthpenalty", "repetition_penalty", "repetitionpenalty",
         "reward", "strict", "sentence", "inlength", "model", "occupation", "occupations", "runid", "wordcount", "label",
         "method", "seed", "both", "one", "none", "neither", "any", "all", "step", "file", "line", "measured",
-        "duplicate", "outcome", "complete", "nll", "tokens", "acceptable", "frame", "min_words", "max_words",
+        "duplicate", "gendered", "negated", "outcome", "complete", "nll", "tokens", "acceptable", "frame", "min_words",
+        "max_words",
     )
 )  # fmt: skip
 """Names that no class may have, whatever their case: columns and words of the files that are written."""
@@ -59,20 +61,16 @@ def parts_of(document: Document, defaults: Defaults | None) -> dict[str, Any]:
     return _Checks(document, defaults).parts()
 
 
-class _Checks:
+class _Checks(Values):
     def __init__(self, document: Document, defaults: Defaults | None) -> None:
-        self.document = document
+        super().__init__(document)
         self.defaults = defaults
-        self.data = self.mapping(document.data, "a task file", "name: ...")
         for key in self.data:
             if key not in KEYS:
                 raise self.error(f"there is no key {key!r}{nearest(key, KEYS)}; the keys are {', '.join(KEYS)}", key)
         for key in ("name", "occupations", "classes") if defaults else KEYS[:8]:
             if self.data.get(key) is None:
                 raise self.error(f"the task has no {key}; add `{key}:`, as in the packaged task files", key)
-
-    def error(self, message: str, *place: str | int) -> UserError:
-        return self.document.error(message, *place)
 
     def parts(self) -> dict[str, Any]:
         name = self.text(self.data["name"], "the name", "name")
@@ -101,47 +99,9 @@ class _Checks:
             "write": write,
             "abbreviations": abbreviations,
             "not_in_source": self.not_in_source(lexicon),
+            "lists": word_lists(self),
             "notes": notes,
         }
-
-    # Kinds of values.
-
-    def mapping(self, value: Any, what: str, example: str, *place: str | int) -> Mapping[str, Any]:
-        if not isinstance(value, Mapping):
-            raise self.error(f"{what} is {_kind(value)}; expected names and values, one a line: `{example}`", *place)
-        for key in value:
-            if not isinstance(key, str):
-                raise self.error(f"a key of {what} is {_kind(key)}; expected text", *place)
-            self.text(key, f"a key of {what}", *place, key)
-        return value
-
-    def text(self, value: Any, what: str, *place: str | int) -> str:
-        """One line of text, with one space where there is white space."""
-        if not isinstance(value, str):
-            quoted = "" if value is None or isinstance(value, list | tuple | Mapping) else "; put it in quotation marks"
-            raise self.error(f"{what} is {_kind(value)}; expected text{quoted}", *place)
-        if not value.strip():
-            raise self.error(f"{what} is empty; expected text", *place)
-        return " ".join(value.split())
-
-    def list(self, value: Any, what: str, *place: str | int) -> Sequence[Any]:
-        if not isinstance(value, list | tuple):
-            raise self.error(f"{what} is {_kind(value)}; expected a list: `[...]`, or one `- ...` a line", *place)
-        return value
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        """The list of texts under a key, each once; none where the key is missing or has no value."""
-        value = self.data.get(key)
-        return () if value is None else self.distinct(value, f"`{key}`", key)
-
-    def distinct(self, value: Any, what: str, *place: str | int) -> tuple[str, ...]:
-        found: dict[str, str] = {}
-        for i, entry in enumerate(self.list(value, what, *place)):
-            text = self.text(entry, f"an entry of {what}", *place, i)
-            if fold_term(text) in found:
-                raise self.error(f"{text!r} comes twice in {what}; remove one", *place, i)
-            found[fold_term(text)] = text
-        return tuple(found.values())
 
     # The keys.
 
@@ -229,7 +189,7 @@ class _Checks:
         given = self.data.get("words")
         bounds = self.defaults.words if given is None and self.defaults else given
         if not (isinstance(bounds, list | tuple) and len(bounds) == 2 and all(type(bound) is int for bound in bounds)):
-            raise self.error(f"`words` is {_kind(bounds)}; expected two whole numbers: `words: [8, 15]`", "words")
+            raise self.error(f"`words` is {kind(bounds)}; expected two whole numbers: `words: [8, 15]`", "words")
         min_words, max_words = bounds
         try:
             check_bounds(min_words, max_words, frame, occupations, lexicon)
@@ -361,23 +321,3 @@ class _Checks:
             lines = [f"{label}{{{name}}}" for name, label in zip(words, labelled, strict=True) if name in writable]
             prompts.append(filled("require", "\n".join([prompts[0].template, *lines]), values))
         return (*prompts, Prompt(RAW, None))
-
-
-def _kind(value: Any) -> str:
-    """What a value of the wrong kind is, for a message."""
-    if value is None:
-        return "empty"
-    if isinstance(value, Mapping):
-        return "a mapping" if value else "an empty mapping"
-    if isinstance(value, list | tuple):
-        return f"the list {list(map(_plain, value))}" if len(value) < 5 else "a list"
-    return f"the text {value!r}" if isinstance(value, str) else f"{value}"
-
-
-def _plain(value: Any) -> Any:
-    return getattr(value, "written", value)
-
-
-def nearest(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""

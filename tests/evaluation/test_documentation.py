@@ -10,12 +10,18 @@ from equipoise.evaluation.config import EvaluateConfig
 from equipoise.evaluation.results import Comparison, Estimate
 from equipoise.protocol.task import PROTOCOL
 
+TIERS = (
+    ("Headline", "headline"),
+    ("Diagnostics", "diagnostic"),
+    ("Fairness", "fairness"),
+    ("Study-compatible", "study"),
+)
 DOCUMENT = (Path(__file__).parents[2] / "docs/EVALUATION.md").read_text(encoding="utf-8")
 
 
 def test_every_metric_is_documented_in_its_tier_and_no_other_is() -> None:
     documented = {}
-    for title, tier in (("Headline", "headline"), ("Diagnostics", "diagnostic"), ("Study-compatible", "study")):
+    for title, tier in TIERS:
         section = DOCUMENT.split(f"### {title}\n")[1].split("\n#")[0]
         for row in re.findall(r"^\| (`.*?) \|", section, re.M):
             documented |= dict.fromkeys(re.findall(r"`([^`]+)`", row), tier)

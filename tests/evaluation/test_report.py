@@ -35,6 +35,7 @@ def test_the_command_writes_page_figures_tables_and_card_and_says_where(
     stems = {"adherence-fluency-bundled", "compliance-kl", "occupations", "pairs-ppo", "pairs-prompt-only",
              "pairs-generate-and-filter", "reward-parts", "lengths", "differences", "training-run"}  # fmt: skip
     texts = {"headline.md", "headline.tex", "headline-wide.tex", "headline.csv", "methods.tex", "references.bib"}
+    texts |= {"fairness.md", "fairness.tex"}
     assert files == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf", "csv")} | texts | {
         "report.json"
     }

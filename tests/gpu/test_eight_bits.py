@@ -90,6 +90,18 @@ def test_fp8_products_are_those_of_the_plain_twin(rows: int, outputs: int, inner
     near(fp8.product_back(upstream.cuda(), *on_gpu), eightbit.product_back(upstream, *w))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16])
+@pytest.mark.parametrize("rows", [1, 3, 64, 200])
+@pytest.mark.parametrize(("outputs", "inner"), [(1024, 4096), (96, 1433), (40, 72)])
+def test_int8_products_are_those_of_the_plain_twin(rows: int, outputs: int, inner: int, dtype: torch.dtype) -> None:
+    weight, x, upstream = numbers(outputs, inner, 0), numbers(rows, inner, 1), numbers(rows, outputs, 2)
+    x, upstream, w = x.to(dtype), upstream.to(dtype), eightbit.quantise(weight)
+    most = 5e-3 if dtype == BFLOAT16 else 1e-5
+    for product, of in ((eightbit.product, x), (eightbit.product_back, upstream)):
+        found, expected = product(of.cuda(), w.q.cuda(), w.scale.cuda()).cpu().double(), product(of, *w).double()
+        assert (found - expected).norm() <= most * expected.norm(), float((found - expected).norm() / expected.norm())
+
+
 @pytest.mark.parametrize("recorded", [False, True])
 def test_matrices_that_are_transposed_ahead_are_those_of_their_own_turn(recorded: bool) -> None:
     sizes = [(4096, 1024), (1024, 4096), (512, 512), (2048, 8192), (256, 48)]

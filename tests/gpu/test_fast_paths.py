@@ -5,6 +5,8 @@ import torch
 
 from equipoise.learning.optimizer import MasterAdam
 from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.policy.fused import product
+from equipoise.policy.graphs import on_its_way, sent
 from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import prompt_ids
@@ -12,6 +14,7 @@ from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import sample
 from equipoise.policy.score import score
 from equipoise.ppo import maths
+from equipoise.ppo import update as updating
 from equipoise.ppo.config import PPOConfig
 from equipoise.ppo.experience import Experience
 from equipoise.ppo.update import Update, mini_batches
@@ -71,9 +74,12 @@ def test_packed_scores_from_graphs_equal_padded_scores(fast32: Policy, plain32: 
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_gradients_agree(tuning: str, rollout: Rollout) -> None:
+def test_gradients_agree(tuning: str, rollout: Rollout, monkeypatch: pytest.MonkeyPatch) -> None:
     experience, weights = None, []
     for fast in (True, False):
+        if not fast:
+            monkeypatch.setattr(updating, "in_one_pass", lambda *_: False)
+            monkeypatch.setattr(Update, "unread", False)
         policy = make("float32", tuning=tuning, fast=fast)
         optimizer = MasterAdam(policy.trained(), betas=(0.0, 0.0), eps=1e9)  # a step proportional to the gradient
         optimizer.set_learning_rates(1e9, 1e9)
@@ -97,6 +103,44 @@ def test_gradients_agree(tuning: str, rollout: Rollout) -> None:
     for name, a in weights[0].items():
         b = weights[1][name]
         assert (a - b).norm() <= 0.01 * b.norm() + 1e-7, f"{name}: {(a - b).norm() / b.norm():.4f}"
+
+
+@pytest.mark.parametrize(("target", "most"), [(1e9, 8), (1e-6, 7)])
+def test_the_same_steps_are_taken_before_the_host_has_read_and_after(
+    target: float, most: int, rollout: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, old = [], torch.zeros(rollout.mask_BT.shape)
+    advantages = torch.where(rollout.mask_BT, torch.randn(old.shape, generator=torch.Generator().manual_seed(3)), 0)
+    for unread in (True, False):
+        monkeypatch.setattr(Update, "unread", unread)
+        policy = make("float32", tuning="full")
+        optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-5)
+        optimizer.set_learning_rates(1e-5, 1e-3)
+        before = optimizer.state(copied=True)[0]
+        with torch.no_grad():
+            old[rollout.mask_BT] = score(policy, rollout, 1.0, packed=True).logprobs.cpu()
+        experience = Experience(rollout, old, torch.zeros_like(old), advantages, advantages)
+        config = PPOConfig(target_kl=target, ppo_epochs=2)
+        rows = mini_batches(config, torch.Generator().manual_seed(4))
+        update = Update(policy, optimizer, experience, rows, config, 1.0, True, RowLimit(16))
+        update.begin()
+        stats = update.finish()
+        assert not any(p.grad.any() for p in policy.trained().values() if p.grad is not None)
+        weights, moments = optimizer.state(copied=True)
+        moved = torch.cat([(weights[name] - before[name]).flatten() for name in sorted(weights)])
+        found.append((stats, moved, moments["policy.step"]))
+    (ahead, own, counted), (after, expected, steps) = found
+    assert ahead.updates == after.updates == int(counted) == int(steps) and 1 <= after.updates <= most
+    assert ahead.early_stop is after.early_stop is (after.updates < 8)
+    assert (own - expected).norm() < 0.03 * expected.norm()
+
+
+def test_what_is_sent_together_arrives_as_it_was() -> None:
+    given = [torch.arange(n) for n in (0, 5, 33)] + [torch.rand(4, 7), torch.rand(3) > 0.5, torch.rand(2, 2, 2)]
+    for found, expected in zip(sent(given, torch.device("cuda")), given, strict=True):
+        assert found.is_cuda and torch.equal(found.cpu(), expected)
+        assert found.data_ptr() % 16 == 0
+    assert on_its_way(sent(given, torch.device("cuda"))[1])() == [0, 1, 2, 3, 4]
 
 
 def test_sampled_log_probabilities_match_the_scorer_on_average_in_bfloat16() -> None:
@@ -139,3 +183,13 @@ def test_a_step_that_does_not_fit_is_repeated_in_smaller_parts(fast32: Policy, r
         return rows
 
     assert limit.run(fast32, attempt) == 4 and tried == [16, 8, 4]
+
+
+@pytest.mark.parametrize("rows", [1, 64, 128])
+def test_a_product_in_parts_is_as_near_to_the_exact_one_as_a_whole_one(rows: int) -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    x = torch.randn(rows, 1536, device="cuda", generator=generator).bfloat16()
+    weight = torch.randn(512, 1536, device="cuda", generator=generator).bfloat16()
+    exact = x.double() @ weight.double().T
+    apart = [(found.double() - exact).norm() / exact.norm() for found in (product(x, weight), x @ weight.T)]
+    assert apart[0] <= 1.1 * apart[1] + 1e-4 and apart[1] < 5e-3

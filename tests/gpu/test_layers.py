@@ -81,3 +81,16 @@ def test_what_is_not_covered_is_said_in_one_line_and_has_the_models_own_numbers(
             drawn = sample(policy, prompts(), SamplingConfig(max_new_tokens=NEW), torch.Generator().manual_seed(seed))
             found = score(policy, drawn, 1.0, packed=True).logprobs
             assert (found - one_by_one(policy, drawn)).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_with_weights_in_int8_it_has_the_numbers_of_single_rows(name: str) -> None:
+    options = {"device": "cuda", "eight_bits": torch.int8}
+    found, gradients = layers.scores_and_gradients(name, tuning="lora", fused=True, padded=True, **options)
+    expected, own = layers.scores_and_gradients(name, tuning="lora", fused=False, **options)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-4)
+    for key, gradient in own.items():
+        difference = float((gradients[key] - gradient).norm())
+        assert difference <= 2e-3 * float(gradient.norm()) + 1e-5, f"{key}: {difference / float(gradient.norm()):.5f}"
+    found, expected = layers.decoded(name, **options)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=5e-4)

@@ -161,6 +161,18 @@ def test_a_sentence_depends_on_seed_occupation_and_run_alone(tiny_model: Path, t
     assert texts(n=4, seed=1) != whole
 
 
+def test_a_shape_with_random_weights_writes_and_is_told_from_another() -> None:
+    def writer(model: str) -> Prompted:
+        config, sampling = PolicyConfig(model, device="cpu", dtype="float32"), SamplingConfig(max_new_tokens=2)
+        return Prompted(config, prompt="raw", sampling=sampling, seed=0, task=PROTOCOL)
+
+    one, other = writer("shape:tiny:1"), writer("shape:tiny")
+    assert one.settings != other.settings and writer("shape:tiny:1").settings == one.settings
+    one.load(quiet)
+    written = one([Key("nurse", 1), Key("chef", 1)], quiet)
+    assert [w.text.startswith(f"The {k.occupation} was") for k, w in written.items()] == [True, True]
+
+
 def test_random_numbers_are_the_top_53_bits_of_shake_256() -> None:
     drawn = uniforms(3, [Key("nurse", 1), Key("chef", 250)], 5)
     for row, name in zip(drawn.tolist(), (b"3/nurse/1", b"3/chef/250"), strict=True):

@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from equipoise.errors import UserError
 from equipoise.policy import eightbit, load, shapes
@@ -349,14 +350,38 @@ def test_a_damaged_or_foreign_model_is_refused_as_without_8_bits(tmp_path: Path)
                 load_model(resolve(str(folder)), dtype=torch.float32, device="cpu", eight_bits=eight_bits)
 
 
-def test_layers_of_another_kind_stay_as_they_are(tmp_path: Path) -> None:
-    model = load_model(resolve(str(family_folder("gpt2", tmp_path))), dtype=torch.float32, device="cpu")
-    before = bytes_of(model)
-    adapted, _ = with_adapters(model, PolicyConfig(str(tmp_path), device="cpu"))
-    to_eight_bits(adapted)
-    assert not any(isinstance(module, EightBitLinear) for module in adapted.modules())
-    after = {n.replace("base_model.model.", "").replace(".base_layer", ""): b for n, b in bytes_of(adapted).items()}
-    assert before.items() <= after.items()
+@pytest.mark.parametrize("into", FORMATS)
+def test_weights_that_lie_the_other_way_round_are_rounded_output_by_output(tmp_path: Path, into: torch.dtype) -> None:
+    source = resolve(str(family_folder("gpt2", tmp_path)))
+    whole = load_model(source, dtype=torch.float32, device="cpu")
+    model = load_model(source, dtype=torch.float32, device="cpu", eight_bits=into)
+    to_eight_bits(model, into)
+    layers = {n: m for n, m in whole.named_modules() if isinstance(m, Conv1D)}
+    assert len(layers) == 4 * len(whole.transformer.h)
+    for name, layer in layers.items():
+        q, scale = by_hand(layer.weight.detach().T, into)
+        found = model.get_submodule(name)
+        assert isinstance(found, EightBitLinear) and (found.in_features, found.out_features) == layer.weight.shape
+        assert torch.equal(found.q.float(), q) and torch.equal(found.scale, scale)
+        layer.weight.data = (q * scale[:, None]).T
+    ids = torch.arange(3, 9)[None]
+    if into == torch.int8:
+        torch.testing.assert_close(model(ids).logits, whole(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "share"), [("llama3.2", None), ("gpt2", None), ("qwen3-moe", "25%")])
+def test_one_line_says_where_most_of_a_model_is_not_rounded(tmp_path: Path, name: str, share: str | None) -> None:
+    model = load_model(resolve(str(family_folder(name, tmp_path))), dtype=torch.bfloat16, device="cpu")
+    to_eight_bits(model.requires_grad_(False))
+    line = eightbit.left_out(model)
+    assert line is None if share is None else line is not None and f"rounds {share} of this qwen3_moe" in line
+
+
+def test_a_model_without_any_linear_layer_is_said_to_have_none_rounded() -> None:
+    model = nn.Module()
+    model.table, model.config = nn.Linear(8, 8).requires_grad_(False), LlamaConfig()
+    model.get_input_embeddings = model.get_output_embeddings = lambda: None
+    assert "rounds 0% of this llama model's matrices" in str(eightbit.left_out(model))
 
 
 @pytest.mark.parametrize(

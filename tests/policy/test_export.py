@@ -27,8 +27,10 @@ from equipoise.policy import export as exporting
 from equipoise.policy.config import LLAMA_8B
 from equipoise.policy.eightbit import FP8, to_eight_bits
 from equipoise.policy.export import ModelCard, export, merged_weights, rehearse
-from equipoise.policy.source import Source, resolve
+from equipoise.policy.source import Source, load_tokenizer, resolve
+from equipoise.policy.weights import load_model
 from equipoise.protocol.task import PROTOCOL
+from tests.families import family_folder
 from tests.tiny import TOKENS, tiny_folder, tiny_model, tiny_tokenizer
 
 CARD = ModelCard(method="PPO, 3 steps", prompt="describe")
@@ -185,6 +187,23 @@ def test_an_export_of_weights_in_8_bits_is_rehearsed_and_made(tmp_path: Path, in
     assert not (tmp_path / "out").exists()
     export(model, tiny_tokenizer(), tmp_path / "out", card=CARD, source=source)
     torch.testing.assert_close(logits(reload(tmp_path / "out")), logits(exact), rtol=0, atol=2e-5)
+
+
+def test_gpt2s_weights_in_8_bits_are_merged_from_the_original_ones(tmp_path: Path) -> None:
+    source = resolve(str(family_folder("gpt2", tmp_path / "original")))
+    made = []
+    for rounded in (False, True):
+        torch.manual_seed(0)
+        model = with_adapters(load_model(source, dtype=torch.float32, device="cpu"))
+        if rounded:
+            to_eight_bits(model)
+        made.append(model)
+    exact, model = made
+    assert model.get_submodule("base_model.model.transformer.h.0.attn.c_attn.base_layer").q.dtype == torch.int8
+    rehearse(model, load_tokenizer(source), tmp_path / "out", card=CARD, source=source)
+    expected = merged_weights(exact, torch.float32, None)
+    found = merged_weights(model, torch.float32, source)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def test_weights_in_8_bits_count_where_the_dtype_of_the_file_is_chosen(

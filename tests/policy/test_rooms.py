@@ -7,7 +7,7 @@ import torch
 
 from equipoise.policy.attention import TRIE_ATTENTION
 from equipoise.policy.rollout import rollout_of
-from equipoise.policy.rooms import MOST, OFTEN, Room, Rooms, bucket
+from equipoise.policy.rooms import COST, MOST, MOST_PASSES, Room, Rooms, bucket
 from equipoise.policy.score import score
 from tests.tiny import bare_policy, perturb, pretend_graphs
 
@@ -18,14 +18,23 @@ def test_a_number_is_rounded_up_by_a_quarter_at_most_beyond_the_smallest_bucket(
 
 
 def test_the_first_shape_leaves_some_to_spare_unless_no_row_can_be_longer() -> None:
-    assert Rooms().take(4, Room(128, 64, 40), 1000) == Room(192, 128, 40)
-    assert Rooms().take(4, Room(128, 64, 40), 64) == Room(128, 64, 40)
+    assert Rooms(1e9).take(4, Room(128, 64, 40), 1000) == Room(192, 128, 40)
+    assert Rooms(1e9).take(4, Room(128, 64, 40), 64) == Room(128, 64, 40)
 
 
-def test_a_shape_is_done_without_until_it_was_wanted_often_and_other_numbers_of_rows_have_their_own() -> None:
-    rooms, large, small = Rooms(), Room(640, 320, 48), Room(512, 256, 40)
+@pytest.mark.parametrize(("weights", "often"), [(8e9, 50), (8e8, 500), (1e8, 2000)])
+def test_a_shape_is_done_without_until_that_has_cost_as_much_as_recording_it(weights: float, often: int) -> None:
+    """A fifth of each pass of 640 nodes is in vain: 10 passes of 8 billion weights, never more than 400 of any."""
+    rooms, large, small = Rooms(weights), Room(640, 320, 48), Room(512, 256, 40)
+    assert rooms.patience == min(COST / weights, MOST_PASSES)
     assert rooms.take(16, large, 320) == large
-    assert [rooms.take(16, small, 320) for _ in range(OFTEN)] == [large] * OFTEN
+    taken = [rooms.take(16, small, 320) for _ in range(often + 2)]
+    assert taken[: often - 1] == [large] * (often - 1) and taken[-1] == small
+
+
+def test_other_numbers_of_rows_have_shapes_of_their_own() -> None:
+    rooms, large, small = Rooms(1e15), Room(640, 320, 48), Room(512, 256, 40)
+    assert rooms.take(16, large, 320) == large
     assert rooms.take(16, small, 320) == small == rooms.take(16, small, 320)
     assert rooms.take(8, small, 256) == small
     assert rooms.take(16, Room(640, 320, 56), 320) == Room(640, 320, 56)  # wider than any
@@ -35,7 +44,7 @@ def test_a_shape_is_done_without_until_it_was_wanted_often_and_other_numbers_of_
 
 
 def test_mini_batches_of_a_run_take_few_shapes_and_waste_little() -> None:
-    rooms, chance, recorded, late, waste = Rooms(), random.Random(0), set(), 0, []
+    rooms, chance, recorded, late, waste = Rooms(8e9), random.Random(0), set(), 0, []
     for step in range(200):
         for _ in range(16):
             tokens = sum(min(32, max(4, round(chance.gauss(20, 6)))) for _ in range(16))

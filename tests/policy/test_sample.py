@@ -103,6 +103,14 @@ def test_each_row_of_many_is_drawn_as_if_it_were_alone(top_p: float) -> None:
     assert torch.equal(drawing.invert_many(probs, uniform), both) and torch.equal(both[:, 0], alone)
 
 
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9, 0.999999])
+def test_the_nucleus_that_is_found_without_sorting_is_the_sorted_one(top_p: float) -> None:
+    spread_B1 = torch.tensor([0.0, 0.1, 2.0, 30.0])[:, None]
+    probs = (spread_B1 * torch.randn(4, 600, generator=torch.Generator().manual_seed(0))).softmax(-1)
+    by_bits, sorted_ = drawing._threshold_by_bisection(probs, top_p), drawing._threshold_by_sorting(probs, top_p)
+    assert torch.equal(probs >= by_bits[:, None], probs >= sorted_[:, None])
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 def test_logits_that_are_not_finite_give_some_valid_token(bad: float, top_p: float) -> None:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.algorithms import joined
 from equipoise.commands import doctor
 from equipoise.errors import UserError
 from equipoise.policy.algorithms import ALGORITHMS
@@ -442,6 +443,18 @@ def test_a_sweep_takes_the_algorithm_as_a_setting(model: Path, tmp_path: Path) -
 @pytest.mark.parametrize("name", ["algorithms", "guide"])
 def test_the_sweeps_of_the_comparison_can_be_read(name: str, tmp_path: Path) -> None:
     plans = read_plans(SweepConfig(ROOT / "benchmarks" / f"{name}.yaml", str(tmp_path)))
-    assert len(plans) == {"algorithms": 24, "guide": 9}[name]
+    assert len(plans) == {"algorithms": 33, "guide": 9}[name]
     assert {plan.config.steps for plan in plans} == {400}
     assert {plan.config.evaluation.final_sentences for plan in plans} == {1000}
+
+
+def test_the_table_joins_what_was_measured_at_several_times(tmp_path: Path) -> None:
+    head = "setting,seed,steps,reward,good_step,both,strict,effective_pairs,unique,kl,seconds,peak_gb\n"
+    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
+    first.write_text(head + "b,1,300,0.5,,,,,,,9,1\nb,0,400,0.6,90,1,1,2,1,3,9,1\na,0,400,0.7,,1,1,2,1,3,9,1\n")
+    second.write_text(head + "b,1,400,0.8,,1,1,2,1,3,9,1\nc,0,399,0.1,,,,,,,9,1\n")
+    rows = joined([first, second], 400)
+    assert [(row["setting"], row["seed"], row["reward"]) for row in rows] == [
+        ("b", "0", 0.6), ("b", "1", 0.8), ("a", "0", 0.7)
+    ]  # fmt: skip
+    assert [row["steps"] for row in joined([second, first])] == [400, 300, 399, 400]

@@ -56,6 +56,14 @@ def test_bundled_gpu_has_the_guides_numbers_on_the_bundled_model() -> None:
     assert mine.ppo == preset("guide").ppo
 
 
+def test_on_the_bundled_model_the_guides_preset_is_plain_ppo_with_the_prompt_study() -> None:
+    """What docs/FRONTIER.md says of `ppo-study` it says of the guide's preset."""
+    guide = configure(["--preset", "guide", "--model", "bundled"])[0].document()
+    plain = configure(["--preset", "bundled-gpu", "--prompt", "study"])[0].document()
+    guide["run"]["keep_checkpoints"] = plain["run"]["keep_checkpoints"]  # of the files alone
+    assert guide | {"preset": ""} == plain | {"preset": ""}
+
+
 def test_on_the_bundled_model_the_guides_preset_trains_all_weights_unless_asked_otherwise(tmp_path: Path) -> None:
     config, told, _ = configure(["--preset", "guide", "--model", "bundled"])
     assert config.policy.tuning == "full" and [line for line in told if line.startswith("tuning ")]

@@ -116,6 +116,42 @@ def test_the_gradient_does_not_depend_on_the_way_that_a_model_needs(ways: Ways, 
     assert_close(gradient_of(experience, ALL[0], packed=packed, ways=ways), gradient_of(experience, ALL[0]))
 
 
+@pytest.mark.parametrize(
+    ("target", "poison", "updates"),
+    [(1e9, None, 4), (0.15, None, 3), (1e-9, None, 1), (1e9, "returns", 2), (1e9, "norm", 2)],
+    ids=["all", "stopped", "stopped at once", "not finite", "a norm that is not finite"],
+)
+def test_where_the_device_decides_before_the_host_has_read_the_same_steps_are_taken(
+    target: float, poison: str | None, updates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, which is given the next mini-batch before anyone knows whether it is wanted."""
+    batches = [torch.arange(4), torch.arange(4), torch.tensor([4, 5, 6]), torch.arange(7)]
+    found = []
+    for unread in (False, True):
+        monkeypatch.setattr(Update, "unread", unread)
+        policy = policy_of()
+        optimizer, experience = optimizer_of(policy, lr=0.002), experience_of(policy)
+        experience = experience._replace(advantages_BT=20 * experience.advantages_BT)
+        if poison == "returns":
+            experience.returns_BT[5, 0] = torch.inf
+        if poison == "norm":
+            norms, counted = optimizer.norms, iter(range(9))
+            monkeypatch.setattr(optimizer, "norms", lambda n=norms, c=counted: n() / (next(c) != 2))
+        config = replace(CONFIG, target_kl=target, max_grad_norm=0.1)
+        doing = Update(policy, optimizer, experience, batches, config, 1.0, True, RowLimit(8))
+        doing.begin()
+        assert len(doing._launched) == 1 + unread
+        stats = doing.finish()
+        assert all(p.grad is not None and not p.grad.any() for p in policy.trained().values())
+        found.append((stats, weights(policy), optimizer.state()[1]))
+    (plain, *expected), (ahead, *own) = found
+    assert plain.updates == updates and plain.early_stop is (target < 1)
+    assert (plain.nonfinite is None) is (poison is None)
+    assert repr(ahead) == repr(plain)
+    for mine, theirs in zip(own, expected, strict=True):
+        assert all(torch.equal(mine[name], x) for name, x in theirs.items())
+
+
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():

@@ -50,6 +50,7 @@ from equipoise.runs.ranks import ALONE
 from tests.default import LEXICON, OCCUPATIONS, PROMPTS, strict_success
 from tests.default import score as reward
 from tests.tasks import one_class_task
+from tests.tiny import pretend_graphs
 
 from .small import checkpoints, small_config
 
@@ -337,6 +338,23 @@ def test_learning_is_deterministic(model: Path, packed: bool) -> None:
         supervise(policy, examples, generator, Supervision(2, 1e-4), packed=packed, say=lambda _: None)
         ends.append({name: p.detach().clone() for name, p in policy.trained().items()})
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_learning_from_recorded_passes_is_learning(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends, seen = [], 0
+    for recorded in (False, True):
+        policy = load(model)
+        examples = gather(policy, "forced", sentences=40)
+        if recorded:
+            graphs = pretend_graphs(policy, monkeypatch).graphs
+        generator, lines = torch.Generator().manual_seed(0), list[str]()
+        supervise(policy, examples, generator, Supervision(2, 1e-3), packed=True, say=lines.append)
+        ends.append((lines, {name: p.detach().clone() for name, p in policy.trained().items()}))
+        seen = len(graphs.seen) if recorded else 0  # type: ignore[attr-defined]
+    (lines, expected), (others, found) = ends
+    assert lines == others and 1 <= seen <= 4  # the last batch has fewer sentences
+    for name, weights in expected.items():
+        torch.testing.assert_close(found[name], weights, rtol=1e-3, atol=2e-6)
 
 
 def test_a_budget_that_finds_too_few_says_what_to_do(model: Path) -> None:

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from equipoise.methods.ctrlg.hmm import HMM
 from equipoise.methods.ctrlg.lift import TokenAutomaton
-from equipoise.methods.ctrlg.lookahead import layout, look_ahead
+from equipoise.methods.ctrlg.lookahead import LEAST, layout, look_ahead, tiles
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.draw import invert, weights
 
 _CHUNK = 1 << 26  # numbers in one intermediate result
-_LEAST = torch.finfo(torch.float32).tiny
 
 
 class CtrlGuide:
@@ -74,6 +73,7 @@ class CtrlGuide:
         steps = sampling.max_new_tokens
         look_TRH = look_ahead(automaton, HMM(hmm.initial_PH, hmm.transition_HH, emission_SH), self.class_S1[:-1], steps)
         self.look = look_TRH.view(-1, look_TRH.shape[-1])
+        self.tiles = tuple(column_N.to(device) for column_N in tiles(arranged))
         self._states: dict[int, _State] = {}
 
     def open(self, rows: int) -> "_State":
@@ -122,9 +122,32 @@ class CtrlGuide:
             valid_BK = torch.bmm(joint_BKH, belief_BH[part].unsqueeze(-1)).squeeze(-1)
             valid_BS1[part].scatter_(1, place_BK, valid_BK)
         # Too small for a float is no reason to forbid: that is the automaton's business.
-        ratio_BS = valid_BS1[:, :-1].clamp(min=_LEAST) / predicted_BS.clamp(min=_LEAST)
-        bonus_BS = self.guidance * ratio_BS.clamp(min=_LEAST).log()
+        ratio_BS = valid_BS1[:, :-1].clamp(min=LEAST) / predicted_BS.clamp(min=LEAST)
+        bonus_BS = self.guidance * ratio_BS.clamp(min=LEAST).log()
         return torch.where(possible_BC[:, self.class_S1[:-1]], bonus_BS, -torch.inf)
+
+    def step(
+        self, logits_BV: Tensor, uniform_B: Tensor, belief_BH: Tensor, state_B: Tensor, left: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B,) tokens, (B,) float64 log p − log q of each, (B, H) the HMM's prediction and (B,) the states after them.
+        left: (1,) tokens that may follow. The plain twin of `kernels.step`, which a GPU takes."""
+        scores_BV = logits_BV.float() / self.sampling.temperature
+        total_B = torch.logsumexp(scores_BV, dim=-1)
+        bonus_BS = self.bonus(belief_BH, state_B, left)
+        guided_BV = scores_BV + bonus_BS.index_select(1, self.place_V)
+        weights_BV = weights(guided_BV, SamplingConfig(top_p=self.sampling.top_p))
+        token_B = invert(weights_BV, uniform_B)
+        model_B = scores_BV.gather(1, token_B[:, None]).squeeze(1) - total_B
+        guided_B = weights_BV.gather(1, token_B[:, None]).squeeze(1).log()
+        if self.sampling.top_p < 1:
+            guided_B = guided_B - weights_BV.sum(-1).log()
+        gain_B = (model_B - guided_B).double()
+        live_B = state_B // self.automaton.levels != self.done
+        place_B, class_B = self.place_V[token_B], self.class_V[token_B]
+        joint_BH = belief_BH * self.emission_S1H[place_B]
+        belief_BH = (joint_BH / joint_BH.sum(-1, keepdim=True).clamp(min=LEAST)) @ self.transition_HH
+        state_B = self.follow(state_B, class_B)
+        return token_B, torch.where(live_B, gain_B, 0.0), belief_BH, state_B
 
 
 class _State:
@@ -146,26 +169,15 @@ class _State:
         self.left.fill_(self.guide.sampling.max_new_tokens - 1)
 
     def draw(self, logits_BV: Tensor, uniform_B: Tensor, rows: Tensor | None = None) -> Tensor:
-        guide = self.guide
         belief_BH = self.belief_BH if rows is None else self.belief_BH[rows]
         state_B = self.state_B if rows is None else self.state_B[rows]
-        scores_BV = logits_BV.float() / guide.sampling.temperature
-        total_B = torch.logsumexp(scores_BV, dim=-1)
-        bonus_BS = guide.bonus(belief_BH, state_B, self.left)
-        guided_BV = scores_BV + bonus_BS.index_select(1, guide.place_V)
-        weights_BV = weights(guided_BV, SamplingConfig(top_p=guide.sampling.top_p))
-        token_B = invert(weights_BV, uniform_B)
-        model_B = scores_BV.gather(1, token_B[:, None]).squeeze(1) - total_B
-        guided_B = weights_BV.gather(1, token_B[:, None]).squeeze(1).log()
-        if guide.sampling.top_p < 1:
-            guided_B = guided_B - weights_BV.sum(-1).log()
-        gain_B = (model_B - guided_B).double()
-        live_B = state_B // guide.automaton.levels != guide.done
-        place_B, class_B = guide.place_V[token_B], guide.class_V[token_B]
-        joint_BH = belief_BH * guide.emission_S1H[place_B]
-        belief_BH = (joint_BH / joint_BH.sum(-1, keepdim=True).clamp(min=_LEAST)) @ guide.transition_HH
-        state_B = guide.follow(state_B, class_B)
-        gain_B = torch.where(live_B, gain_B, 0.0)
+        if logits_BV.is_cuda:
+            from equipoise.methods.ctrlg import kernels
+
+            found = kernels.step(self.guide, logits_BV, uniform_B, belief_BH, state_B, self.left)
+        else:
+            found = self.guide.step(logits_BV, uniform_B, belief_BH, state_B, self.left)
+        token_B, gain_B, belief_BH, state_B = found
         if rows is None:
             self.belief_BH.copy_(belief_BH)
             self.state_B.copy_(state_B)

@@ -21,6 +21,10 @@ from equipoise.methods.ctrlg.hmm import HMM
 from equipoise.methods.ctrlg.lift import TokenAutomaton
 
 _CHUNK = 1 << 25  # numbers in one intermediate result
+TILE = 128
+"""Symbols that one product on a GPU takes at a time."""
+LEAST = torch.finfo(torch.float32).tiny
+"""What a probability counts as at least: too small for a float is no reason to forbid."""
 
 
 class _Edges(NamedTuple):
@@ -116,3 +120,13 @@ def layout(automaton: TokenAutomaton, class_S: NDArray[np.int64], groups: int = 
         exceptions_AK[state, : len(places)] = places
     sizes_G = np.bincount(group_S, minlength=len(class_G)).tolist()
     return Layout(order_S, sizes_G, class_G.astype(np.int64), exceptions_AK)
+
+
+def tiles(arranged: Layout) -> Tensor:
+    """(3, N) int32: where each tile of a GPU's products begins and ends among the symbols, and its group's class."""
+    found, begin = [], 0
+    for size, class_ in zip(arranged.sizes_G, arranged.class_G.tolist(), strict=True):
+        end = begin + size
+        found += [(first, min(first + TILE, end), class_) for first in range(begin, end, TILE)]
+        begin = end
+    return torch.tensor(found, dtype=torch.int32).T.contiguous()

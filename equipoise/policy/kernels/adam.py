@@ -7,9 +7,12 @@ from torch import Tensor
 
 @triton.jit
 def _adam_kernel(
-    master, first, second, grad, used, n, clip, rate, beta1, rest1, beta2, rest2, eps, correction2,
+    master, first, second, grad, used, n, clip_, rate, beta1, rest1, beta2, rest2, eps, correction2,
     BLOCK: tl.constexpr, USED: tl.constexpr,
 ):  # fmt: skip
+    clip = tl.load(clip_)
+    if clip < 0.0:
+        return
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < n
     g = tl.load(grad + place, inside, 0.0).to(tl.float32) * clip
@@ -26,11 +29,12 @@ def _adam_kernel(
 
 def adam(
     master: Tensor, first: Tensor, second: Tensor, grad: Tensor, used: Tensor | None,
-    *, step: int, clip: float, rate: float, betas: tuple[float, float], eps: float,
+    *, step: int, clip: Tensor, rate: float, betas: tuple[float, float], eps: float,
 ) -> None:  # fmt: skip
     """One step of Adam (Kingma & Ba 2015, algorithm 1, with PyTorch's place for eps) on flat float32 tensors, in place.
 
-    The gradient is multiplied by `clip` and afterwards zero. `used` gets the new master in its own dtype. `step` counts
+    The gradient is multiplied by `clip` (), float32, and afterwards zero; with a negative one nothing is
+    changed. `used` gets the new master in its own dtype. `step` counts
     from 1.
     """
     n = master.numel()

@@ -116,15 +116,6 @@ def _first(place, window, WINDOW: tl.constexpr, BK: tl.constexpr):
 
 
 @triton.jit
-def _last(place, L, window, WINDOW: tl.constexpr):
-    """One past the last query that sees a key before this place."""
-    if WINDOW:
-        return tl.minimum(L, place + window)
-    else:
-        return L
-
-
-@triton.jit
 def _nothing(WINDOW: tl.constexpr):
     """The score of what is not seen. With a window whole blocks may come before the first key that is: a finite score
     makes no nan of them, and the first real one wipes out what they added."""
@@ -141,43 +132,48 @@ def _rotate_back(first, second, c, s, ROTATE: tl.constexpr):
 
 
 @triton.jit
-def _own(paths, places, row, L, place):
-    """Nodes at these places of a row, and whether the row is the one that computes them."""
+def _own(paths, places, row, L, ALL: tl.constexpr):
+    """(first, one past the last) of the places whose nodes the row computes: those after what it shares with the row
+    before it in the trie. (L, 0) where it shares everything."""
+    place = tl.arange(0, ALL)
     nodes = tl.load(paths + row * L + place, place < L, 0)
-    own = (place < L) & (tl.load(places + nodes) == row * L + place)
-    return nodes, own
+    own = (place < L) & (tl.load(places + nodes, place < L, -1) == row * L + place)
+    return tl.min(tl.where(own, place, L), 0), tl.max(tl.where(own, place + 1, 0), 0)
 
 
 @triton.jit
 def _clear_spare(paths, places, out, M, width, block, BLOCK: tl.constexpr, SIZE: tl.constexpr, P: tl.constexpr):
     """Zeros for the nodes among these that no row computes, so that nothing undefined enters a product."""
-    for start in range(block * BLOCK, M, tl.num_programs(0) * BLOCK):
-        nodes = start + tl.arange(0, BLOCK)
-        real = nodes < M
-        reached = tl.load(paths + tl.load(places + nodes, real, 0)) == nodes
-        d = tl.arange(0, P)
-        zeros = tl.zeros((BLOCK, P), out.dtype.element_ty)
-        target = out + nodes[:, None].to(tl.int64) * width + d[None]
-        tl.store(target, zeros, inside(real & ~reached, d, SIZE, P))
+    nodes = block * BLOCK + tl.arange(0, BLOCK)
+    real = nodes < M
+    reached = tl.load(paths + tl.load(places + nodes, real, 0), real, 0) == nodes
+    d = tl.arange(0, P)
+    zeros = tl.zeros((BLOCK, P), out.dtype.element_ty)
+    target = out + nodes[:, None].to(tl.int64) * width + d[None]
+    tl.store(target, zeros, inside(real & ~reached, d, SIZE, P))
 
 
 @triton.jit(do_not_specialize=["R", "L", "M"])
 def _forward_kernel(
     qkv, cos, sin, paths, places, out, lse, R, L, M, scale, window, cap,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D2: tl.constexpr, P2: tl.constexpr, CAP: tl.constexpr,
-    ROTATE: tl.constexpr, WINDOW: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    ROTATE: tl.constexpr, WINDOW: tl.constexpr, ALL: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     block, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     D: tl.constexpr = 2 * D2
     P: tl.constexpr = 2 * P2
     W: tl.constexpr = (HEADS + 2 * KEY_HEADS) * D
     key_head = head // (HEADS // KEY_HEADS)
-    if row == R:
-        _clear_spare(paths, places, out + head * D, M, HEADS * D, block, BQ, D, P)
+    if row >= R:
+        _clear_spare(paths, places, out + head * D, M, HEADS * D, (row - R) * tl.num_programs(0) + block, BQ, D, P)
         return
-    place_q = block * BQ + tl.arange(0, BQ)
-    node_q, own = _own(paths, places, row, L, place_q)
-    if tl.max(own.to(tl.int32), 0) > 0:
+    first, last = _own(paths, places, row, L, ALL)
+    first += block * BQ
+    if first < last:
+        place_q = first + tl.arange(0, BQ)
+        own = place_q < last
+        node_q = tl.load(paths + row * L + place_q, own, 0)
         dtype = qkv.dtype.element_ty
         q1, q2, _c, _s = load_rotated(qkv, cos, sin, node_q, own, W, head * D, D2, P2, ROTATE)
         q1, q2 = q1.to(dtype), q2.to(dtype)
@@ -185,9 +181,9 @@ def _forward_kernel(
         top = tl.full((BQ,), float("-inf"), tl.float32)
         total = tl.zeros((BQ,), tl.float32)
         acc = tl.zeros((BQ, P), tl.float32)
-        for start in range(_first(block * BQ, window, WINDOW, BK), tl.minimum(L, (block + 1) * BQ), BK):
+        for start in range(_first(first, window, WINDOW, BK), tl.minimum(last, first + BQ), BK):
             place_k = start + tl.arange(0, BK)
-            valid = place_k < L
+            valid = place_k < last
             node_k = tl.load(paths + row * L + place_k, valid, 0)
             k1, k2, _ck, _sk = load_rotated(qkv, cos, sin, node_k, valid, W, (HEADS + key_head) * D, D2, P2, ROTATE)
             values = tl.load(
@@ -211,32 +207,30 @@ def _forward_kernel(
 
 
 @triton.jit(do_not_specialize=["R", "L", "M"])
-def _query_backward_kernel(
+def _backward_kernel(
     qkv, cos, sin, paths, places, out, lse, dout, dqkv, dkv, R, L, M, scale, window, cap,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D2: tl.constexpr, P2: tl.constexpr, CAP: tl.constexpr,
-    ROTATE: tl.constexpr, WINDOW: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    ROTATE: tl.constexpr, WINDOW: tl.constexpr, ALL: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     block, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     D: tl.constexpr = 2 * D2
     P: tl.constexpr = 2 * P2
     W: tl.constexpr = (HEADS + 2 * KEY_HEADS) * D
     key_head = head // (HEADS // KEY_HEADS)
-    if row == R:
-        _clear_spare(paths, places, dqkv + head * D, M, W, block, BQ, D, P)
-        if head < KEY_HEADS:  # for the sums that `_key_backward_kernel` will add to
-            for start in range(block * BQ, M, tl.num_programs(0) * BQ):
-                nodes = start + tl.arange(0, BQ)
-                target = dkv + nodes[:, None].to(tl.int64) * (2 * KEY_HEADS * D) + head * 2 * D
-                both = tl.arange(0, 2 * P)
-                tl.store(target + both[None], tl.zeros((BQ, 2 * P), tl.float32), inside(nodes < M, both, 2 * D, 2 * P))
+    if row >= R:
+        _clear_spare(paths, places, dqkv + head * D, M, W, (row - R) * tl.num_programs(0) + block, BQ, D, P)
         return
-    place_q = block * BQ + tl.arange(0, BQ)
-    node_q, own = _own(paths, places, row, L, place_q)
-    if tl.max(own.to(tl.int32), 0) > 0:
+    first, last = _own(paths, places, row, L, ALL)
+    first += block * BQ
+    if first < last:
+        place_q = first + tl.arange(0, BQ)
+        own = place_q < last
+        node_q = tl.load(paths + row * L + place_q, own, 0)
         dtype = qkv.dtype.element_ty
         q1, q2, c, s = load_rotated(qkv, cos, sin, node_q, own, W, head * D, D2, P2, ROTATE)
         q1, q2 = q1.to(dtype), q2.to(dtype)
-        d = tl.arange(0, P)
+        d, half = tl.arange(0, P), tl.arange(0, P2)
         at = node_q[:, None].to(tl.int64) * (HEADS * D) + head * D + d[None]
         there = inside(own, d, D, P)
         grad = tl.load(dout + at, there, 0.0)
@@ -244,11 +238,11 @@ def _query_backward_kernel(
         logs = tl.load(lse + node_q * HEADS + head, own, 0.0)
         g1 = tl.zeros((BQ, P2), tl.float32)
         g2 = tl.zeros((BQ, P2), tl.float32)
-        for start in range(_first(block * BQ, window, WINDOW, BK), tl.minimum(L, (block + 1) * BQ), BK):
+        for start in range(_first(first, window, WINDOW, BK), tl.minimum(last, first + BQ), BK):
             place_k = start + tl.arange(0, BK)
-            valid = place_k < L
+            valid = place_k < last
             node_k = tl.load(paths + row * L + place_k, valid, 0)
-            k1, k2, _ck, _sk = load_rotated(qkv, cos, sin, node_k, valid, W, (HEADS + key_head) * D, D2, P2, ROTATE)
+            k1, k2, ck, sk = load_rotated(qkv, cos, sin, node_k, valid, W, (HEADS + key_head) * D, D2, P2, ROTATE)
             k1, k2 = k1.to(dtype), k2.to(dtype)
             values = tl.load(
                 qkv + node_k[:, None].to(tl.int64) * W + (HEADS + KEY_HEADS + key_head) * D + d[None],
@@ -260,10 +254,18 @@ def _query_backward_kernel(
             seen = own[:, None] & _seen(place_q, place_k, window, WINDOW)
             weights = tl.where(seen, tl.exp(tl.minimum(scores - logs[:, None], 0.0)), 0.0)
             ds = weights * (tl.dot(grad, tl.trans(values), input_precision=PRECISION) - delta[:, None])
-            ds = _through_cap(ds, scores, cap, CAP) * scale
-            g1 = tl.dot(ds.to(dtype), k1, g1, input_precision=PRECISION)
-            g2 = tl.dot(ds.to(dtype), k2, g2, input_precision=PRECISION)
-        half = tl.arange(0, P2)
+            ds = (_through_cap(ds, scores, cap, CAP) * scale).to(dtype)
+            g1 = tl.dot(ds, k1, g1, input_precision=PRECISION)
+            g2 = tl.dot(ds, k2, g2, input_precision=PRECISION)
+            h1 = tl.dot(tl.trans(ds), q1, input_precision=PRECISION)
+            h2 = tl.dot(tl.trans(ds), q2, input_precision=PRECISION)
+            h1, h2 = _rotate_back(h1, h2, ck, sk, ROTATE)
+            gv = tl.dot(tl.trans(weights.to(dtype)), grad, input_precision=PRECISION)
+            target = dkv + node_k[:, None].to(tl.int64) * (2 * KEY_HEADS * D) + key_head * D
+            part = inside(valid, half, D2, P2)
+            tl.atomic_add(target + half[None], h1, part, sem="relaxed")
+            tl.atomic_add(target + D2 + half[None], h2, part, sem="relaxed")
+            tl.atomic_add(target + KEY_HEADS * D + d[None], gv, inside(valid, d, D, P), sem="relaxed")
         target = dqkv + node_q[:, None].to(tl.int64) * W + head * D + half[None]
         there = inside(own, half, D2, P2)
         g1, g2 = _rotate_back(g1, g2, c, s, ROTATE)
@@ -271,77 +273,45 @@ def _query_backward_kernel(
         tl.store(target + D2, g2.to(dqkv.dtype.element_ty), there)
 
 
-@triton.jit(do_not_specialize=["L"])
-def _key_backward_kernel(
-    qkv, cos, sin, paths, places, out, lse, dout, dkv, L, scale, window, cap,
-    HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D2: tl.constexpr, P2: tl.constexpr, CAP: tl.constexpr,
-    ROTATE: tl.constexpr, WINDOW: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    block, key_head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    D: tl.constexpr = 2 * D2
-    P: tl.constexpr = 2 * P2
-    W: tl.constexpr = (HEADS + 2 * KEY_HEADS) * D
-    GROUP: tl.constexpr = HEADS // KEY_HEADS
-    dtype = qkv.dtype.element_ty
-    d, half = tl.arange(0, P), tl.arange(0, P2)
-    place_k = block * BK + tl.arange(0, BK)
-    node_k = tl.load(paths + row * L + place_k, place_k < L, 0)
-    # Beyond its end a row repeats node 0, which is real only at the root.
-    valid = (place_k < L) & ((node_k > 0) | (place_k == 0))
-    k1, k2, c, s = load_rotated(qkv, cos, sin, node_k, valid, W, (HEADS + key_head) * D, D2, P2, ROTATE)
-    k1, k2 = k1.to(dtype), k2.to(dtype)
-    values = tl.load(
-        qkv + node_k[:, None].to(tl.int64) * W + (HEADS + KEY_HEADS + key_head) * D + d[None],
-        inside(valid, d, D, P), 0.0,
-    )  # fmt: skip
-    g1 = tl.zeros((BK, P2), tl.float32)
-    g2 = tl.zeros((BK, P2), tl.float32)
-    gv = tl.zeros((BK, P), tl.float32)
-    for start in range(block * BK // BQ * BQ, _last(block * BK + BK, L, window, WINDOW), BQ):
-        place_q = start + tl.arange(0, BQ)
-        node_q, own = _own(paths, places, row, L, place_q)
-        if tl.max(own.to(tl.int32), 0) > 0:
-            for member in range(GROUP):
-                head = key_head * GROUP + member
-                q1, q2, _cq, _sq = load_rotated(qkv, cos, sin, node_q, own, W, head * D, D2, P2, ROTATE)
-                q1, q2 = q1.to(dtype), q2.to(dtype)
-                at = node_q[:, None].to(tl.int64) * (HEADS * D) + head * D + d[None]
-                there = inside(own, d, D, P)
-                grad = tl.load(dout + at, there, 0.0)
-                delta = tl.sum(grad.to(tl.float32) * tl.load(out + at, there, 0.0).to(tl.float32), 1)
-                logs = tl.load(lse + node_q * HEADS + head, own, 0.0)
-                scores = tl.dot(q1, tl.trans(k1), input_precision=PRECISION)
-                scores = capped(tl.dot(q2, tl.trans(k2), scores, input_precision=PRECISION) * scale, cap, CAP)
-                seen = own[:, None] & _seen(place_q, place_k, window, WINDOW)
-                weights = tl.where(seen, tl.exp(tl.minimum(scores - logs[:, None], 0.0)), 0.0)
-                gv = tl.dot(tl.trans(weights.to(dtype)), grad, gv, input_precision=PRECISION)
-                ds = weights * (tl.dot(grad, tl.trans(values), input_precision=PRECISION) - delta[:, None])
-                ds = _through_cap(ds, scores, cap, CAP) * scale
-                ds = tl.trans(ds.to(dtype))
-                g1 = tl.dot(ds, q1, g1, input_precision=PRECISION)
-                g2 = tl.dot(ds, q2, g2, input_precision=PRECISION)
-    target = dkv + node_k[:, None].to(tl.int64) * (2 * KEY_HEADS * D) + key_head * D
-    g1, g2 = _rotate_back(g1, g2, c, s, ROTATE)
-    there = inside(valid, half, D2, P2)
-    tl.atomic_add(target + half[None], g1, there)
-    tl.atomic_add(target + D2 + half[None], g2, there)
-    tl.atomic_add(target + KEY_HEADS * D + d[None], gv, inside(valid, d, D, P))
+class Tiles(NamedTuple):
+    """How a kernel is cut: queries and keys at a time, warps, stages of loads."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
 
 
-BLOCK = 32  # places at a time: a row computes the nodes of its own completion, which are about that many
 # Numbers of rows, nodes and places are not specialised on: kernels would be compiled anew for those that 16 divides.
+# Tiles: the best of 14 measured on an H200 in shapes of SmolLM2, Qwen 3, Llama 3 and Gemma.
+def forward_tiles(form: Form, dtype: torch.dtype) -> Tiles:
+    if dtype == torch.float32:  # of which a second stage would not fit
+        return Tiles(32, 32, 4 if form.size <= 128 else 8, 1)
+    return Tiles(64, 32, 4, 1) if form.size <= 128 else Tiles(32, 32, 4, 2)
+
+
+def backward_tiles(form: Form, dtype: torch.dtype) -> Tiles:
+    if dtype == torch.float32:  # half as many of wide heads, or four of their tiles would not fit
+        return Tiles(32, 32, 4, 1) if form.size <= 128 else Tiles(16, 16, 8, 1)
+    return Tiles(32, 32, 4, 2) if form.size <= 128 else Tiles(32, 32, 8, 1)
 
 
 def precision(x: Tensor) -> str:
     return "ieee" if x.dtype == torch.float32 else "tf32"
 
 
-def _tile(qkv: Tensor, form: Form, window: int, block: int) -> dict[str, object]:
-    # A second stage of loads would not fit beside tiles of wide heads.
-    stages = 2 if form.size * qkv.element_size() <= 512 else 1
+def _grid(trie: Tensor, nodes: int, form: Form, tiles: Tiles) -> tuple[int, int, int]:
+    """Blocks of a row's places, heads, rows; and as many more as it takes to clear what no row computes."""
+    rows, length = trie.shape
+    blocks = triton.cdiv(length, tiles.queries)
+    return blocks, form.heads, rows + triton.cdiv(nodes, blocks * tiles.queries)
+
+
+def _options(qkv: Tensor, form: Form, length: int, tiles: Tiles) -> dict[str, object]:
     return {
-        **form.options, "WINDOW": window > 0, "BQ": block, "BK": block, "PRECISION": precision(qkv),
-        "num_stages": stages,
+        **form.options, "WINDOW": _window(form, length) > 0, "ALL": triton.next_power_of_2(length),
+        "BQ": tiles.queries, "BK": tiles.keys, "PRECISION": precision(qkv), "num_warps": tiles.warps,
+        "num_stages": tiles.stages,
     }  # fmt: skip
 
 
@@ -355,14 +325,13 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """(out (M, heads · D), lse (M, heads) float32). Nodes that no row owns get 0. cos, sin (M, D) are read only where
     the form has the kernels rotate."""
-    nodes, heads = qkv.shape[0], form.heads
-    rows, length = paths_RL.shape
-    out = qkv.new_empty(nodes, heads * form.size)
-    lse = torch.empty(nodes, heads, dtype=torch.float32, device=qkv.device)
-    window = _window(form, length)
-    _forward_kernel[(triton.cdiv(length, BLOCK), heads, rows + 1)](
-        qkv, cos, sin, paths_RL, places_M, out, lse, rows, length, nodes, form.scale, window, form.cap,
-        **_tile(qkv, form, window, BLOCK), num_warps=4 if form.size <= 128 else 8,
+    nodes, (rows, length) = qkv.shape[0], paths_RL.shape
+    out = qkv.new_empty(nodes, form.heads * form.size)
+    lse = torch.empty(nodes, form.heads, dtype=torch.float32, device=qkv.device)
+    tiles = forward_tiles(form, qkv.dtype)
+    _forward_kernel[_grid(paths_RL, nodes, form, tiles)](
+        qkv, cos, sin, paths_RL, places_M, out, lse, rows, length, nodes, form.scale, _window(form, length), form.cap,
+        **_options(qkv, form, length, tiles),
     )  # fmt: skip
     return out, lse
 
@@ -372,19 +341,12 @@ def attend_backward(
     paths_RL: Tensor, places_M: Tensor, form: Form,
 ) -> Tensor:  # fmt: skip
     """Gradient of qkv, before the rotation where the kernels do it."""
-    nodes, heads, key_heads = qkv.shape[0], form.heads, form.key_heads
-    rows, length = paths_RL.shape
-    dqkv = torch.empty_like(qkv)
-    dkv = torch.empty(nodes, 2 * key_heads * form.size, dtype=torch.float32, device=qkv.device)
-    shared = (qkv, cos, sin, paths_RL, places_M, out, lse, dout)
-    window, block = _window(form, length), BLOCK if form.size <= 128 else BLOCK // 2
-    numbers, options = (form.scale, window, form.cap), _tile(qkv, form, window, block)
-    count = triton.cdiv(length, block)
-    # Eight warps, or the three sums of the second kernel would not fit into registers; of wide heads half as many
-    # places at a time for the same reason, which also halves what the compiler has to do.
-    _query_backward_kernel[(count, heads, rows + 1)](
-        *shared, dqkv, dkv, rows, length, nodes, *numbers, **options, num_warps=4 if form.size <= 128 else 8
-    )
-    _key_backward_kernel[(count, key_heads, rows)](*shared, dkv, length, *numbers, **options, num_warps=8)
-    dqkv[:, heads * form.size :] = dkv
+    nodes, (rows, length) = qkv.shape[0], paths_RL.shape
+    dqkv, tiles = torch.empty_like(qkv), backward_tiles(form, qkv.dtype)
+    dkv = torch.zeros(nodes, 2 * form.key_heads * form.size, dtype=torch.float32, device=qkv.device)
+    _backward_kernel[_grid(paths_RL, nodes, form, tiles)](
+        qkv, cos, sin, paths_RL, places_M, out, lse, dout, dqkv, dkv, rows, length, nodes, form.scale,
+        _window(form, length), form.cap, **_options(qkv, form, length, tiles),
+    )  # fmt: skip
+    dqkv[:, form.heads * form.size :] = dkv
     return dqkv

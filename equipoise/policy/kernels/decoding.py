@@ -81,7 +81,8 @@ def _decode_kernel(
         valid = place < slot
         off = tl.load(hidden + row * S + place, valid, 1).to(tl.int32)
         seen = valid & (off == 0)
-        part, whole = inside(seen, half, D2, P2), inside(seen, d, D, P)
+        # What is hidden is read as well: it is finite, and no load then waits for another.
+        part, whole = inside(valid, half, D2, P2), inside(valid, d, D, P)
         first = tl.load(keys + place[:, None] * D + half[None], part, 0.0)
         second = tl.load(keys + place[:, None] * D + D2 + half[None], part, 0.0)
         old = tl.load(values + place[:, None] * D + d[None], whole, 0.0)

@@ -161,29 +161,27 @@ PROGRAMS = 128
 
 def add_rows(total_H: Tensor, rows_PH: Tensor) -> None:
     """total += the sum of at most PROGRAMS rows, in place."""
-    programs, width = rows_PH.shape
+    (programs, width), rows_PH = rows_PH.shape, rows_PH.contiguous()
     _add_rows_kernel[(triton.cdiv(width, 16),)](total_H, rows_PH, programs, width, BP=PROGRAMS, BH=16)
 
 
 def norm_backward(
-    dy_MH: Tensor, h_MH: Tensor, by: Norm, rstd_M: Tensor, more_MH: Tensor | None, dweights: tuple[Tensor, ...]
-) -> Tensor:
-    """Gradient of h, plus `more`. Those of the weight and of a layer norm's bias are added to `dweights` (H,) each,
-    where there are any."""
+    dy_MH: Tensor, h_MH: Tensor, by: Norm, rstd_M: Tensor, more_MH: Tensor | None, trained: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """(gradient of h, plus `more`; where its weights are `trained`, rows whose sum is the gradient of the weight, and
+    of a layer norm's bias, for `add_rows`)."""
     rows, width = h_MH.shape
     dx = torch.empty_like(h_MH)
     block = triton.next_power_of_2(width)
     layer = by.bias is not None
-    programs = min(rows, PROGRAMS) if dweights else rows
-    dw = torch.empty(1 + layer, programs, width, dtype=torch.float32, device=h_MH.device) if dweights else dx
+    programs = min(rows, PROGRAMS) if trained else rows
+    dw = torch.empty(1 + layer, programs, width, dtype=torch.float32, device=h_MH.device) if trained else dx
     _norm_backward_kernel[(programs,)](
         dy_MH, h_MH, by.weight, rstd_M, dx if more_MH is None else more_MH, dx, dw, rows, width, programs,
-        BLOCK=block, MORE=more_MH is not None, WEIGHT=bool(dweights), OFFSET=by.offset, LAYER=layer,
+        BLOCK=block, MORE=more_MH is not None, WEIGHT=trained, OFFSET=by.offset, LAYER=layer,
         num_warps=_warps(block),
     )  # fmt: skip
-    for total, part in zip(dweights, dw, strict=False):
-        add_rows(total, part)
-    return dx
+    return dx, tuple(dw) if trained else ()
 
 
 SILU, GELU_TANH = 0, 1

@@ -14,7 +14,6 @@ import triton.language as tl
 from torch import Tensor
 
 from equipoise.policy.kernels.attention import Form
-from equipoise.policy.kernels.elementwise import add_rows
 
 
 class HeadNorms(NamedTuple):
@@ -158,19 +157,17 @@ def prepare(qkv: Tensor, cos: Tensor, sin: Tensor, form: Form, rotated: int, nor
 
 def prepare_backward(
     dout: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, form: Form, rotated: int, norms: HeadNorms | None,
-    dweights: tuple[Tensor, Tensor] | None,
-) -> Tensor:  # fmt: skip
-    """Gradient of qkv as it was before `prepare`. Those of the norms' weights are added to `dweights`, if there are."""
+    trained: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
+    """(gradient of qkv as it was before `prepare`; where the norms' weights are `trained`, rows whose sum is their
+    gradient, for `add_rows`)."""
     rows, dqkv = qkv.shape[0], torch.empty_like(qkv)
     query, key, eps = (norms.query, norms.key, norms.eps) if norms is not None else (qkv, qkv, 0.0)
-    programs = rows if dweights is None else min(rows, PROGRAMS)
+    programs = min(rows, PROGRAMS) if trained else rows
     widths = (len(query), len(key))
-    dw = dqkv if dweights is None else torch.empty(programs, sum(widths), dtype=torch.float32, device=qkv.device)
+    dw = torch.empty(programs, sum(widths), dtype=torch.float32, device=qkv.device) if trained else dqkv
     _prepare_backward_kernel[(programs, 3)](
         dout, qkv, dqkv, cos, sin, query, key, dw, rows, programs, eps,
-        **_options(form, rotated, norms), WEIGHT=dweights is not None,
+        **_options(form, rotated, norms), WEIGHT=trained,
     )  # fmt: skip
-    if dweights is not None:
-        for target, part in zip(dweights, dw.split(widths, 1), strict=True):
-            add_rows(target, part.contiguous())
-    return dqkv
+    return dqkv, dw.split(widths, 1) if trained else ()

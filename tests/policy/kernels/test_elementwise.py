@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, rms_norm, silu
 
 from equipoise.policy.eightbit import EightBitLinear
-from equipoise.policy.kernels import elementwise, int8
+from equipoise.policy.kernels import elementwise, embedding, int8
 from equipoise.policy.kernels.adam import adam
 from equipoise.policy.kernels.elementwise import Norm
 
@@ -35,11 +35,16 @@ def test_the_norm_and_its_gradients_are_pytorchs(kind: str) -> None:
     (expected * upstream).sum().backward()
     assert h.grad is not None and weight.grad is not None
     totals = (torch.ones(96), torch.ones(96))[: 2 if kind == "layer" else 1]
-    close(elementwise.norm_backward(upstream, found_h, by, rstd, more, totals), h.grad + more)
+    found, sums = elementwise.norm_backward(upstream, found_h, by, rstd, more, True)
+    for total, rows in zip(totals, sums, strict=True):
+        elementwise.add_rows(total, rows)
+    close(found, h.grad + more)
     close(totals[0], 1 + weight.grad)
     if bias.grad is not None:
         close(totals[1], 1 + bias.grad)
-    close(elementwise.norm_backward(upstream, found_h, by, rstd, None, ()), h.grad)
+    found, none = elementwise.norm_backward(upstream, found_h, by, rstd, None, False)
+    assert none == ()
+    close(found, h.grad)
 
 
 @pytest.mark.parametrize("then", [False, True])
@@ -92,6 +97,20 @@ def test_adapters_side_by_side_are_each_ones_product(rank: int, sizes: tuple[int
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("padding", [None, 2])
+def test_the_gradient_of_an_embedding_is_pytorchs(padding: int | None) -> None:
+    torch.manual_seed(0)
+    words = torch.nn.Embedding(9, 300, padding_idx=padding)
+    tokens, upstream = torch.randint(0, 5, (70,)), torch.randn(70, 300)
+    words(tokens).backward(upstream)
+    found, before = torch.randn(2, 9, 300)
+    found.copy_(before)
+    embedding.add_embedding_gradient(found, tokens, upstream, padding)
+    assert words.weight.grad is not None
+    torch.testing.assert_close(found, before + words.weight.grad, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found[5:], before[5:])
+
+
 def test_no_tile_reaches_into_two_projections() -> None:
     assert elementwise.tile((4096, 1024, 1024)) == 128
     assert elementwise.tile((576, 192, 192)) == 64
@@ -108,9 +127,11 @@ def test_adam_in_one_pass_is_pytorchs_adam() -> None:
         gradient = torch.randn(5000)
         plain.grad = gradient * 0.3
         optimizer.step()
-        adam(
-            master, first, second, gradient, used, step=step, clip=0.3, rate=1e-3, betas=(0.9, 0.999), eps=1e-5
-        )  # fmt: skip
+        options = {"step": step, "rate": 1e-3, "betas": (0.9, 0.999), "eps": 1e-5}
+        before = [x.clone() for x in (master, first, second, gradient, used)]
+        adam(master, first, second, gradient, used, clip=torch.tensor(-1.0), **options)
+        assert all(map(torch.equal, (master, first, second, gradient, used), before))
+        adam(master, first, second, gradient, used, clip=torch.tensor(0.3), **options)
         close(master, plain.detach())
         torch.testing.assert_close(used.float(), master, rtol=2**-7, atol=0)  # the interpreter cuts off, a GPU rounds
         assert not gradient.any()

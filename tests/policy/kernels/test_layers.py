@@ -80,8 +80,7 @@ def test_weights_in_8_bits_give_the_scores_and_gradients_of_single_rows(name: st
             assert (gradients[key] - gradient).norm() < 1e-3 * gradient.norm() + 1e-6, key
         return
     # A value between two of FP8's falls to either side by the last bit. What that does to all gradients together is
-    # less than what the format itself does to them, which the model in float32 shows. GPT-2's matrices are
-    # not rounded.
+    # less than what the format itself does to them, which the model in float32 shows.
     exact, unrounded = layers.scores_and_gradients(name, tuning="lora", fused=False)
     assert (found - expected).norm() < 0.7 * (expected - exact).norm() + 1e-5 * expected.norm()
     fused, plain, whole = (torch.cat([each[key].flatten() for key in own]) for each in (gradients, own, unrounded))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from equipoise.policy.config import SamplingConfig
-from equipoise.policy.draw import draw
+from equipoise.policy.draw import draw, weights
 from equipoise.policy.kernels import vocabulary
 
 
@@ -39,12 +39,23 @@ def test_a_hand_worked_row() -> None:
     assert logprob.item() == pytest.approx(math.log(0.75)) and entropy.item() == pytest.approx(0.5623351)
 
 
-@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
-def test_it_draws_what_the_plain_twin_draws(top_p: float) -> None:
+@pytest.mark.parametrize(("top_p", "few"), [(1.0, 256), (0.9, 1), (0.3, 16), (0.9, 256), (1e-6, 16)])
+def test_it_draws_what_the_plain_twin_draws(top_p: float, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`few` candidates: the interval of a nucleus is cut by reading the row until one number, some or all are left."""
+    monkeypatch.setattr(vocabulary, "CANDIDATES", few)
     torch.manual_seed(0)
-    logits, uniform = 2 * torch.randn(8, 200), torch.rand(8, dtype=torch.float64)
-    expected = draw(logits, uniform, SamplingConfig(temperature=0.8, top_p=top_p))
-    assert torch.equal(vocabulary.draw(logits, uniform, 0.8, top_p), expected)
+    spread_B1 = torch.tensor([0.0, 0.1, 2.0, 2.0, 2.0, 30.0, 2.0, 2.0])[:, None]
+    logits, uniform = spread_B1 * torch.randn(8, 200), torch.rand(8, dtype=torch.float64)
+    logits[3, 50:150] = logits[3, 50]  # many of one probability
+    logits[4, 20:] = -math.inf
+    logits[6, :64] -= 300  # the first block tells nothing of the others
+    logits[7, :64] = -math.inf
+    config = SamplingConfig(temperature=0.8, top_p=top_p)
+    expected, logprob = draw(logits, uniform, config), torch.empty(8)
+    assert torch.equal(vocabulary.draw(logits, uniform, 0.8, top_p, logprob_B=logprob), expected)
+    own = weights(logits, config)
+    own = (own.double() / own.double().sum(1, keepdim=True)).log().gather(1, expected[:, None]).squeeze(1)
+    torch.testing.assert_close(logprob.double(), own, rtol=1e-5, atol=1e-5)
 
 
 def test_the_ends_of_the_unit_interval_draw_tokens_of_some_probability() -> None:
@@ -54,8 +65,11 @@ def test_the_ends_of_the_unit_interval_draw_tokens_of_some_probability() -> None
     assert vocabulary.draw(logits, torch.tensor([0.0, last], dtype=torch.float64), 1.0, 1.0).tolist() == [7, 130]
 
 
-def test_rows_that_are_not_finite_are_named_and_give_a_valid_token() -> None:
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_rows_that_are_not_finite_are_named_and_give_a_valid_token(top_p: float) -> None:
     logits, finite = torch.randn(4, 100), torch.ones(4, dtype=torch.uint8)
     logits[1, 5], logits[2, 99] = math.nan, math.inf
-    token = vocabulary.draw(logits, torch.rand(4, dtype=torch.float64), 1.0, 1.0, finite)
-    assert finite.tolist() == [1, 0, 0, 1] and int(token.min()) >= 0 and int(token.max()) < 100
+    token = vocabulary.draw(logits, torch.rand(4, dtype=torch.float64), 1.0, top_p, finite)
+    own = torch.ones_like(finite)
+    vocabulary.note_finite(logits, own)
+    assert finite.tolist() == own.tolist() == [1, 0, 0, 1] and int(token.min()) >= 0 and int(token.max()) < 100

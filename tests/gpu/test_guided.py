@@ -1,0 +1,54 @@
+"""Ctrl-G from CUDA graphs, on a GPU with the bundled model and its packaged HMM: every sentence complies, tokens and
+weights are those of the plain twin."""
+
+import pytest
+import torch
+
+from equipoise.methods.ctrlg import CtrlGConfig, kernels
+from equipoise.methods.ctrlg.guide import CtrlGuide
+from equipoise.methods.ctrlg.hmm import HMM
+from equipoise.methods.ctrlg.lift import lift
+from equipoise.methods.ctrlg.writer import PACKAGED
+from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.policy.load import load_for_generation
+from equipoise.policy.prompt import prompt_ids, sentences_of
+from equipoise.policy.rollout import Rollout
+from equipoise.policy.sample import sample
+from equipoise.protocol.task import PROTOCOL
+from tests.default import PROMPTS
+
+pytestmark = pytest.mark.gpu
+ROWS = 300
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_guided_sentences_are_those_of_the_plain_twin(top_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt, sampling = PROMPTS["describe"], SamplingConfig(top_p=top_p)
+    policy = load_for_generation(PolicyConfig("bundled", dtype="float32"), prompt)
+    prompts = {o: prompt_ids(policy.tokenizer, prompt, o, PROTOCOL) for o in PROTOCOL.names}
+    vocabulary = policy.model.config.vocab_size
+    automaton = lift(
+        policy.tokenizer, policy.stop_ids, CtrlGConfig(), PROTOCOL, max_new_tokens=32, vocabulary=vocabulary
+    )
+    model, _, more = HMM.load(PACKAGED)
+    names = [PROTOCOL.names[i % 20] for i in range(ROWS)]
+    uniform = torch.rand(ROWS, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def written(graphs: bool) -> Rollout:
+        guide = CtrlGuide(automaton, model, more["symbols"].long(), prompts, sampling, 1.0, policy.device)
+        policy.decoders.clear()
+        policy.graphs.clear()
+        policy.graphs.enabled = graphs
+        return sample(policy, [prompts[o] for o in names], sampling, uniform_BT=uniform, guide=guide).cpu()
+
+    fast, eager = written(True), written(False)
+    monkeypatch.setattr(kernels, "step", CtrlGuide.step)
+    plain = written(True)
+    assert bool(fast.report["valid"].all()) and all(
+        map(PROTOCOL.strict, sentences_of(policy.tokenizer, fast, names, PROTOCOL))
+    )
+    for other in (eager, plain):
+        same = (fast.tokens_BT == other.tokens_BT).all(1) & (fast.lengths_B == other.lengths_B)
+        assert same.float().mean() > 0.9, f"{same.float().mean():.3f} of the rows are the same"
+        apart = (fast.report["log_weight"] - other.report["log_weight"])[same].abs()
+        assert apart.max() < 0.1 and apart.mean() < 0.01, f"{apart.max():.4f}, {apart.mean():.5f}"
