@@ -24,10 +24,6 @@ def plural(noun: str) -> str:
     return PLURALS.get(noun) or noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
 
 
-def third(verb: str) -> str:
-    return plural(verb)
-
-
 def past(verb: str, participle: bool = False) -> str:
     if verb in IRREGULAR:
         return IRREGULAR[verb][participle]
@@ -51,9 +47,15 @@ def er(adjective: str) -> str:
 
 
 FORMS = {
-    "v": lambda w: w, "s": third, "ed": past, "en": lambda w: past(w, True), "ing": ing,
+    "v": lambda w: w, "s": plural, "ed": past, "en": lambda w: past(w, True), "ing": ing,
     "pl": plural, "er": er, "est": lambda w: er(w)[:-1] + "st",
 }  # fmt: skip
+
+
+PHRASES = {
+    "NP": ("{A}", "{A}", "the {PERSON}", "the {ADJ} {PERSON}", "[she|he|they|we|I]", "the {BEAST}"),
+    "T": ("the {THING}", "the {THING}", "the {ADJ} {THING}", "a {THING}", "a {ADJ} {THING}", "[this|her] {THING}"),
+}
 
 
 class Grammar:
@@ -103,12 +105,10 @@ class Grammar:
         form, _, name = slot.rpartition(":")
         if name not in told:
             kind = name.rstrip("2")
-            if kind == "NP":
-                told[name] = self._fill(chance.choice(["{A}", "{A}", "the {PERSON}", "the {ADJ} {PERSON}", "[she|he|they|we|I]"
-                    if "is" not in form else "{A}", "the {BEAST}"]), told, chance)
-            elif kind == "T":
-                told[name] = self._fill(chance.choice(["the {THING}", "the {THING}", "a {THING}", "the {ADJ} {THING}", "this {THING}", "her {THING}", "a {ADJ} {THING}"])
-                    .replace("THING", "THING" + name[1:]), told, chance)
+            if kind in PHRASES:
+                told[name] = self._fill(
+                    chance.choice(PHRASES[kind]).replace("THING", "THING" + name[len(kind) :]), told, chance
+                )
             else:
                 others = [told[other] for other in (kind, kind + "2") if other in told]
                 told[name] = chance.choice([word for word in self.words[kind] if word not in others])
