@@ -52,6 +52,7 @@ FORMS = {
 }  # fmt: skip
 
 
+CONSTRUCTIONS = Path(__file__).with_name("grammar.txt")
 PHRASES = {
     "NP": ("{A}", "{A}", "the {PERSON}", "the {ADJ} {PERSON}", "[she|he|they|we|I]", "the {BEAST}"),
     "T": ("the {THING}", "the {THING}", "the {ADJ} {THING}", "a {THING}", "a {ADJ} {THING}", "[this|her] {THING}"),
@@ -61,7 +62,7 @@ PHRASES = {
 class Grammar:
     """The constructions of a file."""
 
-    def __init__(self, path: Path = Path(__file__).with_name("grammar.txt")) -> None:
+    def __init__(self, path: Path = CONSTRUCTIONS) -> None:
         self.words: dict[str, list[str]] = {}
         self.constructions: list[tuple[list[str], list[str]]] = []
         self.frames: list[str] = []
@@ -82,7 +83,7 @@ class Grammar:
                 self.constructions[-1]["+-".index(line[0])].append(line[2:])
 
     def pair(self, chance: random.Random) -> tuple[str, str]:
-        """A good sentence and a bad one of the same construction, with the same words where both have the same slots."""
+        """A good sentence and a bad one of a construction, with the same words where both have the same slots."""
         good, bad = chance.choice(self.constructions)
         told: dict[str, str] = {}
         names = chance.sample(self.words["NAME_M"] + self.words["NAME_F"], 3)

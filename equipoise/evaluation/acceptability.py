@@ -1,16 +1,15 @@
 """How acceptable a sentence is to a reader, as a probe on an encoder's hidden states guesses it.
 
-The encoder is MPNet-base (Song et al. 2020, NeurIPS), as tuned for the similarity of sentences. What is learnt beside it
-is a few megabytes: low-rank adapters of its lower layers and a logistic regression on their outputs. They were learnt
-first from constructions that grammars call acceptable or not, then from linguists' judgements of 1,008 example
-sentences (CoLA: Warstadt, Singh and Bowman 2019, TACL 7), by `benchmarks/acceptability`, and belong to this encoder's
-weights.
+The encoder is MPNet-base (Song et al. 2020, NeurIPS), as it was tuned for the similarity of sentences. The probe was
+learnt from sentences of constructions that grammars call acceptable or not, and from linguists' judgements of 1,008
+examples (CoLA: Warstadt, Singh and Bowman 2019, TACL 7), by `benchmarks/acceptability/fit.py`.
 """
 
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +39,7 @@ class Probe(NamedTuple):
     """From here on a sentence counts as acceptable: the probability that the share of acceptable ones has above it."""
     layers: tuple[int, ...]
     """Whose outputs are features, from 1 on."""
-    adapters: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    adapters: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = MappingProxyType({})
     """By the name of a linear module, (in, rank) and (rank, out): what is added to its weight, transposed."""
 
 

@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import MPNetConfig, MPNetModel
 
-from benchmarks.acceptability import pairs
+from benchmarks.acceptability import fit, pairs
 from equipoise.evaluation import acceptability, fluency
 from equipoise.evaluation.acceptability import (
     WEIGHTS,
@@ -100,7 +100,7 @@ def test_the_packaged_probe_fits_its_encoder_and_says_what_it_was_learnt_from() 
         said = file.metadata()
     assert said["encoder"] == MPNET.fingerprint and json.loads(said["sentences"]) == 1008
     assert 0.5 < probe.threshold < 1 and len(said["data_sha256"]) == 64
-    assert float(said["nested_auc"]) - 2 * float(said["standard_error"]) > 0.74
+    assert float(said["unseen_auc"]) - 2 * float(said["standard_error"]) > 0.74
 
 
 def test_a_probe_of_another_encoder_is_none(tmp_path: Path) -> None:
@@ -137,6 +137,50 @@ def test_texts_count_as_acceptable_from_the_threshold_on_and_empty_ones_never(
     assert flags[2] == 1 and scores[0] == scores[3] == pytest.approx(plain[0], abs=1e-5)
     assert flags.tolist() == [float(value >= settled.threshold) for value in scores]
     assert scores[1] == 0 and flags[1] == 0
+
+
+def test_adapters_are_added_to_the_weights(folder: Path) -> None:
+    chance = torch.Generator().manual_seed(1)
+    down, up = torch.randn(8, 2, generator=chance), torch.randn(2, 8, generator=chance)
+    name = "encoder.layer.1.attention.attn.q"
+    probe = Probe(np.ones(8), 0.0, 0.5, (2,), {name: (down, up)})
+    changed = MPNetModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        changed.get_submodule(name).weight += torch.einsum("ir,ro->oi", down, up)
+    tokenizer, _ = load_encoder(folder, 2)
+    expected = features(TEXTS, tokenizer, changed, (2,)).sum(1)
+    found = Acceptability(torch.device("cpu"), probe, folder)(TEXTS)
+    assert found == pytest.approx(1 / (1 + np.exp(-expected.astype(float))), abs=1e-5)
+
+
+def test_what_is_learnt_is_what_the_file_gives(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sentences about nurses are good, those about pilots bad: what the file holds tells them apart."""
+    words = ["kind", "bold", "loyal", "very", "and", "chef", "was"]
+    chance = random.Random(0)
+    rows = [(f"The {who} {' '.join(chance.choices(words, k=4))}.", who) for who in ["nurse", "pilot"] * 60]
+    made = [(text, int(who == "nurse")) for text, who in rows]
+    (tmp_path / "judged.csv").write_text("Text,acceptable\n" + "".join(f"{text},{label}\n" for text, label in made))
+    monkeypatch.setattr(pairs.Grammar, "sentences", lambda self, count, seed: made)
+    monkeypatch.setattr(fit, "LAYERS", 2)
+    monkeypatch.setattr(fit, "FIRST", {"rate": 1e-2, "epochs": 6, "batch": 8})
+    file = tmp_path / "probe.safetensors"
+    fit.main([str(tmp_path / "judged.csv"), "--encoder", str(folder), "--seeds", "0", "--write", str(file)])
+    printed = capsys.readouterr().out
+    probe = read_probe(file)
+    assert probe.layers == (2,) and len(probe.adapters) == 12
+    chances = Acceptability(torch.device("cpu"), probe, folder)([text for text, _ in made])
+    labels = np.array([label for _, label in made])
+    assert fit.auc(chances, labels) > 0.95 and abs(chances.mean() - 0.5) < 0.2
+    assert "AUC of unseen folds" in printed
+
+
+def test_the_area_under_the_curve_counts_pairs_in_order() -> None:
+    scores, labels = np.array([0.1, 0.4, 0.4, 0.8, 0.3]), np.array([0.0, 1.0, 0.0, 1.0, 1.0])
+    ones, zeros = scores[labels == 1], scores[labels == 0]
+    expected = np.mean([(a > b) + 0.5 * (a == b) for a in ones for b in zeros])
+    assert fit.auc(scores, labels) == pytest.approx(expected)
 
 
 # The sentences that it is learnt from.
@@ -178,7 +222,8 @@ def test_sentences_come_in_pairs_and_are_the_same_for_the_same_seed() -> None:
 def test_a_pair_shares_its_words(tmp_path: Path) -> None:
     (tmp_path / "g.txt").write_text(
         "== words\nNAME_M: Al\nNAME_F: Bea Cleo Dora\nADJ: old\nTHING: egg oak\n== verbs\nMEND: carry\n"
-        "== constructions\n= one\n+ a {THING} {ed:MEND} a {THING2}\n- a {THING} [{v:MEND}|{v:MEND}] a {THING2}\n== frames\n{S}\n"
+        "== constructions\n= one\n+ a {THING} {ed:MEND} a {THING2}\n- a {THING} [{v:MEND}|{v:MEND}] a {THING2}\n"
+        "== frames\n{S}\n"
     )
     good, bad = pairs.Grammar(tmp_path / "g.txt").pair(random.Random(1))
     assert good in ("An egg carried an oak.", "An oak carried an egg.") and bad == good.replace("carried", "carry")
