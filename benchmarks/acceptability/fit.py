@@ -100,7 +100,7 @@ class Models:
         found = self.model(input_ids=ids.to(self.device), attention_mask=mask.long().to(self.device))
         mask[:, 0] = False
         share = (mask / mask.sum(1, keepdim=True)).to(self.device)
-        return torch.einsum("bt,bth->bh", share, found.last_hidden_state.float())
+        return (found.last_hidden_state.float() * share[..., None]).sum(1)
 
     def logits(self, rows):
         """(K, N) of K·N sentences, the first N for the first model."""
