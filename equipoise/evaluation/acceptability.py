@@ -1,8 +1,10 @@
 """How acceptable a sentence is to a reader, as a probe on an encoder's hidden states guesses it.
 
-The encoder is MPNet-base (Song et al. 2020, NeurIPS), as it was tuned for the similarity of sentences. The probe was
-learnt from sentences of constructions that grammars call acceptable or not, and from linguists' judgements of 1,008
-examples (CoLA: Warstadt, Singh and Bowman 2019, TACL 7), by `benchmarks/acceptability/fit.py`.
+The encoder is MPNet-base (Song et al. 2020, NeurIPS), as it was tuned for the similarity of sentences. Low-rank
+adapters (Hu et al. 2022, ICLR) of its lower layers and a logistic regression on their output were learnt first from
+sentences of constructions that grammars call acceptable or not, then from linguists' judgements of 1,008 examples
+(CoLA: Warstadt, Singh and Bowman 2019, TACL 7), by `benchmarks/acceptability/fit.py`. They belong to this encoder's
+weights.
 """
 
 import json
@@ -111,7 +113,7 @@ def features(
     layers: Sequence[int],
     done: Callable[[int], None] = lambda n: None,
 ) -> NDArray[np.float32]:
-    """(N, F): of each sentence, of each of the layers' outputs, the mean over its tokens and the one of the end.
+    """(N, F): of each sentence the mean over its tokens of each of the layers' outputs.
 
     A sentence is written in the usual way first. The token of the beginning counts in no mean, and padding is masked.
     """
