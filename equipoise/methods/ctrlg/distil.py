@@ -68,6 +68,7 @@ class Recorder:
         projection_VD = torch.randn(vocabulary, FEATURES, generator=generator) / FEATURES**0.5
         self.projection_VD = projection_VD.to(device)
         self.sampling = sampling
+        # A table, as the prompt `raw` has thousands: `torch.isin` then sorts them, which a CUDA graph forbids.
         self.stops_V = torch.zeros(vocabulary, dtype=torch.bool, device=device)
         self.stops_V[[i for i in stop_ids if i >= 0]] = True
         self.mean_V = torch.zeros(vocabulary, dtype=torch.float64, device=device)

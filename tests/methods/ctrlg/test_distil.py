@@ -40,6 +40,20 @@ def test_it_draws_what_the_sampler_draws_and_notes_what_the_model_expected() -> 
     torch.testing.assert_close(recorder.mean_V, total, rtol=1e-4, atol=1e-4)
 
 
+def test_of_thousands_of_stop_tokens_each_ends_a_row_and_none_is_looked_for_by_sorting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The prompt `raw` has them; `torch.isin` sorts many, and asks the GPU how many are different."""
+    monkeypatch.setattr(torch, "isin", lambda *_: pytest.fail("no CUDA graph can record it"))
+    recording = Recorder(6000, SAMPLING, (-1, *range(1000, 5000)), torch.device("cpu")).open(4)
+    logits = torch.full((4, 6000), -torch.inf)
+    for row, token in enumerate((999, 1000, 4999, 5000)):
+        logits[row, token] = 0.0
+    recording.start([])
+    assert recording.draw(logits, torch.full((4,), 0.5, dtype=torch.float64)).tolist() == [999, 1000, 4999, 5000]
+    assert recording.live_B.tolist() == [1, 0, 0, 1]
+
+
 def test_every_prompt_gets_the_same_number_of_sentences() -> None:
     policy = bare_policy(vocabulary=VOCABULARY, stops=(0,), seed=1)
     free = sample_freely(policy, PROMPTS, SAMPLING, 25, 0, 8, lambda _: None)
