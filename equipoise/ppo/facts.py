@@ -42,7 +42,7 @@ def _warm_start(config: TrainConfig, warmed: bool) -> str:
     if not warm.wanted or not warmed:
         return ""
     if warm.warm_start_target != "off":
-        source = f"Ctrl-G's sentences, resampled towards the target {warm.warm_start_target!r}"
+        source = f"sentences of the target {warm.warm_start_target!r}"
     elif warm.warm_start_file:
         source = "sentences of a file"
     else:
