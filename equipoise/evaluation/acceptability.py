@@ -1,28 +1,31 @@
-"""How acceptable a sentence is to a reader, as a linear probe on a judge's hidden states guesses it.
+"""How acceptable a sentence is to a reader, as a probe on an encoder's hidden states guesses it.
 
-The probe's weights were learnt from linguists' judgements of 1,008 example sentences (CoLA: Warstadt, Singh and Bowman
-2019, TACL 7) by `benchmarks/acceptability_probe.py`, and belong to one judge's weights: with another's they mean
-nothing, so they are refused there. The score is a least-squares guess of 1 (acceptable) or 0, and may lie outside.
+The encoder is MPNet-base (Song et al. 2020, NeurIPS), as it was tuned for the similarity of sentences. Low-rank
+adapters (Hu et al. 2022, ICLR) of its lower layers and a logistic regression on their output were learnt first from
+sentences of constructions that grammars call acceptable or not, then from linguists' judgements of 1,008 examples
+(CoLA: Warstadt, Singh and Bowman 2019, TACL 7), by `benchmarks/acceptability/fit.py`. They belong to this encoder's
+weights.
 """
 
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from transformers import MPNetConfig, MPNetModel
 
-from equipoise.policy.packaged import GEMMA, Packaged
-from equipoise.policy.source import Source
+from equipoise.policy import bundled
+from equipoise.policy.packaged import MPNET
 
-LAYERS = (6, 9, 12, 15)
-"""Whose outputs are read: the middle of Gemma 3 270M's 18 layers, where probes do best."""
-WEIGHTS = Path(__file__).parent / "probes" / "gemma-3-270m.safetensors"
-PROBED: dict[Packaged, Path] = {GEMMA: WEIGHTS}
-"""Which judges have a probe."""
+WEIGHTS = Path(__file__).parent / "probes" / f"{MPNET.name}.safetensors"
 LONGEST = 128
 """Tokens of a sentence that are read."""
 
@@ -30,12 +33,16 @@ _SPACED = ((re.compile(r"\s+([,.;:?!%)])"), r"\1"), (re.compile(r"\s+(n't|'(?:s|
 
 
 class Probe(NamedTuple):
-    """score = x·weights + bias, x the features of a sentence."""
+    """P(acceptable) = σ(x·weights + bias), x the features of a sentence."""
 
-    weights_F: NDArray[np.float32]
+    weights_F: NDArray[np.float64]
     bias: float
     threshold: float
-    """From here on a sentence counts as acceptable: the score that the share of acceptable ones has above it."""
+    """From here on a sentence counts as acceptable: the probability that the share of acceptable ones has above it."""
+    layers: tuple[int, ...]
+    """Whose outputs are features, from 1 on."""
+    adapters: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = MappingProxyType({})
+    """By the name of a linear module, (in, rank) and (rank, out): what is added to its weight, transposed."""
 
 
 def written(text: str) -> str:
@@ -52,45 +59,82 @@ def written(text: str) -> str:
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
-def read_probe(source: Source) -> Probe | None:
-    """The probe that was learnt for this very model; None for any other."""
-    path = PROBED.get(source.packaged) if source.packaged is not None else None
-    if path is None or source.packaged is None:
-        return None
-    with safe_open(path, framework="np") as file:
+def is_probe(name: str) -> bool:
+    """Whether `name` is the packaged probe's; a folder of that name wins."""
+    return name.strip().lower() == MPNET.alias and not Path(name).expanduser().is_dir()
+
+
+def read_probe(path: Path = WEIGHTS) -> Probe:
+    with safe_open(path, framework="pt") as file:
         said = file.metadata()
-        assert said["judge"] == source.packaged.fingerprint, "the probe belongs to another conversion of the model"
-        return Probe(file.get_tensor("weights"), float(said["bias"]), float(said["threshold"]))
+        assert said["encoder"] == MPNET.fingerprint, "the probe belongs to another encoder"
+        names = sorted(name.removesuffix(".A") for name in file.keys() if name.endswith(".A"))  # noqa: SIM118
+        adapters = {name: (file.get_tensor(f"{name}.A"), file.get_tensor(f"{name}.B")) for name in names}
+        weights = file.get_tensor("weights").double().numpy()
+    return Probe(weights, float(said["bias"]), float(said["threshold"]), tuple(json.loads(said["layers"])), adapters)
+
+
+def load_encoder(folder: Path, layers: int) -> tuple[Tokenizer, MPNetModel]:
+    """The tokenizer, and the first `layers` layers in float32 on the CPU."""
+    config = MPNetConfig.from_pretrained(folder)
+    config.num_hidden_layers = layers
+    model = MPNetModel(config, add_pooling_layer=False)
+    own = model.state_dict()
+    model.load_state_dict({k: v for k, v in load_file(folder / "model.safetensors").items() if k in own})
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(LONGEST)
+    return tokenizer, model.eval()
+
+
+class Acceptability:
+    """The probe in memory. Called with texts it gives (N,) float64, the probability that each is acceptable."""
+
+    def __init__(self, device: torch.device, probe: Probe | None = None, folder: Path | None = None) -> None:
+        """By default the packaged probe, and its encoder out of its packages. Raises UserError as `bundled.folder`."""
+        self.probe = read_probe() if probe is None else probe
+        self.tokenizer, model = load_encoder(folder or bundled.folder(MPNET), max(self.probe.layers))
+        with torch.no_grad():
+            for name, (down, up) in self.probe.adapters.items():
+                weight: Any = model.get_submodule(name).weight
+                weight += (down.float() @ up.float()).T
+        self.model: Any = model.to(device)
+
+    def __call__(self, texts: Sequence[str], done: Callable[[int], None] = lambda n: None) -> NDArray[np.float64]:
+        x = features(texts, self.tokenizer, self.model, self.probe.layers, done).astype(np.float64)
+        return 1 / (1 + np.exp(-(x @ self.probe.weights_F + self.probe.bias)))
 
 
 @torch.inference_mode()
-def features(texts: Sequence[str], tokenizer: Any, model: Any, done: Callable[[int], None] = lambda n: None) -> Any:
-    """(N, F) float32: of each sentence the mean over its tokens, and the last token's, of each of `LAYERS`' outputs.
+def features(
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    model: Any,
+    layers: Sequence[int],
+    done: Callable[[int], None] = lambda n: None,
+) -> NDArray[np.float32]:
+    """(N, F): of each sentence the mean over its tokens of each of the layers' outputs.
 
-    A sentence is written in the usual way first, and begins with the tokenizer's own token of the beginning, which
-    counts in no mean. Padding stands behind the sentence, where nothing that counts can see it.
+    A sentence is written in the usual way first. The token of the beginning counts in no mean, and padding is masked.
     """
-    rows = [list(ids)[:LONGEST] for ids in tokenizer([written(text) for text in texts])["input_ids"]]
-    out = np.zeros((len(rows), 2 * len(LAYERS) * model.config.hidden_size), dtype=np.float32)
+    rows = [encoding.ids for encoding in tokenizer.encode_batch([written(text) for text in texts])]
+    out = np.zeros((len(rows), len(layers) * model.config.hidden_size), dtype=np.float32)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for first in range(0, len(order), 32):
         batch = order[first : first + 32]
-        lengths = [len(rows[i]) for i in batch]
-        ids = torch.tensor([rows[i] + [0] * (max(lengths) - len(rows[i])) for i in batch], device=model.device)
-        mask = (
-            torch.arange(max(lengths), device=model.device)[None] < torch.tensor(lengths, device=model.device)[:, None]
-        )
-        states = model.model(
-            input_ids=ids, attention_mask=mask.long(), use_cache=False, output_hidden_states=True
+        lengths = torch.tensor([len(rows[i]) for i in batch])
+        longest = int(lengths.max())
+        padded = [rows[i] + [model.config.pad_token_id] * (longest - len(rows[i])) for i in batch]
+        mask = torch.arange(longest)[None] < lengths[:, None]
+        states = model(
+            input_ids=torch.tensor(padded).to(model.device),
+            attention_mask=mask.long().to(model.device),
+            output_hidden_states=True,
         ).hidden_states
-        for r, (i, length) in enumerate(zip(batch, lengths, strict=True)):
-            own = [states[layer][r, min(1, length - 1) : length].float() for layer in LAYERS]
-            parts = [part for state in own for part in (state.mean(0), state[-1])]
-            out[i] = torch.cat(parts).cpu().numpy()
+        inner = mask.clone()
+        inner[:, 0] = False
+        share = (inner / inner.sum(1, keepdim=True)).to(model.device)
+        means = [torch.einsum("bt,bth->bh", share, states[layer].float()) for layer in layers]
+        out[batch] = torch.cat(means, 1).cpu().numpy()
         done(len(batch))
     return out
-
-
-def score(features_NF: Any, probe: Probe) -> Any:
-    """(N,) float64: about 1 for acceptable sentences, about 0 for others."""
-    return features_NF.astype(np.float64) @ probe.weights_F.astype(np.float64) + probe.bias

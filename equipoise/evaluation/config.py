@@ -82,8 +82,8 @@ class EvaluateConfig:
     fluency: bool = True
     """Measure fluency; without it no model is loaded."""
     acceptability: str | None = None
-    """What tells acceptable sentences from others: `gemma-3-270m`, by a probe on its hidden states, or a classifier,
-    as a folder or Hub id."""
+    """What tells acceptable sentences from others: `all-mpnet-base-v2`, by a probe on its hidden states, or a
+    classifier, as a folder or Hub id."""
     acceptable_label: str | None = None
     """Its label for acceptable sentences, by name or number. Default: recognised by name."""
     device: str = "auto"

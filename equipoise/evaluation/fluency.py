@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import UserError
-from equipoise.evaluation.acceptability import Probe, features, read_probe, score
+from equipoise.evaluation.acceptability import Acceptability, is_probe
 from equipoise.evaluation.config import EvaluateConfig
 from equipoise.evaluation.counted import Fluency
 from equipoise.evaluation.inputs import Judged
@@ -26,7 +26,7 @@ from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
 from equipoise.policy.families import position_limit, rotary_limit, window
 from equipoise.policy.hub import explain, hub_access, quiet_progress
 from equipoise.policy.load import own_device, pick_device, pick_dtype
-from equipoise.policy.packaged import GEMMA, SMOLLM2
+from equipoise.policy.packaged import GEMMA, MPNET, SMOLLM2
 from equipoise.policy.score import token_logprobs
 from equipoise.policy.source import Source, load_config, load_tokenizer, resolve
 from equipoise.policy.weights import load_model
@@ -85,17 +85,13 @@ def judge(
         del scorer
     acceptable: dict[str, Any] = {}
     probed: dict[str, Any] = {}
-    if config.acceptability is not None:
+    if config.acceptability is not None and is_probe(config.acceptability):
+        guessed, threshold = _probed(config, distinct, progress, ranks)
+        acceptable[MPNET.alias] = (guessed >= threshold).astype(float)[order]
+        probed[MPNET.alias] = guessed[order]
+    elif config.acceptability is not None:
         source = _on_all(partial(resolve, config.acceptability), ranks)
-        probe = _on_all(partial(read_probe, source), ranks)
-        if probe is None:
-            flags = _accept(source, config, distinct, progress, ranks)
-        else:
-            guessed = _probed(source, probe, config, distinct, progress, ranks)
-            flags = (guessed >= probe.threshold).astype(float)
-            probed[_name(source, [])] = guessed[order]
-            notices += source.notices
-        acceptable[_name(source, [])] = flags[order]
+        acceptable[_name(source, [])] = _accept(source, config, distinct, progress, ranks)[order]
     return Judged(tuple(judges), scores, acceptable, tuple(notices), probed)
 
 
@@ -301,26 +297,19 @@ def _accept(source: Source, config: EvaluateConfig, texts: Sequence[str], progre
     return flags
 
 
-def _probed(
-    source: Source, probe: Probe, config: EvaluateConfig, texts: Sequence[str], progress: Progress, ranks: Ranks
-) -> Any:
-    """(N,) scores of the probe on a packaged model's hidden states, in float32 as it was learnt; an empty text is
+def _probed(config: EvaluateConfig, texts: Sequence[str], progress: Progress, ranks: Ranks) -> tuple[Any, float]:
+    """(N,) probabilities of the packaged probe, in float32 as it was learnt, and its threshold; an empty text is
     acceptable to nobody."""
-
-    def load() -> tuple[Any, Any]:
-        device = pick_device(own_device(config.device, ranks))
-        return load_tokenizer(source), load_model(source, dtype=torch.float32, device=device).eval()
-
-    tokenizer, model = _on_all(load, ranks)
+    probe = _on_all(lambda: Acceptability(pick_device(own_device(config.device, ranks))), ranks)
     more = _of_all(progress, len(texts), ranks)
 
     def guessed(batch: Sequence[str]) -> Any:
         clean = [text.encode("utf-8", "surrogatepass").decode("utf-8", "replace") for text in batch]
-        return score(features(clean, tokenizer, model, more), probe)
+        return probe(clean, more)
 
     batches = [texts[first : first + 256] for first in range(0, len(texts), 256)]
-    scores = np.concatenate([np.zeros(0), *ranks.deal(batches, guessed)])
-    return np.where([bool(text.strip()) for text in texts], scores, -np.inf)
+    found = np.concatenate([np.zeros(0), *ranks.deal(batches, guessed)])
+    return np.where([bool(text.strip()) for text in texts], found, 0.0), probe.probe.threshold
 
 
 def _classifier(source: Source, config: EvaluateConfig, device: torch.device) -> tuple[Any, Any, int]:
@@ -328,7 +317,9 @@ def _classifier(source: Source, config: EvaluateConfig, device: torch.device) ->
     from transformers import AutoModelForSequenceClassification
 
     if source.kind not in ("folder", "hub"):
-        raise UserError(f"{source.given!r} is no classifier: give a folder or a Hub id with --acceptability")
+        raise UserError(
+            f"{source.given!r} is no classifier: give {MPNET.alias}, a folder or a Hub id with --acceptability"
+        )
     if source.kind == "hub" and not (access := hub_access(source.path_or_id, timeout=20.0)).available:
         raise UserError(access.reason)
     tokenizer = load_tokenizer(source)

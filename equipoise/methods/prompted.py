@@ -14,7 +14,7 @@ from equipoise.documents import read_json
 from equipoise.errors import UserError
 from equipoise.methods.completions import Key
 from equipoise.policy.config import PolicyConfig, SamplingConfig
-from equipoise.policy.eightbit import FP8, NAMES
+from equipoise.policy.eightbit import NAMES, ROTATED
 from equipoise.policy.load import Policy, eight_bits, load_for_generation, pick_device, pick_dtype
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.prompt import render_prompts, sentences_of
@@ -93,7 +93,7 @@ class Prompted:
             "dtype": str(pick_dtype(config.dtype, self.device)).removeprefix("torch."),
             "use_8bit": config.use_8bit,
         }
-        if config.use_8bit and (into := eight_bits(config, self.device)) == FP8:
+        if config.use_8bit and (into := eight_bits(config, self.device)) == ROTATED:
             self.settings["base_weights"] = NAMES[into]  # int8 where nothing is said
 
     def _notices(self, learnt: Task | None, training: Mapping[str, Any]) -> list[str]:

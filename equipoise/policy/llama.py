@@ -15,20 +15,19 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.lora.layer import Linear as LoraLayer
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from equipoise.policy.aside import aside, beside
+from equipoise.policy.aside import aside
 from equipoise.policy.attention import take_trie
-from equipoise.policy.eightbit import FP8, EightBitLinear, kernels
 from equipoise.policy.ends import fuse_ends
 from equipoise.policy.fused import is_llama_norm, norm_forward
 from equipoise.policy.gates import Gates
-from equipoise.policy.joined import accumulate, gradient, joined, joined_gradients, put_together
-from equipoise.policy.kernels import attention, decoding, elementwise, fp8, heads, int8
-from equipoise.policy.layer_spec import LayerSpec, base, describe, epsilon, parts, width
+from equipoise.policy.joined import gradient
+from equipoise.policy.kernels import activations, attention, decoding, elementwise, heads
+from equipoise.policy.kernels.rounding import Rows
+from equipoise.policy.layer_spec import LayerSpec, describe, epsilon, parts, width
 from equipoise.policy.norms import FusedNorm, add_sums
+from equipoise.policy.projection import Projection
 
 
 def not_covered(model: nn.Module) -> str | None:
@@ -67,140 +66,6 @@ def fuse_layers(model: nn.Module) -> Gates:
     return gates
 
 
-class _Projection:
-    """Linear layers that read the same x, side by side: y = x·Wᵀ (+ scale · (x·Aᵀ)·Bᵀ with adapters)."""
-
-    def __init__(self, *modules: nn.Module) -> None:
-        self.modules = modules
-        self.lora = isinstance(modules[0], LoraLayer)
-        bases: list[Any] = list(map(base, modules))
-        self.sizes = tuple(map(width, modules))
-        self.transposed = isinstance(bases[0], Conv1D)
-        self.biases = [b.bias for b in bases if b.bias is not None]
-        assert len(self.biases) in (0, len(bases))
-        self.rounded = isinstance(bases[0], EightBitLinear)
-        self.weights = [] if self.rounded else [b.weight for b in bases]
-        if self.rounded:
-            bits = torch.cat([b.q.view(torch.uint8) for b in bases])
-            self.q, self.scales = bits.view(bases[0].q.dtype), torch.cat([b.scale for b in bases])
-            self.fp8 = self.q.dtype == FP8
-            for own, q, scale in zip(bases, self.q.split(self.sizes), self.scales.split(self.sizes), strict=True):
-                own.q, own.scale = q, scale
-        self.following: Tensor | None = None
-        self.a: list[nn.Parameter] = []
-        self.b: list[nn.Parameter] = []
-        self.scale = 1.0
-        if self.lora:
-            loras: list[Any] = list(modules)
-            (name,) = loras[0].active_adapters
-            self.a, self.b = [m.lora_A[name].weight for m in loras], [m.lora_B[name].weight for m in loras]
-            self.scale = loras[0].scaling[name]
-        if self.weights:
-            put_together(self.weights)
-        put_together(self.biases)
-        put_together(self.a)
-        put_together(self.b)
-
-    @property
-    def adapted(self) -> bool:
-        layer: Any = self.modules[0]
-        return self.lora and not layer.disable_adapters
-
-    def _matrix(self) -> Tensor:
-        """W (N, K)."""
-        return joined(self.weights).T if self.transposed else joined(self.weights)
-
-    def _low(self, x_MK: Tensor) -> Tensor:
-        """x·Aᵀ."""
-        return x_MK @ joined(self.a).T
-
-    def _base(self, x_MK: Tensor) -> tuple[Tensor, fp8.By | None]:
-        """x·Wᵀ (+ bias), and what it is to be multiplied by."""
-        if self.rounded and self.fp8 and not self.biases:
-            return fp8.product_unfinished(x_MK, self.q, self.scales)
-        if self.rounded:
-            out = kernels(self.q).product(x_MK, self.q, self.scales)
-            return (out.add_(joined(self.biases)) if self.biases else out), None
-        if self.biases:
-            return torch.addmm(joined(self.biases), x_MK, self._matrix().T), None
-        return x_MK @ self._matrix().T, None
-
-    def forward(self, x_MK: Tensor, more_MN: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """(y + more, x·Aᵀ or None)."""
-        if self.adapted:
-            low, (out, by) = beside(x_MK.device, lambda: self._low(x_MK), lambda: self._base(x_MK))
-            return elementwise.add_adapters(out, low, joined(self.b), self.sizes, self.scale, more_MN, by), low
-        out, by = self._base(x_MK)
-        if by is not None:
-            return fp8.finish(out, by, more_MN), None
-        return (out if more_MN is None else out.add_(more_MN)), None
-
-    def add_to(self, sum_MN: Tensor, x_MK: Tensor) -> Tensor:
-        """sum + y, in place where no adapters are."""
-        if self.adapted or self.rounded or self.biases:
-            return self.forward(x_MK, sum_MN)[0]
-        return sum_MN.addmm_(x_MK, self._matrix().T)
-
-    def _back_base(self, grad_MN: Tensor) -> tuple[Tensor, fp8.By | None]:
-        """grad·W, and what its rows are to be multiplied by."""
-        if self.rounded and self.fp8:
-            return fp8.back_unfinished(grad_MN, self.q, self.scales, self.following)
-        if self.rounded:
-            return int8.product_back(grad_MN, self.q, self.scales), None
-        return grad_MN @ self._matrix(), None
-
-    def _back_low(self, grad_MN: Tensor, low: Tensor) -> Tensor:
-        """scale · grad·B, of each projection its own."""
-        grad_low = torch.empty_like(low)
-        columns = zip(grad_low.split(len(self.a[0]), 1), grad_MN.split(self.sizes, 1), self.b, strict=True)
-        for target, part, b in columns:
-            torch.addmm(target, part, b.detach(), beta=0, alpha=self.scale, out=target)
-        return grad_low
-
-    def backward(self, grad_MN: Tensor, x_MK: Tensor, low: Tensor | None) -> Tensor:
-        """Gradient of x; those of the trained weights are added to their `.grad`, aside."""
-        through = low is not None and self.a[0].requires_grad
-        grad_low: Tensor | None = None
-        if low is not None and through:
-            like = low
-            rest, (grad_x, by) = beside(
-                grad_MN.device, lambda: self._back_low(grad_MN, like), lambda: self._back_base(grad_MN)
-            )
-            if by is not None:
-                fp8.add_low(grad_x, by, rest, joined(self.a))
-            else:
-                grad_x.addmm_(rest, joined(self.a))
-            grad_low = rest
-        else:
-            grad_x, by = self._back_base(grad_MN)
-            if by is not None:
-                fp8.finish(grad_x, by)
-        if grad_low is not None or any(p.requires_grad for p in (*self.weights, *self.biases)):
-            aside.do(grad_x.device, lambda: self._add_gradients(grad_MN, x_MK, low, grad_low))
-        return grad_x
-
-    def _add_gradients(self, grad_MN: Tensor, x_MK: Tensor, low: Tensor | None, grad_low: Tensor | None) -> None:
-        """Those of weights and biases, or of the adapters, added to their `.grad`."""
-        if self.weights and self.weights[0].requires_grad:
-            if self.transposed:
-                accumulate(self.weights, x_MK, grad_MN)
-            else:
-                accumulate(self.weights, grad_MN, x_MK)
-        if self.biases and self.biases[0].requires_grad:
-            for bias, part in zip(self.biases, grad_MN.split(self.sizes, 1), strict=True):
-                gradient(bias).add_(part.sum(0))
-        if low is None or grad_low is None:
-            return
-        accumulate(self.a, grad_low, x_MK)
-        grads = joined_gradients(self.b)
-        if grads is not None:
-            elementwise.add_adapter_gradient(grads, grad_MN, low, self.sizes, self.scale)
-            return
-        parts, lows = grad_MN.split(self.sizes, 1), low.split(len(self.a[0]), 1)
-        for b, part, own in zip(self.b, parts, lows, strict=True):
-            gradient(b).addmm_(part.T, own, alpha=self.scale)
-
-
 class _Trie(NamedTuple):
     """What attention over a packed trie needs: see `kernels.attention`."""
 
@@ -211,11 +76,12 @@ class _Trie(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """What the backward pass of a layer needs of its forward pass. None where the layer has no such step."""
+    """What the backward pass of a layer needs of its forward pass. None where the layer has no such step, or where it
+    is computed again."""
 
     x: Tensor
     rstd1: Tensor | None
-    y1: Tensor
+    y1: Tensor | None
     low1: Tensor | None
     qkv: Tensor | None
     """As it was before `heads.prepare`."""
@@ -227,13 +93,27 @@ class _Kept(NamedTuple):
     rstd_delta1: Tensor | None
     h: Tensor
     rstd2: Tensor | None
-    y2: Tensor
+    y2: Tensor | None
     low3: Tensor | None
     gate_up: Tensor
-    f: Tensor
+    f: Tensor | None
     low4: Tensor | None
     delta2: Tensor | None
     rstd_delta2: Tensor | None
+
+
+def _either(kept: Tensor | None, again: Tensor | None) -> Tensor:
+    found = again if kept is None else kept
+    assert found is not None
+    return found
+
+
+def _normed(kept: Tensor | None, x: Tensor, norm: FusedNorm | None) -> Tensor:
+    """x normalised: as it was kept, or computed again."""
+    if kept is not None:
+        return kept
+    assert norm is not None
+    return elementwise.norm(x, norm.by).y
 
 
 class _Layer:
@@ -241,16 +121,17 @@ class _Layer:
         self.plain, self.spec = layer.forward, spec
         own = parts(layer)
         self.attention = own.attention
-        self.qkv, self.o = _Projection(*own.qkv), _Projection(own.o)
-        self.gate_up, self.down = _Projection(*own.gate_up), _Projection(own.down)
+        self.qkv, self.o = Projection(*own.qkv), Projection(own.o)
+        self.gate_up, self.down = Projection(*own.gate_up), Projection(own.down)
         self.norms = [None if norm is None else FusedNorm(norm, spec.offset) for norm in own.norms]
         self.head_norms: heads.HeadNorms | None = None
         if spec.head_norms:
             weights, eps = (own.query_norm.weight, own.key_norm.weight), epsilon(own.query_norm)
             assert eps is not None
             self.head_norms = heads.HeadNorms(*weights, eps, spec.offset)
-        self.activation = (elementwise.ACTIVATIONS[spec.activation], spec.gated)
+        self.activation = (activations.ACTIVATIONS[spec.activation], spec.gated)
         self.lowest = True
+        self.lean = self.qkv.kind is not None  # who rounds weights is short of memory
         self.gate: Callable[[], None] = lambda: None
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -286,7 +167,7 @@ class _Layer:
         self.lowest = before is None
         order = [self.down, self.gate_up, self.o, self.qkv, *([before.down] if before is not None else [])]
         for own, after in pairwise(order):
-            own.following = after.q if after.rounded else None
+            own.following = after.q if after.kind is not None else None
 
     def _trains(self) -> bool:
         return self.qkv.adapted or not self.qkv.lora
@@ -304,65 +185,79 @@ class _Layer:
 
     def _add(
         self, x: Tensor, delta: Tensor, after: FusedNorm | None, then: FusedNorm | None
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """(h, 1 / rms(delta), y, 1 / rms(h)): h = x + after(delta), y = then(h)."""
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Rows | None]:
+        """(h, 1 / rms(delta), y, 1 / rms(h), y rounded): h = x + after(delta), y = then(h)."""
         if after is not None:
-            return elementwise.add_normed(x, delta, after.by, None if then is None else then.by)
+            return *elementwise.add_normed(x, delta, after.by, None if then is None else then.by), None
         assert then is not None
-        h, y, rstd = elementwise.norm(x, then.by, delta)
-        return h, None, y, rstd
+        h, y, rstd, rounded = elementwise.norm(x, then.by, delta, self.gate_up.takes)
+        return h, None, y, rstd, rounded
+
+    def _first(self, x: Tensor) -> tuple[Tensor, Tensor | None, Rows | None]:
+        """(y, 1 / rms(x), y rounded): y = x normalised, where that is done before attention."""
+        before = self.norms[0]
+        return (x, None, None) if before is None else elementwise.norm(x, before.by, None, self.qkv.takes)[1:]
 
     def _forward(self, x: Tensor, trie: _Trie, form: attention.Form) -> tuple[Tensor, _Kept]:
-        before1, after1, before2, after2 = self.norms
-        y1, rstd1 = elementwise.norm(x, before1.by)[1:] if before1 is not None else (x, None)
-        qkv, low1 = self.qkv.forward(y1)
+        _, after1, before2, after2 = self.norms
+        y1, rstd1, rounded1 = self._first(x)
+        qkv, low1 = self.qkv.forward(y1, None, rounded1)
         ready = self._ready(qkv, trie.cos, trie.sin, form)
         attended, lse = attention.attend(ready, *trie, form)
         delta1, low2 = self.o.forward(attended)
-        h, rstd_delta1, y2, rstd2 = self._add(x, delta1, after1, before2)
-        gate_up, low3 = self.gate_up.forward(y2)
-        f = elementwise.activate(gate_up, *self.activation)
+        h, rstd_delta1, y2, rstd2, rounded2 = self._add(x, delta1, after1, before2)
+        gate_up, low3 = self.gate_up.forward(y2, None, rounded2)
+        f, rounded_f = activations.activate(gate_up, *self.activation, self.down.takes)
         delta2, rstd_delta2 = None, None
         if after2 is None:
-            out, low4 = self.down.forward(f, h)
+            out, low4 = self.down.forward(f, h, rounded_f)
         else:
-            delta2, low4 = self.down.forward(f)
-            out, rstd_delta2, _, _ = self._add(h, delta2, after2, None)
+            delta2, low4 = self.down.forward(f, None, rounded_f)
+            out, rstd_delta2, _, _, _ = self._add(h, delta2, after2, None)
+        again1, again2 = (self.lean and norm is not None for norm in (self.norms[0], before2))
         return out, _Kept(
-            x, rstd1, y1, low1, None if ready is qkv else qkv, ready, attended, lse, low2,
-            None if after1 is None else delta1, rstd_delta1, h, rstd2, y2, low3, gate_up, f, low4, delta2, rstd_delta2,
+            x, rstd1, None if again1 else y1, low1, None if ready is qkv else qkv, ready, attended, lse, low2,
+            None if after1 is None else delta1, rstd_delta1, h, rstd2, None if again2 else y2, low3, gate_up,
+            None if self.lean else f, low4, delta2, rstd_delta2,
         )  # fmt: skip
 
     def _decode(
         self, x: Tensor, cos: Tensor, sin: Tensor, slot: Tensor, hidden_BL: Tensor, form: attention.Form
     ) -> Tensor:
-        before1, after1, before2, after2 = self.norms
-        y1 = elementwise.norm(x, before1.by)[1] if before1 is not None else x
-        ready = self._ready(self.qkv.forward(y1)[0], cos, sin, form)
+        _, after1, before2, after2 = self.norms
+        y1, _, rounded1 = self._first(x)
+        ready = self._ready(self.qkv.forward(y1, None, rounded1)[0], cos, sin, form)
         attended = decoding.decode(ready, cos, sin, self.attention.kv_cache, hidden_BL, slot, form)
-        h, _, y2, _ = self._add(x, self.o.forward(attended)[0], after1, before2)
-        f = elementwise.activate(self.gate_up.forward(y2)[0], *self.activation)
+        h, _, y2, _, rounded2 = self._add(x, self.o.forward(attended)[0], after1, before2)
+        gate_up = self.gate_up.forward(y2, None, rounded2)[0]
+        f, rounded_f = activations.activate(gate_up, *self.activation, self.down.takes)
         if after2 is None:
-            return self.down.add_to(h, f)
-        return self._add(h, self.down.forward(f)[0], after2, None)[0]
+            return self.down.add_to(h, f, rounded_f)
+        return self._add(h, self.down.forward(f, None, rounded_f)[0], after2, None)[0]
 
     def backward(self, dout: Tensor, kept: _Kept, trie: _Trie, form: attention.Form) -> Tensor:
         before1, after1, before2, after2 = self.norms
         ddelta2 = dout
         if after2 is not None and kept.delta2 is not None:
             ddelta2 = after2.backward(dout, kept.delta2, kept.rstd_delta2, None)
-        df = self.down.backward(ddelta2, kept.f, kept.low4)
-        dgate_up = elementwise.activate_backward(kept.gate_up, df, *self.activation)
-        dy2 = self.gate_up.backward(dgate_up, kept.y2, kept.low3)
+        df, add = self.down.backward(ddelta2, kept.low4)
+        dgate_up, rounded, f = activations.activate_backward(
+            kept.gate_up, df, *self.activation, self.gate_up.takes_back, kept.f is None
+        )
+        add(lambda: _either(kept.f, f))
+        dy2, add = self.gate_up.backward(dgate_up, kept.low3, rounded)
+        add(lambda: _normed(kept.y2, kept.h, before2))
         dh = dy2.add_(dout) if before2 is None else before2.backward(dy2, kept.h, kept.rstd2, dout)
         ddelta1 = dh
         if after1 is not None and kept.delta1 is not None:
             ddelta1 = after1.backward(dh, kept.delta1, kept.rstd_delta1, None)
-        dattended = self.o.backward(ddelta1, kept.attended, kept.low2)
+        dattended, add = self.o.backward(ddelta1, kept.low2)
+        add(lambda: kept.attended)
         dqkv = attention.attend_backward(dattended, kept.ready, kept.attended, kept.lse, *trie, form)
         if kept.qkv is not None:
             dqkv = self._ready_backward(dqkv, kept.qkv, trie, form)
-        dy1 = self.qkv.backward(dqkv, kept.y1, kept.low1)
+        dy1, add = self.qkv.backward(dqkv, kept.low1)
+        add(lambda: _normed(kept.y1, kept.x, before1))
         return dy1.add_(dh) if before1 is None else before1.backward(dy1, kept.x, kept.rstd1, dh)
 
     def _ready_backward(self, dready: Tensor, qkv: Tensor, trie: _Trie, form: attention.Form) -> Tensor:

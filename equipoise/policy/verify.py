@@ -19,7 +19,7 @@ from equipoise.policy import trie
 from equipoise.policy.attention import TRIE_ATTENTION
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.draw import invert, weights
-from equipoise.policy.eightbit import in_eight_bits
+from equipoise.policy.eightbit import ROTATED, activations_as_they_are, in_eight_bits
 from equipoise.policy.families import position_limit, rotary_limit, window
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout, rollout_of
@@ -31,6 +31,8 @@ FEW_TOKENS = 8
 """Tokens that are written where attention is known to see everything before it."""
 ROOM = 16
 """Tokens beyond the longest text to be written, so that a slightly longer one need not be computed plainly."""
+TOLERATED = 0.25
+"""Nats a token, in the mean, that two computations in bfloat16 may differ by where attention is known to be plain."""
 REFUSED = 10
 """So many times the tolerance, a model does not even agree with itself."""
 
@@ -95,8 +97,11 @@ def _settle_graphs(policy: Policy, prompts: Sequence[Sequence[int]]) -> str | No
 
 def _settle(policy: Policy, prompts: list[list[int]], steps: int, known: bool) -> None:
     try:
-        rollout = _settle_sampling(policy, prompts, steps, known)
-        _settle_scoring(policy, rollout, known)
+        with activations_as_they_are():
+            rollout = _settle_sampling(policy, prompts, steps, known)
+            _settle_scoring(policy, rollout, known)
+        if in_eight_bits(policy.model) == ROTATED and policy.ways.fast:
+            _settle_rounding(policy, prompts, steps)
     except NonFiniteLogits:  # told, with where it comes from, by the first step that meets it
         policy.ways = Ways()
 
@@ -236,6 +241,27 @@ def _settle_scoring(policy: Policy, rollout: Rollout, known: bool) -> None:
         policy.ways = policy.ways._replace(nodes=nodes)
 
 
+def _settle_rounding(policy: Policy, prompts: list[list[int]], steps: int) -> None:
+    """Whether kernels that round activations make no larger mistakes than the rounding itself; else no fast way.
+
+    How large those are depends on the weights, so they are measured: from single rows without the rounding to single
+    rows with it. Two computations that both round, each in its own way, are no further from the first; twice that is
+    allowed, since a mean over some dozens of tokens scatters.
+    """
+    rollout, sampled_N = _sample(policy, prompts, steps)
+    rounded_N = one_by_one(policy, rollout)
+    scored_N = score(policy, rollout, 1.0, packed=True, entropy=False, recorded=False).logprobs
+    with activations_as_they_are():
+        exact_N = one_by_one(policy, rollout)
+
+    def away(logprobs_N: Tensor) -> float:
+        return float((logprobs_N.float().cpu() - exact_N.cpu()).abs().mean())
+
+    allowed = max(2 * away(rounded_N), TOLERATED)
+    if not (away(sampled_N) <= allowed and away(scored_N) <= allowed):  # nor where one is not finite
+        policy.ways = Ways(packed=False, shared=False)
+
+
 def one_by_one(policy: Policy, rollout: Rollout) -> Tensor:
     """(N,) log-probability of each completion token: a plain pass for each row by itself. The measure of all ways."""
     found = []
@@ -258,7 +284,7 @@ def _apart(policy: Policy, a_N: Tensor, b_N: Tensor, known: bool) -> float:
         return float("inf")
     if policy.dtype == torch.float32:
         return float(difference_N.max()) / (0.02 if known else 1e-3)
-    return float(difference_N.mean()) / (0.25 if known else 0.05)
+    return float(difference_N.mean()) / (TOLERATED if known else 0.05)
 
 
 def _sample(policy: Policy, prompts: list[list[int]], steps: int) -> tuple[Rollout, Tensor]:

@@ -176,6 +176,8 @@ class Run:
         then comes out of the next call. `ask` is for states that are sharded, which are gathered while they are
         written."""
         asynchronous, started = asynchronous and self._asynchronous and not optimizer.sharded, time.monotonic()
+        if asynchronous and state.step == self.saved_step:
+            return  # or is being written
         self.wait()
         if state.step == self.saved_step:
             return

@@ -171,7 +171,7 @@ class Trainer:
         try:
             if run.resumed is None and config.warm_start.wanted:
                 warm_start(training, run.log.say, stop.check, partial(_without_warm_start, run), run.log.stage)
-                run.save(training.optimizer, state)  # the warm start can take minutes
+                run.save(training.optimizer, state, asynchronous=True)  # the warm start can take minutes
             outcome = _run_steps(training, run, stop)
             if outcome.status == "done":
                 finish(training, run)
@@ -277,8 +277,10 @@ def _run_steps(training: Training, run: SharedRun, stop: StopSignals) -> Outcome
             _mark(training, run)
         run.save_if_due(optimizer, state)
 
-    run.save(optimizer, state)
+    if stop.look() is None:
+        run.save(optimizer, state, asynchronous=True)  # measuring and exporting go on meanwhile
     if (received := stop.look()) is not None:
+        run.save(optimizer, state)
         run.log.event(state.step, "signal", name=received.name)
         run.log.say(f"stopped by {received.name} after step {state.step}; saved. The same command continues.")
         return Outcome("stopped", state.step, stop.exit_code)

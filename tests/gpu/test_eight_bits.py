@@ -11,7 +11,8 @@ from torch import nn
 from equipoise.policy import eightbit
 from equipoise.policy.config import PolicyConfig
 from equipoise.policy.eightbit import to_eight_bits
-from equipoise.policy.kernels import fp8
+from equipoise.policy.hadamard import group_of
+from equipoise.policy.kernels import rotated, rounding
 from equipoise.policy.source import resolve
 from equipoise.policy.weights import load_model
 from equipoise.ppo.machine import Work, need
@@ -39,12 +40,12 @@ def peak_of_loading(model: str) -> int:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    kept = loaded(model, True, eightbit.FP8)
+    kept = loaded(model, True, eightbit.ROTATED)
     del kept
     return torch.cuda.max_memory_allocated() - before
 
 
-@pytest.mark.parametrize("into", [torch.int8, eightbit.FP8])
+@pytest.mark.parametrize("into", [torch.int8, eightbit.ROTATED])
 def test_streamed_weights_are_those_of_the_whole_model(tmp_path: Path, into: torch.dtype) -> None:
     load_model(resolve("shape:llama-3.1-8b:2"), dtype=BFLOAT16, device="cpu").save_pretrained(
         tmp_path, max_shard_size="300MB"
@@ -70,24 +71,31 @@ def numbers(rows: int, columns: int, seed: int) -> torch.Tensor:
 
 
 def near(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """To bfloat16's rounding, and to that of sums of which the tensor cores keep 14 bits."""
-    assert (found.float().cpu() - expected.float()).norm() <= 5e-3 * expected.float().norm()
+    """To bfloat16's rounding, and to that of sums of up to 28,672 products, of which the tensor cores keep 14 bits."""
+    assert (found.float().cpu() - expected.float()).norm() <= 7e-3 * expected.float().norm()
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64, 200, 1280])
 @pytest.mark.parametrize(("outputs", "inner"), [(1024, 4096), (96, 14336), (28672, 256), (40, 72)])
-def test_fp8_products_are_those_of_the_plain_twin(rows: int, outputs: int, inner: int) -> None:
+def test_rotated_products_are_those_of_the_plain_twin(rows: int, outputs: int, inner: int) -> None:
     weight, x, upstream = numbers(outputs, inner, 0), numbers(rows, inner, 1), numbers(rows, outputs, 2)
-    w = eightbit.quantise(weight, eightbit.FP8)
+    w = eightbit.quantise(weight, eightbit.ROTATED)
     on_gpu = eightbit.Rounded(w.q.cuda(), w.scale.cuda())
-    fp8.prepare(on_gpu.q.device)
-    rounded, scale = fp8.quantise(x.cuda())
-    expected = eightbit.quantise(x, eightbit.FP8)
-    torch.testing.assert_close(scale.cpu(), expected.scale, rtol=2e-7, atol=0)
-    # A value between two of FP8's may fall to either side by the last bit of the scale.
-    assert (rounded.cpu().float() != expected.q.float()).float().mean() < 1e-3
-    near(fp8.product(x.cuda(), *on_gpu), eightbit.product(x, *w))
-    near(fp8.product_back(upstream.cuda(), *on_gpu), eightbit.product_back(upstream, *w))
+    rotated.prepare(on_gpu.q.device)
+    found, expected = rounding.quantise(x.cuda(), group_of(inner)), eightbit._quantised(x, eightbit.ROTATED)
+    torch.testing.assert_close(found.scale.cpu(), expected.scale, rtol=1e-6, atol=0)
+    # A value between two integers may fall to either side by the last bit of the scale.
+    assert (found.q.cpu() != expected.q).float().mean() < 1e-3
+    near(rotated.product(x.cuda(), *on_gpu), eightbit.product(x, *w, eightbit.ROTATED))
+    near(rotated.product_back(upstream.cuda(), *on_gpu), eightbit.product_back(upstream, *w, eightbit.ROTATED))
+
+
+@pytest.mark.parametrize(("outputs", "inner"), [(6144, 4096), (4096, 14336)])
+def test_a_row_is_the_same_whatever_is_computed_beside_it(outputs: int, inner: int) -> None:
+    x, w = numbers(1280, inner, 1).cuda(), eightbit.quantise(numbers(outputs, inner, 0).cuda(), eightbit.ROTATED)
+    rotated.prepare(x.device)
+    whole = rotated.product(x, *w)
+    assert all(torch.equal(rotated.product(x[:rows], *w), whole[:rows]) for rows in (1, 16, 40, 64, 65, 200, 768))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16])
@@ -105,17 +113,17 @@ def test_int8_products_are_those_of_the_plain_twin(rows: int, outputs: int, inne
 @pytest.mark.parametrize("recorded", [False, True])
 def test_matrices_that_are_transposed_ahead_are_those_of_their_own_turn(recorded: bool) -> None:
     sizes = [(4096, 1024), (1024, 4096), (512, 512), (2048, 8192), (256, 48)]
-    qs = [eightbit.quantise(numbers(*size, i), eightbit.FP8).q.cuda() for i, size in enumerate(sizes)]
-    fp8.prepare(qs[0].device)
+    qs = [eightbit.quantise(numbers(*size, i), eightbit.ROTATED).q.cuda() for i, size in enumerate(sizes)]
+    rotated.prepare(qs[0].device)
 
     def turned() -> list[torch.Tensor]:
         following = [*qs[1:], None]
-        return [fp8.transposed(q, after).clone() for q, after in zip(qs, following, strict=True)]
+        return [rotated.transposed(q, after).clone() for q, after in zip(qs, following, strict=True)]
 
-    fp8.transposed(qs[2], qs[0])  # a pass that failed half way has left this
+    rotated.transposed(qs[2], qs[0])  # a pass that failed half way has left this
     found = turned()
     if recorded:
-        fp8.transposed(qs[2], qs[0])
+        rotated.transposed(qs[2], qs[0])
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.graph(graph):
@@ -124,5 +132,6 @@ def test_matrices_that_are_transposed_ahead_are_those_of_their_own_turn(recorded
             each.view(torch.uint8).zero_()
         graph.replay()
     torch.cuda.synchronize()
-    assert all(torch.equal(f.view(torch.uint8), q.view(torch.uint8).t()) for f, q in zip(found, qs, strict=True))
-    assert not fp8._ahead
+    expected = [q.float().to(torch.float8_e4m3fn).float().t() for q in qs]
+    assert all(torch.equal(f.float(), e) for f, e in zip(found, expected, strict=True))
+    assert not rotated._ahead

@@ -50,7 +50,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path:
 
 def described(model: Packaged, gguf: Path) -> Packaged:
     data = gguf.read_bytes()
-    return replace(model, gguf_bytes=len(data), gguf_sha256=hashlib.sha256(data).hexdigest())
+    return replace(model, file_bytes=len(data), file_sha256=hashlib.sha256(data).hexdigest())
 
 
 def make() -> Path:
@@ -165,7 +165,7 @@ from pathlib import Path
 from equipoise.policy import bundled
 gguf = Path(sys.argv[1])
 data = gguf.read_bytes()
-model = replace(bundled.SMOLLM2, gguf_bytes=len(data), gguf_sha256=hashlib.sha256(data).hexdigest())
+model = replace(bundled.SMOLLM2, file_bytes=len(data), file_sha256=hashlib.sha256(data).hexdigest())
 bundled._installed = lambda model: bundled.Found((gguf,), None)
 if sys.argv[2:]:
     convert = bundled._convert
@@ -288,7 +288,7 @@ def test_the_command_that_is_named_is_one_that_this_environment_has(
 
 def test_a_wheel_with_another_file_is_refused(not_installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="not the published"):
-        bundled.folder(replace(MODEL, gguf_sha256="0" * 64))
+        bundled.folder(replace(MODEL, file_sha256="0" * 64))
 
 
 # --- the real one

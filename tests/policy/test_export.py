@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from equipoise.errors import NonFiniteError, UserError
 from equipoise.policy import export as exporting
 from equipoise.policy.config import LLAMA_8B
-from equipoise.policy.eightbit import FP8, to_eight_bits
+from equipoise.policy.eightbit import ROTATED, to_eight_bits
 from equipoise.policy.export import ModelCard, export, merged_weights, rehearse
 from equipoise.policy.source import Source, load_tokenizer, resolve
 from equipoise.policy.weights import load_model
@@ -176,7 +176,7 @@ def test_a_small_model_is_float32_by_default_whatever_it_was_trained_in(tmp_path
     assert reload(tmp_path).dtype == torch.float32
 
 
-@pytest.mark.parametrize("into", [torch.int8, FP8])
+@pytest.mark.parametrize("into", [torch.int8, ROTATED])
 @pytest.mark.parametrize("lora", [False, True])
 def test_an_export_of_weights_in_8_bits_is_rehearsed_and_made(tmp_path: Path, into: torch.dtype, lora: bool) -> None:
     source = resolve(str(tiny_folder(tmp_path / "original")))

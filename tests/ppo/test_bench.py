@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from equipoise.policy.eightbit import FP8, to_eight_bits
+from equipoise.policy.eightbit import ROTATED, to_eight_bits
 from equipoise.policy.load import Policy
 from equipoise.ppo.bench import multiplied_weights, step_flop
 from equipoise.ppo.config import TrainConfig
@@ -16,7 +16,7 @@ from tests.tiny import tiny_model
 @pytest.mark.parametrize("lora", [False, True])
 def test_weights_in_8_bits_count_as_they_did_before_and_tables_do_not(tie: bool, lora: bool) -> None:
     found = []
-    for into in (None, torch.int8, FP8):
+    for into in (None, torch.int8, ROTATED):
         model = tiny_model(tie)
         c = model.config
         heads = c.hidden_size // c.num_attention_heads * (2 * c.num_attention_heads + 2 * c.num_key_value_heads)

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from equipoise import cli
 from equipoise.errors import UserError
-from equipoise.policy.eightbit import FP8, NAMES
+from equipoise.policy.eightbit import NAMES, ROTATED
 from equipoise.ppo import claim
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.run import Run
@@ -418,7 +418,7 @@ def test_the_format_of_the_frozen_weights_is_on_record_and_a_change_of_it_is_tol
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, record = light(tmp_path, use_8bit=True), tmp_path / "out" / "run.json"
-    for into, line in [(torch.int8, ""), (FP8, "rounded to int8 so far, and are to FP8"), (FP8, "")]:
+    for into, line in [(torch.int8, ""), (ROTATED, "rounded to int8 so far, and are to rotated int8"), (ROTATED, "")]:
         monkeypatch.setattr(claim, "eight_bits", lambda *_, into=into: into)
         capsys.readouterr()
         work(config, 2, saved=1)

@@ -471,19 +471,21 @@ def test_checkpoints_written_while_training_goes_on_hold_the_state_of_their_step
     model: Path, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert train(small_config(model, tmp_path / "waits", **changes)) == Outcome("done", 6, 0)
-    plain, late, begun = runs.save_checkpoint, [], threading.Event()
+    plain, late, begun, changed = runs.save_checkpoint, [], [0], threading.Condition()
     step = loop.ppo_step
 
     def stepping(training: Any) -> Any:
-        begun.set()
+        with changed:
+            begun[0] = training.state.step + 1
+            changed.notify_all()
         return step(training)
 
     monkeypatch.setattr(loop, "ppo_step", stepping)
 
     def slow(*args: Any, **kwargs: Any) -> Path:
-        begun.clear()
-        if 0 < args[1] < 6:  # before the first step, and after the last, it is waited for
-            assert begun.wait(60), "no step begins while a checkpoint is written"
+        if args[1] < 6:
+            with changed:
+                assert changed.wait_for(lambda: begun[0] > args[1], 60), "no step begins while a checkpoint is written"
         late.append(args[1])
         return plain(*args, **kwargs)
 

@@ -1,6 +1,6 @@
-"""Norms, activations and the adapters' sum: each one pass over memory, where PyTorch takes several.
+"""Norms and the adapters' sum: each one pass over memory, where PyTorch takes several.
 
-Shapes: M rows (tokens), H hidden, F of the MLP, N outputs of a projection. Arithmetic is float32, what is stored has
+Shapes: M rows (tokens), H hidden, N outputs of a projection. Arithmetic is float32, what is stored has
 the inputs' dtype.
 """
 
@@ -10,6 +10,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from equipoise.policy.kernels import rounding
+from equipoise.policy.kernels.rounding import Rows, store_row
 
 
 @triton.jit
@@ -29,8 +32,8 @@ def _scaled(value, inside, w, bias, eps, H, columns, OFFSET: tl.constexpr, LAYER
 
 @triton.jit
 def _norm_kernel(
-    x, delta, w, bias, h, y, rstd, eps, H,
-    BLOCK: tl.constexpr, ADD: tl.constexpr, OFFSET: tl.constexpr, LAYER: tl.constexpr,
+    x, delta, w, bias, h, y, rstd, q, q_scale, eps, H,
+    BLOCK: tl.constexpr, ADD: tl.constexpr, OFFSET: tl.constexpr, LAYER: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -42,8 +45,11 @@ def _norm_kernel(
         tl.store(h + row * H + columns, value, inside)
         value = value.to(tl.float32)
     out, scale = _scaled(value, inside, w, bias, eps, H, columns, OFFSET, LAYER)
-    tl.store(y + row * H + columns, out.to(y.dtype.element_ty), inside)
+    out = tl.where(inside, out, 0.0).to(y.dtype.element_ty)
+    tl.store(y + row * H + columns, out, inside)
     tl.store(rstd + row, scale)
+    if HOW > 0:
+        store_row(out, q, q_scale, row, H, columns, inside, BLOCK, HOW, False)
 
 
 class Norm(NamedTuple):
@@ -59,19 +65,31 @@ def _warps(block: int) -> int:
     return 8 if block > 2048 else 4
 
 
-def norm(x_MH: Tensor, by: Norm, delta_MH: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """(h, y, rstd): h = x + delta, or x itself; y (M, H) the norm of h; rstd (M,) = 1 / rms(h), or 1 / its deviation,
-    float32."""
+class Normed(NamedTuple):
+    h: Tensor
+    """x + delta, or x itself."""
+    y: Tensor
+    """(M, H) the norm of h."""
+    rstd: Tensor
+    """(M,) 1 / rms(h), or 1 / its deviation, float32."""
+    rounded: Rows | None = None
+    """y, where it is asked for."""
+
+
+def norm(x_MH: Tensor, by: Norm, delta_MH: Tensor | None = None, group: int = 0) -> Normed:
+    """`group`: y is rounded to int8 as well, rotated in groups of that size; 0 is not at all."""
     rows, width = x_MH.shape
     h, y = x_MH if delta_MH is None else torch.empty_like(x_MH), torch.empty_like(x_MH)
     rstd = torch.empty(rows, dtype=torch.float32, device=x_MH.device)
+    rounded = rounding.room(rows, width, group, x_MH.device) if group else None
     block = triton.next_power_of_2(width)
     _norm_kernel[(rows,)](
         x_MH, x_MH if delta_MH is None else delta_MH, by.weight, by.weight if by.bias is None else by.bias, h, y, rstd,
-        by.eps, width, BLOCK=block, ADD=delta_MH is not None, OFFSET=by.offset, LAYER=by.bias is not None,
-        num_warps=_warps(block),
+        *(rounded or (rstd, rstd)), by.eps, width,
+        BLOCK=block, ADD=delta_MH is not None, OFFSET=by.offset, LAYER=by.bias is not None, HOW=group,
+        num_warps=rounding.warps(block) if group else _warps(block),
     )  # fmt: skip
-    return h, y, rstd
+    return Normed(h, y, rstd, rounded)
 
 
 @triton.jit
@@ -184,81 +202,10 @@ def norm_backward(
     return dx, tuple(dw) if trained else ()
 
 
-SILU, GELU_TANH = 0, 1
-ACTIVATIONS = {"silu": SILU, "gelu_tanh": GELU_TANH}
-"""Their names, and what kernels are compiled for."""
-
-
-@triton.jit
-def _activated(x, ACT: tl.constexpr):
-    """(activation, its derivative)."""
-    if ACT == 0:
-        sigmoid = tl.sigmoid(x)
-        silu = x * sigmoid
-        return silu, sigmoid + silu * (1.0 - sigmoid)
-    else:
-        # x/2 · (1 + tanh u) = x · sigmoid(2u), u = √(2/π) · (x + 0.044715 x³): Hendrycks & Gimpel, arXiv 1606.08415
-        sigmoid = tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-        slope = 1.5957691216057308 * (1.0 + 0.134145 * x * x)
-        return x * sigmoid, sigmoid + x * sigmoid * (1.0 - sigmoid) * slope
-
-
-@triton.jit
-def _activation_kernel(x, out, F, BLOCK: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = columns < F
-    at = x + row * (2 * F if GATED else F) + columns
-    value, _ = _activated(tl.load(at, inside, 0.0).to(tl.float32), ACT)
-    if GATED:
-        value *= tl.load(at + F, inside, 0.0).to(tl.float32)
-    tl.store(out + row * F + columns, value.to(out.dtype.element_ty), inside)
-
-
-@triton.jit
-def _activation_backward_kernel(x, dout, dx, F, BLOCK: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = columns < F
-    at = row * (2 * F if GATED else F) + columns
-    value, slope = _activated(tl.load(x + at, inside, 0.0).to(tl.float32), ACT)
-    grad = tl.load(dout + row * F + columns, inside, 0.0).to(tl.float32)
-    dtype = dx.dtype.element_ty
-    if GATED:
-        up = tl.load(x + at + F, inside, 0.0).to(tl.float32)
-        tl.store(dx + at, (grad * up * slope).to(dtype), inside)
-        tl.store(dx + at + F, (grad * value).to(dtype), inside)
-    else:
-        tl.store(dx + at, (grad * slope).to(dtype), inside)
-
-
-ACTIVATION_BLOCK = 1024
-
-
-def activate(x: Tensor, activation: int, gated: bool) -> Tensor:
-    """act(gate) · up: (M, 2F), gate first, → (M, F). Without a gate, act(x): (M, F) → (M, F)."""
-    rows, width = x.shape[0], x.shape[1] // (2 if gated else 1)
-    out = x.new_empty(rows, width)
-    _activation_kernel[(rows, triton.cdiv(width, ACTIVATION_BLOCK))](
-        x, out, width, BLOCK=ACTIVATION_BLOCK, ACT=activation, GATED=gated
-    )
-    return out
-
-
-def activate_backward(x: Tensor, dout_MF: Tensor, activation: int, gated: bool) -> Tensor:
-    """Gradient of `activate`'s input."""
-    rows, width = dout_MF.shape
-    dx = torch.empty_like(x)
-    _activation_backward_kernel[(rows, triton.cdiv(width, ACTIVATION_BLOCK))](
-        x, dout_MF, dx, width, BLOCK=ACTIVATION_BLOCK, ACT=activation, GATED=gated
-    )
-    return dx
-
-
 @triton.jit(do_not_specialize=["M"])
 def _adapters_kernel(
-    out, low, b, more, by_rows, by_columns, M, N, first, second, scale, RANK: tl.constexpr, PARTS: tl.constexpr,
-    RB: tl.constexpr, MORE: tl.constexpr, BY: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    out, low, b, more, M, N, first, second, scale,
+    RANK: tl.constexpr, PARTS: tl.constexpr, RB: tl.constexpr, MORE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     start = tl.program_id(1) * BN
@@ -273,8 +220,6 @@ def _adapters_kernel(
     place = rows[:, None].to(tl.int64) * N + columns[None]
     inside = rows[:, None] < M
     total = tl.load(out + place, inside, 0.0).to(tl.float32)
-    if BY:
-        total *= tl.load(by_rows + rows, rows < M, 0.0)[:, None] * tl.load(by_columns + columns)[None]
     total += tl.dot(x, tl.trans(y), input_precision="ieee") * scale
     if MORE:
         total += tl.load(more + place, inside, 0.0).to(tl.float32)
@@ -282,20 +227,19 @@ def _adapters_kernel(
 
 
 def add_adapters(
-    out_MN: Tensor, low: Tensor, b_NR: Tensor, sizes: tuple[int, ...], scale: float, more_MN: Tensor | None,
-    by: tuple[Tensor, Tensor | None] | None = None,
-) -> Tensor:  # fmt: skip
-    """out · by + scale · low·Bᵀ + more, in place. `sizes`: the widths of up to three projections side by side in N;
-    each reads its own R columns of low (M, parts · R). `by`: what rows (M,) and columns (N,) are multiplied by."""
+    out_MN: Tensor, low: Tensor, b_NR: Tensor, sizes: tuple[int, ...], scale: float, more_MN: Tensor | None
+) -> Tensor:
+    """out + scale · low·Bᵀ + more, in place. `sizes`: the widths of up to three projections side by side in N; each
+    reads its own R columns of low (M, parts · R)."""
     rows, width = out_MN.shape
     rank = b_NR.shape[1]
     bounds = [sum(sizes[:i]) for i in (1, 2)]
     block = tile(sizes)
     few = rows <= 32
     _adapters_kernel[(triton.cdiv(rows, 16 if few else 64), width // block)](
-        out_MN, low, b_NR, out_MN if more_MN is None else more_MN, *(by or (low, low)), rows, width, *bounds, scale,
+        out_MN, low, b_NR, out_MN if more_MN is None else more_MN, rows, width, *bounds, scale,
         RANK=rank, PARTS=len(sizes), RB=max(16, triton.next_power_of_2(rank)), MORE=more_MN is not None,
-        BY=by is not None, BM=16 if few else 64, BN=block,
+        BM=16 if few else 64, BN=block,
     )  # fmt: skip
     return out_MN
 

@@ -69,7 +69,7 @@ class _LogProbability(torch.autograd.Function):
     def backward(ctx: Any, dlogprob: Tensor, dentropy: Tensor) -> tuple[Tensor | None, ...]:
         logits, targets, lse, entropy = ctx.saved_tensors
         rows, size = logits.shape
-        out = torch.empty_like(logits)
+        out = logits  # which nothing reads any more; a second tensor of that size would be a layer's activations
         _logprob_backward_kernel[(rows, triton.cdiv(size, BLOCK))](
             logits, targets, lse, entropy, dlogprob.contiguous(), dentropy.contiguous(), out, size, ctx.inverse,
             BLOCK=BLOCK, ENTROPY=ctx.with_entropy, num_warps=8,

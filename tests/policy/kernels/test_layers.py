@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from equipoise.policy.eightbit import FP8
+from equipoise.policy.eightbit import ROTATED
 from tests import layers
 
 QUICK = {("gemma3", "full"), ("gpt2", "lora"), ("gemma2", "decoding")}
@@ -69,7 +69,7 @@ def test_what_the_architectures_differ_in_shows_in_the_numbers(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("into", [torch.int8, FP8])
+@pytest.mark.parametrize("into", [torch.int8, ROTATED])
 @pytest.mark.parametrize("name", layers.LAYERS)
 def test_weights_in_8_bits_give_the_scores_and_gradients_of_single_rows(name: str, into: torch.dtype) -> None:
     found, gradients = layers.scores_and_gradients(name, tuning="lora", fused=True, eight_bits=into)
@@ -79,8 +79,8 @@ def test_weights_in_8_bits_give_the_scores_and_gradients_of_single_rows(name: st
         for key, gradient in own.items():
             assert (gradients[key] - gradient).norm() < 1e-3 * gradient.norm() + 1e-6, key
         return
-    # A value between two of FP8's falls to either side by the last bit. What that does to all gradients together is
-    # less than what the format itself does to them, which the model in float32 shows.
+    # A value between two of the format's falls to either side by the last bit. What that does to all gradients together
+    # is less than what the format itself does to them, which the model in float32 shows.
     exact, unrounded = layers.scores_and_gradients(name, tuning="lora", fused=False)
     assert (found - expected).norm() < 0.7 * (expected - exact).norm() + 1e-5 * expected.norm()
     fused, plain, whole = (torch.cat([each[key].flatten() for key in own]) for each in (gradients, own, unrounded))

@@ -18,9 +18,9 @@ from equipoise.policy import llama, load
 from equipoise.policy.attention import TRIE_ATTENTION
 from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.decode import StaticDecoder
-from equipoise.policy.eightbit import FP8, to_eight_bits
+from equipoise.policy.eightbit import ROTATED, to_eight_bits
 from equipoise.policy.joined import joined
-from equipoise.policy.kernels import fp8
+from equipoise.policy.kernels import rotated
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import sample
@@ -35,8 +35,10 @@ PROMPTS = [[5, 6, 7, 8 + i % 2, *[9] * (i % 3)] for i in range(4)]
 
 def make(tuning: str, *, fused: bool, eight_bits: torch.dtype | None = None, optimizer: bool = True) -> Policy:
     torch.manual_seed(0)
+    # Wide enough to be rotated, where it is.
+    hidden, inner = (256, 272) if eight_bits == ROTATED else (64, 96)
     config = LlamaConfig(
-        vocab_size=90, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=90, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=32, pad_token_id=2, eos_token_id=2, bos_token_id=1, tie_word_embeddings=True,
     )  # fmt: skip
     config._attn_implementation = TRIE_ATTENTION
@@ -79,7 +81,7 @@ CASES = [
     ("full", None, False, False),
     ("lora", None, True, True),
     ("lora", None, False, False),
-    ("lora", FP8, True, False),
+    ("lora", ROTATED, True, False),
 ]
 
 
@@ -88,8 +90,8 @@ def test_scores_and_gradients_are_those_of_the_plain_layer(
     tuning: str, eight_bits: torch.dtype | None, optimizer: bool, padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns: list[tuple[Tensor, Tensor | None]] = []
-    transposed = fp8.transposed
-    monkeypatch.setattr(fp8, "transposed", lambda *turn: turns.append(turn) or transposed(*turn))
+    transposed = rotated.transposed
+    monkeypatch.setattr(rotated, "transposed", lambda *turn: turns.append(turn) or transposed(*turn))
     weights = torch.randn(int(rollout().lengths_B.sum()), generator=torch.Generator().manual_seed(2))
     found: list[dict[str, Tensor]] = []
     for fused in (True, False):
@@ -107,13 +109,26 @@ def test_scores_and_gradients_are_those_of_the_plain_layer(
         found.append(out | gradients)  # type: ignore[arg-type]
     assert found[0].keys() == found[1].keys()
     # Whose turn was told to be next was next: down, gate and up, output, then query, key and value of each layer.
-    assert len(turns) == (8 if eight_bits == FP8 else 0)
+    assert len(turns) == (8 if eight_bits == ROTATED else 0)
     assert all(told is q for (_, told), (q, _) in pairwise(turns)) and (not turns or turns[-1][1] is None)
     for name, expected in found[1].items():
-        if eight_bits and name in gradients:  # a value between two of FP8's falls to either side by the last bit
+        if eight_bits and name in gradients:  # a value between two of the format's falls to either side by the last bit
             assert (found[0][name] - expected).norm() < 0.04 * expected.norm()
         else:
             close(found[0][name], expected)
+
+
+def test_of_rounded_weights_no_norm_and_no_activation_is_kept_for_the_way_back() -> None:
+    sizes = []
+    for eight_bits in (None, torch.int8):
+        kept: list[Tensor] = []
+        policy = make("lora", fused=True, eight_bits=eight_bits)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            batch = pack(policy, rollout(), padded=False)
+            score_pack(policy, batch, 1.0, False, False)
+        sizes.append(sum(t.nbytes for t in kept))
+    rows, hidden, inner, layers = len(batch.tokens_M), 64, 96, 2
+    assert sizes[0] - sizes[1] == layers * rows * (2 * hidden + inner) * 4
 
 
 def test_what_one_product_uses_lies_side_by_side_once_there_is_an_optimizer() -> None:
@@ -131,7 +146,7 @@ def test_what_one_product_uses_lies_side_by_side_once_there_is_an_optimizer() ->
                             assert joined(grads).data_ptr() == grads[0].data_ptr()
 
 
-@pytest.mark.parametrize("eight_bits", [None, FP8])
+@pytest.mark.parametrize("eight_bits", [None, ROTATED])
 def test_decoding_draws_the_tokens_of_the_plain_sampler(eight_bits: torch.dtype | None) -> None:
     config = SamplingConfig(max_new_tokens=5)
     uniform = torch.rand(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))

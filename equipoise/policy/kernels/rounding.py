@@ -1,0 +1,176 @@
+"""Rows rounded to 8 bits, each by its largest absolute value: in a pass of their own, or at the end of the kernel that
+makes them.
+
+Activations are rounded to int8 after every group of G neighbouring values has been multiplied by a Hadamard matrix
+(Ashkboos et al. 2024, arXiv 2404.00456): that spreads a single large value, beside which int8 leaves the others no
+steps, over its group. The matrix of ±1 is H = Hᵀ = G · H⁻¹, so where the weights are rotated as well the product is G
+times what it was. Gradients are rounded to FP8 (e4m3), whose steps are finer for small values.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+FP8 = torch.float8_e4m3fn
+AS_FP8 = -1
+"""What stands for it where else the size of a group does; 1 is int8 that is not rotated, 0 nothing."""
+
+
+class Rows(NamedTuple):
+    """x (M, K), rotated or not, = q · scale; scale (M,) float32."""
+
+    q: Tensor
+    scale: Tensor
+
+
+def room(rows: int, width: int, how: int, device: torch.device) -> Rows:
+    """For a kernel to fill."""
+    q = torch.empty(rows, width, dtype=FP8 if how == AS_FP8 else torch.int8, device=device)
+    return Rows(q, torch.empty(rows, dtype=torch.float32, device=device))
+
+
+@triton.jit
+def _carried(value):
+    """To the nearest number of e4m3, of two the even one; for Triton's interpreter, whose cast forgets to carry from
+    the mantissa into the exponent. A GPU casts as it should, and to the largest number what is beyond it."""
+    exponent = tl.maximum((value.to(tl.int32, bitcast=True) >> 23) & 255, 127 - 6)
+    large = (((exponent + 20) << 23) | (1 << 22)).to(tl.float32, bitcast=True)
+    return (value + large) - large
+
+
+@triton.jit
+def as_fp8(value, CARRY: tl.constexpr):
+    if CARRY:
+        value = _carried(tl.clamp(value, -448.0, 448.0))
+    return value.to(tl.float8e4nv)
+
+
+@triton.jit
+def signs(SIZE: tl.constexpr, GROUP: tl.constexpr):
+    """(SIZE, SIZE) blocks of the Hadamard matrix of GROUP in natural order: −1 to the number of bits that row and
+    column share; 0 between groups."""
+    i = tl.arange(0, SIZE)
+    bits = i[:, None] & i[None] & (GROUP - 1)
+    bits = bits ^ (bits >> 4)
+    odd = (0x6996 >> (bits & 15)) & 1  # whether the number of those in the last four is
+    matrix = 1.0 - 2.0 * odd.to(tl.float32)
+    if GROUP == SIZE:
+        return matrix
+    else:
+        return tl.where(i[:, None] // GROUP == i[None] // GROUP, matrix, 0.0)
+
+
+@triton.jit
+def rotated(value, BLOCK: tl.constexpr, GROUP: tl.constexpr):
+    """Each GROUP of a block of values times the Hadamard matrix, summed in float32. The values' dtype is that of the
+    product: bfloat16 holds the ±1, and what is stored in it."""
+    tile = tl.reshape(value, (BLOCK // GROUP, GROUP))
+    matrix = signs(GROUP, GROUP).to(tile.dtype)
+    return tl.reshape(tl.dot(tile, matrix, input_precision="ieee"), (BLOCK,))
+
+
+@triton.jit
+def largest_of(value):
+    """Of absolute values, as an integer: these have the same order, and NaN, which else a maximum hides, is the
+    largest."""
+    return tl.max(value.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0)
+
+
+@triton.jit
+def factor(largest, scale, HOW: tl.constexpr):
+    """What a row with that `largest_of` is multiplied by; its inverse is stored at `scale`. A row counts as no smaller
+    than 2⁻¹⁰⁰, so that the first has an end."""
+    MOST: tl.constexpr = 448.0 if HOW == -1 else 127.0
+    largest = largest.to(tl.float32, bitcast=True)
+    largest = tl.where(largest < 7.888609052210118e-31, 7.888609052210118e-31, largest)
+    tl.store(scale, tl.div_rn(largest, MOST))
+    return tl.div_rn(MOST, largest)
+
+
+@triton.jit
+def turned(value, BLOCK: tl.constexpr, HOW: tl.constexpr):
+    """A block of values as they are to be rounded, in float32."""
+    if HOW > 1:
+        return rotated(value, BLOCK, HOW)
+    else:
+        return value.to(tl.float32)
+
+
+@triton.jit
+def store_rounded(value, at, inside, HOW: tl.constexpr, CARRY: tl.constexpr):
+    """Values that have been multiplied by the `factor` of their row."""
+    if HOW == -1:
+        tl.store(at, as_fp8(value, CARRY), inside)
+    else:  # 1.5 · 2²³, whose neighbours are the integers
+        tl.store(at, ((value + 12582912.0) - 12582912.0).to(tl.int8), inside)
+
+
+@triton.jit
+def store_row(value, q, scale, row, K, columns, inside, BLOCK: tl.constexpr, HOW: tl.constexpr, CARRY: tl.constexpr):
+    """Round and store a whole row, which is there as a block: to FP8, or int8 in groups of HOW."""
+    value = turned(value, BLOCK, HOW)
+    value *= factor(largest_of(value), scale + row, HOW)
+    store_rounded(value, q + row * K + columns, inside, HOW, CARRY)
+
+
+@triton.jit
+def _quantise_kernel(x, by, q, scale, K, BLOCK: tl.constexpr, BY: tl.constexpr, HOW: tl.constexpr, CARRY: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < K
+    value = tl.load(x + row * K + columns, inside, 0.0)
+    if BY:
+        value = value.to(tl.float32) * tl.load(by + columns, inside, 0.0)
+    store_row(value, q, scale, row, K, columns, inside, BLOCK, HOW, CARRY)
+
+
+def warps(block: int) -> int:
+    """For a row of so many values in one program: few, since the tiles of a rotation are small."""
+    return 8 if block > 8192 else 4
+
+
+def quantise(x_MK: Tensor, how: int, by_K: Tensor | None = None) -> Rows:
+    """x · by. The scale of a row with a value that is not finite is none."""
+    rows, width = x_MK.shape
+    out = room(rows, width, how, x_MK.device)
+    block = triton.next_power_of_2(width)
+    _quantise_kernel[(rows,)](
+        x_MK, x_MK if by_K is None else by_K, *out, width,
+        BLOCK=block, BY=by_K is not None, HOW=how, CARRY=not x_MK.is_cuda, num_warps=warps(block),
+    )  # fmt: skip
+    return out
+
+
+PART = 2048
+"""Values of a row at a time where a row is too long for one program."""
+
+
+@triton.jit
+def _round_kernel(
+    x, by, largest, q, scale, K, COUNT,
+    BLOCK: tl.constexpr, COUNTS: tl.constexpr, BY: tl.constexpr, HOW: tl.constexpr, CARRY: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < K
+    parts = tl.arange(0, COUNTS)
+    each = factor(tl.max(tl.load(largest + row * COUNT + parts, parts < COUNT, 0), 0), scale + row, HOW)
+    value = tl.load(x + row * K + columns, inside, 0.0)
+    if BY:
+        value = value.to(tl.float32) * tl.load(by + columns, inside, 0.0)
+    store_rounded(turned(value, BLOCK, HOW) * each, q + row * K + columns, inside, HOW, CARRY)
+
+
+def round_rows(x_MK: Tensor, how: int, largest: Tensor, by_K: Tensor | None = None) -> Rows:
+    """`quantise` where the kernel that has made x has left `largest` (M, n) int32, `largest_of` some parts of each row
+    of x · by."""
+    rows, width = x_MK.shape
+    out, count = room(rows, width, how, x_MK.device), largest.shape[1]
+    _round_kernel[(rows, triton.cdiv(width, PART))](
+        x_MK, x_MK if by_K is None else by_K, largest, *out, width, count,
+        BLOCK=PART, COUNTS=triton.next_power_of_2(count), BY=by_K is not None, HOW=how, CARRY=not x_MK.is_cuda,
+    )  # fmt: skip
+    return out
