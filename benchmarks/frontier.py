@@ -10,9 +10,9 @@ their strict success, whose base rate p₀ does not come from the runs (too rare
 With --pairs, a costs file of Ctrl-G or the record beside its sentences, the KL of every run whose summary has the
 outcomes of its sentences is split into compliance, variety and waste, and a second plot, …-waste.svg, shows that and
 what no run can reach. Its .csv then holds the boundary too, as rows of the setting `least`: drawing from it needs no
---pairs. docs/waste.csv is such a one, and docs/waste.svg its plot:
+--pairs. docs/targets.csv is such a one, and docs/targets.svg its plot:
 
-    python benchmarks/frontier.py docs/waste.csv --waste docs/waste.svg
+    python benchmarks/frontier.py docs/targets.csv --waste docs/targets.svg
 """
 
 import argparse

@@ -109,7 +109,17 @@ def test_a_run_begins_with_the_targets_sentences_and_the_next_run_has_them_alrea
     monkeypatch.setattr(target, "CtrlGConfig", lambda: small)
     config = run(words, tmp_path)
     said: list[str] = []
-    made = prepared(config, said.append)
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as during:
+        during.setattr(target, "learn_towards", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            prepared(config, said.append)
+    with monkeypatch.context() as after:  # what Ctrl-G wrote is kept
+        after.setattr(target, "write", lambda *_: pytest.fail("they are there"))
+        made = prepared(config, said.append)
     path = Path(made.warm_start.warm_start_file)
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -86,7 +86,7 @@ def test_pairs_become_even_at_what_they_cost_whatever_it_was_thought_to_be(wrong
         total = sum(policy.values())
         policy = {pair: x / total for pair, x in policy.items()}
         effective = math.exp(-sum(x * math.log(x) for x in policy.values()))
-        assert effective > 8, step  # never near collapse
+        assert effective > 20, step  # on the way too: what is paid on top holds them together
         even.add(generator.choices(list(policy), list(policy.values()), k=250))
     assert effective > 24
     mean = sum(map(math.log, p.values())) / 25
