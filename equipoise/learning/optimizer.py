@@ -200,20 +200,17 @@ class MasterAdam:
     def _step_at_once(self, group: FlatGroup, clip: Tensor, rate: float) -> None:
         """What `adam.step` and `copy_masters_to_model` do, on the state that `adam` would have, but for a count on the
         CPU, and for `copy_masters_to_model` of sharded states."""
-        self._moments(group)["step"] += 1
-        for place, gradient in group.gradients():
-            self._move(group, place, gradient, clip, rate)
-
-    def _move(self, group: FlatGroup, place: slice, gradient: Tensor, clip: Tensor, rate: float) -> None:
         from equipoise.policy.kernels.adam import adam
 
         state = self._moments(group)
-        own = not self.sharded and not group.in_place
-        adam(
-            group.master[place], state["exp_avg"][place], state["exp_avg_sq"][place], gradient,
-            group.buffer[place] if own else None, step=int(state["step"]), clip=clip, rate=rate,
-            betas=self.adam.defaults["betas"], eps=self.adam.defaults["eps"],
-        )  # fmt: skip
+        state["step"] += 1
+        used = group.buffer if not self.sharded and not group.in_place else None
+        for place, gradient in group.gradients():
+            adam(
+                group.master[place], state["exp_avg"][place], state["exp_avg_sq"][place], gradient, used,
+                step=int(state["step"]), clip=clip, rate=rate,
+                betas=self.adam.defaults["betas"], eps=self.adam.defaults["eps"],
+            )  # fmt: skip
 
     def _moments(self, group: FlatGroup) -> dict[str, Tensor]:
         """Those of `adam`, zeros before the first step."""

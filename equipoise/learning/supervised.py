@@ -179,7 +179,7 @@ def supervise(
                 optimizer.step(1.0)
             count, step = count + sum(len(example.completion) for example in batch), step + 1
             check()
-        optimizer.zero_grad()  # and no step is still being taken
+        optimizer.zero_grad()
         training = float(total) / count
         held = cross_entropy(policy, held_out, packed=packed, ranks=ranks) if held_out else None
         losses.append(Loss(training, held))

@@ -278,7 +278,7 @@ def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
 
 
 def _fuse(model: Any, config: PolicyConfig, attention: str | None) -> str | None:
-    """Fewer, larger kernels on a GPU: a line that says why, where they are not the largest. The modules that do it need
+    """Fewer, larger kernels on a GPU; a line that says why, where they are not the largest. The modules that do it need
     Triton, which PyTorch brings along for GPUs only."""
     if not config.fused or model.device.type != "cuda":
         return None

@@ -209,11 +209,11 @@ def test_one_line_says_what_the_slow_path_is_taken_for(
     model = family_model(name, **({"intermediate_size": 64, "head_dim": 8} if name == "qwen3" else {}))
     ids = torch.arange(3, 30)[None]
     before = model(ids).logits
-    assert load._fuse(model, PolicyConfig(), attention)[0] is None  # on a CPU there is nothing to say
+    assert load._fuse(model, PolicyConfig(), attention) is None  # on a CPU there is nothing to say
     monkeypatch.setattr(type(model), "device", torch.device("cuda"))
-    said = load._fuse(model, PolicyConfig(), attention)[0]
+    said = load._fuse(model, PolicyConfig(), attention)
     kind = model.config.model_type
     assert said == (line and f"{kind} models take the slow path on a GPU: the fast layer does not cover {line}")
-    assert load._fuse(model, PolicyConfig(fused=False), attention)[0] is None
+    assert load._fuse(model, PolicyConfig(fused=False), attention) is None
     monkeypatch.undo()
     torch.testing.assert_close(model(ids).logits, before, atol=1e-5, rtol=0)
