@@ -243,7 +243,8 @@ def main(argv):
         models.learn(rows, y, [np.arange(len(y))], **SECOND)
         tensors, bias = packed(models, slope, offset)
         said = {
-            "encoder": MPNET.fingerprint, "layers": json.dumps([LAYERS]), "bias": repr(bias),
+            "encoder": MPNET.fingerprint, "encoder_licence": MPNET.licence, "layers": json.dumps([LAYERS]),
+            "bias": repr(bias),
             "threshold": repr(float(np.quantile(chances, 1 - y.mean()))), "unseen_auc": f"{area:.4f}",
             "standard_error": f"{error:.4f}", "made": str(options.made), "sentences": str(len(y)),
             "grammar_sha256": hashlib.sha256(CONSTRUCTIONS.read_bytes()).hexdigest(),

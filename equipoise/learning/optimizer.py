@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from equipoise.errors import NonFiniteError
 from equipoise.learning.flat import FlatGroup, host_copy
-from equipoise.policy.gates import Gates
 from equipoise.policy.load import Policy
 from equipoise.runs.pieces import PieceSum, tree_sum
 from equipoise.runs.ranks import ALONE, Ranks
@@ -60,35 +59,18 @@ class MasterAdam:
         average: float = 0.0,
         ranks: Ranks = ALONE,
         sharded: bool = False,
-        gates: Gates | None = None,
     ) -> None:
-        """`average`: decay of a moving average of the policy's weights; 0 for none. `gates`: where the layers wait for
-        the weights of a step that `step_where` has begun."""
+        """`average`: decay of a moving average of the policy's weights; 0 for none."""
         self.ranks, self.sharded = ranks, sharded and ranks.size > 1
         value = {name: p for name, p in parameters.items() if name.startswith(VALUE_HEAD)}
         policy = {name: p for name, p in parameters.items() if name not in value}
         kinds = (("policy", policy), ("value", value))
-        self.gates = gates if gates is not None and gates.first else None
-        if self.gates is not None:
-            self.gates.use()
-        # Before the parameters become views: in the order of the gates, the runs of numbers that lie behind each.
-        self._runs = self.gates.runs(policy) if self.gates is not None else []
-        self._moving: Tensor | None = None
-        """What a step that may not be over is clipped by: it must not be given out before."""
-        self._groups = {name: FlatGroup(ps, ranks, self.sharded) for name, ps in kinds if ps}
+        self.groups = {name: FlatGroup(ps, ranks, self.sharded) for name, ps in kinds if ps}
         self.adam = torch.optim.Adam(
             [{"params": [group.master]} for group in self.groups.values()], lr=0.0, betas=betas, eps=eps, fused=True
         )
         self.decay = average
         self.average = self.groups["policy"].master.detach().clone() if average and "policy" in self.groups else None
-
-    @property
-    def groups(self) -> dict[str, FlatGroup]:
-        """By kind, with all that has been begun on them ahead of what the main stream is given next."""
-        if self._moving is not None and self.gates is not None:
-            torch.cuda.current_stream(self._moving.device).wait_stream(self.gates.stream)
-            self._moving = None
-        return self._groups
 
     def release(self) -> None:
         """Give back the memory of masters and moments, before another optimizer takes the parameters over."""
@@ -203,11 +185,8 @@ class MasterAdam:
             else:
                 self._count(1)
             return
-        for (kind, group), clip, options in zip(self.groups.items(), clips, self.adam.param_groups, strict=True):
-            if kind == "policy" and self.gates is not None:
-                self._step_by_gates(group, clip, options["lr"], self.gates)
-            else:
-                self._step_at_once(group, clip, options["lr"])
+        for group, clip, options in zip(self.groups.values(), clips, self.adam.param_groups, strict=True):
+            self._step_at_once(group, clip, options["lr"])
 
     def take_back(self) -> None:
         """Do not count the last `step_where`, which was not allowed."""
@@ -224,19 +203,6 @@ class MasterAdam:
         self._moments(group)["step"] += 1
         for place, gradient in group.gradients():
             self._move(group, place, gradient, clip, rate)
-
-    @torch.no_grad()
-    def _step_by_gates(self, group: FlatGroup, clip: Tensor, rate: float, gates: Gates) -> None:
-        """The same, gate by gate and beside the main stream."""
-        self._moments(group)["step"] += 1
-        gradient, main = group.total(), torch.cuda.current_stream(clip.device)
-        gates.stream.wait_stream(main)
-        self._moving = clip
-        with torch.cuda.stream(gates.stream):
-            for gate, runs in enumerate(self._runs):
-                for place in runs:
-                    self._move(group, place, gradient[place], clip, rate)
-                gates.open(gate)
 
     def _move(self, group: FlatGroup, place: slice, gradient: Tensor, clip: Tensor, rate: float) -> None:
         from equipoise.policy.kernels.adam import adam
@@ -381,10 +347,7 @@ def adam_for(policy: Policy, ranks: Ranks, *, eps: float, average: float = 0.0) 
 
     The states of a fully trained model are sharded among the ranks; those of adapters are small."""
     full = policy.reference is not None
-    gates = policy.gates if full and ranks.size == 1 else None
-    return MasterAdam(
-        policy.trained(), betas=(0.9, 0.999), eps=eps, average=average, ranks=ranks, sharded=full, gates=gates
-    )
+    return MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=eps, average=average, ranks=ranks, sharded=full)
 
 
 def _gathered(ask: Callable[[Asked], Tensor | None], asked: Asked) -> Tensor:

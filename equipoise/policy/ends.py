@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.policy.aside import aside
-from equipoise.policy.gates import Gates
 from equipoise.policy.joined import gradient
 from equipoise.policy.kernels.embedding import add_embedding_gradient
 
 
-def fuse_ends(model: nn.Module, gates: Gates) -> None:
+def fuse_ends(model: nn.Module) -> None:
     """Replace the forward of a trained head without a bias, and of a trained embedding that looks rows up and at the
     most scales them."""
     head = model.get_output_embeddings()  # type: ignore[operator]
@@ -21,13 +20,11 @@ def fuse_ends(model: nn.Module, gates: Gates) -> None:
     words: Any = model.get_input_embeddings()  # type: ignore[operator]
     scaled = type(words).__name__.endswith("ScaledWordEmbedding")
     if words.weight.requires_grad and (scaled or type(words) is nn.Embedding):
-        words.forward = _lookup(words, scaled, gates)
-        gates.first = True
+        words.forward = _lookup(words, scaled)
 
 
-def _lookup(words: Any, scaled: bool, gates: Gates) -> Any:
+def _lookup(words: Any, scaled: bool) -> Any:
     def forward(tokens: Tensor) -> Tensor:
-        gates.wait(None)
         rows: Tensor = _Embedding.apply(tokens, words.weight, words.padding_idx)
         return rows * words.embed_scale.to(words.weight.dtype) if scaled else rows
 

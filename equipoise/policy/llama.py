@@ -9,8 +9,6 @@ are one matrix product. Gradients of weights are added to `.grad` within the bac
 Shapes: M tokens, H hidden, K inputs and N outputs of a projection.
 """
 
-from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -21,7 +19,6 @@ from equipoise.policy.aside import aside
 from equipoise.policy.attention import take_trie
 from equipoise.policy.ends import fuse_ends
 from equipoise.policy.fused import is_llama_norm, norm_forward
-from equipoise.policy.gates import Gates
 from equipoise.policy.joined import gradient
 from equipoise.policy.kernels import activations, attention, decoding, elementwise, heads
 from equipoise.policy.kernels.rounding import Rows
@@ -43,18 +40,15 @@ def not_covered(model: nn.Module) -> str | None:
     return None
 
 
-def fuse_layers(model: nn.Module) -> Gates:
+def fuse_layers(model: nn.Module) -> None:
     """Replace the forward of every decoder layer, of the last norm, and of a trained embedding and head. Ask
-    `not_covered` first. Where weights may still be moved when the next pass begins."""
+    `not_covered` first."""
     described = describe(model)
     assert not isinstance(described, str), described
     before: _Layer | None = None
-    gates = Gates(next(model.parameters()).device, len(described))
-    for number, (layer, spec) in enumerate(described):
+    for layer, spec in described:
         made = _Layer(layer, spec)
         made.follow(before)
-        made.gate = partial(gates.wait, number)
-        gates.add(number, layer.parameters())
         layer.forward, before = made.forward, made
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the matrices that were put together have left holes of another size
@@ -62,8 +56,7 @@ def fuse_layers(model: nn.Module) -> Gates:
         norm: Any = getattr(module, "norm", None)
         if isinstance(getattr(module, "layers", None), nn.ModuleList) and is_llama_norm(norm):
             norm.forward = norm_forward(norm)
-    fuse_ends(model, gates)
-    return gates
+    fuse_ends(model)
 
 
 class _Trie(NamedTuple):
@@ -132,11 +125,9 @@ class _Layer:
         self.activation = (activations.ACTIVATIONS[spec.activation], spec.gated)
         self.lowest = True
         self.lean = self.qkv.kind is not None  # who rounds weights is short of memory
-        self.gate: Callable[[], None] = lambda: None
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As the decoder layer's own; (1, M, H) for a trie, (B, 1, H) for one token a row."""
-        self.gate()
         taken = take_trie(kwargs)
         if taken.paths_RL is None and taken.slot is None:
             plain: Tensor = self.plain(hidden_states, *args, **kwargs)

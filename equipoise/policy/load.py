@@ -16,7 +16,6 @@ from equipoise.policy.adapters import with_adapters
 from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
 from equipoise.policy.config import PolicyConfig, check_device
 from equipoise.policy.eightbit import format_for, left_out, to_eight_bits
-from equipoise.policy.gates import Gates
 from equipoise.policy.graphs import Graphs
 from equipoise.policy.joined import adjacent_order
 from equipoise.policy.prompt import Tokenizer, stop_ids
@@ -108,8 +107,6 @@ class Policy:
         self.stop_ids = stop_ids
         self.source = source
         self.recompute = False
-        self.gates: Gates | None = None
-        """Where its layers wait for weights that are still being moved."""
         self.unproven = False
         """Whether our own attention is on trial in this model; `verify.settle` keeps it or gives back the model's."""
         self.notices: tuple[str, ...] = ()
@@ -225,11 +222,11 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE, *, v
     if into is not None:
         to_eight_bits(model, into)
         unrounded = left_out(model)
-    slower, gates = None, None
+    slower = None
     if cut is not None:
         cut_layers(model, cut)
     else:
-        slower, gates = _fuse(model, config, attention)
+        slower = _fuse(model, config, attention)
         if reference is not None:
             _fuse(reference, config, attention)
     if config.gradient_checkpointing:
@@ -243,7 +240,7 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE, *, v
     policy = Policy(
         model, tokenizer, reference=reference, stop_ids=stops, source=source, cuda_graphs=graphs, value_head=value_head
     )
-    policy.recompute, policy.gates = config.gradient_checkpointing, gates
+    policy.recompute = config.gradient_checkpointing
     policy.unproven = attention is not None and not known
     policy.notices = tuple(line for line in (note, unrounded, slower) if line)
     policy.together = ranks if cut is not None else ALONE
@@ -270,7 +267,7 @@ def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
     if into is not None:
         to_eight_bits(model, into)
         unrounded = left_out(model)
-    slower, _ = _fuse(model, config, attention)
+    slower = _fuse(model, config, attention)
     tokenizer = load_tokenizer(source)
     stops = stop_ids(tokenizer, model.generation_config, prompt)
     graphs = _recordable(config, attention)
@@ -280,20 +277,20 @@ def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
     return policy
 
 
-def _fuse(model: Any, config: PolicyConfig, attention: str | None) -> tuple[str | None, Gates | None]:
-    """Fewer, larger kernels on a GPU: a line that says why, where they are not the largest; the layers' gates, where
-    they are. The modules that do it need Triton, which PyTorch brings along for GPUs only."""
+def _fuse(model: Any, config: PolicyConfig, attention: str | None) -> str | None:
+    """Fewer, larger kernels on a GPU: a line that says why, where they are not the largest. The modules that do it need
+    Triton, which PyTorch brings along for GPUs only."""
     if not config.fused or model.device.type != "cuda":
-        return None, None
+        return None
     from equipoise.policy import fused, llama
 
     reason, kind = llama.not_covered(model), model.config.model_type
     if reason is None and attention is not None:
-        return None, llama.fuse_layers(model)
+        llama.fuse_layers(model)
+        return None
     if attention is not None:
         fused.fuse(model, known=kind in PLAIN_ATTENTION)
-    slow = f"{kind} models take the slow path on a GPU: the fast layer does not cover {reason or 'their attention'}"
-    return slow, None
+    return f"{kind} models take the slow path on a GPU: the fast layer does not cover {reason or 'their attention'}"
 
 
 def _recordable(config: PolicyConfig, attention: str | None) -> bool:

@@ -143,14 +143,15 @@ def test_adapters_are_added_to_the_weights(folder: Path) -> None:
     chance = torch.Generator().manual_seed(1)
     down, up = torch.randn(8, 2, generator=chance), torch.randn(2, 8, generator=chance)
     name = "encoder.layer.1.attention.attn.q"
-    probe = Probe(np.ones(8), 0.0, 0.5, (2,), {name: (down, up)})
+    weights = np.random.default_rng(0).normal(size=8)  # not all alike: a layer's output adds up to nought
+    probe = Probe(weights, 0.0, 0.5, (2,), {name: (down, up)})
     changed = MPNetModel.from_pretrained(folder).eval()
     with torch.no_grad():
         changed.get_submodule(name).weight += torch.einsum("ir,ro->oi", down, up)
     tokenizer, _ = load_encoder(folder, 2)
-    expected = features(TEXTS, tokenizer, changed, (2,)).sum(1)
+    expected = features(TEXTS, tokenizer, changed, (2,)).astype(float) @ weights
     found = Acceptability(torch.device("cpu"), probe, folder)(TEXTS)
-    assert found == pytest.approx(1 / (1 + np.exp(-expected.astype(float))), abs=1e-5)
+    assert found == pytest.approx(1 / (1 + np.exp(-expected)), abs=1e-5)
 
 
 def test_what_is_learnt_is_what_the_file_gives(

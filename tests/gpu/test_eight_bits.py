@@ -85,7 +85,7 @@ def test_rotated_products_are_those_of_the_plain_twin(rows: int, outputs: int, i
     found, expected = rounding.quantise(x.cuda(), group_of(inner)), eightbit._quantised(x, eightbit.ROTATED)
     torch.testing.assert_close(found.scale.cpu(), expected.scale, rtol=1e-6, atol=0)
     # A value between two integers may fall to either side by the last bit of the scale.
-    assert (found.q.cpu() != expected.q).float().mean() < 1e-3
+    assert (found.q.cpu() != expected.q).float().mean() < 3e-3
     near(rotated.product(x.cuda(), *on_gpu), eightbit.product(x, *w, eightbit.ROTATED))
     near(rotated.product_back(upstream.cuda(), *on_gpu), eightbit.product_back(upstream, *w, eightbit.ROTATED))
 

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from equipoise.learning.optimizer import MasterAdam, adam_for
+from equipoise.learning.optimizer import MasterAdam
 from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.policy.fused import product
-from equipoise.policy.gates import Gates
 from equipoise.policy.graphs import on_its_way, sent
 from equipoise.policy.load import Policy, load_policy
 from equipoise.policy.memory import RowLimit
@@ -20,7 +19,6 @@ from equipoise.ppo.config import PPOConfig
 from equipoise.ppo.experience import Experience
 from equipoise.ppo.update import Update, mini_batches
 from equipoise.protocol.task import PROTOCOL
-from equipoise.runs.ranks import ALONE
 from tests.default import OCCUPATIONS, PROMPTS
 
 pytestmark = pytest.mark.gpu
@@ -135,43 +133,6 @@ def test_the_same_steps_are_taken_before_the_host_has_read_and_after(
     assert ahead.updates == after.updates == int(counted) == int(steps) and 1 <= after.updates <= most
     assert ahead.early_stop is after.early_stop is (after.updates < 8)
     assert (own - expected).norm() < 0.03 * expected.norm()
-
-
-def test_a_pass_waits_for_weights_that_are_still_being_moved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The third mini-batch repeats the first two: how far the policy has come on them tells with which weights it was
-    computed. Moving them is held up for longer than a pass takes."""
-    policy, found = make("bfloat16", tuning="full"), []
-    rollout = sample(policy, prompts(policy, 16), SamplingConfig(), torch.Generator().manual_seed(2)).cpu()
-    old = torch.zeros(rollout.mask_BT.shape)
-    with torch.no_grad():
-        old[rollout.mask_BT] = score(policy, rollout, 1.0, packed=True).logprobs.cpu()
-    advantages = torch.where(rollout.mask_BT, torch.randn(old.shape, generator=torch.Generator().manual_seed(3)), 0)
-    experience = Experience(rollout, old, torch.zeros_like(old), advantages, advantages)
-    config, rows = PPOConfig(target_kl=1e9), [torch.arange(16)] * 3
-    start = {name: p.detach().clone() for name, p in policy.trained().items()}
-    assert policy.gates is not None
-    opened = Gates.open
-
-    def late(gates: Gates, gate: int) -> None:
-        with torch.cuda.stream(gates.stream):
-            torch.cuda._sleep(20_000_000)  # some 10 ms before each gate
-        opened(gates, gate)
-
-    for unread in (False, True, True):
-        if found:
-            monkeypatch.setattr(Gates, "open", late)
-        monkeypatch.setattr(Update, "unread", unread)
-        for name, parameter in policy.trained().items():
-            parameter.data.copy_(start[name])
-        policy.forget_recordings()
-        optimizer = adam_for(policy, ALONE, eps=1e-5)
-        assert optimizer.gates is policy.gates
-        optimizer.set_learning_rates(1e-4, 1e-3)
-        stats = Update(policy, optimizer, experience, rows, config, 1.0, True, RowLimit(16)).finish()
-        assert stats.updates == 3
-        found.append(stats.update_kl)
-    assert found[0] > 0.01
-    assert found[1:] == pytest.approx([found[0]] * 2, rel=0.3), found
 
 
 def test_what_is_sent_together_arrives_as_it_was() -> None:

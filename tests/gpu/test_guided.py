@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from equipoise.methods.ctrlg import CtrlGConfig, kernels
+from equipoise.methods.ctrlg.distil import sample_freely
 from equipoise.methods.ctrlg.guide import CtrlGuide
 from equipoise.methods.ctrlg.hmm import HMM
 from equipoise.methods.ctrlg.lift import lift
@@ -52,3 +53,15 @@ def test_guided_sentences_are_those_of_the_plain_twin(top_p: float, monkeypatch:
         assert same.float().mean() > 0.9, f"{same.float().mean():.3f} of the rows are the same"
         apart = (fast.report["log_weight"] - other.report["log_weight"])[same].abs()
         assert apart.max() < 0.1 and apart.mean() < 0.01, f"{apart.max():.4f}, {apart.mean():.5f}"
+
+
+def test_a_model_that_many_tokens_stop_is_sampled_from_graphs_for_its_hmm() -> None:
+    """Under a raw prompt whatever has a line break stops: hundreds of tokens, where some operations copy to the host,
+    which a graph cannot record."""
+    policy = load_for_generation(PolicyConfig("bundled", dtype="float32"), PROMPTS["describe"])
+    policy.stop_ids = (*policy.stop_ids, *range(1000, 1600))
+    free = sample_freely(policy, [[1, 2, 3], [1, 4]], SamplingConfig(), 64, 0, 32, lambda _: None)
+    assert free is not None and len(free.tokens_BT) == 64
+    for tokens, length, finished in zip(free.tokens_BT, free.lengths_B, free.finished_B, strict=True):
+        stopped = [int(t) in policy.stop_ids for t in tokens[: int(length)]]
+        assert not any(stopped[:-1]) and stopped[-1] == bool(finished)

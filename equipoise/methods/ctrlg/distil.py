@@ -68,7 +68,9 @@ class Recorder:
         projection_VD = torch.randn(vocabulary, FEATURES, generator=generator) / FEATURES**0.5
         self.projection_VD = projection_VD.to(device)
         self.sampling = sampling
-        self.stops = torch.tensor(stop_ids, device=device)
+        # A table, as the prompt `raw` has thousands: `torch.isin` then sorts them, which a CUDA graph forbids.
+        self.stops_V = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+        self.stops_V[[i for i in stop_ids if i >= 0]] = True
         self.mean_V = torch.zeros(vocabulary, dtype=torch.float64, device=device)
         """Sum of the distributions in all places so far."""
         self._states: dict[int, _Recording] = {}
@@ -115,7 +117,7 @@ class _Recording:
             buffer.index_copy_(0, self.step, column[None])
         live_B = self.live_B if rows is None else self.live_B[rows]
         self.total_V += live_B @ probs_BV
-        live_B = live_B * ~torch.isin(token_B, self.recorder.stops)
+        live_B = live_B * ~self.recorder.stops_V[token_B]
         if rows is None:
             self.live_B.copy_(live_B)
         else:

@@ -1,10 +1,12 @@
 """What is kept while the model writes freely, and which tokens the HMM tells apart."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from equipoise.methods.ctrlg import distil
 from equipoise.methods.ctrlg.distil import OTHERS, Recorder, sample_freely, symbols
@@ -38,6 +40,32 @@ def test_it_draws_what_the_sampler_draws_and_notes_what_the_model_expected() -> 
             features = probs.float().sqrt() @ recorder.projection_VD
             torch.testing.assert_close(noted.report["features"][i, t].float(), features, rtol=1e-2, atol=2e-3)
     torch.testing.assert_close(recorder.mean_V, total, rtol=1e-4, atol=1e-4)
+
+
+class Operations(TorchDispatchMode):
+    """The names of what is computed within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.name().partition("::")[2].partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+def test_with_many_ends_of_a_sentence_drawing_can_still_be_recorded() -> None:
+    """In a CUDA graph nothing may wait for the host, as operations do whose result's size depends on values; `isin`
+    among hundreds of ids sorts them so."""
+    stops = range(1, 1000)
+    recording = Recorder(2000, SAMPLING, [-1, *stops], torch.device("cpu")).open(3)
+    recording.start([])
+    logits = torch.full((3, 2000), -30.0)
+    logits[0, 5] = logits[1, 1500] = logits[2, 999] = 30.0
+    with Operations() as seen:
+        drawn = recording.draw(logits, torch.tensor([0.5, 0.5, 0.5], dtype=torch.float64))
+    assert drawn.tolist() == [5, 1500, 999] and recording.live_B.tolist() == [0, 1, 0]
+    assert not seen.names & {"isin", "_unique2", "unique_dim", "nonzero", "_local_scalar_dense", "masked_select"}
 
 
 def test_every_prompt_gets_the_same_number_of_sentences() -> None:
