@@ -174,8 +174,8 @@ class MasterAdam:
     @torch.no_grad()
     def step_where(self, allowed: Tensor, norms: Tensor, max_norm: float) -> None:
         """`step` as the device decides, for which nobody waits: nothing changes where `allowed` (), bool, is False or
-        one of the norms (groups,) is not finite. It counts as a step until `take_back`, and the gradients of one that
-        was not taken are still there. Not for sharded states."""
+        one of the norms (groups,) is not finite. It counts as a step until `take_back`, and leaves no gradients, whether
+        it is taken or not. Not for sharded states."""
         norms = norms.double()
         clips = torch.where(norms > max_norm, max_norm / norms, 1.0)
         clips = torch.where(allowed & norms.isfinite().all(), clips, -1.0).float()
@@ -184,12 +184,13 @@ class MasterAdam:
                 self.step(max_norm, norms.tolist())
             else:
                 self._count(1)
+                self.zero_grad()
             return
         for group, clip, options in zip(self.groups.values(), clips, self.adam.param_groups, strict=True):
             self._step_at_once(group, clip, options["lr"])
 
     def take_back(self) -> None:
-        """Do not count the last `step_where`, which was not allowed."""
+        """Do not count a `step_where` that changed nothing."""
         self._count(-1)
 
     def _count(self, more: int) -> None:
@@ -340,9 +341,11 @@ class MasterAdam:
 
 
 def adam_for(policy: Policy, ranks: Ranks, *, eps: float, average: float = 0.0) -> MasterAdam:
-    """Adam on all that a policy trains, as its weights are now. It moves them: see `Policy.forget_recordings`.
+    """Adam on all that a policy trains, as its weights are now. It moves them, so that whatever was recorded of the
+    policy is forgotten: it would go on reading the weights where they were.
 
     The states of a fully trained model are sharded among the ranks; those of adapters are small."""
+    policy.forget_recordings()
     full = policy.reference is not None
     return MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=eps, average=average, ranks=ranks, sharded=full)
 

@@ -1,5 +1,6 @@
 """Supervised learning from compliant sentences: PPO's warm start, and supervised fine-tuning as a method of its own."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from equipoise.errors import NonFiniteError
 from equipoise.learning.optimizer import MasterAdam, adam_for
 from equipoise.learning.search import BATCH
+from equipoise.policy.graphs import on_its_way
 from equipoise.policy.load import Policy
 from equipoise.policy.prompt import Tokenizer, continuation_ids, sentences_of
 from equipoise.policy.rollout import Rollout, rollout_of
@@ -159,13 +161,12 @@ def supervise(
     """
     batch_size, epochs = how.batch_size, how.epochs
     optimizer = adam_for(policy, ranks, eps=1e-8)
-    policy.forget_recordings()  # which read the weights where they were before
-    unread = policy.device.type == "cuda" and ranks.size == 1
     steps = epochs * -(-len(examples) // batch_size)
     rising = round(how.warmup * steps)
     losses: list[Loss] = []
     step = 0
     for epoch in range(epochs):
+        taken = _Steps(optimizer, _unread(policy, ranks))
         total, count = torch.zeros((), dtype=torch.float64, device=policy.device), 0
         for rows in torch.randperm(len(examples), generator=generator).split(batch_size):
             rate = min(1.0, (step + 1) / (rising + 1))
@@ -173,23 +174,56 @@ def supervise(
             optimizer.set_learning_rates(how.learning_rate * rate, 0.0)
             batch = [examples[i] for i in rows.tolist()]
             total = total - _gradients(policy, optimizer, batch, packed, ranks)
-            if unread:
-                optimizer.step_where(torch.ones((), dtype=torch.bool, device=policy.device), optimizer.norms(), 1.0)
-            else:
-                optimizer.step(1.0)
+            taken.take()
             count, step = count + sum(len(example.completion) for example in batch), step + 1
             check()
-        optimizer.zero_grad()
         training = float(total) / count
         held = cross_entropy(policy, held_out, packed=packed, ranks=ranks) if held_out else None
         losses.append(Loss(training, held))
         line = f"epoch {epoch + 1} of {epochs}, {training:.3f} nats per token"
-        say(line if held is None else f"{line}, {held:.3f} held out")
+        line = line if held is None else f"{line}, {held:.3f} held out"
+        left_out = taken.left_out()
+        say(f"{line}; {plural(left_out, 'batch', 'batches')} left out, their gradients are not finite" if left_out else line)
         if not torch.isfinite(torch.tensor([training, held or 0.0])).all():
             raise NonFiniteError("the cross-entropy is not finite: try a smaller learning rate, or --dtype float32")
     if ranks.size > 1:
         ranks.agree(step, optimizer.digest())
     return losses
+
+
+def _unread(policy: Policy, ranks: Ranks) -> bool:
+    """Whether the device decides on steps by itself, so that the host need not wait for it."""
+    return policy.device.type == "cuda" and ranks.size == 1
+
+
+class _Steps:
+    """Optimizer steps, and how many were not taken since a gradient was not finite. `unread`: that is looked at when
+    the next step has been given."""
+
+    def __init__(self, optimizer: MasterAdam, unread: bool) -> None:
+        self.optimizer, self.unread = optimizer, unread
+        self._norms: Callable[[], list[float]] | None = None
+        self._left_out = 0
+
+    def take(self) -> None:
+        if not self.unread:
+            self._left_out += math.isnan(self.optimizer.step(1.0))
+            return
+        norms = self.optimizer.norms()
+        self.optimizer.step_where(torch.ones((), dtype=torch.bool, device=norms.device), norms, 1.0)
+        before, self._norms = self._norms, on_its_way(norms)
+        self._look_at(before)
+
+    def left_out(self) -> int:
+        """So far; waits for the last."""
+        before, self._norms = self._norms, None
+        self._look_at(before)
+        return self._left_out
+
+    def _look_at(self, norms: Callable[[], list[float]] | None) -> None:
+        if norms is not None and not all(map(math.isfinite, norms())):
+            self._left_out += 1
+            self.optimizer.take_back()
 
 
 def _gradients(

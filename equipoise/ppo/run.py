@@ -261,7 +261,9 @@ class Run:
         self._export(partial(rehearse, save=self.config.run.save), policy, "rehearsed")
 
     def export(self, policy: Policy, facts: str) -> None:
-        """Write the final model into the output folder."""
+        """Write the final model into the output folder, once the last checkpoint is on the disk: a folder with the
+        model is complete."""
+        self.wait()
         self.log.say(f"writing the final model to {self.config.run.output_dir}")
         self._export(export_adapter if self.config.run.save == "adapter" else export, policy, facts)
 

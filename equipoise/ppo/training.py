@@ -33,5 +33,5 @@ class Training:
 
 
 def new_optimizer(config: TrainConfig, policy: Policy, ranks: Ranks) -> MasterAdam:
-    """Adam on the policy's trained weights as they are now. It moves them: see `Policy.forget_recordings`."""
+    """Adam on the policy's trained weights as they are now; see `adam_for`."""
     return adam_for(policy, ranks, eps=config.ppo.adam_eps, average=config.ppo.average_weights)

@@ -144,6 +144,25 @@ def test_a_gradient_that_is_not_finite_changes_nothing_at_all(dtype: torch.dtype
     assert_same(ours.everything(), clean.everything())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("allowed", "bad"), [(True, math.nan), (True, math.inf), (False, 1.0)])
+def test_a_step_that_the_device_does_not_take_leaves_nothing_for_the_next(
+    dtype: torch.dtype, allowed: bool, bad: float
+) -> None:
+    ours, clean = make(dtype), make(dtype)
+    for each in (ours, clean):
+        each.step(gradients(0))
+    poisoned = gradients(1)
+    poisoned["a"].view(-1)[1] = bad
+    ours.backward(poisoned)
+    ours.optimizer.step_where(torch.tensor(allowed), ours.optimizer.norms(), 1.0)
+    ours.optimizer.take_back()
+    assert_same(ours.everything(), clean.everything())
+    for each in (ours, clean):
+        each.step(gradients(2))
+    assert_same(ours.everything(), clean.everything())
+
+
 def test_gradients_that_were_dropped_do_not_reach_the_next_step() -> None:
     ours, clean = make(torch.bfloat16), make(torch.bfloat16)
     ours.backward(gradients(7, scale=3.0))

@@ -1,12 +1,17 @@
 """Learning from a file of sentences: what is read, how it is spelt, and what is minimised."""
 
+import itertools
+import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from equipoise.errors import UserError
+from equipoise.learning import supervised
+from equipoise.learning.optimizer import MasterAdam
 from equipoise.learning.supervised import (
     Example,
     Supervision,
@@ -152,11 +157,39 @@ def test_the_loss_is_the_mean_cross_entropy_of_completion_tokens_the_stop_among_
     assert said[0] == f"epoch 1 of 2, {expected:.3f} nats per token, {held:.3f} held out"
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("unread", [False, True])
+def test_a_batch_whose_gradient_is_not_finite_is_left_out_and_told(
+    model: Path, bad: float, unread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of three batches of the first epoch: all others move the weights, as they do without it."""
+    plain, call = supervised._gradients, itertools.count()
+
+    def poisoned(policy: Policy, optimizer: MasterAdam, *rest: Any) -> torch.Tensor:
+        found = plain(policy, optimizer, *rest)
+        if next(call) == 2:
+            optimizer.groups["policy"].grads[5] = bad
+        return found
+
+    ends = []
+    for gradients, device in ((plain, False), (poisoned, unread)):
+        monkeypatch.setattr(supervised, "_gradients", gradients)
+        monkeypatch.setattr(supervised, "_unread", lambda *_, device=device: device)
+        policy, said = load(model), list[str]()
+        examples = [Example("nurse", prompts_of(policy)["nurse"], [4 + i % 5, 1], "") for i in range(48)]
+        generator = torch.Generator().manual_seed(0)
+        supervise(policy, examples, generator, Supervision(2, 1e-3), packed=True, say=said.append)
+        ends.append((said, torch.cat([p.detach().flatten() for p in policy.trained().values()])))
+    (clean, expected), (said, found) = ends
+    assert said[0] == f"{clean[0]}; 1 batch left out, their gradients are not finite" and "left out" not in said[1]
+    before = torch.cat([p.detach().flatten() for p in load(model).trained().values()])
+    moved, usual = (found - before).norm(), (expected - before).norm()
+    assert 0.5 * usual < moved < usual  # five steps of six
+
+
 def test_the_learning_rate_rises_in_equal_steps_and_falls_to_nothing(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from equipoise.learning.optimizer import MasterAdam
-
     rates: list[float] = []
     monkeypatch.setattr(MasterAdam, "set_learning_rates", lambda self, policy, value: rates.append(policy))
     policy = load(model)

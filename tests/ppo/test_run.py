@@ -509,6 +509,26 @@ def test_what_goes_wrong_with_a_checkpoint_written_beside_training_is_said_in_on
         train(small_config(model, tmp_path))
 
 
+def test_a_run_whose_last_checkpoint_is_not_on_the_disk_is_not_complete(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = runs.save_checkpoint
+
+    def full(*args: Any, **kwargs: Any) -> Path:
+        if args[1] == 3:
+            raise UserError("cannot save checkpoint-3 (No space left on device): free some disk space")
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(runs, "save_checkpoint", full)
+    save_beside_training(monkeypatch)
+    with pytest.raises(UserError, match="No space left"):
+        train(small_config(model, tmp_path, steps=3))
+    assert checkpoints(tmp_path) == [2] and not list((tmp_path / "out").glob("*.safetensors"))
+    monkeypatch.undo()
+    assert train(small_config(model, tmp_path, steps=3)) == Outcome("done", 3, 0)
+    assert checkpoints(tmp_path) == [2, 3] and list((tmp_path / "out").glob("*.safetensors"))
+
+
 @pytest.mark.parametrize("name", ["events.jsonl", "metrics.jsonl", "run.json"])
 def test_a_damaged_record_does_not_keep_a_finished_run_from_its_model(
     finished: TrainConfig, tmp_path: Path, name: str

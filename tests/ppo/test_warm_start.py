@@ -50,7 +50,7 @@ from equipoise.runs.ranks import ALONE
 from tests.default import LEXICON, OCCUPATIONS, PROMPTS, strict_success
 from tests.default import score as reward
 from tests.tasks import one_class_task
-from tests.tiny import pretend_graphs
+from tests.tiny import PretendGraphs, pretend_graphs
 
 from .small import checkpoints, small_config
 
@@ -263,6 +263,49 @@ def test_later_rounds_learn_what_the_policy_writes_by_itself(model: Path, monkey
     with pytest.raises(TooFewError, match=r"after 1 round .*use --warm-start-rounds 1") as caught:
         warm_start.warm_start(training, say=lambda _: None)
     assert "--warm-start forced" not in str(caught.value)
+
+
+class _Addressed(PretendGraphs):
+    """A recording goes on reading the weights where they were when it was made."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy, self.at = policy, dict[Any, list[int]]()
+
+    def record(self, key: Any, function: Any, *inputs: torch.Tensor) -> Any:
+        new = not self.has(key, *inputs)
+        full_key = super().record(key, function, *inputs)
+        if new:
+            self.at[full_key] = self._places()
+        return full_key
+
+    def __call__(self, key: Any, function: Any, *inputs: torch.Tensor) -> Any:
+        assert self.at[self.record(key, function, *inputs)] == self._places(), "a recording reads weights of the past"
+        return function(*inputs)
+
+    def _places(self) -> list[int]:
+        return [parameter.data_ptr() for parameter in self.policy.trained().values()]
+
+
+def test_where_a_warm_start_finds_too_few_sentences_what_was_recorded_before_it_is_forgotten(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load(model)
+    examples = gather(policy, "forced", sentences=16)
+
+    def barren(policy: Policy, wanted: Search, *_: Any) -> list[Example]:
+        mean_logprob(policy, examples)
+        raise TooFewError(1, 50, wanted)
+
+    pretend_graphs(policy, monkeypatch).graphs = _Addressed(policy)  # type: ignore[assignment]
+    monkeypatch.setattr(warm_start, "collect", barren)
+    whole = TrainConfig(warm_start=WarmStartConfig(warm_start="samples-if-found"))
+    prompts = {job: prompt_ids(policy.tokenizer, PROMPTS["raw"], job, PROTOCOL) for job in OCCUPATIONS}
+    state = State.begin(whole, RowLimit(16))
+    run = Training(whole, policy, new_optimizer(whole, policy, ALONE), state, prompts)
+    first = mean_logprob(policy, examples)  # as when the untrained model is measured
+    warm_start.warm_start(run, say=lambda _: None)
+    assert mean_logprob(policy, examples) == pytest.approx(first)
 
 
 @pytest.mark.parametrize(

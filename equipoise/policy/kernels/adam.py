@@ -11,10 +11,11 @@ def _adam_kernel(
     BLOCK: tl.constexpr, USED: tl.constexpr,
 ):  # fmt: skip
     clip = tl.load(clip_)
-    if clip < 0.0:
-        return
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < n
+    if clip < 0.0:  # what is not finite must not stay for the next step, whose gradients are added to it
+        tl.store(grad + place, tl.zeros((BLOCK,), grad.dtype.element_ty), inside)
+        return
     g = tl.load(grad + place, inside, 0.0).to(tl.float32) * clip
     m = tl.load(first + place, inside, 0.0) * beta1 + rest1 * g
     v = tl.load(second + place, inside, 0.0) * beta2 + rest2 * g * g
@@ -33,9 +34,8 @@ def adam(
 ) -> None:  # fmt: skip
     """One step of Adam (Kingma & Ba 2015, algorithm 1, with PyTorch's place for eps) on flat float32 tensors, in place.
 
-    The gradient is multiplied by `clip` (), float32, and afterwards zero; with a negative one nothing is
-    changed. `used` gets the new master in its own dtype. `step` counts
-    from 1.
+    The gradient is multiplied by `clip` (), float32, and afterwards zero; with a negative one nothing else is
+    changed. `used` gets the new master in its own dtype. `step` counts from 1.
     """
     n = master.numel()
     _adam_kernel[(triton.cdiv(n, 2048),)](
