@@ -174,8 +174,8 @@ class MasterAdam:
     @torch.no_grad()
     def step_where(self, allowed: Tensor, norms: Tensor, max_norm: float) -> None:
         """`step` as the device decides, for which nobody waits: nothing changes where `allowed` (), bool, is False or
-        one of the norms (groups,) is not finite. It counts as a step until `take_back`, and leaves no gradients, whether
-        it is taken or not. Not for sharded states."""
+        one of the norms (groups,) is not finite. It counts as a step until `take_back`, and leaves no gradients, taken
+        or not. Not for sharded states."""
         norms = norms.double()
         clips = torch.where(norms > max_norm, max_norm / norms, 1.0)
         clips = torch.where(allowed & norms.isfinite().all(), clips, -1.0).float()

@@ -182,8 +182,9 @@ def supervise(
         losses.append(Loss(training, held))
         line = f"epoch {epoch + 1} of {epochs}, {training:.3f} nats per token"
         line = line if held is None else f"{line}, {held:.3f} held out"
-        left_out = taken.left_out()
-        say(f"{line}; {plural(left_out, 'batch', 'batches')} left out, their gradients are not finite" if left_out else line)
+        if left_out := taken.left_out():
+            line += f"; {plural(left_out, 'batch', 'batches')} left out, their gradients are not finite"
+        say(line)
         if not torch.isfinite(torch.tensor([training, held or 0.0])).all():
             raise NonFiniteError("the cross-entropy is not finite: try a smaller learning rate, or --dtype float32")
     if ranks.size > 1:
