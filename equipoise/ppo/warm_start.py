@@ -51,9 +51,12 @@ def found_in(
         if times[example.text] <= config.warm_start_copies:
             examples.append(example)
     if len(times) < BATCH:
+        remedy = "give another --warm-start-file"
+        if config.warm_start_target != "off":
+            remedy = "raise --warm-start-target-samples and --warm-start-pool, so that the target has more"
         raise UserError(
             f"the warm start can learn from {plural(len(times), 'sentence')} of {path} and needs at least {BATCH} "
-            f"({found.describe()}): give another --warm-start-file"
+            f"({found.describe()}): {remedy}"
         )
     return examples
 
