@@ -185,6 +185,8 @@ def main() -> None:
     parser.add_argument("--pairs", default="", help="how often the untrained model succeeds with each pair")
     parser.add_argument("--waste", type=Path, help="where the second plot goes; by default beside the first")
     given = parser.parse_args()
+    if missing := [str(path) for path in given.sweeps if not path.exists()]:
+        parser.error(f"there is no {missing[0]}: give folders of sweeps, or one .csv written before")
     rcParams["svg.hashsalt"] = "equipoise"  # so that equal data make equal files
     pairs = read_pair_rates(given.pairs)
     is_csv = given.sweeps[0].suffix == ".csv"
@@ -195,6 +197,8 @@ def main() -> None:
     waste = given.waste or (given.output and given.output.with_name(given.output.name + "-waste.svg"))
     if waste and least and any("waste" in row for row in rows):
         plot_spent(rows, least, waste)
+    elif given.waste:
+        parser.error(f"nothing of waste is known of {given.sweeps[0]}: give --pairs, or a .csv that has it")
     if given.output:
         if not is_csv:
             with given.output.with_suffix(".csv").open("w", newline="") as file:

@@ -9,6 +9,7 @@ import tyro
 from equipoise.errors import UserError
 from equipoise.options import OptionalTask
 from equipoise.policy.config import check_device
+from equipoise.policy.packaged import MPNET
 from equipoise.tables.layout import Form
 
 
@@ -106,6 +107,13 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_device(self.device)
+        if self.acceptability is not None and not self.acceptability.strip():
+            raise UserError(f"--acceptability is empty: give {MPNET.alias} or a classifier, or leave it out")
+        if self.acceptable_label is not None and self.acceptability is None:
+            raise UserError(
+                f"--acceptable-label {self.acceptable_label} is of a classifier, and there is none: give it with "
+                "--acceptability, or leave the label out"
+            )
         if not 100 <= self.bootstrap_draws <= 100_000:
             raise UserError(f"--bootstrap-draws {self.bootstrap_draws} must lie between 100 and 100000; 2000 is usual")
         if not self.margin > 0:

@@ -71,6 +71,8 @@ def judge(
     place = {text: i for i, text in enumerate(distinct)}
     order = np.array([place[text] for text in texts])
     sources = _on_all(lambda: [resolve(full_name(name)) for name in config.judges], ranks)
+    # Before the judges, which take long: what cannot be had is told at once.
+    classifier = _on_all(partial(_classifier_of, config), ranks)
     for source in sources:
         name = _name(source, [j.name for j in judges])
         caveat = family_caveat(source)
@@ -85,14 +87,33 @@ def judge(
         del scorer
     acceptable: dict[str, Any] = {}
     probed: dict[str, Any] = {}
-    if config.acceptability is not None and is_probe(config.acceptability):
+    if classifier is not None:
+        acceptable[_name(classifier, [])] = _accept(classifier, config, distinct, progress, ranks)[order]
+    elif config.acceptability is not None:
         guessed, threshold = _probed(config, distinct, progress, ranks)
         acceptable[MPNET.alias] = (guessed >= threshold).astype(float)[order]
         probed[MPNET.alias] = guessed[order]
-    elif config.acceptability is not None:
-        source = _on_all(partial(resolve, config.acceptability), ranks)
-        acceptable[_name(source, [])] = _accept(source, config, distinct, progress, ranks)[order]
     return Judged(tuple(judges), scores, acceptable, tuple(notices), probed)
+
+
+def _classifier_of(config: EvaluateConfig) -> Source | None:
+    """None where none is asked for, or the probe is. Raises UserError, which names the option."""
+    if config.acceptability is None:
+        return None
+    if is_probe(config.acceptability):
+        if config.acceptable_label is not None:
+            raise UserError(
+                f"--acceptable-label {config.acceptable_label} is of a classifier, and {MPNET.alias} has no labels: "
+                "leave it out"
+            )
+        return None
+    try:
+        return resolve(config.acceptability)
+    except UserError as error:
+        raise UserError(
+            f"--acceptability {config.acceptability} cannot be had ({str(error).partition(': ')[0]}): give "
+            f"{MPNET.alias}, or a classifier of sentences by its folder or Hub id"
+        ) from None
 
 
 def _scorer(source: Source, config: EvaluateConfig, ranks: Ranks) -> "Scorer":

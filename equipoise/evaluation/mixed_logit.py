@@ -43,6 +43,8 @@ def mixed_logit(successes_OM: Array, n_OM: Array) -> MixedLogit | None:
     freedom = len(n_OM) - 1
     p = float(f_distribution.sf(max(0.0, 2 * (full.value - null.value)), 1, freedom))
     told = "" if null.found and full.found else "the fit did not settle"
+    if endless := _endless(full):
+        told = "; ".join(filter(None, [told, f"without end in these data, here at the largest looked for: {endless}"]))
     if any(ones == 0 or ones == n for ones, n in zip(ones_M, n_M, strict=True)):
         note = "; ".join(filter(None, ["one method always or never succeeds: the odds ratio has no end", told]))
         return MixedLogit(None, None, None, p, *full.deviations, note)
@@ -128,6 +130,14 @@ class _Fit:
     @property
     def deviations(self) -> tuple[float, float]:
         return float(self.point[2]), float(self.point[3])
+
+
+def _endless(fit: _Fit) -> str:
+    """Which of the estimates stand at the end of what is looked for, so that they are ends and no estimates."""
+    names = ("level", "log-odds", "deviation of occupations", "deviation of the difference")
+    ends = (LARGEST, 2 * LARGEST, LARGEST, LARGEST)
+    at_end = [name for name, value, end in zip(names, fit.point, ends, strict=True) if abs(value) >= end - 1e-6]
+    return ", ".join(at_end)
 
 
 def _fitted(likelihood: Likelihood, free: bool) -> _Fit:

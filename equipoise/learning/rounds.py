@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from equipoise.errors import UserError
 from equipoise.learning.collect import CPU_ROWS
 from equipoise.learning.supervised import Example, Supervision, supervise
 from equipoise.measures.decomposition import FAILED, UNSEEN, Pair, PairRates
@@ -217,7 +218,7 @@ def learn_towards(
     author: Author, first: Sequence[Example], target: Target, how: Rounds, say: Callable[[str], None]
 ) -> list[Sample]:
     """The sample of each round and of the end. The policy, which begins with `first`, is left as the last round has
-    made it. Raises NonFiniteLogits, NonFiniteError; ValueError where the policy never succeeds."""
+    made it. Raises NonFiniteLogits, NonFiniteError; UserError where the policy never succeeds."""
     policy, seed = author.policy, how.seed
     generator = torch.Generator().manual_seed(seed)
     samples: list[Sample] = []
@@ -233,6 +234,12 @@ def learn_towards(
         supervise(policy, examples, generator, supervision, packed=True, say=told)
         policy.forget_recordings()
         samples.append(draw(author, how.samples, generator))
+        if not samples[-1].found:
+            raise UserError(
+                f"{name} of the warm start's target: none of {plural(how.samples, 'sentence')} that the policy wrote "
+                "succeeds strictly, so that there is nothing to learn from: raise --warm-start-target-samples or "
+                "--warm-start-pool, or use --warm-start-target-rounds 0, Ctrl-G's sentences alone"
+            )
         made = towards(samples[-1], target)
         exponent, shares = softened(samples[-1].found, made.shares, target, how.learnt / 2)
         taken = systematic(shares, strata(samples[-1].found), how.learnt, how.copies, seed + number)

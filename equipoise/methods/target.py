@@ -47,6 +47,7 @@ from equipoise.policy.config import SamplingConfig
 from equipoise.policy.load import load_policy
 from equipoise.policy.verify import settle
 from equipoise.ppo.config import TrainConfig
+from equipoise.ppo.warm_start_config import WarmStartConfig
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
 from equipoise.runs.files import write_whole
@@ -172,12 +173,14 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
         raise UserError("--warm-start-target knows no system message: leave --system out, or --warm-start-target")
     sampling = SamplingConfig(1.0, 1.0, config.sampling.max_new_tokens)
     policy = replace(config.policy, tuning="full")
+    _enough(warm, config.task)
     writer = Guided(policy, CtrlGConfig(), prompt=config.prompt, sampling=sampling, seed=SEED, task=config.task)
     runs = -(-warm.warm_start_pool // len(config.task.names))
     named = [runs, writer.settings, config.task.document()]
     pool = bundled.cache_folder() / f"pool-{_named(*named)}.csv"
     wanted: list[Any] = [warm.warm_start_sentences, warm.warm_start_copies, warm.warm_start_target_rounds]
     wanted += [warm.warm_start_target_samples, warm.warm_start_fluency, asdict(config.policy), VERSION]
+    wanted += [warm.warm_start_learning_rate, warm.warm_start_batch_size]
     path = pool.with_name(f"{warm.warm_start_target}-{_named(*named, *wanted)}.csv")
     if not path.is_file():
         found = _pool(pool, writer, runs, say)
@@ -197,6 +200,21 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
     if not evaluation.pair_rates:
         evaluation = replace(evaluation, pair_rates=str(path.with_suffix(".csv.json")))
     return replace(config, warm_start=replace(warm, warm_start_file=str(path)), evaluation=evaluation)
+
+
+def _enough(warm: WarmStartConfig, task: Task) -> None:
+    """Raises UserError where a sample would have fewer than two sentences of an occupation, from which no probability
+    can be estimated with its error."""
+    least = 2 * len(task.names)
+    sizes = {"warm-start-pool": warm.warm_start_pool}
+    if warm.warm_start_target_rounds:
+        sizes["warm-start-target-samples"] = warm.warm_start_target_samples
+    for name, size in sizes.items():
+        if size < least:
+            raise UserError(
+                f"{name} {size} is less than two sentences for each of the {len(task.names)} occupations: give at "
+                f"least {least}"
+            )
 
 
 def _pool(pool: Path, writer: Guided, runs: int, say: Callable[[str], None]) -> list[Weighted]:

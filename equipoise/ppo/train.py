@@ -30,7 +30,7 @@ from equipoise.ppo.state import State
 from equipoise.ppo.step import ppo_step
 from equipoise.ppo.training import Training, new_optimizer
 from equipoise.ppo.untrained import keep_untrained
-from equipoise.ppo.warm_start import warm_start
+from equipoise.ppo.warm_start import check_file, found_in, warm_start
 from equipoise.protocol.plural import plural
 from equipoise.runs.ranks import ALONE, Ranks, joined
 from equipoise.runs.signals import Stopped, StopSignals
@@ -101,6 +101,8 @@ class Trainer:
     def __enter__(self) -> "Trainer":
         self.config.task.check_new_tokens(self.config.sampling.max_new_tokens)
         self.ranks.first_does(lambda: read_pair_rates(self.config.evaluation.pair_rates))
+        if self.overwrite:  # before anything of an earlier run is removed
+            self.ranks.first_does(lambda: check_file(self.config))
         with ExitStack() as opened:
             self.run = opened.enter_context(
                 SharedRun.open(
@@ -199,6 +201,8 @@ class Trainer:
         if run.resumed is not None:
             run.restore(run.resumed, training.optimizer, state)
         else:
+            if config.warm_start.warm_start_file:  # before the minutes that measuring takes
+                found_in(Path(config.warm_start.warm_start_file), training, training.trained_prompts)
             with run.log.stage("rehearsing the export"):
                 run.rehearse_export(policy)
             with run.log.stage("measuring the untrained model") as stage:

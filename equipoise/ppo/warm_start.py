@@ -19,16 +19,23 @@ from equipoise.errors import UserError
 from equipoise.learning.collect import CPU_ROWS, Progress, TooFewError, collect, said
 from equipoise.learning.search import BATCH
 from equipoise.learning.supervised import Example, Supervision, examples_of, read_rows, supervise
+from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.training import Training, new_optimizer
 from equipoise.protocol.plural import plural
 from equipoise.runs.stage import Stage, unseen
 
 
-def read(
+def check_file(config: TrainConfig) -> None:
+    """Raises UserError where the file of `warm_start_file` cannot be read as one of sentences."""
+    if config.warm_start.warm_start_file:
+        read_rows(Path(config.warm_start.warm_start_file), config.task)
+
+
+def found_in(
     path: Path, training: Training, prompts: dict[str, list[int]], say: Callable[[str], None] = lambda line: None
 ) -> list[Example]:
-    """Strictly successful sentences of a file in any layout, each as often as it may come, at most as many as are
-    wanted. `say` gets what is odd in the file.
+    """Strictly successful sentences of a file in any layout, each as often as it may come. `say` gets what is odd in
+    the file.
 
     Raises UserError for a file that is none, and for fewer than `BATCH` sentences.
     """
@@ -44,11 +51,23 @@ def read(
         if times[example.text] <= config.warm_start_copies:
             examples.append(example)
     if len(times) < BATCH:
+        remedy = "give another --warm-start-file"
+        if config.warm_start_target != "off":
+            remedy = "raise --warm-start-target-samples and --warm-start-pool, so that the target has more"
         raise UserError(
             f"the warm start can learn from {plural(len(times), 'sentence')} of {path} and needs at least {BATCH} "
-            f"({found.describe()}): give another --warm-start-file"
+            f"({found.describe()}): {remedy}"
         )
-    chosen = torch.randperm(len(examples), generator=training.state.generator)[: config.warm_start_sentences]
+    return examples
+
+
+def read(
+    path: Path, training: Training, prompts: dict[str, list[int]], say: Callable[[str], None] = lambda line: None
+) -> list[Example]:
+    """Those of `found_in`, at most as many as are wanted, in random order. Raises UserError as that does."""
+    examples = found_in(path, training, prompts, say)
+    wanted = training.config.warm_start.warm_start_sentences
+    chosen = torch.randperm(len(examples), generator=training.state.generator)[:wanted]
     return [examples[i] for i in chosen.tolist()]
 
 

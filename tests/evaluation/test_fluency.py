@@ -219,3 +219,35 @@ def test_gpt2_is_understood_by_its_short_name() -> None:
     source = resolve(full_name("gpt2"))
     assert source.kind == "hub" and fluency._name(source, []) == "gpt2"
     assert full_name("bundled") == "bundled"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            {"acceptability": "/nowhere"},
+            r"--acceptability /nowhere cannot be had \(.*\): give all-mpnet-base-v2, or a cl",
+        ),
+        ({"acceptability": "all-mpnet-base-v3"}, r"--acceptability all-mpnet-base-v3 cannot be had .*: give all-mpnet"),
+        ({"acceptability": "all-mpnet-base-v2", "acceptable_label": "x"}, "--acceptable-label x .* has no labels"),
+    ],
+)
+def test_what_cannot_tell_acceptable_sentences_is_refused_before_any_judge_reads(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], says: str
+) -> None:
+    monkeypatch.setattr(fluency, "_scorer", lambda *_: pytest.fail("a judge was loaded"))
+    config = EvaluateConfig(judge=(str(llama),), device="cpu", **given)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=says):
+        judge(config, ["The nurse was kind."], lambda _: None, lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"acceptability": " "}, "--acceptability is empty"),
+        ({"acceptable_label": "x"}, "--acceptable-label x .* is none"),
+    ],
+)
+def test_options_of_acceptability_that_mean_nothing_are_refused(given: dict[str, str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        EvaluateConfig(**given)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from scipy.special import expit, logsumexp
 
 from equipoise.evaluation.compare import compare
 from equipoise.evaluation.intervals import Array
-from equipoise.evaluation.mixed_logit import Likelihood, mixed_logit
+from equipoise.evaluation.mixed_logit import LARGEST, Likelihood, mixed_logit
 from equipoise.evaluation.summary import occupation_estimates
 from equipoise.protocol.task import PROTOCOL
 from tests.evaluation.files import sample
@@ -132,3 +132,18 @@ def test_it_stands_beside_the_paired_tests_of_events_alone() -> None:
     assert strict.difference is not None
     assert strict.mixed.log_odds < 0  # b − a, the later one first
     assert strict.difference < 0
+
+
+@pytest.mark.parametrize(
+    ("successes", "what"),
+    [
+        ([[10, 10], [0, 0], [10, 10], [0, 0]], "deviation of occupations"),  # all or nothing by occupation
+        ([[10, 0], [0, 10]], "deviation of the difference"),  # the methods the other way round in each
+    ],
+)
+def test_what_has_no_end_in_the_data_is_told_and_not_passed_for_an_estimate(
+    successes: list[list[float]], what: str
+) -> None:
+    made = mixed_logit(np.array(successes, float), np.full((len(successes), 2), 10.0))
+    assert made is not None and max(made.sd_occupation or 0, made.sd_difference or 0) == LARGEST
+    assert made.note == f"without end in these data, here at the largest looked for: {what}"

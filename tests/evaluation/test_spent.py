@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import frontier
 from equipoise.cli import main
 from equipoise.errors import UserError
 from equipoise.evaluation import stored
@@ -115,3 +116,16 @@ def test_a_damaged_record_is_told_in_one_line(tmp_path: Path, member: str, value
     path = completions(tmp_path / "a.csv", "bold.", "X", {"method": "x", member: value})
     with pytest.raises(UserError, match=f"cannot be used .*{said}"):
         read_side(str(path))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"), [("nowhere.csv", "there is no"), ("frontier.csv", "nothing of waste is known")]
+)
+def test_the_frontier_that_cannot_be_drawn_is_refused_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: str, says: str
+) -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    monkeypatch.setattr("sys.argv", ["frontier.py", str(docs / given), "--waste", str(tmp_path / "w.svg")])
+    with pytest.raises(SystemExit) as ended:
+        frontier.main()
+    assert ended.value.code == 2 and says in capsys.readouterr().err and not any(tmp_path.iterdir())

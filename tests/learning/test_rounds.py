@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from equipoise.errors import UserError
+from equipoise.learning import rounds
 from equipoise.learning.rounds import (
     Author,
     Rounds,
@@ -217,3 +219,12 @@ def test_each_round_brings_the_policy_nearer_to_its_target_and_the_rates_stay_ri
     level = [math.log(share / old) for share, old in zip(tilted.shares, plain.shares, strict=True)]
     old = math.fsum((t - p) * r for t, p, r in zip(tilted.shares, plain.shares, plain.log_ratios, strict=True))
     assert more == pytest.approx(old + math.fsum(s * x for s, x in zip(tilted.shares, level, strict=True)))
+
+
+def test_a_policy_that_never_succeeds_is_told_in_one_line(words: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    author = loaded(words)
+    first = [each.example for each in draw(author, 400, torch.Generator().manual_seed(1)).found]
+    monkeypatch.setattr(rounds, "draw", lambda *_: Sample([], {"nurse": 40}))
+    how = Rounds(rounds=1, samples=40, learnt=10, learning_rate=1e-3, batch_size=16, copies=4)
+    with pytest.raises(UserError, match=r"round 0 of 1 .* none of 40 sentences .* --warm-start-target-rounds 0"):
+        learn_towards(author, first, "near", how, lambda _: None)

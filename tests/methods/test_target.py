@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from equipoise.errors import UserError
-from equipoise.measures.decomposition import read_rates
+from equipoise.measures.decomposition import PairRates, Rate, read_rates
 from equipoise.methods import target
 from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.guided import Guided
@@ -163,6 +163,35 @@ def test_without_them_the_run_says_who_writes_them(words: Path, tmp_path: Path) 
         train(run(words, tmp_path))
     plain = small_config(words, tmp_path)
     assert prepared(plain) is plain
+
+
+@pytest.mark.parametrize("name", ["warm_start_pool", "warm_start_target_samples"])
+def test_samples_that_give_no_error_of_a_probability_are_refused_before_any_is_written(
+    words: Path, tmp_path: Path, name: str
+) -> None:
+    config = run(words, tmp_path)
+    least = 2 * len(PROTOCOL.names)
+    small = replace(config.warm_start, **{"warm_start_sentences": 16, name: least - 1})
+    with pytest.raises(UserError, match=rf"{name.replace('_', '-')} 39 is less than two .* 20 occupations: .* {least}"):
+        prepared(replace(config, warm_start=small), lambda _: pytest.fail("nothing is written"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"warm_start_learning_rate": 2e-2}, {"warm_start_batch_size": 7}, {"warm_start_fluency": 1.0}],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_the_rounds_learn_with_makes_other_sentences(
+    words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, float]
+) -> None:
+    """They would else be taken from the run before, which learnt otherwise."""
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(target, "_pool", lambda *_: [])
+    monkeypatch.setattr(target, "_of_target", lambda *_: (PairRates({A: Rate(0.1, 0.0)}, 0.1, 10), []))
+    config = run(words, tmp_path, "near")
+    other = replace(config, warm_start=replace(config.warm_start, **change))
+    first, second = (prepared(each, lambda _: None).warm_start.warm_start_file for each in (config, other))
+    assert first != second
 
 
 def test_a_nucleus_has_no_target(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -532,3 +532,30 @@ def test_a_run_killed_after_the_warm_start_goes_on_from_there(
     assert train(settings(tmp_path / "b")).status == "done"
     first, second = (load_file(tmp_path / name / "out/model.safetensors") for name in ("a", "b"))
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("content", [None, "", "Occupation,Text\nnurse,The nurse was tired.\n"])
+def test_a_file_that_cannot_be_learnt_from_is_refused_before_anything_is_measured_or_lost(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    path = tmp_path / "sentences.csv"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setattr(training, "base_rates", lambda *_: pytest.fail("measured before the file was looked at"))
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        train(small_config(model, tmp_path, warm_start_file=str(path)))
+
+
+def test_an_earlier_run_is_there_still_where_the_file_is_none(model: Path, tmp_path: Path) -> None:
+    train(small_config(model, tmp_path, steps=2))
+    before = (tmp_path / "out" / "training_metrics.csv").read_bytes()
+    with pytest.raises(UserError, match=r"nowhere\.csv"):
+        train(small_config(model, tmp_path, warm_start_file=str(tmp_path / "nowhere.csv")), overwrite=True)
+    assert (tmp_path / "out" / "training_metrics.csv").read_bytes() == before and checkpoints(tmp_path)
+
+
+def test_too_few_sentences_of_a_target_are_told_by_the_options_that_made_them(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "near.csv"
+    path.write_text("Occupation,Text\nnurse,The nurse was tired.\n")
+    with pytest.raises(UserError, match=r"needs at least 16 .*: raise --warm-start-target-samples"):
+        train(small_config(model, tmp_path, warm_start_file=str(path), warm_start_target="near"))
