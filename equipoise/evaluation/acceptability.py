@@ -7,7 +7,6 @@ sentences of constructions that grammars call acceptable or not, then from lingu
 weights.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import MPNetConfig, MPNetModel
 
+from equipoise.documents import parse_json
 from equipoise.policy import bundled
 from equipoise.policy.packaged import MPNET
 
@@ -71,7 +71,7 @@ def read_probe(path: Path = WEIGHTS) -> Probe:
         names = sorted(name.removesuffix(".A") for name in file.keys() if name.endswith(".A"))  # noqa: SIM118
         adapters = {name: (file.get_tensor(f"{name}.A"), file.get_tensor(f"{name}.B")) for name in names}
         weights = file.get_tensor("weights").double().numpy()
-    return Probe(weights, float(said["bias"]), float(said["threshold"]), tuple(json.loads(said["layers"])), adapters)
+    return Probe(weights, float(said["bias"]), float(said["threshold"]), tuple(parse_json(said["layers"])), adapters)
 
 
 def load_encoder(folder: Path, layers: int) -> tuple[Tokenizer, MPNetModel]:
