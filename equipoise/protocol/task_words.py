@@ -56,4 +56,8 @@ def _negations(values: Values) -> Negations | None:
             found[name] = checked([TermClass(name, listed)])[0].terms if listed else ()
         except TermError as error:
             raise values.error(f"`negations`: {error}", *place, *error.place[1:]) from None
+    if any(found.values()) and not found.get("cues"):
+        without = " and ".join(name for name, words in found.items() if words)
+        message = f"`negations` has {without} and no cues, so that nothing would be looked for; give cues: [not]"
+        raise values.error(message, "negations")
     return Negations(**{"cues": (), **found})

@@ -142,6 +142,8 @@ def test_the_document_has_the_lists_only_where_the_file_has_them() -> None:
         ({"negations": {"cue": ["not"]}}, "there is no 'cue' of `negations`; did you mean 'cues'"),
         ({"negations": {"cues": ["not", "Not"]}}, "'Not' comes twice"),
         ({"negations": [False]}, "put it in quotation marks"),
+        ({"negations": {"until": ["but"]}}, "has until and no cues"),
+        ({"negations": {"cues": [], "unless": ["not only"], "until": ["but"]}}, "has unless and until and no cues"),
     ],
 )
 def test_what_is_no_list_is_refused_in_one_line(keys: dict[str, Any], said: str) -> None:
