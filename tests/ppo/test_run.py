@@ -93,7 +93,7 @@ def options(model: Path, where: Path, *more: str) -> list[str]:
     return [
         *("--preset", "bundled-cpu", "--model", str(model), "--prompt", "raw", "--dtype", "float32", "--device", "cpu"),
         *("--batch-size", "8", "--mini-batch-size", "4", "--max-new-tokens", "8", "--save-every", "5"),
-        *("--warm-start", "off"),
+        *("--warm-start", "off", "--base-samples", "16", "--eval-sentences", "0", "--final-sentences", "0"),
         *("--output-dir", str(where / "out"), "--checkpoint-dir", str(where / "checkpoints")),
         *("--tensorboard-dir", str(where / "runs"), *more),
     ]
