@@ -12,7 +12,6 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -34,6 +33,8 @@ from equipoise.policy.versions import for_both
 from equipoise.policy.weights import load_model
 
 REHEARSAL = ".equipoise-rehearsal"
+BESIDE = 50_000_000
+"""Bytes for what lies beside the weights."""
 SMALL = 1_000_000_000
 """Below this many parameters an export is float32 by default: rounding a merge costs more than the disk space."""
 
@@ -65,10 +66,7 @@ def export(
     if not_ours(folder, [ADAPTER_CONFIG]):
         raise UserError(f"{folder} holds an adapter, which would be loaded on top of the exported model: name another")
     plain: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
-    if dtype is None:
-        small = sum(p.numel() for p in plain.parameters()) + matrix_weights(plain) < SMALL
-        compute: torch.dtype = plain.get_input_embeddings().weight.dtype
-        dtype = torch.float32 if small or compute == torch.float32 else torch.bfloat16
+    dtype = dtype or _usual_dtype(plain)
     weights = merged_weights(model, dtype, source)
 
     def write(partial: Path) -> None:
@@ -76,7 +74,17 @@ def export(
         write_texts(partial, {"README.md": render(card, source, tokenizer), **(extra_files or {})})
         _verify(partial, weights)
 
-    put(folder, write, sum(t.nbytes for t in weights.values()) + 50_000_000)
+    put(folder, write, sum(t.nbytes for t in weights.values()) + BESIDE)
+
+
+def _size(plain: PreTrainedModel) -> int:
+    parameters: int = sum(p.numel() for p in plain.parameters())
+    return parameters + matrix_weights(plain)
+
+
+def _usual_dtype(plain: PreTrainedModel) -> torch.dtype:
+    compute: torch.dtype = plain.get_input_embeddings().weight.dtype
+    return torch.float32 if _size(plain) < SMALL or compute == torch.float32 else torch.bfloat16
 
 
 def merged_weights(model: PreTrainedModel | PeftModel, dtype: torch.dtype, source: Source | None) -> dict[str, Tensor]:
@@ -103,15 +111,23 @@ def merged_weights(model: PreTrainedModel | PeftModel, dtype: torch.dtype, sourc
         if key not in done:
             whole = original.detach().to("cpu") if adapter is None else _merge(adapter, original)
             done[key] = whole.to(dtype) if whole.is_floating_point() else whole
-            if bad := int((~done[key].isfinite()).sum()):
-                raise NonFiniteError(f"{bad} values of the weight {name} are NaN or infinite; nothing was exported")
+            _refuse_non_finite(name, done[key])
         merged[name] = done[key]
     return merged
 
 
+def _refuse_non_finite(name: str, values: Tensor) -> None:
+    if bad := int((~values.isfinite()).sum()):
+        raise NonFiniteError(f"{bad} values of the weight {name} are NaN or infinite; nothing was exported")
+
+
+def _check_plain(layer: Any) -> None:
+    assert not layer.merged and not layer.lora_variant and not any(layer.lora_bias.values()), "plain LoRA only"
+
+
 def _merge(layer: Any, original: Tensor) -> Tensor:
     """W + Σ scale · B A, float32 on the CPU; out of place, because `original` may be the live weight."""
-    assert not layer.merged and not layer.lora_variant and not any(layer.lora_bias.values()), "plain LoRA only"
+    _check_plain(layer)
     whole = original.detach().to("cpu", torch.float32)
     for name in layer.active_adapters:
         a, b = (part[name].weight.detach().to("cpu", torch.float32) for part in (layer.lora_A, layer.lora_B))
@@ -160,14 +176,19 @@ def _write(
 
 def _verify(partial: Path, weights: Mapping[str, Tensor]) -> None:
     """Load the folder as anyone would and compare every tensor with what was meant to be written."""
-    with quiet_progress():
-        loaded, report = AutoModelForCausalLM.from_pretrained(partial, dtype="auto", output_loading_info=True)
-    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
-    for name, tensor in loaded.state_dict().items():
+    for name, tensor in _loaded(partial, ("missing_keys", "unexpected_keys", "mismatched_keys")).state_dict().items():
         if not torch.equal(tensor.to(weights[name].dtype), weights[name]):
             raise OSError(f"{name} was not written as it should be")
+
+
+def _loaded(partial: Path, must_be_empty: Iterable[str], **how: Any) -> PreTrainedModel:
+    """The model in the folder, its tokenizer and generation settings read as well."""
+    with quiet_progress(reports=False):  # what would be told is in `report`
+        loaded, report = AutoModelForCausalLM.from_pretrained(partial, dtype="auto", output_loading_info=True, **how)
+    assert not any(report[kind] for kind in must_be_empty), report
     AutoTokenizer.from_pretrained(partial)
     read_json(partial / "generation_config.json")
+    return loaded
 
 
 def rehearse(
@@ -181,10 +202,11 @@ def rehearse(
     extra_files: Mapping[str, str] | None = None,
     save: str = "merged",
 ) -> None:
-    """Find out before training whether `export` will work, and keep nothing. Raises UserError where it would not.
+    """Find out before training whether `export` will work, and keep nothing. Raises what `export` would.
 
-    A model of a billion parameters or more is written with one column of every weight, which is quick and shows whether
-    names, configuration and tokenizer can be written.
+    Everything is done as there, but with one column of every weight: whether names, configuration, tokenizer and card
+    can be written, and are read back by transformers as the same model, does not depend on the others. Of all weights
+    only their number, for which there must be room, and whether they are finite.
     """
     plain: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
     partial = folder / REHEARSAL
@@ -198,13 +220,9 @@ def rehearse(
             export_adapter(
                 adapter, tokenizer, partial, card=card, source=source, stop_ids=stop_ids, extra_files=extra_files
             )
-        elif sum(p.numel() for p in plain.parameters()) < SMALL and not getattr(plain, "is_quantized", False):
-            export(model, tokenizer, partial, card=card, source=source, stop_ids=stop_ids, extra_files=extra_files)
         else:
-            partial.mkdir(parents=True)
-            _write(partial, plain, _columns(plain), torch.float32, tokenizer, stop_ids)
-            AutoConfig.from_pretrained(partial)
-            AutoTokenizer.from_pretrained(partial)
+            texts = {"README.md": render(card, source, tokenizer), **(extra_files or {})}
+            _rehearse_merged(model, tokenizer, partial, stop_ids, texts)
     except (UserError, NonFiniteError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever transformers' own writing has against the model
@@ -220,7 +238,33 @@ def rehearse(
                 path.rmdir()
 
 
-def _columns(plain: PreTrainedModel) -> dict[str, Tensor]:
+def _rehearse_merged(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    stop_ids: Iterable[int] | None,
+    texts: Mapping[str, str],
+) -> None:
+    plain: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    dtype = _usual_dtype(plain)
+    for name, value in model.named_parameters():
+        # The sum first: it needs no memory beside the weight, and is finite unless one of them is not.
+        if value.is_floating_point() and not value.detach().sum(dtype=torch.float32).isfinite():
+            _refuse_non_finite(name, value.detach())
+    for module in plain.modules():
+        if isinstance(module, LoraLayer):
+            _check_plain(module)
+
+    def write(partial: Path) -> None:
+        _write(partial, plain, _columns(plain, dtype), dtype, tokenizer, stop_ids)
+        write_texts(partial, texts)
+        # On the meta device nothing is computed or kept; a column is of another shape than its weight.
+        _loaded(partial, ("missing_keys", "unexpected_keys"), device_map={"": "meta"}, ignore_mismatched_sizes=True)
+
+    put(folder, write, _size(plain) * dtype.itemsize + BESIDE)
+
+
+def _columns(plain: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """Every weight by the name it is exported under, its last dimension cut to one."""
     adapters = {name: module for name, module in plain.named_modules() if isinstance(module, LoraLayer)}
     rounded = {name for name, module in plain.named_modules() if isinstance(module, EightBitLinear)}
@@ -234,6 +278,6 @@ def _columns(plain: PreTrainedModel) -> dict[str, Tensor]:
     named.pop("", None)
     made: dict[int, Tensor] = {}  # tied weights are one tensor and stay one
     return {
-        name: made.setdefault(value.data_ptr(), torch.zeros((*value.shape[:-1], 1) if value.dim() else ()))
+        name: made.setdefault(value.data_ptr(), torch.zeros((*value.shape[:-1], 1) if value.dim() else (), dtype=dtype))
         for name, value in named.items()
     }

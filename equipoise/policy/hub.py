@@ -143,13 +143,17 @@ def explain(model_id: str, error: BaseException) -> str | None:
 
 
 @contextmanager
-def quiet_progress() -> Iterator[None]:
-    """No progress bars of transformers inside: for what takes a second, and beside a progress bar of ours."""
-    shown = transformers_logging.is_progress_bar_enabled()
+def quiet_progress(reports: bool = True) -> Iterator[None]:
+    """No progress bars of transformers inside: for what takes a second, and beside a progress bar of ours. Without
+    `reports` none of its warnings either."""
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    if not reports:
+        transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
 

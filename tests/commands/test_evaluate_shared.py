@@ -17,7 +17,7 @@ from equipoise.evaluation.files import FILES
 from tests.ranked import only_first_has_disk, rank, read_only, together
 from tests.tiny import WORDS, words_folder
 
-from .test_evaluate import completions
+from .completions import completions
 
 
 @pytest.fixture(scope="module")

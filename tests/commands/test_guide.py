@@ -15,7 +15,7 @@ from equipoise.commands.train import configure
 from equipoise.policy import load, reference
 from equipoise.policy.config import LLAMA_8B, PolicyConfig
 from equipoise.runs.command import typed
-from tests.ppo.test_run import ROOT, options
+from tests.ppo.started import ROOT, options
 from tests.tiny import tiny_folder
 
 SCRIPT = (ROOT / "train_rlhf.py").read_text()

@@ -41,6 +41,8 @@ from tests.evaluation.hostile import example
 from tests.tasks import foreign_task, one_class_task
 
 FOREIGN, ONE = foreign_task(), one_class_task()
+pytestmark = pytest.mark.usefixtures("no_pdf")
+
 LETTERS = ("aa", "bb", "cc", "dd")
 FOUR = task_from_document(
     {

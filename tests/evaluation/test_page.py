@@ -18,6 +18,8 @@ from equipoise.evaluation.page import json_block
 from tests.evaluation import hostile
 
 Attributes = list[tuple[str, str | None]]
+pytestmark = pytest.mark.usefixtures("no_pdf")
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 VOID = {"meta", "link", "img", "input", "br"}
 
@@ -61,7 +63,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(no_pdf: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report on hostile names and texts, with a training run."""
     folder = tmp_path_factory.mktemp("hostile")
     run = hostile.training_run(folder / "run")

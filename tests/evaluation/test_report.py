@@ -18,6 +18,8 @@ from equipoise.evaluation.results import Estimate, Evaluation, Method, Parts
 from equipoise.policy.card import ModelCard, render
 from tests.evaluation.hostile import EXAMPLE, example, training_run, written
 
+pytestmark = pytest.mark.usefixtures("no_pdf")
+
 ROWS: list[dict[str, Any]] = [dict(row) for row in stored.read_rows(EXAMPLE / "rows.csv")]
 
 

@@ -16,6 +16,8 @@ from equipoise.evaluation.side import read_side
 from equipoise.evaluation.spent import parts_of, spent_plots, table
 
 A, B, C = ["bold", "caring"], ["decisive", "loyal"], ["ambitious", "helpful"]
+pytestmark = pytest.mark.usefixtures("no_pdf")
+
 RATES = {
     "event": "strict",
     "pairs": [{"pair": A, "value": 3e-4, "variance": 1e-10}, {"pair": B, "value": 1e-4, "variance": 1e-10}],

@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import zipfile
 from dataclasses import replace
@@ -24,6 +23,7 @@ from equipoise.policy.packaged import SMOLLM2, Packaged
 from equipoise.policy.source import load_tokenizer, resolve
 from equipoise.policy.weights import load_model
 from tests.default import LEXICON, OCCUPATIONS, PROMPTS
+from tests.killing import exit_code, in_child
 from tests.tiny import TOKENS, tiny_gguf, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,44 +158,38 @@ def test_a_cache_that_is_full_or_cannot_be_written_is_refused(
 
 # --- several processes
 
-CHILD = """
-import hashlib, os, signal, sys
-from dataclasses import replace
-from pathlib import Path
-from equipoise.policy import bundled
-gguf = Path(sys.argv[1])
-data = gguf.read_bytes()
-model = replace(bundled.SMOLLM2, file_bytes=len(data), file_sha256=hashlib.sha256(data).hexdigest())
-bundled._installed = lambda model: bundled.Found((gguf,), None)
-if sys.argv[2:]:
-    convert = bundled._convert
-    def killed(gguf, made):
-        convert(gguf, made)
-        os.kill(os.getpid(), signal.SIGKILL)
-    bundled._convert = killed
-bundled.folder(model)
-"""
 
+def start(said: Path, kill: bool = False) -> int:
+    """A process that makes the model and says what it has to say in a file; killed once it has converted, if asked."""
 
-def start(*arguments: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", CHILD, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    def work() -> int:
+        sys.stderr = said.open("w", buffering=1)
+        if kill:
+            convert = bundled._convert
+
+            def killed(gguf: Path, made: Path) -> None:
+                convert(gguf, made)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            bundled._convert = killed
+        make()
+        return 0
+
+    return in_child(work)
 
 
 def test_killed_while_converting_leaves_nothing_half_made(tiny: Path, cache: Path, tmp_path: Path) -> None:
-    process = start(tiny, Path("killed"))
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert exit_code(start(tmp_path / "said", kill=True)) == -signal.SIGKILL
     assert not list(cache.glob("SmolLM2*")) and list(cache.glob(".partial-*"))
     make()  # the dead process holds no lock, and its leftovers go
     assert len(list(cache.glob("SmolLM2*"))) == 1 and not list(cache.glob(".partial-*"))
 
 
-def test_processes_that_start_together_convert_once(tiny: Path, cache: Path) -> None:
-    processes = [start(tiny) for _ in range(2)]
-    said = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    assert sum("preparing the model" in text for text in said) == 1
+def test_processes_that_start_together_convert_once(tiny: Path, cache: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "first", tmp_path / "second"]
+    processes = [start(said) for said in files]
+    assert [exit_code(process) for process in processes] == [0, 0], [said.read_text() for said in files]
+    assert sum("preparing the model" in said.read_text() for said in files) == 1
     assert sorted(path.name for path in cache.iterdir())[1:] == ["bundled.lock"]
 
 

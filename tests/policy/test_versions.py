@@ -30,7 +30,7 @@ from equipoise.policy.export import export
 from equipoise.policy.prompt import prompt_ids
 from equipoise.policy.versions import TESTED, VERSIONS
 from equipoise.protocol.task import PROTOCOL
-from tests.policy.test_export import CARD
+from tests.policy.exported import CARD
 from tests.policy.test_template import TODAY
 from tests.tiny import TOKENS, tiny_tokenizer
 

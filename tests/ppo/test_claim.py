@@ -15,58 +15,18 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from equipoise import cli
 from equipoise.errors import UserError
 from equipoise.policy.eightbit import NAMES, ROTATED
 from equipoise.ppo import claim
-from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.run import Run
 from equipoise.runs import locks
-from equipoise.runs.checkpoint import newest
 from equipoise.runs.files import write_whole
 from equipoise.runs.ownership import OWNER
 from tests.killing import exit_code, in_child
 
-from .small import small_config
-
-MODEL = Path("nowhere")
-
-
-def light(where: Path, out: str = "out", checkpoints: str = "checkpoints", **changes: Any) -> TrainConfig:
-    folders = {"output_dir": str(where / out), "checkpoint_dir": str(where / checkpoints)}
-    return small_config(MODEL, where, **(folders | {"steps": 1000} | changes))
-
-
-def work(config: TrainConfig, rows: int, saved: int | None = None, overwrite: bool = False) -> None:
-    """A run of `rows` more steps, of which the checkpoint `saved` steps on is kept; then killed, in effect."""
-    with Run.open(config, overwrite=overwrite) as run:
-        first = run.resumed.step if run.resumed else 0
-        for step in range(first + 1, first + rows + 1):
-            run.log.step(step, {"reward/mean": float(config.seed), "compliance/both": 0.0, "kl/ref": 0.0}, {})
-            if saved is not None and step == first + saved:
-                run.log.sync()
-                run._write(step, {"weights": {"w": torch.zeros(1)}}, {"config": config.document(), "state": {}}, [])
-
-
-def rows_of(folder: Path) -> list[tuple[int, float]]:
-    path = folder / "training_metrics.csv"
-    lines = path.read_text().splitlines()[1:] if path.exists() else []
-    return [(int(step), float(seed)) for step, seed, *_ in (line.split(",") for line in lines)]
-
-
-def everything(where: Path) -> dict[str, bytes]:
-    return {str(p): p.read_bytes() for p in sorted(where.rglob("*")) if p.is_file() and "runs" not in p.parts}
-
-
-def refused(config: TrainConfig, where: Path, match: str, overwrite: bool = False) -> None:
-    before = everything(where)
-    with pytest.raises(UserError, match=match):
-        Run.open(config, overwrite=overwrite)
-    assert everything(where) == before
+from .light import light, refused, rows_of, work
 
 
 @pytest.mark.parametrize("moved", ["folder", "each", "named"])
@@ -329,80 +289,6 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="File name too long"):
         write_whole(tmp_path / ("n" * 250), "new")
     assert os.listdir(tmp_path) == ["a"]
-
-
-# A random pair of runs in shared folders
-
-
-class Pair(RuleBasedStateMachine):
-    """Runs of two seeds in two output and two checkpoint folders, killed anywhere, their folders moved about."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        import tempfile
-
-        self.where = Path(tempfile.mkdtemp())
-        self.kept: dict[str, list[tuple[int, float]]] = {}
-        """Rows of each output folder that a checkpoint counts on: they may never go."""
-
-    def teardown(self) -> None:
-        shutil.rmtree(self.where)
-
-    @rule(
-        out=st.sampled_from(["o1", "o2"]),
-        checkpoints=st.sampled_from(["c1", "c2"]),
-        seed=st.sampled_from([1, 2]),
-        rows=st.integers(0, 4),
-        saved=st.none() | st.integers(1, 4),
-    )
-    def train(self, out: str, checkpoints: str, seed: int, rows: int, saved: int | None) -> None:
-        before = everything(self.where)
-        try:
-            work(light(self.where, out, checkpoints, seed=seed), rows, saved)
-        except UserError:
-            changed = {k: v for k, v in everything(self.where).items() if before.get(k) != v}
-            assert not changed and set(before) == set(everything(self.where))
-        found = newest(self.where / checkpoints)
-        step = found.step if found else 0
-        if self.where.joinpath(out, "training_metrics.csv").exists() and rows_of(self.where / out):
-            record = json.loads((self.where / out / "run.json").read_text())
-            owner = self.where / checkpoints / OWNER
-            if owner.exists() and json.loads(owner.read_text())["run"] == record["run"]:
-                self.kept[out] = [row for row in rows_of(self.where / out) if row[0] <= step]
-
-    @rule(kind=st.sampled_from(["o", "c"]))
-    def swap(self, kind: str) -> None:
-        """The two folders exchange their names."""
-        first, second, third = (self.where / f"{kind}{x}" for x in ("1", "2", "3"))
-        for a, b in ((first, third), (second, first), (third, second)):
-            if a.exists():
-                a.rename(b)
-        if kind == "o":
-            self.kept = {{"o1": "o2", "o2": "o1"}[name]: rows for name, rows in self.kept.items()}
-
-    @rule(which=st.sampled_from(["c1", "c2"]), there=st.booleans())
-    def move_checkpoints(self, which: str, there: bool) -> None:
-        here, away = self.where / which, self.where / f"away-{which}"
-        a, b = (here, away) if there else (away, here)
-        if a.exists() and not b.exists():
-            a.rename(b)
-
-    @invariant()
-    def no_row_is_lost_or_mixed(self) -> None:
-        for out in ("o1", "o2"):
-            rows = rows_of(self.where / out)
-            assert len({seed for _, seed in rows}) <= 1, "rows of two seeds"
-            assert [step for step, _ in rows] == sorted({step for step, _ in rows}), "rows out of order"
-            assert self.kept.get(out, []) == rows[: len(self.kept.get(out, []))], "rows were lost"
-            steps = [step for step, _ in rows]
-            assert not steps or steps == list(range(steps[0], steps[0] + len(steps))), "rows of two runs"
-            record = self.where / out / "run.json"
-            if rows and record.exists():
-                assert json.loads(record.read_text())["config"]["seed"] == rows[0][1], "one's record, the other's rows"
-
-
-Pair.TestCase.settings = settings(max_examples=25, stateful_step_count=12, deadline=None)
-test_a_random_pair_of_runs_in_shared_folders_never_loses_or_mixes_a_row = Pair.TestCase
 
 
 @pytest.fixture(autouse=True)

@@ -94,9 +94,10 @@ def test_a_sentence_that_was_cut_off_is_not_learnt_even_where_it_reads_as_comple
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collecting, "FORCED_TOP_P", 1.0)  # the tiny model's stop is a rare token
+    monkeypatch.setattr(collecting, "BATCH", 4)
     policy = load(model)
     policy.stop_ids = (1,)  # a full stop alone no longer ends a completion
-    examples = gather(policy, "forced", sentences=16, tokens=14, budget=60_000)
+    examples = gather(policy, "forced", sentences=4, tokens=14, budget=60_000)
     assert all(example.completion[-1] == 1 for example in examples)
 
 

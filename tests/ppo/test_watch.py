@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def sentence(text: str, occupation: str, **changes: Any) -> Sentence:
     return made._replace(**changes)
 
 
+@cache
 def varied(n: int = 512, seed: int = 0) -> list[Sentence]:
     """Compliant sentences of 9 to 13 words with terms, openings and words all over the place."""
     draw = random.Random(seed)

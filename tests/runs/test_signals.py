@@ -31,12 +31,18 @@ with StopSignals() as stop:
 """
 
 
+def heard() -> None:
+    """Hangups reach what is started, as from a terminal, also where the tests run under `nohup`."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def start(*prefix: str, stderr: int = subprocess.PIPE) -> tuple[subprocess.Popen[str], int]:
     """The started process, once it handles signals, and the process id of the run in it."""
     command = [*prefix, sys.executable, "-c", RUN]
     process = subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
-    )
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
+        preexec_fn=heard,
+    )  # fmt: skip
     assert process.stdout
     line = process.stdout.readline().split()
     assert line[0] == "ready"

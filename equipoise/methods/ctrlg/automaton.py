@@ -158,7 +158,7 @@ class _Anything:
         return shape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CharAutomaton:
     """Deterministic and minimal. S states, K classes of characters, class NEVER being those that are never written.
 
@@ -198,8 +198,9 @@ class CharAutomaton:
 
 
 def build(constraint: Constraint, prefixes: Iterable[str]) -> CharAutomaton:
-    """The automaton of a constraint with a start after each prefix. Raises UserError, with the reason, if a class has
-    no term that can be written, or for a prefix that no valid sentence begins with, its words aside."""
+    """The automaton of a constraint, its numbers of words aside, with a start after each prefix. Raises UserError, with
+    the reason, if a class has no term that can be written, or for a prefix that no valid sentence begins with, its
+    words aside."""
     matcher = _Matcher(constraint.classes)
     sentence = _Sentence(constraint.abbreviations) if constraint.strict else _Anything()
     kind_N, characters = classify(matcher.letters, sentence.named)

@@ -1,6 +1,7 @@
 """Whether a task's constraint can be met at all, said without a model."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 from equipoise.errors import UserError
@@ -10,13 +11,18 @@ from equipoise.methods.ctrlg.constraint import Constraint, constraint_of
 from equipoise.protocol.prompts import word_count
 from equipoise.protocol.task import Task
 
-_cached_build = lru_cache(maxsize=4)(build)
+_build_once = lru_cache(maxsize=4)(build)
+
+
+def _built(constraint: Constraint, prefixes: Mapping[str, str]) -> CharAutomaton:
+    # The same for all numbers of words, which it does not count.
+    return _build_once(replace(constraint, min_words=0, max_words=0), tuple(prefixes.values()))
 
 
 def characters_of(constraint: Constraint, prefixes: Mapping[str, str]) -> CharAutomaton:
     """The automaton over characters, made once. `prefixes`: for each occupation, how its sentences begin. Raises
     UserError, with the reason, if an occupation has no valid sentence or none of as few words as max_words."""
-    characters = _cached_build(constraint, tuple(prefixes.values()))
+    characters = _built(constraint, prefixes)
     if constraint.strict:
         longest = max(prefixes.values(), key=lambda prefix: _words(characters, prefix))
         fewest = _words(characters, longest)
@@ -35,8 +41,8 @@ def _words(characters: CharAutomaton, prefix: str) -> int:
 def fewest_words(task: Task, occupation: str) -> int:
     """Words, the prefix's counted, of the shortest complete sentence of an occupation that holds a term of every class,
     whatever the task's bounds. Raises UserError if there is none. Takes a second, no model and no tokenizer."""
-    prefixes = tuple(task.prefix(name) for name in task.names)
-    return _words(_cached_build(constraint_of(CtrlGConfig(), task), prefixes), task.prefix(occupation))
+    prefixes = {name: task.prefix(name) for name in task.names}
+    return _words(_built(constraint_of(CtrlGConfig(), task), prefixes), task.prefix(occupation))
 
 
 def check_without_model(config: CtrlGConfig, task: Task, max_new_tokens: int) -> None:

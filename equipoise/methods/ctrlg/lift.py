@@ -12,6 +12,7 @@ look-ahead, which weighs and never decides, is kept for the usual ones alone: th
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,8 +101,9 @@ def lift(
     max_new_tokens: int | None = None,
     vocabulary: int = 0,
 ) -> TokenAutomaton:
-    """The automaton of a task's constraint for a tokenizer, with a start for each of the task's occupations.
-    `vocabulary` is the model's, where it has more ids than the tokenizer: the rest is never allowed.
+    """The automaton of a task's constraint for a tokenizer, with a start for each of the task's occupations: made once,
+    and not to be changed. `vocabulary` is the model's, where it has more ids than the tokenizer: the rest is never
+    allowed.
 
     Raises UserError, with the reason, where an occupation has no valid sentence, or none of so few tokens.
     """
@@ -134,8 +136,7 @@ def lift_constraint(
     added = {index: text.encode() for text, index in tokenizer.get_added_vocab().items()}
     shown = {i: b"" if i in hidden else spelt[i] or added.get(i, b"") for i in stop_ids if 0 <= i < len(spelt)}
     ends = {i: text if ends_sentence(text.decode(errors="replace")) else b"" for i, text in shown.items()}
-    bytewise = on_bytes(characters)
-    automaton = _count_words(characters, bytewise, _classes(bytewise, spelt, ends), constraint, prefixes)
+    automaton = _lifted(characters, constraint, tuple(prefixes.items()), tuple(spelt), tuple(ends.items()))
     occupation = max(prefixes, key=automaton.fewest_tokens)
     need = automaton.fewest_tokens(occupation)
     if need >= NEVER:
@@ -151,6 +152,22 @@ def lift_constraint(
             "more"
         )
     return automaton
+
+
+# A command asks before it loads a model, and again for each sampling that the model then does; a study for each method.
+@lru_cache(maxsize=4)
+def _lifted(
+    characters: CharAutomaton,
+    constraint: Constraint,
+    prefixes: tuple[tuple[str, str], ...],
+    spelt: tuple[bytes | None, ...],
+    ends: tuple[tuple[int, bytes], ...],
+) -> TokenAutomaton:
+    bytewise = _over_bytes(characters)
+    return _count_words(characters, bytewise, _classes(bytewise, spelt, dict(ends)), constraint, dict(prefixes))
+
+
+_over_bytes = lru_cache(maxsize=4)(on_bytes)
 
 
 @dataclass(frozen=True)

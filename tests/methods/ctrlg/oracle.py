@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from equipoise.methods.ctrlg.constraint import Constraint
 from equipoise.protocol.lexicon import Lexicon, TermClass
@@ -40,11 +40,12 @@ def never_written(text: str) -> bool:
     return any(
         "\ud800" <= c <= "\udfff"
         or unicodedata.normalize("NFC", c) != c
-        or any(len(unicodedata.normalize("NFC", before + c)) < 2 for before in _JOINS.get(c, ()))
+        or any(len(unicodedata.normalize("NFC", before + c)) < 2 for before in _joins().get(c, ()))
         for c in text
     )
 
 
+@cache
 def _joins() -> dict[str, set[str]]:
     """What may come before a character and become one with it."""
     found: dict[str, set[str]] = {chr(i): {"\u1100"} for i in range(0x1161, 0x1176)}
@@ -55,6 +56,3 @@ def _joins() -> dict[str, set[str]]:
             first, second = (chr(int(part, 16)) for part in parts)
             found.setdefault(second, set()).add(first)
     return found
-
-
-_JOINS = _joins()

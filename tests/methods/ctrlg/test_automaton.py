@@ -5,6 +5,7 @@ import itertools
 import random
 import string
 import unicodedata
+from functools import cache
 
 import numpy as np
 import pytest
@@ -31,8 +32,6 @@ DEMANDS = {
     "stems": constraint(("skil*", "self-skil*"), ("nurtur*", "friendl*", "kin"), ("bold",), abbreviations=("z.B", "p")),
     "letters": constraint(("groß", "ist", "kühn"), ("ffi*", "ǳ", "σοφός", "α*"), ("ωραίᾳ*", "x", "ωι", "e\u0316")),
 }
-AUTOMATA = {name: build(demand, PREFIXES) for name, demand in DEMANDS.items()}
-BYTES: dict[str, ByteAutomaton] = {name: on_bytes(automaton) for name, automaton in AUTOMATA.items()}
 
 PIECES = {
     "both": [*AGENTIC, *COMMUNAL, "Self-Reliant", "BOLD", "self", "self-", "un", "ly", "Dr", "Mrs", "Prof"],
@@ -53,6 +52,16 @@ COMMON = [
     "\u1160", "한", "हि",
     "The", "she", "U.S.", "Dr.", "J.", "n't",
 ]  # fmt: skip
+
+
+@cache
+def built(name: str) -> CharAutomaton:
+    return build(DEMANDS[name], PREFIXES)
+
+
+@cache
+def over_bytes(name: str) -> ByteAutomaton:
+    return on_bytes(built(name))
 
 
 def texts(name: str) -> st.SearchStrategy[str]:
@@ -78,7 +87,7 @@ def run_bytes(automaton: CharAutomaton, bytewise: ByteAutomaton, prefix: str, te
 
 @pytest.mark.parametrize("name", DEMANDS)
 def test_it_accepts_exactly_what_the_matcher_and_the_sentence_rule_accept(name: str) -> None:
-    demand, automaton, bytewise = DEMANDS[name], AUTOMATA[name], BYTES[name]
+    demand, automaton, bytewise = DEMANDS[name], built(name), over_bytes(name)
 
     @settings(max_examples=500, deadline=None)
     @given(prefix=st.sampled_from(PREFIXES), text=texts(name))
@@ -167,11 +176,11 @@ def test_every_short_text_of_an_alphabet_with_all_that_is_special(strict: bool) 
     ],
 )
 def test_worked_examples(continuation: str, accepted: bool) -> None:
-    assert AUTOMATA["both"].run(NURSE, continuation) is accepted
+    assert built("both").run(NURSE, continuation) is accepted
 
 
 def test_a_term_ends_between_characters_however_an_accent_sits_in_them() -> None:
-    letters = AUTOMATA["letters"]
+    letters = built("letters")
     rest = " ist x"
     assert letters.run(NURSE, f"{rest} ᾳ.") and letters.run(NURSE, f"{rest} αι.")
     assert not letters.run(NURSE, f"{rest} ᾳ\u0316."), "the accent stands on the alpha"
@@ -182,10 +191,10 @@ def test_a_term_ends_between_characters_however_an_accent_sits_in_them() -> None
 
 
 def test_a_term_of_the_prefix_counts() -> None:
-    both = AUTOMATA["both"]
+    both = built("both")
     assert both.run(INDEPENDENT, " caring.") and not both.run(NURSE, " caring.")
-    assert AUTOMATA["stems"].run(OPEN, "skilled, nurturing, bold.")
-    assert not AUTOMATA["stems"].run(NURSE, "skilled, nurturing, bold.")
+    assert built("stems").run(OPEN, "skilled, nurturing, bold.")
+    assert not built("stems").run(NURSE, "skilled, nurturing, bold.")
 
 
 def test_what_never_is_written_is_what_form_c_may_change_and_no_more() -> None:
@@ -206,7 +215,7 @@ def test_a_text_without_such_characters_is_matched_as_form_c_is(before: str, tex
 
 
 def test_all_of_utf_8_and_nothing_else_is_read() -> None:
-    automaton, bytewise = AUTOMATA["both"], BYTES["both"]
+    automaton, bytewise = built("both"), over_bytes("both")
     start = automaton.starts[NURSE]
     chance = random.Random(1)
     for code in [
@@ -266,7 +275,7 @@ def test_it_is_minimal() -> None:
 
 
 def test_the_usual_states_are_those_that_text_without_oddities_leads_to() -> None:
-    automaton = AUTOMATA["both"]
+    automaton = built("both")
     usual = automaton.stand_in_S == np.arange(len(automaton.stand_in_S))
     state = automaton.starts[NURSE]
     for character in " bold, “caring” — É. Lee’s\u00a0n. She":

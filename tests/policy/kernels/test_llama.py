@@ -148,8 +148,8 @@ def test_what_one_product_uses_lies_side_by_side_once_there_is_an_optimizer() ->
 
 @pytest.mark.parametrize("eight_bits", [None, ROTATED])
 def test_decoding_draws_the_tokens_of_the_plain_sampler(eight_bits: torch.dtype | None) -> None:
-    config = SamplingConfig(max_new_tokens=5)
-    uniform = torch.rand(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    config = SamplingConfig(max_new_tokens=3)
+    uniform = torch.rand(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     plain = sample(make("lora", fused=False, eight_bits=eight_bits), PROMPTS, config, uniform_BT=uniform)
     decoder = StaticDecoder(make("lora", fused=True, eight_bits=eight_bits), 4, 16, config)
     fast, finite = decoder(PROMPTS, uniform)

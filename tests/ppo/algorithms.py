@@ -1,0 +1,3 @@
+"""Which algorithms tests go through."""
+
+OTHERS = ("grpo", "rloo", "reinforce++")
