@@ -77,7 +77,7 @@ class _Kept(NamedTuple):
     y1: Tensor | None
     low1: Tensor | None
     qkv: Tensor | None
-    """As it was before `heads.prepare`."""
+    """As it was before `heads.prepare`, where that was needed."""
     ready: Tensor
     attended: Tensor
     lse: Tensor
@@ -117,11 +117,11 @@ class _Layer:
         self.qkv, self.o = Projection(*own.qkv), Projection(own.o)
         self.gate_up, self.down = Projection(*own.gate_up), Projection(own.down)
         self.norms = [None if norm is None else FusedNorm(norm, spec.offset) for norm in own.norms]
-        self.head_norms: heads.HeadNorms | None = None
+        self.head_norms: attention.HeadNorms | None = None
         if spec.head_norms:
             weights, eps = (own.query_norm.weight, own.key_norm.weight), epsilon(own.query_norm)
             assert eps is not None
-            self.head_norms = heads.HeadNorms(*weights, eps, spec.offset)
+            self.head_norms = attention.HeadNorms(*weights, eps, spec.offset)
         self.activation = (activations.ACTIVATIONS[spec.activation], spec.gated)
         self.lowest = True
         self.lean = self.qkv.kind is not None  # who rounds weights is short of memory
@@ -164,13 +164,15 @@ class _Layer:
         return self.qkv.adapted or not self.qkv.lora
 
     def _form(self, rotated: int) -> attention.Form:
-        """The kernels rotate whole heads themselves; a part of each, or after a norm, `heads.prepare` does."""
-        spec = self.spec
-        inside = rotated == spec.size and self.head_norms is None
-        return attention.Form(spec.heads, spec.key_heads, spec.size, spec.scale, spec.window, spec.cap, inside)
+        """The kernels normalise and rotate whole heads themselves; a part of each, or after a norm over all heads,
+        `heads.prepare` does."""
+        spec, norms = self.spec, self.head_norms
+        inside = rotated in (0, spec.size) and (norms is None or len(norms.query) == spec.size)
+        rotate, norms = inside and rotated > 0, norms if inside else None
+        return attention.Form(spec.heads, spec.key_heads, spec.size, spec.scale, spec.window, spec.cap, rotate, norms)
 
     def _ready(self, qkv: Tensor, cos: Tensor, sin: Tensor, form: attention.Form) -> Tensor:
-        if form.rotate or not (self.spec.rotary or self.head_norms):
+        if form.rotate or form.norms is not None or not (self.spec.rotary or self.head_norms):
             return qkv
         return heads.prepare(qkv, cos, sin, form, cos.shape[1] if self.spec.rotary else 0, self.head_norms)
 
@@ -244,20 +246,22 @@ class _Layer:
             ddelta1 = after1.backward(dh, kept.delta1, kept.rstd_delta1, None)
         dattended, add = self.o.backward(ddelta1, kept.low2)
         add(lambda: kept.attended)
-        dqkv = attention.attend_backward(dattended, kept.ready, kept.attended, kept.lse, *trie, form)
-        if kept.qkv is not None:
-            dqkv = self._ready_backward(dqkv, kept.qkv, trie, form)
+        found = attention.attend_backward(dattended, kept.ready, kept.attended, kept.lse, *trie, form)
+        if kept.qkv is None and form.norms is None:
+            dqkv = attention.whole(*found)
+        else:
+            dqkv = self._ready_backward(found, kept.ready if kept.qkv is None else kept.qkv, trie, form)
         dy1, add = self.qkv.backward(dqkv, kept.low1)
         add(lambda: _normed(kept.y1, kept.x, before1))
         return dy1.add_(dh) if before1 is None else before1.backward(dy1, kept.x, kept.rstd1, dh)
 
-    def _ready_backward(self, dready: Tensor, qkv: Tensor, trie: _Trie, form: attention.Form) -> Tensor:
+    def _ready_backward(self, dready: tuple[Tensor, Tensor], qkv: Tensor, trie: _Trie, form: attention.Form) -> Tensor:
         norms = self.head_norms
         trained: tuple[Any, ...] = ()
         if norms is not None and norms.query.requires_grad:
             trained = (norms.query, norms.key)
-        rotated = trie.cos.shape[1] if self.spec.rotary else 0
-        dqkv, sums = heads.prepare_backward(dready, qkv, trie.cos, trie.sin, form, rotated, norms, bool(trained))
+        rotated = trie.cos.shape[1] if self.spec.rotary and not form.rotate else 0
+        dqkv, sums = heads.prepare_backward(*dready, qkv, trie.cos, trie.sin, form, rotated, norms, bool(trained))
         add_sums(tuple(map(gradient, trained)), sums)
         return dqkv
 

@@ -5,6 +5,7 @@ import torch
 
 from equipoise.learning.optimizer import MasterAdam
 from equipoise.policy.config import PolicyConfig, SamplingConfig
+from equipoise.policy.draw import draw
 from equipoise.policy.fused import product
 from equipoise.policy.graphs import on_its_way, sent
 from equipoise.policy.load import Policy, load_policy
@@ -62,6 +63,27 @@ def test_greedy_tokens_are_the_same(fast32: Policy, plain32: Policy, rows: int) 
     plain = sample(plain32, prompts(plain32, rows), config, uniform_BT=uniform)
     same = (fast.tokens_BT == plain.tokens_BT).all(1).float().mean().item()
     assert same >= 0.98, f"{same:.3f} of the rows are the same"  # a tie to the last bit may fall either way
+
+
+@pytest.mark.parametrize("vocabulary", [40, 49152, 151936])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_nucleus_that_one_token_fills_is_the_likeliest_token(dtype: torch.dtype, vocabulary: int) -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    spread_B1 = torch.tensor([1e-3, 1.0, 4.0, 30.0], device="cuda").repeat(16)[:, None]
+    logits = (spread_B1 * torch.randn(64, vocabulary, device="cuda", generator=generator)).to(dtype)
+    uniform = torch.rand(64, dtype=torch.float64, device="cuda", generator=generator)
+    token = draw(logits, uniform, SamplingConfig(top_p=1e-6))
+    # In bfloat16 several may be likeliest. All of them are then in the nucleus.
+    assert torch.equal(logits.gather(1, token[:, None]).squeeze(1), logits.max(1).values)
+
+
+def test_sampling_from_such_a_nucleus_is_greedy(fast32: Policy) -> None:
+    uniform = torch.rand(64, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    narrow, greedy = (
+        sample(fast32, prompts(fast32, 64), config, uniform_BT=uniform)
+        for config in (SamplingConfig(top_p=1e-6), SamplingConfig(temperature=0.0))
+    )
+    assert torch.equal(narrow.tokens_BT, greedy.tokens_BT) and torch.equal(narrow.lengths_B, greedy.lengths_B)
 
 
 def test_packed_scores_from_graphs_equal_padded_scores(fast32: Policy, plain32: Policy, rollout: Rollout) -> None:

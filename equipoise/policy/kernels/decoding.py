@@ -4,14 +4,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from equipoise.policy.kernels.attention import Form, capped, inside, load_rotated, precision, rotate
+from equipoise.policy.kernels.attention import Form, capped, inside, load_ready, normed, precision, rotate
 
 
 @triton.jit(do_not_specialize=["B", "N", "S"])
 def _fill_kernel(
-    qkv, cos, sin, fill, cache, B, N, S,
+    qkv, cos, sin, wk, eps, fill, cache, B, N, S,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D2: tl.constexpr, P2: tl.constexpr, CAP: tl.constexpr,
-    ROTATE: tl.constexpr, BP: tl.constexpr,
+    ROTATE: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     block, key_head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     D: tl.constexpr = 2 * D2
@@ -20,7 +20,9 @@ def _fill_kernel(
     place = block * BP + tl.arange(0, BP)
     valid = place < N
     nodes = tl.load(fill + row * N + place, valid, 0)
-    k1, k2, _c, _s = load_rotated(qkv, cos, sin, nodes, valid, W, (HEADS + key_head) * D, D2, P2, ROTATE)
+    k1, k2, _c, _s = load_ready(
+        qkv, cos, sin, wk, eps, nodes, valid, W, (HEADS + key_head) * D, D2, P2, ROTATE, NORM, OFFSET
+    )
     d, half = tl.arange(0, P), tl.arange(0, P2)
     whole, part = inside(valid, d, D, P), inside(valid, half, D2, P2)
     values = tl.load(qkv + nodes[:, None].to(tl.int64) * W + (HEADS + KEY_HEADS + key_head) * D + d[None], whole, 0.0)
@@ -35,15 +37,16 @@ def fill(qkv: Tensor, cos: Tensor, sin: Tensor, fill_BP: Tensor, cache: Tensor, 
     """Start each row's cache (2, B, key heads, S, D) with the keys and values of its nodes, places 0 to P−1."""
     rows, places = fill_BP.shape
     _fill_kernel[(triton.cdiv(places, 32), form.key_heads, rows)](
-        qkv, cos, sin, fill_BP, cache, rows, places, cache.shape[3], **form.options, BP=32
+        qkv, cos, sin, *form.read(qkv)[1:], fill_BP, cache, rows, places, cache.shape[3], **form.options, BP=32
     )
 
 
 @triton.jit(do_not_specialize=["B", "S"])
 def _decode_kernel(
-    qkv, cos, sin, cache, hidden, slot_, out, B, S, scale, cap,
+    qkv, cos, sin, wq, wk, eps, cache, hidden, slot_, out, B, S, scale, cap,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D2: tl.constexpr, P2: tl.constexpr, CAP: tl.constexpr,
-    ROTATE: tl.constexpr, BG: tl.constexpr, BS: tl.constexpr, PRECISION: tl.constexpr,
+    ROTATE: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr, BG: tl.constexpr, BS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     key_head, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     D: tl.constexpr = 2 * D2
@@ -56,24 +59,28 @@ def _decode_kernel(
     at = qkv + row * W + (key_head * GROUP + member[:, None]) * D + half[None]
     wanted = inside(member < GROUP, half, D2, P2)
     q1, q2 = tl.load(at, wanted, 0.0).to(tl.float32), tl.load(at + D2, wanted, 0.0).to(tl.float32)
-    new = qkv + row * W + (HEADS + key_head) * D + half
-    k1, k2 = tl.load(new, half < D2, 0.0).to(tl.float32), tl.load(new + D2, half < D2, 0.0).to(tl.float32)
+    new = qkv + row * W + (HEADS + key_head) * D + half[None]
+    k1, k2 = tl.load(new, (half < D2)[None], 0.0), tl.load(new + D2, (half < D2)[None], 0.0)
+    k1, k2 = k1.to(tl.float32), k2.to(tl.float32)
+    if NORM:
+        q1, q2 = normed(q1, q2, wq, eps, half, D2, OFFSET)
+        k1, k2 = normed(k1, k2, wk, eps, half, D2, OFFSET)
     if ROTATE:
         c = tl.load(cos + row * D + half, half < D2, 0.0).to(tl.float32)
         s = tl.load(sin + row * D + half, half < D2, 0.0).to(tl.float32)
         q1, q2 = rotate(q1, q2, c[None], s[None])
-        k1, k2 = rotate(k1, k2, c, s)
+        k1, k2 = rotate(k1, k2, c[None], s[None])
     q1, q2 = q1.to(dtype), q2.to(dtype)
     k1, k2 = k1.to(dtype), k2.to(dtype)
     value = tl.load(qkv + row * W + (HEADS + KEY_HEADS + key_head) * D + d, d < D, 0.0)
     keys = cache + (row * KEY_HEADS + key_head) * S * D
     values = keys + (row * 0 + B) * KEY_HEADS * S * D  # in 64 bits, as `row` is
-    tl.store(keys + slot * D + half, k1, half < D2)
-    tl.store(keys + slot * D + D2 + half, k2, half < D2)
+    tl.store(keys + slot * D + half[None], k1, (half < D2)[None])
+    tl.store(keys + slot * D + D2 + half[None], k2, (half < D2)[None])
     tl.store(values + slot * D + d, value, d < D)
     # The token itself comes from registers: what was just stored need not be visible yet.
-    top = tl.sum(q1.to(tl.float32) * k1.to(tl.float32)[None], 1)
-    top = capped((top + tl.sum(q2.to(tl.float32) * k2.to(tl.float32)[None], 1)) * scale, cap, CAP)
+    top = tl.sum(q1.to(tl.float32) * k1.to(tl.float32), 1)
+    top = capped((top + tl.sum(q2.to(tl.float32) * k2.to(tl.float32), 1)) * scale, cap, CAP)
     total = tl.full((BG,), 1.0, tl.float32)
     acc = tl.zeros((BG, P), tl.float32) + value.to(tl.float32)[None]
     for start in range(0, slot, BS):
@@ -106,7 +113,7 @@ def decode(qkv: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, hidden_BS: Tens
     rows = qkv.shape[0]
     out = qkv.new_empty(rows, form.heads * form.size)
     _decode_kernel[(form.key_heads, rows)](
-        qkv, cos, sin, cache, hidden_BS, slot, out, rows, cache.shape[3], form.scale, form.cap,
+        qkv, cos, sin, *form.read(qkv), cache, hidden_BS, slot, out, rows, cache.shape[3], form.scale, form.cap,
         **form.options, BG=max(16, triton.next_power_of_2(form.heads // form.key_heads)), BS=32,
         PRECISION=precision(qkv), num_warps=4, num_stages=2 if form.size * qkv.element_size() <= 512 else 1,
     )  # fmt: skip

@@ -1,33 +1,16 @@
 """Queries and keys of a projection's output made ready for attention: normalised, and the first part of each head
 rotated. For layers in which that is more than the attention kernels do themselves.
 
-A row is (heads + 2·key heads) · D: queries, keys, values. Norms are RMS norms (Zhang & Sennrich 2019, arXiv
-1910.07467) of each head (Qwen 3, Gemma 3) or of all queries and all keys of a token together (OLMo 2). Arithmetic is
-float32.
+A row is (heads + 2·key heads) · D: queries, keys, values. Arithmetic is float32. The way back of norms is here also
+where the attention kernels compute them.
 """
-
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from equipoise.policy.kernels.attention import Form
-
-
-class HeadNorms(NamedTuple):
-    """The norms of queries and keys: weights (D,), or (heads · D,) and (key heads · D,) for a norm over all heads."""
-
-    query: Tensor
-    key: Tensor
-    eps: float
-    offset: float
-    """What is added to the weights: 1 in Gemma."""
-
-    def whole(self, form: Form) -> bool:
-        """Whether the norm goes over all heads of a token."""
-        return len(self.query) != form.size
+from equipoise.policy.kernels.attention import Form, HeadNorms
 
 
 @triton.jit
@@ -91,7 +74,7 @@ def _prepare_kernel(
 
 @triton.jit(do_not_specialize=["M", "PROGRAMS"])
 def _prepare_backward_kernel(
-    dy, x, dx, cos, sin, wq, wk, dw, M, PROGRAMS, eps,
+    dy, dkv, x, dx, cos, sin, wq, wk, dw, M, PROGRAMS, eps,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BH: tl.constexpr, R: tl.constexpr,
     NORM: tl.constexpr, WHOLE: tl.constexpr, OFFSET: tl.constexpr, WEIGHT: tl.constexpr,
 ):  # fmt: skip
@@ -100,14 +83,16 @@ def _prepare_backward_kernel(
     total = tl.zeros((BH, P), tl.float32)
     for row in range(program, M, PROGRAMS):
         base, real, count = _tile(row, part, HEADS, KEY_HEADS, D, BH, P)
-        above = tl.load(dy + base + d, real, 0.0)
+        others = dkv + row * (2 * KEY_HEADS * D) + tl.maximum(part - 1, 0) * (KEY_HEADS * D) + h * D
+        grad = tl.load(dy + base + d, real & (part == 0), 0.0).to(tl.float32)
+        grad += tl.load(others + d, real & (part > 0), 0.0)
         if part == 2:
-            tl.store(dx + base + d, above, real)
+            tl.store(dx + base + d, grad.to(dx.dtype.element_ty), real)
         else:
-            grad = above.to(tl.float32)
             if R > 0:
                 other, sign = _partner(d, R)
-                second = tl.load(dy + base + other, real, 0.0).to(tl.float32)
+                second = tl.load(dy + base + other, real & (part == 0), 0.0).to(tl.float32)
+                second += tl.load(others + other, real & (part > 0), 0.0)
                 c = tl.load(cos + row * R + d, d < R, 1.0).to(tl.float32)
                 s = tl.load(sin + row * R + other, d < R, 0.0).to(tl.float32)
                 grad = grad * c - sign * second * s
@@ -141,7 +126,7 @@ def _options(form: Form, rotated: int, norms: HeadNorms | None) -> dict[str, obj
     columns = triton.next_power_of_2(form.size)
     return {
         "HEADS": form.heads, "KEY_HEADS": form.key_heads, "D": form.size, "P": columns, "BH": heads, "R": rotated,
-        "NORM": norms is not None, "WHOLE": norms is not None and norms.whole(form),
+        "NORM": norms is not None, "WHOLE": norms is not None and len(norms.query) != form.size,
         "OFFSET": norms.offset if norms is not None else 0.0, "num_warps": 8 if heads * columns > 2048 else 4,
     }  # fmt: skip
 
@@ -156,18 +141,19 @@ def prepare(qkv: Tensor, cos: Tensor, sin: Tensor, form: Form, rotated: int, nor
 
 
 def prepare_backward(
-    dout: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, form: Form, rotated: int, norms: HeadNorms | None,
-    trained: bool,
+    dout: Tensor, dkv: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, form: Form, rotated: int,
+    norms: HeadNorms | None, trained: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
-    """(gradient of qkv as it was before `prepare`; where the norms' weights are `trained`, rows whose sum is their
-    gradient, for `add_rows`)."""
+    """(gradient of qkv as it was before norms and rotation; where the norms' weights are `trained`, rows whose sum is
+    their gradient, for `add_rows`). dout, dkv: as `attention.attend_backward` gives them. `rotated`: the places of each
+    head whose rotation is yet to be undone."""
     rows, dqkv = qkv.shape[0], torch.empty_like(qkv)
     query, key, eps = (norms.query, norms.key, norms.eps) if norms is not None else (qkv, qkv, 0.0)
     programs = min(rows, PROGRAMS) if trained else rows
     widths = (len(query), len(key))
     dw = torch.empty(programs, sum(widths), dtype=torch.float32, device=qkv.device) if trained else dqkv
     _prepare_backward_kernel[(programs, 3)](
-        dout, qkv, dqkv, cos, sin, query, key, dw, rows, programs, eps,
+        dout, dkv, qkv, dqkv, cos, sin, query, key, dw, rows, programs, eps,
         **_options(form, rotated, norms), WEIGHT=trained,
     )  # fmt: skip
     return dqkv, dw.split(widths, 1) if trained else ()

@@ -192,7 +192,7 @@ def _add_low_kernel(
     place = rows[:, None].to(tl.int64) * N + columns[None]
     read = tl.load(out + place, inside, 0.0)
     if GROUP > 1:  # noqa: SIM108 (one of the two does not compile)
-        total = tl.dot(read, signs(BN, GROUP).to(read.dtype), input_precision="ieee")
+        total = tl.dot(read, signs(BN, GROUP, read.dtype), input_precision="ieee")
     else:
         total = read.to(tl.float32)
     total *= tl.load(by + rows, rows < M, 0.0)[:, None]

@@ -135,11 +135,21 @@ def _peaks_kernel(logits, peaks, sums, finite, V, inverse, BLOCK: tl.constexpr):
 
 @triton.jit
 def _normaliser(peaks, sums, row, blocks, BLOCKS: tl.constexpr):
-    """(largest z of a row, 1 / Σ e^(z − largest))."""
+    """(largest z of a row, 1 / Σ e^(z − largest)). The sum's last bit depends on how many threads a kernel adds with,
+    and is enough for a nucleus to lose its only token: all kernels of a nucleus take these numbers from the first."""
     each = tl.arange(0, BLOCKS)
     peak = tl.load(peaks + row * blocks + each, each < blocks, float("-inf"))
     top = tl.max(peak, 0)
     return top, 1.0 / tl.sum(tl.load(sums + row * blocks + each, each < blocks, 0.0) * tl.exp(peak - top), 0)
+
+
+@triton.jit
+def _normaliser_of(shares, peaks, sums, row, blocks, BLOCKS: tl.constexpr, NUCLEUS: tl.constexpr):
+    """The same: of a nucleus as it was stored, else computed."""
+    if NUCLEUS:
+        return tl.load(shares + 2 * row), tl.load(shares + 2 * row + 1)
+    else:
+        return _normaliser(peaks, sums, row, blocks, BLOCKS)
 
 
 @triton.jit
@@ -165,7 +175,7 @@ def _nearer(mass, count, at, top_p, low, at_low, high, at_high, SLACK: tl.conste
 
 @triton.jit
 def _narrow_kernel(
-    logits, peaks, sums, lows, highs, counts, V, inverse, blocks, top_p, floor, BLOCK: tl.constexpr,
+    logits, peaks, sums, shares, lows, highs, counts, V, inverse, blocks, top_p, floor, BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr, CANDIDATES: tl.constexpr, ROUNDS: tl.constexpr, SLACK: tl.constexpr,
 ):  # fmt: skip
     """An interval of bits with the least probability of the nucleus, and how many tokens lie in it.
@@ -175,6 +185,8 @@ def _narrow_kernel(
     """
     row = tl.program_id(0).to(tl.int64)
     top, share = _normaliser(peaks, sums, row, blocks, BLOCKS)
+    tl.store(shares + 2 * row, top)
+    tl.store(shares + 2 * row + 1, share)
     low = 0  # reaches top_p, or is 0
     high = share.to(tl.int32, bitcast=True) + 8  # above the likeliest token
     at_low = V
@@ -223,13 +235,12 @@ def _narrow_kernel(
 
 @triton.jit
 def _least_kernel(
-    logits, candidates, peaks, sums, lows, highs, counts, V, inverse, blocks, top_p, BLOCK: tl.constexpr,
-    BLOCKS: tl.constexpr, CANDIDATES: tl.constexpr,
+    logits, candidates, shares, lows, highs, counts, V, inverse, top_p, BLOCK: tl.constexpr, CANDIDATES: tl.constexpr,
 ):  # fmt: skip
     """The largest float32 t such that the tokens of probability t or more reach top_p, into `lows`; 0 if all together
     do not. The interval is halved among its tokens, in float64, until it holds one number."""
     row = tl.program_id(0).to(tl.int64)
-    top, share = _normaliser(peaks, sums, row, blocks, BLOCKS)
+    top, share = tl.load(shares + 2 * row), tl.load(shares + 2 * row + 1)
     low, high = tl.load(lows + row), tl.load(highs + row)
     if (tl.load(counts + row) <= CANDIDATES) & (high - low > 1):
         count = 0
@@ -267,11 +278,12 @@ def _least_kernel(
 
 @triton.jit
 def _masses_kernel(
-    logits, peaks, sums, least_, masses, V, inverse, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, NUCLEUS: tl.constexpr
-):
+    logits, peaks, sums, shares, least_, masses, V, inverse,
+    BLOCK: tl.constexpr, BLOCKS: tl.constexpr, NUCLEUS: tl.constexpr,
+):  # fmt: skip
     """Summed probability of the tokens of each block that may be drawn."""
     row, block, blocks = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    top, share = _normaliser(peaks, sums, row, blocks, BLOCKS)
+    top, share = _normaliser_of(shares, peaks, sums, row, blocks, BLOCKS, NUCLEUS)
     p = _probability(logits, row, block * BLOCK + tl.arange(0, BLOCK), V, top, share, inverse)
     if NUCLEUS:
         p = tl.where(p >= tl.load(least_ + row).to(tl.float32, bitcast=True), p, 0.0)
@@ -280,12 +292,12 @@ def _masses_kernel(
 
 @triton.jit
 def _pick_kernel(
-    logits, uniform, peaks, sums, least_, masses, token, logprob, V, inverse, blocks, BLOCK: tl.constexpr,
+    logits, uniform, peaks, sums, shares, least_, masses, token, logprob, V, inverse, blocks, BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr, NUCLEUS: tl.constexpr, LOGPROB: tl.constexpr,
 ):  # fmt: skip
     """The mass of each block says in which one the token lies; only that one is read."""
     row = tl.program_id(0).to(tl.int64)
-    top, share = _normaliser(peaks, sums, row, blocks, BLOCKS)
+    top, share = _normaliser_of(shares, peaks, sums, row, blocks, BLOCKS, NUCLEUS)
     each = tl.arange(0, BLOCKS)
     mass = tl.load(masses + row * blocks + each, each < blocks, 0.0)
     whole, reached = tl.sum(mass, 0), tl.cumsum(mass, 0)
@@ -330,30 +342,34 @@ def draw(
     peaks, sums = torch.empty(2, rows, blocks, dtype=torch.float32, device=device)
     masses = torch.empty(rows, blocks, dtype=torch.float64, device=device)
     _peaks_kernel[(rows, blocks)](logits, peaks, sums, finite, size, inverse, BLOCK=BLOCK)
-    least = _least(logits, peaks, sums, inverse, top_p, width) if nucleus else token
+    shares = torch.empty(rows, 2, dtype=torch.float32, device=device)
+    least = _least(logits, peaks, sums, shares, inverse, top_p, width) if nucleus else token
     _masses_kernel[(rows, blocks)](
-        logits, peaks, sums, least, masses, size, inverse, BLOCK=BLOCK, BLOCKS=width, NUCLEUS=nucleus
+        logits, peaks, sums, shares, least, masses, size, inverse, BLOCK=BLOCK, BLOCKS=width, NUCLEUS=nucleus
     )
     _pick_kernel[(rows,)](
-        logits, uniform_B, peaks, sums, least, masses, token, token if logprob_B is None else logprob_B, size, inverse,
-        blocks, BLOCK=BLOCK, BLOCKS=width, NUCLEUS=nucleus, LOGPROB=logprob_B is not None,
+        logits, uniform_B, peaks, sums, shares, least, masses, token, token if logprob_B is None else logprob_B, size,
+        inverse, blocks, BLOCK=BLOCK, BLOCKS=width, NUCLEUS=nucleus, LOGPROB=logprob_B is not None,
     )  # fmt: skip
     return token
 
 
-def _least(logits: Tensor, peaks: Tensor, sums: Tensor, inverse: float, top_p: float, width: int) -> Tensor:
-    """(B,) int32: the bits of each nucleus' least probability. Two kernels, each with as few registers as it needs: in
-    one, a GPU had room for a row at a time."""
+def _least(
+    logits: Tensor, peaks: Tensor, sums: Tensor, shares_B2: Tensor, inverse: float, top_p: float, width: int
+) -> Tensor:
+    """(B,) int32: the bits of each nucleus' least probability. `shares_B2` gets what probabilities come from.
+
+    Two kernels, each with as few registers as it needs: in one, a GPU had room for a row at a time."""
     (rows, size), blocks = logits.shape, peaks.shape[1]
     least, high, count = torch.empty(3, rows, dtype=torch.int32, device=logits.device)
     candidates = torch.empty(rows, CANDIDATES, dtype=torch.float32, device=logits.device)
     floor = int(np.array((1 - top_p) / (2 * size), dtype=np.float32).view(np.int32))
     _narrow_kernel[(rows,)](
-        logits, peaks, sums, least, high, count, size, inverse, blocks, top_p, floor, BLOCK=min(BLOCK, 1024),
+        logits, peaks, sums, shares_B2, least, high, count, size, inverse, blocks, top_p, floor, BLOCK=min(BLOCK, 1024),
         BLOCKS=width, CANDIDATES=CANDIDATES, ROUNDS=ROUNDS, SLACK=SLACK, num_warps=8,
     )  # fmt: skip
     _least_kernel[(rows,)](
-        logits, candidates, peaks, sums, least, high, count, size, inverse, blocks, top_p, BLOCK=min(BLOCK, 2048),
-        BLOCKS=width, CANDIDATES=CANDIDATES, num_warps=8,
+        logits, candidates, shares_B2, least, high, count, size, inverse, top_p, BLOCK=min(BLOCK, 2048),
+        CANDIDATES=CANDIDATES, num_warps=8,
     )  # fmt: skip
     return least

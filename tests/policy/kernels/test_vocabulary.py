@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -56,6 +57,24 @@ def test_it_draws_what_the_plain_twin_draws(top_p: float, few: int, monkeypatch:
     own = weights(logits, config)
     own = (own.double() / own.double().sum(1, keepdim=True)).log().gather(1, expected[:, None]).squeeze(1)
     torch.testing.assert_close(logprob.double(), own, rtol=1e-5, atol=1e-5)
+
+
+def test_a_nucleus_of_one_token_keeps_it_though_each_kernel_would_add_in_its_own_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a GPU the normaliser of a row has another last bit in a kernel of more threads."""
+    own, calls = vocabulary._normaliser, [0]
+
+    def another_order(*given: Any) -> Any:
+        top, share = own(*given)
+        calls[0] += 1
+        return top, share * (1.0 - calls[0] * 2.0**-23)
+
+    monkeypatch.setattr(vocabulary, "_normaliser", another_order)
+    logits = torch.zeros(1, 300)
+    logits[0, 170] = 12.0  # probability 0.998
+    token = vocabulary.draw(logits, torch.tensor([0.5], dtype=torch.float64), 1.0, 0.9)
+    assert token.tolist() == [170] and calls[0] > 0
 
 
 def test_the_ends_of_the_unit_interval_draw_tokens_of_some_probability() -> None:
