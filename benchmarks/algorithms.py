@@ -4,9 +4,10 @@
     python benchmarks/algorithms.py algorithms --output docs/algorithms.csv
 
 prints the table of docs/FRONTIER.md, and writes a row a run with --output. Such a .csv may stand among the folders, or
-in their place: of a run that is in several the last counts. --whole 400 leaves out runs of fewer steps. "Reward" is the
-mean of the last 20 steps; "0.9 at step" the first whose last 10 steps have that mean reward; the shares, pairs and KL
-are those of the closing summary's sentences; seconds are those of training alone, on whatever ran beside it.
+in their place: of a run that is in several the longest counts, of equals one with a closing summary, then the last.
+--whole 400 leaves out runs of fewer steps. "Reward" is the mean of the last 20 steps; "0.9 at step" the first whose
+last 10 steps have that mean reward; the shares, pairs and KL are those of the closing summary's sentences, where a run
+came to it; seconds are those of training alone, on whatever ran beside it.
 """
 
 import argparse
@@ -31,6 +32,8 @@ COLUMNS = {
     "peak_gb": ("GB", "{:.1f}", 1),
 }
 """Of each number its title, how it is written, and its factor there."""
+
+COUNTED = ("steps", "good_step")
 
 FINAL = ("both", "strict", "effective_pairs", "unique", "kl")
 """Those that the closing summary measures."""
@@ -59,30 +62,38 @@ def read_runs(folders: list[Path]) -> list[Row]:
                 "good_step": learnt["good_step"],
                 **{key: round(final[key], 5) if key in final else None for key in FINAL},
                 "seconds": round(learnt["train_seconds"], 5),
-                "peak_gb": max(peaks),
+                "peak_gb": round(max(peaks), 5),
             }
         )
     return rows
 
 
 def read_csv(path: Path) -> list[Row]:
+    def read(key: str, text: str) -> Any:
+        if key in ("setting", "seed"):
+            return text
+        return None if not text else int(float(text)) if key in COUNTED else float(text)
+
     with path.open(newline="") as file:
-        return [
-            {k: v if k in ("setting", "seed") else float(v) if v else None for k, v in row.items()}
-            for row in csv.DictReader(file)
-        ]
+        return [{key: read(key, text) for key, text in row.items()} for row in csv.DictReader(file)]
 
 
 def joined(sources: list[Path], whole: int = 0) -> list[Row]:
-    """The runs of folders and .csv files, each once, as its last source has it; without those of fewer steps than
-    `whole`. In the order of their settings' first appearance and their seeds."""
+    """The runs of folders and .csv files, each once: the longest, of equals one with a closing summary, then the last;
+    without those of fewer steps than `whole`. In the order of their settings' first appearance and their seeds."""
     found: dict[tuple[str, str], Row] = {}
     for source in sources:
         for row in read_csv(source) if source.suffix == ".csv" else read_runs([source]):
-            found[row["setting"], row["seed"]] = row
+            before = found.setdefault((row["setting"], row["seed"]), row)
+            if _goes_further(row) >= _goes_further(before):
+                found[row["setting"], row["seed"]] = row
     settings = list(dict.fromkeys(setting for setting, _ in found))
     kept = [row for row in found.values() if row["steps"] >= whole]
     return sorted(kept, key=lambda row: (settings.index(row["setting"]), int(row["seed"])))
+
+
+def _goes_further(row: Row) -> tuple[int, bool]:
+    return row["steps"], row["strict"] is not None
 
 
 def cell(rows: list[Row], key: str) -> str:

@@ -328,4 +328,10 @@ def test_the_table_joins_what_was_measured_at_several_times(tmp_path: Path) -> N
     assert [(row["setting"], row["seed"], row["reward"]) for row in rows] == [
         ("b", "0", 0.6), ("b", "1", 0.8), ("a", "0", 0.7)
     ]  # fmt: skip
-    assert [row["steps"] for row in joined([second, first])] == [400, 300, 399, 400]
+    # A run that was begun again and cut takes the place of none that went further, or that has its closing summary.
+    assert [(row["steps"], row["reward"]) for row in joined([second, first])] == [
+        (400, 0.6), (400, 0.8), (399, 0.1), (400, 0.7)
+    ]  # fmt: skip
+    third = tmp_path / "c.csv"
+    third.write_text(head + "b,0,400,0.65,,,,,,,9,1\na,0,400,0.75,,1,1,2,1,3,9,1\nc,0,399,0.2,,,,,,,9,1\n")
+    assert [row["reward"] for row in joined([second, first, third])] == [0.6, 0.8, 0.2, 0.75]
