@@ -32,6 +32,9 @@ from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
 
 
+Proportions = Mapping[Hashable, float]
+
+
 class Target(NamedTuple):
     """What is written towards."""
 

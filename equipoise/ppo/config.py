@@ -39,9 +39,7 @@ class DiversityConfig:
         if self.diversity_window < 1:
             raise UserError(f"diversity-window {self.diversity_window} must be at least 1; 1024 is the default")
         if not 0 <= self.even_power <= 1:
-            raise UserError(
-                f"even-power {self.even_power} is not between 0 (all pairs alike) and 1 (pairs as they are)"
-            )
+            raise UserError(f"even-power {self.even_power} is not from 0 (all pairs alike) to 1 (pairs as they are)")
         if self.opening_weight < 0:
             raise UserError(f"opening-weight {self.opening_weight} must be 0 (off) or more; it is taken off")
 

@@ -1,7 +1,7 @@
 """What each pair of terms is paid so that all pairs come alike, or nearly so.
 
-Least KL to the untrained model, subject to every pair having the share of successes that is wanted of it: its solution is
-π*(x) ∝ p₀(x)·[strict]·w(pair), log w being the Lagrange multipliers. They are found by dual ascent (S. Boyd and L.
+Least KL to the untrained model, subject to every pair having the share of successes that is wanted of it: its solution
+is π*(x) ∝ p₀(x)·[strict]·w(pair), log w being the Lagrange multipliers. They are found by dual ascent (S. Boyd and L.
 Vandenberghe, Convex Optimization, 2004, chapter 5): a pair that comes too seldom gets more. At the fixed point pairs
 are even, and no nat is spent on anything else, whatever the multipliers began with.
 

@@ -151,9 +151,9 @@ def test_with_a_power_pairs_come_in_proportion_to_that_of_what_they_are_in_the_n
     pairs, occupations = [each.pair for each in drawn.found], [each.example.occupation for each in drawn.found]
     wanted = math.sqrt(0.525) / (math.sqrt(0.525) + math.sqrt(0.475))
     softer = softened(drawn.found, made.shares, target, made.effective + 3)[1]
-    for shares in (made.shares, softer, together([drawn, drawn], target).shares):
-        assert margins(shares, pairs)[A] == pytest.approx(wanted, rel=1e-4)
-        assert margins(shares, occupations)["nurse"] == pytest.approx(0.5, rel=1e-4)
+    for n, shares in ((1, made.shares), (1, softer), (2, together([drawn, drawn], target).shares)):
+        assert margins(shares, pairs * n)[A] == pytest.approx(wanted, rel=1e-4)
+        assert margins(shares, occupations * n)["nurse"] == pytest.approx(0.5, rel=1e-4)
     assert towards(drawn, Target("even", 1.0)).shares == pytest.approx(towards(drawn, NEAR).shares, rel=1e-4)
 
 
