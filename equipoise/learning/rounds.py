@@ -31,7 +31,6 @@ from equipoise.policy.sample import sample
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
 
-
 Proportions = Mapping[Hashable, float]
 
 
