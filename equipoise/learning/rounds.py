@@ -10,7 +10,7 @@ models compare M. Khalifa, H. Elsahar and M. Dymetman (ICLR 2021).
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -21,7 +21,7 @@ from equipoise.errors import UserError
 from equipoise.learning.collect import CPU_ROWS
 from equipoise.learning.supervised import Example, Supervision, supervise
 from equipoise.measures.decomposition import FAILED, UNSEEN, Pair, PairRates
-from equipoise.measures.raking import raked, size, systematic
+from equipoise.measures.raking import margins, raked, size, systematic
 from equipoise.policy.config import SamplingConfig
 from equipoise.policy.likelihood import continuation_nll, kl_to_reference
 from equipoise.policy.load import Policy
@@ -31,7 +31,35 @@ from equipoise.policy.sample import sample
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
 
-Target = Literal["near", "even"]
+Proportions = Mapping[Hashable, float]
+
+
+class Target(NamedTuple):
+    """What is written towards."""
+
+    name: Literal["near", "even"]
+    power: float = 0.0
+    """Of `even`: pairs come in proportion to their share in `near` to this power; 0: all alike."""
+
+    def wanted(
+        self, shares: Sequence[float], pairs: Sequence[Pair], power: float = 1.0
+    ) -> dict[Hashable, float] | None:
+        """Proportions of the pairs, from shares of sentences: their margins to the power; None for all alike."""
+        if self.power == 0:
+            return None
+        return {pair: share**power for pair, share in margins(shares, pairs).items()}
+
+    def met(
+        self,
+        log_weights: Sequence[float],
+        rows: Sequence[str],
+        pairs: Sequence[Pair],
+        wanted: Mapping[Hashable, float] | None,
+    ) -> list[float]:
+        """Shares with what the target wants of occupations and pairs, in proportion to the weights within each."""
+        return raked(log_weights, rows, pairs, wanted) if self.name == "even" else raked(log_weights, rows)
+
+
 GPU_ROWS = 2048
 """Written at a time on a GPU."""
 SCORED = 512
@@ -138,7 +166,9 @@ def towards(sample: Sample, target: Target) -> Shares:
     found, drawn = sample
     rows = [each.example.occupation for each in found]
     logs = [each.log_weight - math.log(drawn[row]) for each, row in zip(found, rows, strict=True)]
-    shares = raked(logs, rows, [each.pair for each in found] if target == "even" else None)
+    pairs = [each.pair for each in found]
+    near = raked(logs, rows)
+    shares = near if target.name == "near" else target.met(logs, rows, pairs, target.wanted(near, pairs, target.power))
     # With O occupations, of each of which n were written: share = π*(x) / (O·n·π(x)).
     places = [math.log(share) + math.log(len(drawn) * drawn[row]) for share, row in zip(shares, rows, strict=True)]
     kl = math.fsum(share * place for share, place in zip(shares, places, strict=True))
@@ -154,7 +184,7 @@ def softened(found: Sequence[Weighed], shares: list[float], target: Target, leas
     logs = [math.log(share) for share in shares]
 
     def at(exponent: float) -> list[float]:
-        return raked([exponent * x for x in logs], rows, columns if target == "even" else None)
+        return target.met([exponent * x for x in logs], rows, columns, target.wanted(shares, columns))
 
     if size(shares) >= least:
         return 1.0, shares
@@ -186,9 +216,8 @@ def together(samples: Sequence[Sample], target: Target) -> Whole:
     effective = math.fsum(part.effective for part in parts)
     found = [each for sample in samples for each in sample.found]
     logs = [math.log(share * part.effective / effective) for part in parts for share in part.shares]
-    shares = raked(
-        logs, [each.example.occupation for each in found], [each.pair for each in found] if target == "even" else None
-    )
+    rows, pairs = [each.example.occupation for each in found], [each.pair for each in found]
+    shares = target.met(logs, rows, pairs, target.wanted([math.exp(x) for x in logs], pairs))
     ratios = [ratio for part in parts for ratio in part.log_ratios]
     ratios = [ratio + math.log(share) - old for ratio, share, old in zip(ratios, shares, logs, strict=True)]
     return Whole(found, shares, size(shares), ratios)
@@ -208,7 +237,8 @@ def judged(author: Author, whole: Whole, target: Target, tilt: float, count: int
     nll = limit.run(policy, partial(continuation_nll, policy, texts, occupations, task))
     assert len(nll) == len(found), "strict sentences all continue the prefix"
     logs = [math.log(n) - tilt * value for n, value in zip(times.values(), nll, strict=True)]
-    shares = raked(logs, occupations, [each.pair for each in found] if target == "even" else None)
+    pairs = [each.pair for each in found]
+    shares = target.met(logs, occupations, pairs, target.wanted(whole.shares, [each.pair for each in whole.found]))
     before = {i: n / len(taken.places) for i, n in times.items()}
     ratios = [whole.log_ratios[i] + math.log(share / before[i]) for i, share in zip(times, shares, strict=True)]
     return Whole(found, shares, size(shares), ratios, nll)

@@ -8,7 +8,7 @@ these margins the nearest to w: iterative proportional fitting (W. Deming and F.
 import math
 import random
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 SWEEPS = 200
@@ -17,10 +17,14 @@ CLOSE = 1e-6
 
 
 def raked(
-    log_weights: Sequence[float], rows: Sequence[Hashable], columns: Sequence[Hashable] | None = None
+    log_weights: Sequence[float],
+    rows: Sequence[Hashable],
+    columns: Sequence[Hashable] | None = None,
+    wanted: Mapping[Hashable, float] | None = None,
 ) -> list[float]:
     """Shares, of sum 1, in proportion to the weights within each (row, column), the rows alike and, where `columns` are
-    given, these alike too. Where no factors give both, the rows are met. Raises ValueError without a weight."""
+    given, these alike too, or in the proportions that are `wanted`. Where no factors give both, the rows are met.
+    Raises ValueError without a weight."""
     if not log_weights:
         raise ValueError("nothing to weigh")
     kinds = columns if columns is not None else [None] * len(rows)
@@ -33,7 +37,7 @@ def raked(
     mass = {cell: math.exp(top[cell] + math.log(inner[cell]) - level) for cell in cells}
     mass = {cell: max(value, 1e-300) for cell, value in mass.items()}
     for _ in range(SWEEPS if columns is not None else 1):
-        off = _fit(mass, 1) if columns is not None else 0.0
+        off = _fit(mass, 1, wanted) if columns is not None else 0.0
         off = max(off, _fit(mass, 0))
         if off < CLOSE:
             break
@@ -45,15 +49,29 @@ def raked(
     return [share / total for share in shares]
 
 
-def _fit(mass: dict[tuple[Hashable, Hashable], float], place: int) -> float:
-    """Scale the cells in place until the margins of rows (0) or columns (1) are alike; by how much one was off."""
+def _fit(
+    mass: dict[tuple[Hashable, Hashable], float], place: int, proportions: Mapping[Hashable, float] | None = None
+) -> float:
+    """Scale the cells in place until the margins of rows (0) or columns (1) are alike, or have these proportions; by
+    how much one was off."""
     margins: dict[Hashable, float] = defaultdict(float)
     for cell, value in mass.items():
         margins[cell[place]] += value
-    wanted = 1 / len(margins)
+    wanted = dict.fromkeys(margins, 1 / len(margins))
+    if proportions is not None:
+        total = math.fsum(proportions[name] for name in margins)
+        wanted = {name: proportions[name] / total for name in margins}
     for cell in mass:
-        mass[cell] *= wanted / margins[cell[place]]
-    return max(abs(value / wanted - 1) for value in margins.values())
+        mass[cell] *= wanted[cell[place]] / margins[cell[place]]
+    return max(abs(value / wanted[name] - 1) for name, value in margins.items())
+
+
+def margins(shares: Sequence[float], columns: Sequence[Hashable]) -> dict[Hashable, float]:
+    """What the shares of each column sum to."""
+    found: dict[Hashable, float] = defaultdict(float)
+    for share, column in zip(shares, columns, strict=True):
+        found[column] += share
+    return dict(found)
 
 
 class Taken(NamedTuple):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -127,7 +127,7 @@ def forced(writer: Guided, count: int, seed: int) -> list[Weighted]:
 
 
 def resample(
-    found: Sequence[Weighted], target: Target, count: int, seed: int, spare: Sequence[Weighted] = ()
+    found: Sequence[Weighted], target: Literal["near", "even"], count: int, seed: int, spare: Sequence[Weighted] = ()
 ) -> Chosen:
     """About `count` sentences of the target: drawn without replacement in proportion to their weights, by the
     Gumbel-top-k trick (W. Kool, H. van Hoof and M. Welling 2019), of all of them or, for `even`, of each pair alike.
@@ -181,6 +181,7 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
     wanted: list[Any] = [warm.warm_start_sentences, warm.warm_start_copies, warm.warm_start_target_rounds]
     wanted += [warm.warm_start_target_samples, warm.warm_start_fluency, asdict(config.policy), VERSION]
     wanted += [warm.warm_start_learning_rate, warm.warm_start_batch_size]
+    wanted += [config.diversity.even_power]
     path = pool.with_name(f"{warm.warm_start_target}-{_named(*named, *wanted)}.csv")
     if not path.is_file():
         found = _pool(pool, writer, runs, say)
@@ -254,9 +255,10 @@ def _of_target(
     rows = [Row(each.occupation, each.text) for each in chosen.sentences]
     first = examples_of(rows, policy.tokenizer, task, prompts, policy.stop_ids, "strict").examples
     author = Author(policy, task, prompts, tokens)
-    samples = learn_towards(author, first, warm.warm_start_target, how, say)
+    target = Target(warm.warm_start_target, config.diversity.even_power)
+    samples = learn_towards(author, first, target, how, say)
     rates = pair_rates(_groups(found), *map(groups_of, samples))
-    target, tilt, copies = warm.warm_start_target, warm.warm_start_fluency, warm.warm_start_copies
+    tilt, copies = warm.warm_start_fluency, warm.warm_start_copies
     whole = together(samples, target)
     made = judged(author, whole, target, tilt, CANDIDATES * count, copies, SEED)
     say(described(figures(made, rates), whole.effective))
@@ -277,7 +279,7 @@ LEARNT = 4
 """and the others from the fourth part of what the policy wrote."""
 
 
-VERSION = 3
+VERSION = 4
 """Raised when other sentences would be chosen."""
 POOL = ("Occupation", "Text", "LogWeight")
 

@@ -27,6 +27,10 @@ class DiversityConfig:
     `both`, among the last compliant sentences. `even`: a sentence of strict success gets the weight times log w(pair),
     nats that are raised or lowered until all pairs come alike; they begin at --pair-rates where these are given. With
     the weight of --kl-coef that is what evenness costs, and nothing is wasted on it."""
+    even_power: float = 0.0
+    """With `even`, and in the target of --warm-start-target even, pairs come in proportion to their share under the
+    untrained model (--pair-rates) to this power: 0 all alike, 1 as they are. 0.15 gives up a tenth of the effective
+    pairs, the rarest ones, which cost the most."""
     opening_weight: float = 0.0
     """What a compliant sentence would lose if all others began as it does: the first two words after the frame, terms
     masked. It loses in proportion to their share. 0 turns it off."""
@@ -34,6 +38,8 @@ class DiversityConfig:
     def __post_init__(self) -> None:
         if self.diversity_window < 1:
             raise UserError(f"diversity-window {self.diversity_window} must be at least 1; 1024 is the default")
+        if not 0 <= self.even_power <= 1:
+            raise UserError(f"even-power {self.even_power} is not from 0 (all pairs alike) to 1 (pairs as they are)")
         if self.opening_weight < 0:
             raise UserError(f"opening-weight {self.opening_weight} must be 0 (off) or more; it is taken off")
 

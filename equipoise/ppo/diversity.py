@@ -31,7 +31,7 @@ class TermWindow:
     def __init__(self, config: DiversityConfig, task: Task, rates: PairRates | None = None) -> None:
         """`rates`: how often the untrained model succeeds with each pair, for `diversity_on` "even" to begin with."""
         even = config.diversity_on == "even"
-        self.even = EvenPairs(task.pair_count, config.diversity_window, rates) if even else None
+        self.even = EvenPairs(task.pair_count, config.diversity_window, rates, config.even_power) if even else None
         self.config = config
         self.task = task
         self.window: deque[Written] = deque(maxlen=config.diversity_window)

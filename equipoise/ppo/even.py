@@ -1,9 +1,13 @@
-"""What each pair of terms is paid so that all pairs come alike.
+"""What each pair of terms is paid so that all pairs come alike, or nearly so.
 
-Least KL to the untrained model, subject to every pair being one of `pairs` equally many successes: its solution is
-π*(x) ∝ p₀(x)·[strict]·w(pair), log w being the Lagrange multipliers. They are found by dual ascent (S. Boyd and L.
+Least KL to the untrained model, subject to every pair having the share of successes that is wanted of it: its solution
+is π*(x) ∝ p₀(x)·[strict]·w(pair), log w being the Lagrange multipliers. They are found by dual ascent (S. Boyd and L.
 Vandenberghe, Convex Optimization, 2004, chapter 5): a pair that comes too seldom gets more. At the fixed point pairs
 are even, and no nat is spent on anything else, whatever the multipliers began with.
+
+What is wanted of a pair is proportional to a power of its share under the untrained model: 0 for all alike. Of all
+distributions with so much entropy these are the nearest (as in `measures.decomposition.least_variety`), so a power a
+little above 0 gives up few effective pairs for the rarest ones, which cost the most.
 """
 
 import math
@@ -24,25 +28,32 @@ LEAST = 2e-4
 class EvenPairs:
     """log w of each pair, nats, their mean over all pairs being 0; and the pairs of the last successes."""
 
-    def __init__(self, pairs: int, window: int, rates: PairRates | None = None) -> None:
+    def __init__(self, pairs: int, window: int, rates: PairRates | None = None, power: float = 0.0) -> None:
         """`pairs`: how many there are. `rates`: how often the untrained model succeeds with each, which multipliers
-        begin with; without them at 0."""
+        begin with; without them at 0, and all pairs are wanted alike. `power`: see above."""
         self.pairs = pairs
         self.recent: deque[Pair] = deque(maxlen=window)
         self.counts: Counter[Pair] = Counter()
         self.multipliers: dict[Pair, float] = {}
         self.rest = 0.0
         """Of every pair that is not among the multipliers."""
+        self.wanted: dict[Pair, float] = {}
+        """Share of the successes that each is to have."""
+        self.wanted_rest = 1 / pairs
+        """Of every pair that is not among these."""
         if rates is not None:
-            self.multipliers = {
-                pair: -math.log(max(rate.value / rates.p0, LEAST)) for pair, rate in rates.rates.items()
-            }
-            self.rest = -math.log(LEAST)
+            shares = {pair: max(rate.value / rates.p0, LEAST) for pair, rate in rates.rates.items()}
+            self.multipliers = {pair: -(1 - power) * math.log(share) for pair, share in shares.items()}
+            self.rest = -(1 - power) * math.log(LEAST)
             self._centre()
+            powers = {pair: share**power for pair, share in shares.items()}
+            total = math.fsum(powers.values()) + max(0, pairs - len(shares)) * LEAST**power
+            self.wanted = {pair: x / total for pair, x in powers.items()}
+            self.wanted_rest = LEAST**power / total
 
     def paid(self, pair: Pair) -> float:
         """Nats that a success with this pair is worth."""
-        return self.multipliers.get(pair, self.rest) + DAMPING * self._off(self.counts[pair])
+        return self.multipliers.get(pair, self.rest) + DAMPING * self._off(pair)
 
     def add(self, found: Iterable[Pair]) -> None:
         """Take in the pairs of a batch's successes, and move the multipliers."""
@@ -53,13 +64,16 @@ class EvenPairs:
             self.counts[pair] += 1
             self.multipliers.setdefault(pair, self.rest)
         for pair in self.multipliers:
-            self.multipliers[pair] += ASCENT * self._off(self.counts[pair])
-        self.rest += ASCENT * self._off(0)
+            self.multipliers[pair] += ASCENT * self._off(pair)
+        self.rest += ASCENT * self._off(None)
         self._centre()
 
-    def _off(self, count: int) -> float:
-        """log of an even share by that of a pair with so many among the recent ones (Laplace)."""
-        return -math.log(self.pairs * (count + 1) / (len(self.recent) + self.pairs))
+    def _off(self, pair: Pair | None) -> float:
+        """log of the share that is wanted of a pair by that which it has among the recent ones, as if `pairs` successes
+        more had come as wanted; None stands for a pair that never came."""
+        wanted = self.wanted_rest if pair is None else self.wanted.get(pair, self.wanted_rest)
+        count = 0 if pair is None else self.counts[pair]
+        return math.log(wanted * (len(self.recent) + self.pairs) / (count + self.pairs * wanted))
 
     def _centre(self) -> None:
         others = max(0, self.pairs - len(self.multipliers)) * self.rest

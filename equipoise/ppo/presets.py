@@ -17,15 +17,17 @@ MEASURED = EvaluationConfig(base_samples=20_000, eval_sentences=260, final_sente
 # One pass over many sentences: several over few made loops of them (docs/LOG.md).
 NEAR = WarmStartConfig(
     warm_start_target="near",
-    warm_start_pool=60_000,
+    warm_start_pool=100_000,
+    warm_start_target_rounds=2,
     warm_start_target_samples=60_000,
-    warm_start_sentences=24_000,
+    warm_start_sentences=36_000,
     warm_start_copies=4,
     warm_start_batch_size=64,
     warm_start_epochs=1,
     warm_start_learning_rate=1e-4,
 )
-# Larger batches and fewer epochs than the guide's: the nearer the optimum, the more of a gradient is noise.
+# Larger batches and fewer epochs than the guide's: the nearer the optimum, the more of a gradient is noise. λ is 1: what
+# a linear value head says of the rest of a sentence is too rough to stand for it.
 TARGETED = PPOConfig(
     batch_size=256,
     mini_batch_size=64,
@@ -35,6 +37,7 @@ TARGETED = PPOConfig(
     warmup_steps=5,
     decay_steps=150,
     kl_coef=0.1,
+    gae_lambda=1.0,
     average_weights=0.95,
 )
 
@@ -112,9 +115,9 @@ PRESETS = {
         NEAR_PRESET,
         preset="even",
         steps=135,
-        strict_bonus=1.5,
+        strict_bonus=2.0,
         warm_start=replace(NEAR, warm_start_target="even", warm_start_fluency=1.2),
-        diversity=DiversityConfig(diversity_weight=TARGETED.kl_coef, diversity_on="even"),
+        diversity=DiversityConfig(diversity_weight=TARGETED.kl_coef, diversity_on="even", even_power=0.15),
         ppo=replace(TARGETED, decay_steps=135),
     ),
     # Minutes on two cores, and PPO does the work: a short warm start makes both classes findable (about one sentence in

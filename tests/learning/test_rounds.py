@@ -14,6 +14,7 @@ from equipoise.learning.rounds import (
     Author,
     Rounds,
     Sample,
+    Target,
     Weighed,
     draw,
     figures,
@@ -27,7 +28,7 @@ from equipoise.learning.rounds import (
 )
 from equipoise.learning.supervised import Example
 from equipoise.measures.decomposition import Outcomes, Pair, pair_rates, split
-from equipoise.measures.raking import size
+from equipoise.measures.raking import margins, size
 from equipoise.policy.config import PolicyConfig
 from equipoise.policy.load import load_policy
 from equipoise.policy.prompt import render_prompts
@@ -35,6 +36,8 @@ from equipoise.protocol.task import PROTOCOL
 from tests.tiny import words_folder
 
 A, B = ("bold", "caring"), ("bold", "loyal")
+
+NEAR, EVEN = Target("near"), Target("even")
 
 
 class Text(NamedTuple):
@@ -76,7 +79,7 @@ def by_text(drawn: Sample, shares: list[float]) -> dict[str, float]:
 
 
 def test_near_is_the_untrained_model_where_it_succeeds_occupations_alike() -> None:
-    made = towards(sample(), "near")
+    made = towards(sample(), NEAR)
     success = {"nurse": 0.03, "pilot": 0.004}
     wanted = {t.text: t.base / success[t.occupation] / 2 for t in WORLD}
     assert by_text(sample(), made.shares) == pytest.approx(wanted)
@@ -90,7 +93,7 @@ def test_near_is_the_untrained_model_where_it_succeeds_occupations_alike() -> No
 
 
 def test_even_has_pairs_and_occupations_alike_and_is_the_nearest_such() -> None:
-    made = towards(sample(), "even")
+    made = towards(sample(), EVEN)
     shares = by_text(sample(), made.shares)
     assert sum(shares[t.text] for t in WORLD if t.pair == A) == pytest.approx(0.5, abs=1e-5)
     assert sum(shares[t.text] for t in WORLD if t.occupation == "nurse") == pytest.approx(0.5, abs=1e-5)
@@ -102,11 +105,11 @@ def test_even_has_pairs_and_occupations_alike_and_is_the_nearest_such() -> None:
     assert odds == pytest.approx(0.024 * 0.003 / 0.006 / 0.001, rel=1e-4)
 
 
-@pytest.mark.parametrize("target", ["near", "even"])
-def test_the_targets_own_figures_are_those_of_its_decomposition(target: str) -> None:
+@pytest.mark.parametrize("target", [NEAR, EVEN])
+def test_the_targets_own_figures_are_those_of_its_decomposition(target: Target) -> None:
     """Against `split` of the target's own outcomes; its waste is what occupations cost that have as many as others."""
     drawn = sample()
-    whole = together([drawn], target)  # type: ignore[arg-type]
+    whole = together([drawn], target)
     rates = pair_rates(groups_of(drawn))
     made = figures(whole, rates)
     many = 10**9
@@ -125,38 +128,51 @@ def test_the_targets_own_figures_are_those_of_its_decomposition(target: str) -> 
         (parts.kl.value, parts.compliance.value, parts.variety.value, parts.waste.value), abs=1e-6
     )
     assert made.pairs == pytest.approx(
-        2.0 if target == "even" else math.exp(-(0.525 * math.log(0.525) + 0.475 * math.log(0.475))), rel=1e-4
+        2.0 if target == EVEN else math.exp(-(0.525 * math.log(0.525) + 0.475 * math.log(0.475))), rel=1e-4
     )
-    if target == "near":
+    if target == NEAR:
         assert made.kl == pytest.approx(-(math.log(0.03) + math.log(0.004)) / 2)
         assert made.compliance == pytest.approx(-math.log(0.017))
     assert made.rest > 0
 
 
-@pytest.mark.parametrize("target", ["near", "even"])
-def test_where_occupations_are_alike_the_target_wastes_nothing(target: str) -> None:
+@pytest.mark.parametrize("target", [NEAR, EVEN])
+def test_where_occupations_are_alike_the_target_wastes_nothing(target: Target) -> None:
     world = [t._replace(occupation=o, text=t.text + o) for o in ("nurse", "pilot") for t in WORLD[:3]]
-    made = figures(together([sample(world)], target), pair_rates(groups_of(sample(world))))  # type: ignore[arg-type]
+    made = figures(together([sample(world)], target), pair_rates(groups_of(sample(world))))
     assert made.rest == pytest.approx(0, abs=1e-6)
-    assert made.variety == pytest.approx(0, abs=1e-9) if target == "near" else made.variety > 0.1
+    assert made.variety == pytest.approx(0, abs=1e-9) if target == NEAR else made.variety > 0.1
+
+
+def test_with_a_power_pairs_come_in_proportion_to_that_of_what_they_are_in_the_nearest() -> None:
+    """The nearest has 0.525 and 0.475 of the two pairs; softening and putting together change no margin."""
+    target, drawn = Target("even", 0.5), sample()
+    made = towards(drawn, target)
+    pairs, occupations = [each.pair for each in drawn.found], [each.example.occupation for each in drawn.found]
+    wanted = math.sqrt(0.525) / (math.sqrt(0.525) + math.sqrt(0.475))
+    softer = softened(drawn.found, made.shares, target, made.effective + 3)[1]
+    for n, shares in ((1, made.shares), (1, softer), (2, together([drawn, drawn], target).shares)):
+        assert margins(shares, pairs * n)[A] == pytest.approx(wanted, rel=1e-4)
+        assert margins(shares, occupations * n)["nurse"] == pytest.approx(0.5, rel=1e-4)
+    assert towards(drawn, Target("even", 1.0)).shares == pytest.approx(towards(drawn, NEAR).shares, rel=1e-4)
 
 
 def test_samples_put_together_weigh_by_their_effective_size_and_make_up_for_what_one_missed() -> None:
     whole, part = sample(), sample([t for t in WORLD if t.text != "c"])
-    made = together([whole, part], "even")
+    made = together([whole, part], EVEN)
     pairs: dict[Pair, float] = defaultdict(float)
     for each, share in zip(made.found, made.shares, strict=True):
         pairs[each.pair] += share
     assert pairs == pytest.approx({A: 0.5, B: 0.5}, abs=1e-5)
-    alone = towards(whole, "near")
-    twice = together([whole, whole], "near")
+    alone = towards(whole, NEAR)
+    twice = together([whole, whole], NEAR)
     assert twice.shares == pytest.approx([share / 2 for share in alone.shares * 2])
     assert twice.log_ratios == pytest.approx(alone.log_ratios * 2)
     assert twice.effective == pytest.approx(2 * alone.effective)
     assert len(strata(made.found)) == len(made.found)
 
 
-@pytest.mark.parametrize("target", ["near", "even"])
+@pytest.mark.parametrize("target", [NEAR, EVEN])
 def test_weights_are_softened_until_enough_sentences_carry_what_is_learnt(target: Any) -> None:
     drawn = sample()
     made = towards(drawn, target)
@@ -169,7 +185,7 @@ def test_weights_are_softened_until_enough_sentences_carry_what_is_learnt(target
     # Within a cell the log-ratio to what was written shrinks by the exponent.
     odds = [math.log(x["a"] / 20) - math.log(x["b"] / 40) for x in (soft, full)]
     assert odds[0] == pytest.approx(exponent * odds[1])
-    if target == "even":
+    if target == EVEN:
         assert sum(soft[t.text] for t in WORLD if t.pair == A) == pytest.approx(0.5, abs=1e-5)
     assert softened(drawn.found, made.shares, target, 1e9)[0] == 0.0  # there are no more than there are
 
@@ -193,8 +209,8 @@ def test_each_round_brings_the_policy_nearer_to_its_target_and_the_rates_stay_ri
     said: list[str] = []
     how = Rounds(rounds=2, samples=1000, learnt=500, learning_rate=2e-2, batch_size=16, copies=6)
     first = [each.example for each in start.found]
-    samples = learn_towards(author, first, "even", how, said.append)
-    made = [towards(each, "even") for each in samples]
+    samples = learn_towards(author, first, EVEN, how, said.append)
+    made = [towards(each, EVEN) for each in samples]
     assert made[-1].strict > 3 * len(start.found) / 2000
     assert made[-1].kl < made[0].kl - 0.3
     assert made[-1].effective > 1.5 * made[0].effective
@@ -205,8 +221,8 @@ def test_each_round_brings_the_policy_nearer_to_its_target_and_the_rates_stay_ri
     error = math.sqrt(rates.variance + free * (1 - free) / 2000)
     assert abs(rates.p0 - free) < 4 * error
 
-    whole = together(samples, "even")
-    plain, tilted = (judged(author, whole, "even", tilt, 300, 2, 0) for tilt in (0.0, 20.0))
+    whole = together(samples, EVEN)
+    plain, tilted = (judged(author, whole, EVEN, tilt, 300, 2, 0) for tilt in (0.0, 20.0))
     assert len(plain.found) == len(plain.nll) > 150 and plain.nll == tilted.nll
     assert figures(tilted, rates).nll < figures(plain, rates).nll - 0.01  # type: ignore[operator]
     for made in (plain, tilted):
@@ -227,4 +243,4 @@ def test_a_policy_that_never_succeeds_is_told_in_one_line(words: Path, monkeypat
     monkeypatch.setattr(rounds, "draw", lambda *_: Sample([], {"nurse": 40}))
     how = Rounds(rounds=1, samples=40, learnt=10, learning_rate=1e-3, batch_size=16, copies=4)
     with pytest.raises(UserError, match=r"round 0 of 1 .* none of 40 sentences .* --warm-start-target-rounds 0"):
-        learn_towards(author, first, "near", how, lambda _: None)
+        learn_towards(author, first, NEAR, how, lambda _: None)
