@@ -120,7 +120,7 @@ PRESETS = {
         strict_bonus=2.0,
         warm_start=replace(NEAR, warm_start_target="even", warm_start_fluency=1.2),
         diversity=DiversityConfig(diversity_weight=TARGETED.kl_coef, diversity_on="even", even_power=0.12),
-        fluency_weight=0.1,
+        fluency_weight=0.08,
         ppo=replace(TARGETED, decay_steps=135),
         run=RunConfig(save_every=25, sample_every=25, keep_checkpoints=3),
     ),
