@@ -137,7 +137,7 @@ class _Layer:
         # Without any the kernels are given something that they do not read.
         cos, sin = (t.reshape(len(x), -1).contiguous() for t in angles) if angles is not None else (x, x)
         rotated = cos.shape[1] if angles is not None else 0
-        form = self._form(rotated)
+        form = self._form(rotated, taken.slot is not None)
         if taken.slot is not None:
             hidden_BL = taken.beyond_BL if self.spec.window and taken.beyond_BL is not None else taken.hidden_BL
             assert hidden_BL is not None
@@ -163,11 +163,11 @@ class _Layer:
     def _trains(self) -> bool:
         return self.qkv.adapted or not self.qkv.lora
 
-    def _form(self, rotated: int) -> attention.Form:
-        """The kernels normalise and rotate whole heads themselves; a part of each, or after a norm over all heads,
-        `heads.prepare` does."""
+    def _form(self, rotated: int, decoding: bool) -> attention.Form:
+        """The kernels rotate whole heads themselves, after a norm of each where they decode; all else that happens to
+        queries and keys before attention `heads.prepare` does."""
         spec, norms = self.spec, self.head_norms
-        inside = rotated in (0, spec.size) and (norms is None or len(norms.query) == spec.size)
+        inside = rotated in (0, spec.size) and (norms is None or (decoding and len(norms.query) == spec.size))
         rotate, norms = inside and rotated > 0, norms if inside else None
         return attention.Form(spec.heads, spec.key_heads, spec.size, spec.scale, spec.window, spec.cap, rotate, norms)
 
@@ -247,10 +247,7 @@ class _Layer:
         dattended, add = self.o.backward(ddelta1, kept.low2)
         add(lambda: kept.attended)
         found = attention.attend_backward(dattended, kept.ready, kept.attended, kept.lse, *trie, form)
-        if kept.qkv is None and form.norms is None:
-            dqkv = attention.whole(*found)
-        else:
-            dqkv = self._ready_backward(found, kept.ready if kept.qkv is None else kept.qkv, trie, form)
+        dqkv = attention.whole(*found) if kept.qkv is None else self._ready_backward(found, kept.qkv, trie, form)
         dy1, add = self.qkv.backward(dqkv, kept.low1)
         add(lambda: _normed(kept.y1, kept.x, before1))
         return dy1.add_(dh) if before1 is None else before1.backward(dy1, kept.x, kept.rstd1, dh)
@@ -260,7 +257,7 @@ class _Layer:
         trained: tuple[Any, ...] = ()
         if norms is not None and norms.query.requires_grad:
             trained = (norms.query, norms.key)
-        rotated = trie.cos.shape[1] if self.spec.rotary and not form.rotate else 0
+        rotated = trie.cos.shape[1] if self.spec.rotary else 0
         dqkv, sums = heads.prepare_backward(*dready, qkv, trie.cos, trie.sin, form, rotated, norms, bool(trained))
         add_sums(tuple(map(gradient, trained)), sums)
         return dqkv

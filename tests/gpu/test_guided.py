@@ -22,8 +22,13 @@ pytestmark = pytest.mark.gpu
 ROWS = 300
 
 
-@pytest.mark.parametrize("top_p", [1.0, 0.9])
-def test_guided_sentences_are_those_of_the_plain_twin(top_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("top_p", "least"), [(1.0, 0.75), (0.9, 0.9)])
+def test_guided_sentences_are_those_of_the_plain_twin(
+    top_p: float, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`least`: the share of rows that are the same. Without a nucleus 3 % of the bundled model's mass are tokens of 1e-4
+    and less, among which any shift changes the draw: by logits with a noise of 1e-5, 1e-4 and 1e-3 nats in 0.2, 0.9 and
+    3 % of draws, which leaves 95, 80 and 46 % of rows of 25 tokens as they were."""
     prompt, sampling = PROMPTS["describe"], SamplingConfig(top_p=top_p)
     policy = load_for_generation(PolicyConfig("bundled", dtype="float32"), prompt)
     prompts = {o: prompt_ids(policy.tokenizer, prompt, o, PROTOCOL) for o in PROTOCOL.names}
@@ -50,7 +55,7 @@ def test_guided_sentences_are_those_of_the_plain_twin(top_p: float, monkeypatch:
     )
     for other in (eager, plain):
         same = (fast.tokens_BT == other.tokens_BT).all(1) & (fast.lengths_B == other.lengths_B)
-        assert same.float().mean() > 0.9, f"{same.float().mean():.3f} of the rows are the same"
+        assert same.float().mean() > least, f"{same.float().mean():.3f} of the rows are the same"
         apart = (fast.report["log_weight"] - other.report["log_weight"])[same].abs()
         assert apart.max() < 0.1 and apart.mean() < 0.01, f"{apart.max():.4f}, {apart.mean():.5f}"
 

@@ -1,9 +1,9 @@
 """Attention over a packed trie, forward and backward; `decoding` has it for one token over a static cache.
 
-Queries, keys and values come as one projection's output qkv (M, (heads + 2·key heads) · D). Norms of each head, and the
-rotation of whole heads, are computed as they are loaded, else they come as `heads.prepare` has left them; nothing is
-gathered, transposed or padded in memory. Flash attention (Dao et al. 2022, arXiv 2205.14135): online softmax forward,
-scores recomputed backward.
+Queries, keys and values come as one projection's output qkv (M, (heads + 2·key heads) · D). Where the whole head is
+rotated that is done as they are loaded, else they come as `heads.prepare` has left them; nothing is gathered,
+transposed or padded in memory. Flash attention (Dao et al. 2022, arXiv 2205.14135): online softmax forward, scores
+recomputed backward.
 
 A window hides what lies that many places back, a cap puts scores through cap · tanh(score / cap) (Gemma 2, arXiv
 2408.00118). Heads whose size is no power of two fill the two halves of a tile up with zeros.
@@ -47,20 +47,16 @@ class Form(NamedTuple):
     rotate: bool = True
     """Whether the kernels rotate the whole of each head as they load it."""
     norms: HeadNorms | None = None
-    """Those of each head that the kernels compute as they load it, before it is rotated."""
-
-    def read(self, qkv: Tensor) -> tuple[Tensor, Tensor, float]:
-        """What the kernels are given of the norms; without any something that they do not read."""
-        return (qkv, qkv, 0.0) if self.norms is None else self.norms[:3]
+    """Those of each head that decoding computes as it loads it, before it is rotated. Attention over a trie, where many
+    rows read a node's key, would compute the norm of each again and again."""
 
     @property
-    def options(self) -> dict[str, int | float | bool]:
+    def options(self) -> dict[str, int | bool]:
         """What kernels are compiled for. Half a head fills half a tile, which is never smaller than a product needs."""
         half = self.size // 2
         return {
             "HEADS": self.heads, "KEY_HEADS": self.key_heads, "D2": half,
             "P2": max(16, triton.next_power_of_2(half)), "CAP": self.cap > 0, "ROTATE": self.rotate,
-            "NORM": self.norms is not None, "OFFSET": self.norms.offset if self.norms is not None else 0.0,
         }  # fmt: skip
 
 
@@ -79,28 +75,13 @@ def inside(valid, d, D: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
-def normed(first, second, w, eps, d, D2: tl.constexpr, OFFSET: tl.constexpr):
-    """Both halves of vectors, a row each, divided by their root mean square and multiplied by the norm's weights."""
-    squares = tl.sum(first * first, 1) + tl.sum(second * second, 1)
-    scale = (1.0 / tl.sqrt(squares / (2 * D2) + eps))[:, None]
-    w1 = tl.load(w + d, d < D2, 0.0).to(tl.float32) + OFFSET
-    w2 = tl.load(w + D2 + d, d < D2, 0.0).to(tl.float32) + OFFSET
-    return first * (scale * w1[None]), second * (scale * w2[None])
-
-
-@triton.jit
-def load_ready(
-    qkv, cos, sin, w, eps, nodes, valid, width, offset,
-    D2: tl.constexpr, P2: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr,
-):  # fmt: skip
-    """Both halves of one head's vectors at `nodes`, normalised and rotated, in float32."""
+def load_rotated(qkv, cos, sin, nodes, valid, width, offset, D2: tl.constexpr, P2: tl.constexpr, ROTATE: tl.constexpr):
+    """Both halves of one head's vectors at `nodes`, rotated, in float32."""
     d = tl.arange(0, P2)
     there = inside(valid, d, D2, P2)
     base = qkv + nodes[:, None].to(tl.int64) * width + offset + d[None]
     first = tl.load(base, there, 0.0).to(tl.float32)
     second = tl.load(base + D2, there, 0.0).to(tl.float32)
-    if NORM:
-        first, second = normed(first, second, w, eps, d, D2, OFFSET)
     if ROTATE:
         angle = nodes[:, None] * (2 * D2) + d[None]
         c = tl.load(cos + angle, there, 0.0).to(tl.float32)
@@ -188,10 +169,10 @@ def _clear_spare(paths, places, out, M, width, block, BLOCK: tl.constexpr, SIZE:
 
 @triton.jit(do_not_specialize=["R", "L", "M"])
 def _forward_kernel(
-    qkv, cos, sin, wq, wk, eps, paths, places, out, lse, R, L, M, scale, window, cap,
+    qkv, cos, sin, paths, places, out, lse, R, L, M, scale, window, cap,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D2: tl.constexpr, P2: tl.constexpr, CAP: tl.constexpr,
-    ROTATE: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr, WINDOW: tl.constexpr, ALL: tl.constexpr,
-    BQ: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    ROTATE: tl.constexpr, WINDOW: tl.constexpr, ALL: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     block, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     D: tl.constexpr = 2 * D2
@@ -208,7 +189,7 @@ def _forward_kernel(
         own = place_q < last
         node_q = tl.load(paths + row * L + place_q, own, 0)
         dtype = qkv.dtype.element_ty
-        q1, q2, _c, _s = load_ready(qkv, cos, sin, wq, eps, node_q, own, W, head * D, D2, P2, ROTATE, NORM, OFFSET)
+        q1, q2, _c, _s = load_rotated(qkv, cos, sin, node_q, own, W, head * D, D2, P2, ROTATE)
         q1, q2 = q1.to(dtype), q2.to(dtype)
         d = tl.arange(0, P)
         top = tl.full((BQ,), float("-inf"), tl.float32)
@@ -218,9 +199,7 @@ def _forward_kernel(
             place_k = start + tl.arange(0, BK)
             valid = place_k < last
             node_k = tl.load(paths + row * L + place_k, valid, 0)
-            k1, k2, _ck, _sk = load_ready(
-                qkv, cos, sin, wk, eps, node_k, valid, W, (HEADS + key_head) * D, D2, P2, ROTATE, NORM, OFFSET
-            )
+            k1, k2, _ck, _sk = load_rotated(qkv, cos, sin, node_k, valid, W, (HEADS + key_head) * D, D2, P2, ROTATE)
             values = tl.load(
                 qkv + node_k[:, None].to(tl.int64) * W + (HEADS + KEY_HEADS + key_head) * D + d[None],
                 inside(valid, d, D, P),
@@ -243,10 +222,10 @@ def _forward_kernel(
 
 @triton.jit(do_not_specialize=["R", "L", "M"])
 def _backward_kernel(
-    qkv, cos, sin, wq, wk, eps, paths, places, out, lse, dout, dqkv, dkv, R, L, M, scale, window, cap,
+    qkv, cos, sin, paths, places, out, lse, dout, dqkv, dkv, R, L, M, scale, window, cap,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D2: tl.constexpr, P2: tl.constexpr, CAP: tl.constexpr,
-    ROTATE: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr, WINDOW: tl.constexpr, ALL: tl.constexpr,
-    BQ: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    ROTATE: tl.constexpr, WINDOW: tl.constexpr, ALL: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     block, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     D: tl.constexpr = 2 * D2
@@ -263,7 +242,7 @@ def _backward_kernel(
         own = place_q < last
         node_q = tl.load(paths + row * L + place_q, own, 0)
         dtype = qkv.dtype.element_ty
-        q1, q2, c, s = load_ready(qkv, cos, sin, wq, eps, node_q, own, W, head * D, D2, P2, ROTATE, NORM, OFFSET)
+        q1, q2, c, s = load_rotated(qkv, cos, sin, node_q, own, W, head * D, D2, P2, ROTATE)
         q1, q2 = q1.to(dtype), q2.to(dtype)
         d, half = tl.arange(0, P), tl.arange(0, P2)
         at = node_q[:, None].to(tl.int64) * (HEADS * D) + head * D + d[None]
@@ -277,9 +256,7 @@ def _backward_kernel(
             place_k = start + tl.arange(0, BK)
             valid = place_k < last
             node_k = tl.load(paths + row * L + place_k, valid, 0)
-            k1, k2, ck, sk = load_ready(
-                qkv, cos, sin, wk, eps, node_k, valid, W, (HEADS + key_head) * D, D2, P2, ROTATE, NORM, OFFSET
-            )
+            k1, k2, ck, sk = load_rotated(qkv, cos, sin, node_k, valid, W, (HEADS + key_head) * D, D2, P2, ROTATE)
             k1, k2 = k1.to(dtype), k2.to(dtype)
             values = tl.load(
                 qkv + node_k[:, None].to(tl.int64) * W + (HEADS + KEY_HEADS + key_head) * D + d[None],
@@ -367,7 +344,7 @@ def attend(
     lse = torch.empty(nodes, form.heads, dtype=torch.float32, device=qkv.device)
     tiles = forward_tiles(form, qkv.dtype)
     _forward_kernel[_grid(paths_RL, nodes, form, tiles)](
-        qkv, cos, sin, *form.read(qkv), paths_RL, places_M, out, lse, rows, length, nodes, form.scale,
+        qkv, cos, sin, paths_RL, places_M, out, lse, rows, length, nodes, form.scale,
         _window(form, length), form.cap, **_options(qkv, form, length, tiles),
     )  # fmt: skip
     return out, lse
@@ -378,12 +355,12 @@ def attend_backward(
     paths_RL: Tensor, places_M: Tensor, form: Form,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(gradient of qkv, whose keys and values are not filled in, theirs (M, 2 · key heads · D) in float32): before the
-    rotation where the kernels do it, and after their norm. `heads.prepare_backward` or `whole` goes on with them."""
+    rotation where the kernels do it. `heads.prepare_backward` or `whole` goes on with them."""
     nodes, (rows, length) = qkv.shape[0], paths_RL.shape
     dqkv, tiles = torch.empty_like(qkv), backward_tiles(form, qkv.dtype)
     dkv = torch.zeros(nodes, 2 * form.key_heads * form.size, dtype=torch.float32, device=qkv.device)
     _backward_kernel[_grid(paths_RL, nodes, form, tiles)](
-        qkv, cos, sin, *form.read(qkv), paths_RL, places_M, out, lse, dout, dqkv, dkv, rows, length, nodes, form.scale,
+        qkv, cos, sin, paths_RL, places_M, out, lse, dout, dqkv, dkv, rows, length, nodes, form.scale,
         _window(form, length), form.cap, **_options(qkv, form, length, tiles),
     )  # fmt: skip
     return dqkv, dkv

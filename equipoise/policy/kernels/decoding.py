@@ -4,14 +4,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from equipoise.policy.kernels.attention import Form, capped, inside, load_ready, normed, precision, rotate
+from equipoise.policy.kernels.attention import Form, capped, inside, load_rotated, precision, rotate
 
 
 @triton.jit(do_not_specialize=["B", "N", "S"])
 def _fill_kernel(
-    qkv, cos, sin, wk, eps, fill, cache, B, N, S,
+    qkv, cos, sin, fill, cache, B, N, S,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D2: tl.constexpr, P2: tl.constexpr, CAP: tl.constexpr,
-    ROTATE: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr, BP: tl.constexpr,
+    ROTATE: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     block, key_head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     D: tl.constexpr = 2 * D2
@@ -20,9 +20,7 @@ def _fill_kernel(
     place = block * BP + tl.arange(0, BP)
     valid = place < N
     nodes = tl.load(fill + row * N + place, valid, 0)
-    k1, k2, _c, _s = load_ready(
-        qkv, cos, sin, wk, eps, nodes, valid, W, (HEADS + key_head) * D, D2, P2, ROTATE, NORM, OFFSET
-    )
+    k1, k2, _c, _s = load_rotated(qkv, cos, sin, nodes, valid, W, (HEADS + key_head) * D, D2, P2, ROTATE)
     d, half = tl.arange(0, P), tl.arange(0, P2)
     whole, part = inside(valid, d, D, P), inside(valid, half, D2, P2)
     values = tl.load(qkv + nodes[:, None].to(tl.int64) * W + (HEADS + KEY_HEADS + key_head) * D + d[None], whole, 0.0)
@@ -37,8 +35,18 @@ def fill(qkv: Tensor, cos: Tensor, sin: Tensor, fill_BP: Tensor, cache: Tensor, 
     """Start each row's cache (2, B, key heads, S, D) with the keys and values of its nodes, places 0 to P−1."""
     rows, places = fill_BP.shape
     _fill_kernel[(triton.cdiv(places, 32), form.key_heads, rows)](
-        qkv, cos, sin, *form.read(qkv)[1:], fill_BP, cache, rows, places, cache.shape[3], **form.options, BP=32
+        qkv, cos, sin, fill_BP, cache, rows, places, cache.shape[3], **form.options, BP=32
     )
+
+
+@triton.jit
+def _normed(first, second, w, eps, d, D2: tl.constexpr, OFFSET: tl.constexpr):
+    """Both halves of vectors, a row each, divided by their root mean square and multiplied by the norm's weights."""
+    squares = tl.sum(first * first, 1) + tl.sum(second * second, 1)
+    scale = (1.0 / tl.sqrt(squares / (2 * D2) + eps))[:, None]
+    w1 = tl.load(w + d, d < D2, 0.0).to(tl.float32) + OFFSET
+    w2 = tl.load(w + D2 + d, d < D2, 0.0).to(tl.float32) + OFFSET
+    return first * (scale * w1[None]), second * (scale * w2[None])
 
 
 @triton.jit(do_not_specialize=["B", "S"])
@@ -63,8 +71,8 @@ def _decode_kernel(
     k1, k2 = tl.load(new, (half < D2)[None], 0.0), tl.load(new + D2, (half < D2)[None], 0.0)
     k1, k2 = k1.to(tl.float32), k2.to(tl.float32)
     if NORM:
-        q1, q2 = normed(q1, q2, wq, eps, half, D2, OFFSET)
-        k1, k2 = normed(k1, k2, wk, eps, half, D2, OFFSET)
+        q1, q2 = _normed(q1, q2, wq, eps, half, D2, OFFSET)
+        k1, k2 = _normed(k1, k2, wk, eps, half, D2, OFFSET)
     if ROTATE:
         c = tl.load(cos + row * D + half, half < D2, 0.0).to(tl.float32)
         s = tl.load(sin + row * D + half, half < D2, 0.0).to(tl.float32)
@@ -110,11 +118,14 @@ def decode(qkv: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, hidden_BS: Tens
     """Attention of one new token a row, qkv (B, ·), whose key and value go to place `slot` (1,) of the cache, later
     places being empty: (B, heads · D). hidden_BS: True where the row does not see an earlier place, because it holds
     nothing for the row or lies beyond the layer's window."""
-    rows = qkv.shape[0]
+    rows, norms = qkv.shape[0], form.norms
+    # Without any the kernel is given something that it does not read.
+    read, offset = ((qkv, qkv, 0.0), 0.0) if norms is None else (norms[:3], norms.offset)
     out = qkv.new_empty(rows, form.heads * form.size)
     _decode_kernel[(form.key_heads, rows)](
-        qkv, cos, sin, *form.read(qkv), cache, hidden_BS, slot, out, rows, cache.shape[3], form.scale, form.cap,
-        **form.options, BG=max(16, triton.next_power_of_2(form.heads // form.key_heads)), BS=32,
+        qkv, cos, sin, *read, cache, hidden_BS, slot, out, rows, cache.shape[3], form.scale, form.cap,
+        **form.options, NORM=norms is not None, OFFSET=offset,
+        BG=max(16, triton.next_power_of_2(form.heads // form.key_heads)), BS=32,
         PRECISION=precision(qkv), num_warps=4, num_stages=2 if form.size * qkv.element_size() <= 512 else 1,
     )  # fmt: skip
     return out

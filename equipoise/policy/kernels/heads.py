@@ -1,8 +1,7 @@
 """Queries and keys of a projection's output made ready for attention: normalised, and the first part of each head
 rotated. For layers in which that is more than the attention kernels do themselves.
 
-A row is (heads + 2·key heads) · D: queries, keys, values. Arithmetic is float32. The way back of norms is here also
-where the attention kernels compute them.
+A row is (heads + 2·key heads) · D: queries, keys, values. Arithmetic is float32.
 """
 
 import torch
@@ -144,9 +143,8 @@ def prepare_backward(
     dout: Tensor, dkv: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, form: Form, rotated: int,
     norms: HeadNorms | None, trained: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
-    """(gradient of qkv as it was before norms and rotation; where the norms' weights are `trained`, rows whose sum is
-    their gradient, for `add_rows`). dout, dkv: as `attention.attend_backward` gives them. `rotated`: the places of each
-    head whose rotation is yet to be undone."""
+    """(gradient of qkv as it was before `prepare`; where the norms' weights are `trained`, rows whose sum is their
+    gradient, for `add_rows`). dout, dkv: as `attention.attend_backward` gives them."""
     rows, dqkv = qkv.shape[0], torch.empty_like(qkv)
     query, key, eps = (norms.query, norms.key, norms.eps) if norms is not None else (qkv, qkv, 0.0)
     programs = min(rows, PROGRAMS) if trained else rows

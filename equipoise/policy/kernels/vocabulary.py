@@ -135,8 +135,9 @@ def _peaks_kernel(logits, peaks, sums, finite, V, inverse, BLOCK: tl.constexpr):
 
 @triton.jit
 def _normaliser(peaks, sums, row, blocks, BLOCKS: tl.constexpr):
-    """(largest z of a row, 1 / Σ e^(z − largest)). The sum's last bit depends on how many threads a kernel adds with,
-    and is enough for a nucleus to lose its only token: all kernels of a nucleus take these numbers from the first."""
+    """(largest z of a row, 1 / Σ e^(z − largest)). The second's last bit may be another in each thread: the product of
+    one and the first addition of the sum become one operation, which rounds once, while the other's is rounded twice.
+    """
     each = tl.arange(0, BLOCKS)
     peak = tl.load(peaks + row * blocks + each, each < blocks, float("-inf"))
     top = tl.max(peak, 0)
@@ -145,7 +146,7 @@ def _normaliser(peaks, sums, row, blocks, BLOCKS: tl.constexpr):
 
 @triton.jit
 def _normaliser_of(shares, peaks, sums, row, blocks, BLOCKS: tl.constexpr, NUCLEUS: tl.constexpr):
-    """The same: of a nucleus as it was stored, else computed."""
+    """The same; of a nucleus as the first kernel has stored it, for one bit can be enough to lose its only token."""
     if NUCLEUS:
         return tl.load(shares + 2 * row), tl.load(shares + 2 * row + 1)
     else:
@@ -187,6 +188,8 @@ def _narrow_kernel(
     top, share = _normaliser(peaks, sums, row, blocks, BLOCKS)
     tl.store(shares + 2 * row, top)
     tl.store(shares + 2 * row + 1, share)
+    tl.debug_barrier()
+    top, share = tl.load(shares + 2 * row), tl.load(shares + 2 * row + 1)
     low = 0  # reaches top_p, or is 0
     high = share.to(tl.int32, bitcast=True) + 8  # above the likeliest token
     at_low = V
