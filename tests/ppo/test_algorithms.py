@@ -314,7 +314,7 @@ def test_a_sweep_takes_the_algorithm_as_a_setting(model: Path, tmp_path: Path) -
 @pytest.mark.parametrize("name", ["algorithms", "guide"])
 def test_the_sweeps_of_the_comparison_can_be_read(name: str, tmp_path: Path) -> None:
     plans = read_plans(SweepConfig(ROOT / "benchmarks" / f"{name}.yaml", str(tmp_path)))
-    assert len(plans) == {"algorithms": 33, "guide": 9}[name]
+    assert len(plans) == {"algorithms": 36, "guide": 9}[name]
     assert {plan.config.steps for plan in plans} == {400}
     assert {plan.config.evaluation.final_sentences for plan in plans} == {1000}
 
