@@ -7,9 +7,11 @@ do those of functions in C, of which are all that write, sync, rename and delete
 import os
 import random
 import signal
+import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -97,3 +99,13 @@ def killed_until_done(work: Callable[[], int], whole: int, draw: random.Random, 
         assert code == -signal.SIGKILL, code
     assert exit_code(in_child(work)) == 0
     return most
+
+
+@contextmanager
+def command(arguments: list[str], **options: Any) -> Iterator["subprocess.Popen[str]"]:
+    """A started command with pipes for what it says, which does not outlive the block, however that ends."""
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()

@@ -26,8 +26,8 @@ NEAR = WarmStartConfig(
     warm_start_epochs=1,
     warm_start_learning_rate=1e-4,
 )
-# Larger batches and fewer epochs than the guide's: the nearer the optimum, the more of a gradient is noise. λ is 1: what
-# a linear value head says of the rest of a sentence is too rough to stand for it.
+# Larger batches and fewer epochs than the guide's: the nearer the optimum, the more of a gradient is noise. λ is 1:
+# what a linear value head says of the rest of a sentence is too rough to stand for it.
 TARGETED = PPOConfig(
     batch_size=256,
     mini_batch_size=64,

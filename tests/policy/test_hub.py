@@ -64,11 +64,13 @@ CHILD = """
 import json, sys, time, torch, traceback
 from huggingface_hub import constants
 from equipoise.errors import UserError
+from equipoise.policy import source
 from equipoise.policy.hub import hub_access
 from equipoise.policy.source import load_tokenizer, resolve
 from equipoise.policy.weights import load_model
 
 time.sleep = lambda seconds: None  # between the retries of huggingface_hub
+source.hub_access = lambda name, timeout: hub_access(name, 1.0 if name == "org/silent" else timeout)
 
 def said(load, name, **options):
     try:

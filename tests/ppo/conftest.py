@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from equipoise.learning import shards
+from equipoise.policy.load import Policy
+from equipoise.ppo import train as training
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.train import train
 
@@ -31,3 +33,17 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def expected(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The results of one process with the settings of `LIGHT`."""
     return alone(model, tmp_path_factory.mktemp("alone"))
+
+
+@pytest.fixture
+def policies(monkeypatch: pytest.MonkeyPatch) -> list[Policy]:
+    """The policies that runs of this test load."""
+    seen: list[Policy] = []
+    load = training.load_policy
+
+    def remember(*args: Any, **options: Any) -> Policy:
+        seen.append(load(*args, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(training, "load_policy", remember)
+    return seen

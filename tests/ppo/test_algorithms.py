@@ -34,7 +34,7 @@ from tests.tiny import perturb, pretend_graphs
 
 from .algorithms import OTHERS
 from .small import checkpoints, results, rows, small_config, tensors
-from .test_update import PROMPTS, policy_of
+from .updates import PROMPTS, policy_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,7 +133,7 @@ def gradient(
     policy: Policy, batch: Experience, chosen: Tensor, config: PPOConfig, packed: bool
 ) -> tuple[UpdateStats, dict[str, Tensor]]:
     """The statistics of one optimizer step, and the gradient that it used: ten times Adam's first moment."""
-    from .test_update import optimizer_of
+    from .updates import optimizer_of
 
     optimizer = optimizer_of(policy)
     limit = RowLimit(config.micro_batch_size)

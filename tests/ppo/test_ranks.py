@@ -13,6 +13,7 @@ import pytest
 from equipoise import cli
 from equipoise.ppo.log import undefined_keys
 from equipoise.ppo.train import train
+from tests.killing import command
 from tests.ranked import together
 
 from .several import LIGHT, METRICS, SLOW, alone, run
@@ -110,13 +111,13 @@ def options(model: Path, where: Path, *more: str) -> list[str]:
     ]
 
 
-def interrupted(command: list[str], where: Path) -> int:
+def interrupted(arguments: list[str], where: Path) -> int:
     """The step at which a run in several processes ended, after an interrupt in one of its first."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert any(line.startswith("step 2/") for line in process.stdout), "the run did not begin"
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    with command(arguments, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert any(line.startswith("step 2/") for line in process.stdout), "the run did not begin"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
     assert "stopped by SIGINT after step" in out, err
     return len(rows(where))
 

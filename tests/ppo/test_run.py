@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from equipoise.ppo.claim import FREE_TO_CHANGE
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.train import Outcome, train
 from equipoise.runs.records import differences
-from tests.killing import counted, exit_code, in_child, killed_until_done
+from tests.killing import command, counted, exit_code, in_child, killed_until_done
 
 from .small import checkpoints, events, results, rows, small_config
 from .started import EVERYTHING, ROOT, options, own, work
@@ -61,12 +60,12 @@ def test_a_real_process_stopped_by_sigterm_exits_143_saved_and_the_same_command_
     model: Path, tmp_path: Path
 ) -> None:
     stopped = tmp_path / "stopped"
-    command = [sys.executable, "train_rlhf.py", *options(model, stopped, "--steps", "100000")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert any(line.startswith("step 3/") for line in process.stdout), "the run did not begin"
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    script = [sys.executable, "train_rlhf.py", *options(model, stopped, "--steps", "100000")]
+    with command(script, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert any(line.startswith("step 3/") for line in process.stdout), "the run did not begin"
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate()
     assert process.returncode == 143, err
     assert "SIGTERM received: finishing this step, then saving" in err and "Traceback" not in err
     assert "The same command continues." in out and "\x1b" not in out

@@ -37,7 +37,8 @@ def write(where: Path, model: Path, text: str) -> Path:
     path = where / "sweep.yaml"
     base = (
         f"base: {{preset: bundled-cpu, model: {model}, prompt: raw, dtype: float32, device: cpu, steps: 2, "
-        "batch-size: 8, mini-batch-size: 4, max-new-tokens: 8, base-samples: 16, holdout: true, warm-start: off}\n"
+        "batch-size: 8, mini-batch-size: 4, max-new-tokens: 8, base-samples: 16, eval-sentences: 0, holdout: true, "
+        "warm-start: off}\n"
     )
     path.write_text(base + text)
     return path

@@ -1,6 +1,5 @@
-"""The update: when it stops, what it minimises, and everything that must not matter to it."""
+"""The update: what it minimises, and everything that must not matter to it."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -8,94 +7,31 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import UserError
-from equipoise.learning.optimizer import MasterAdam
 from equipoise.policy.attention import TRIE_ATTENTION
-from equipoise.policy.config import SamplingConfig
 from equipoise.policy.load import Policy
 from equipoise.policy.memory import RowLimit
 from equipoise.policy.rollout import Rollout
-from equipoise.policy.sample import sample
 from equipoise.policy.score import score
 from equipoise.policy.ways import Ways
 from equipoise.ppo import update as updating
 from equipoise.ppo.config import PPOConfig
-from equipoise.ppo.experience import Experience
-from equipoise.ppo.update import Update, UpdateStats, mini_batches
+from equipoise.ppo.update import Update, mini_batches
 from equipoise.runs.pieces import PieceSum
 from equipoise.runs.ranks import Ranks
-from tests.tiny import bare_policy, next_logprobs, perturb, pretend_graphs
+from tests.tiny import bare_policy, perturb, pretend_graphs
 
-PROMPTS = [[1, 2, 3], [4], [1, 2, 3], [2, 2], [4], [1, 2], [3], [1, 2, 3]]
-CONFIG = PPOConfig(batch_size=8, mini_batch_size=4, micro_batch_size=4, ppo_epochs=2, target_kl=1e9, max_grad_norm=1e9)
-ALL = [torch.arange(8)]
-
-
-def update(
-    policy: Policy,
-    optimizer: MasterAdam,
-    experience: Experience,
-    batches: list[torch.Tensor],
-    config: PPOConfig,
-    temperature: float,
-    *,
-    packed: bool,
-    limit: RowLimit | None = None,
-) -> UpdateStats:
-    limit = limit or RowLimit(config.micro_batch_size)
-    return Update(policy, optimizer, experience, batches, config, temperature, packed, limit).finish()
-
-
-def policy_of(lora: bool = False) -> Policy:
-    return perturb(bare_policy(stops=(0, 3), attention=TRIE_ATTENTION, lora=lora), 0.1)
-
-
-def experience_of(policy: Policy, *, drift: float = 0.0, seed: int = 0) -> Experience:
-    """A batch the policy sampled, with made-up advantages and returns. `drift`: how far the policy has moved since."""
-    rollout = sample(policy, PROMPTS, SamplingConfig(max_new_tokens=6), torch.Generator().manual_seed(seed))
-    mask, generator = rollout.mask_BT, torch.Generator().manual_seed(seed + 1)
-    with torch.no_grad():
-        scores = score(policy, rollout, 1.0, packed=False)
-
-    def spread(flat: Tensor) -> Tensor:
-        return torch.zeros(mask.shape).masked_scatter(mask, flat)
-
-    def noise() -> Tensor:
-        return torch.where(mask, torch.randn(mask.shape, generator=generator), 0.0)
-
-    values = spread(scores.values)
-    experience = Experience(rollout, spread(scores.logprobs), values, values + 0.5 * noise(), noise())
-    if drift:
-        perturb(policy, drift, seed=5)
-    return experience
-
-
-def optimizer_of(policy: Policy, lr: float = 1e-3) -> MasterAdam:
-    optimizer = MasterAdam(policy.trained(), betas=(0.9, 0.999), eps=1e-5)
-    optimizer.set_learning_rates(lr, lr)
-    return optimizer
-
-
-def weights(policy: Policy) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in policy.trained().items()}
-
-
-def gradient_of(
-    experience: Experience,
-    rows: Tensor,
-    config: PPOConfig = CONFIG,
-    *,
-    packed: bool = True,
-    lora: bool = False,
-    ways: Ways | None = None,
-) -> dict[str, Tensor]:
-    """The gradient that an optimizer step on these rows would use."""
-    policy = policy_of(lora)
-    policy.ways = ways or Ways()
-    optimizer = optimizer_of(policy)
-    stats = update(policy, optimizer, experience, [rows], config, 1.0, packed=packed)
-    assert stats.updates == 1
-    # After one step Adam's first moment is a tenth of the gradient, which nothing here clips.
-    return {n.removesuffix(".exp_avg"): 10 * x for n, x in optimizer.state()[1].items() if n.endswith(".exp_avg")}
+from .updates import (
+    ALL,
+    CONFIG,
+    PROMPTS,
+    assert_close,
+    experience_of,
+    gradient_of,
+    optimizer_of,
+    policy_of,
+    update,
+    weights,
+)
 
 
 @pytest.mark.parametrize(
@@ -150,12 +86,6 @@ def test_where_the_device_decides_before_the_host_has_read_the_same_steps_are_ta
     assert repr(ahead) == repr(plain)
     for mine, theirs in zip(own, expected, strict=True):
         assert all(torch.equal(mine[name], x) for name, x in theirs.items())
-
-
-def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert float((found[name] - tensor).norm()) <= 2e-5 * float(tensor.norm()) + 1e-7, name
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -240,64 +170,6 @@ def test_each_epoch_visits_all_rows_once_in_an_order_of_its_own() -> None:
     assert all(torch.equal(a, b) for a, b in zip(batches, again, strict=True))
 
 
-def k3_by_hand(policy: Policy, experience: Experience, rows: list[int]) -> float:
-    """Mean over the rows' tokens of r − 1 − log r with r = π_θ/π_old: KL(π_old‖π_θ)."""
-    terms = []
-    for row in rows:
-        completion = experience.rollout.completions()[row]
-        for t, token in enumerate(completion):
-            new = next_logprobs(policy.model, [*PROMPTS[row], *completion[:t]])[token]
-            log_ratio = new - float(experience.old_logp_BT[row, t])
-            terms.append(math.exp(log_ratio) - 1 - log_ratio)
-    return sum(terms) / len(terms)
-
-
-def test_target_kl_is_tested_before_the_optimizer_steps() -> None:
-    """A policy that has moved already: just above its KL the step is taken, just below nothing changes."""
-    policy = policy_of()
-    experience = experience_of(policy, drift=0.05)
-    rows = torch.tensor([1, 6, 2])
-    kl = k3_by_hand(policy, experience, rows.tolist())
-    assert kl > 0.005 and abs(kl - k3_by_hand(policy, experience, list(range(8)))) > 0.02 * kl
-    before = weights(policy)
-    optimizer = optimizer_of(policy)
-
-    stopped = update(policy, optimizer, experience, [rows] * 3, replace(CONFIG, target_kl=kl * 0.999), 1.0, packed=True)
-    assert (stopped.updates, stopped.early_stop, stopped.nonfinite) == (0, True, None)
-    assert stopped.update_kl == pytest.approx(kl, rel=1e-4)
-    assert all(torch.equal(before[n], p) for n, p in policy.trained().items())
-    assert optimizer.state()[1] == {}  # Adam's moments have not seen the gradient either
-
-    taken = update(policy, optimizer, experience, [rows], replace(CONFIG, target_kl=kl * 1.001), 1.0, packed=True)
-    assert (taken.updates, taken.early_stop) == (1, False)
-    assert taken.update_kl == pytest.approx(kl, rel=1e-4)
-
-
-def test_micro_batches_are_tested_together() -> None:
-    policy = policy_of()
-    experience = experience_of(policy, drift=0.05)
-    kl = k3_by_hand(policy, experience, list(range(8)))
-    config = replace(CONFIG, micro_batch_size=3, target_kl=kl * 0.999)
-    assert update(policy, optimizer_of(policy), experience, ALL, config, 1.0, packed=True).updates == 0
-    config = replace(config, target_kl=kl * 1.001)
-    assert update(policy, optimizer_of(policy), experience, ALL, config, 1.0, packed=True).updates == 1
-
-
-def test_an_update_that_stops_early_leaves_the_weights_of_the_steps_it_took() -> None:
-    batches = mini_batches(replace(CONFIG, ppo_epochs=4), torch.Generator().manual_seed(0))
-    config = replace(CONFIG, target_kl=0.02)
-    policy = policy_of()
-    experience = experience_of(policy)
-    stats = update(policy, optimizer_of(policy, 0.01), experience, batches, config, 1.0, packed=True)
-    assert 0 < stats.updates < len(batches) and stats.early_stop and stats.update_kl > 0.02
-    assert k3_by_hand(policy, experience, batches[stats.updates].tolist()) > 0.02
-
-    shorter = policy_of()
-    free = replace(config, target_kl=1e9)
-    update(shorter, optimizer_of(shorter, 0.01), experience, batches[: stats.updates], free, 1.0, packed=True)
-    assert all(torch.equal(p, weights(policy)[n]) for n, p in weights(shorter).items())
-
-
 def test_temperature_of_the_update_is_that_of_the_old_log_probs() -> None:
     policy = policy_of()
     experience = experience_of(policy)
@@ -309,42 +181,6 @@ def test_temperature_of_the_update_is_that_of_the_old_log_probs() -> None:
     assert (stats.ratio_max, stats.update_kl) == (pytest.approx(1, abs=1e-5), pytest.approx(0, abs=1e-9))
     stats = update(policy_of(), optimizer_of(policy), experience, ALL, CONFIG, 1.0, packed=True)
     assert stats.ratio_max > 1.1
-
-
-@pytest.mark.parametrize(
-    ("field", "bad"),
-    [
-        ("old_logp_BT", math.nan),
-        ("old_values_BT", math.nan),
-        ("returns_BT", math.nan),
-        ("returns_BT", math.inf),
-        ("advantages_BT", math.nan),
-        ("advantages_BT", math.inf),
-    ],
-)
-def test_one_number_that_is_not_finite_stops_the_update_before_that_step(field: str, bad: float) -> None:
-    policy, other = policy_of(), policy_of()
-    experience = experience_of(policy)
-    batches = [torch.tensor([0, 1, 2, 3]), torch.tensor([4, 5, 6, 7]), torch.tensor([0, 1, 2, 3])]
-    poisoned = getattr(experience, field).clone()
-    poisoned[5, 0] = bad
-    stats = update(
-        policy, optimizer_of(policy), experience._replace(**{field: poisoned}), batches, CONFIG, 1.0, packed=True
-    )
-    assert stats.updates == 1 and stats.nonfinite is not None and not stats.early_stop
-    assert all(math.isfinite(x) for x in stats if isinstance(x, float))
-    update(other, optimizer_of(other), experience, batches[:1], CONFIG, 1.0, packed=True)
-    assert all(torch.equal(p, weights(other)[n]) for n, p in weights(policy).items())
-
-
-def test_a_gradient_that_is_not_finite_behind_a_finite_loss_stops_the_update_too() -> None:
-    policy = policy_of()
-    experience = experience_of(policy)
-    next(iter(policy.trained().values())).register_hook(lambda grad: grad * math.nan)
-    before = weights(policy)
-    stats = update(policy, optimizer_of(policy), experience, ALL * 2, CONFIG, 1.0, packed=True)
-    assert stats.updates == 0 and stats.nonfinite is not None and "gradient" in stats.nonfinite
-    assert all(torch.equal(before[n], p) for n, p in policy.trained().items())
 
 
 def test_an_update_makes_good_tokens_likelier_and_values_truer() -> None:
@@ -374,26 +210,6 @@ def test_the_value_head_alone_learns_the_returns_and_its_loss_is_half_the_mean_s
     assert losses[-1] < 0.95 * losses[0]
 
 
-@pytest.mark.parametrize("why", ["early stop", "not finite"])
-def test_nothing_of_an_update_that_was_broken_off_reaches_the_next(why: str) -> None:
-    policy, clean = policy_of(), policy_of()
-    experience = experience_of(policy)
-    broken = experience
-    if why == "early stop":
-        broken = experience._replace(old_logp_BT=experience.old_logp_BT - 0.5)
-    else:
-        broken.advantages_BT[0, 0], kept = math.inf, float(broken.advantages_BT[0, 0])
-    config = replace(CONFIG, target_kl=0.05)
-    optimizer = optimizer_of(policy)
-    stopped = update(policy, optimizer, broken, ALL, config, 1.0, packed=True)
-    assert stopped.updates == 0 and stopped.early_stop == (why == "early stop")
-    if why == "not finite":
-        experience.advantages_BT[0, 0] = kept
-    update(policy, optimizer, experience, ALL, config, 1.0, packed=True)
-    update(clean, optimizer_of(clean), experience, ALL, config, 1.0, packed=True)
-    assert all(torch.equal(p, weights(clean)[n]) for n, p in weights(policy).items())
-
-
 def test_the_entropy_coefficient_raises_the_entropy() -> None:
     policy = policy_of()
     experience = experience_of(policy)
@@ -403,55 +219,6 @@ def test_the_entropy_coefficient_raises_the_entropy() -> None:
     update(policy, optimizer_of(policy, 1e-3), experience, ALL * 3, config, 1.0, packed=True)
     after = score(policy, experience.rollout, 1.0, packed=True).entropies.detach()
     assert float((after - before).mean()) > 1e-3
-
-
-def refuse_more_rows_than(policy: Policy, rows: int, but: int = 0) -> None:
-    """As a GPU would whose memory holds no more, the first `but` passes excepted."""
-    passes = 0
-
-    def guard(module: torch.nn.Module, args: object, inputs: dict[str, Tensor]) -> None:
-        nonlocal passes
-        passes += 1
-        if len(inputs["input_ids"]) > rows and passes > but:
-            raise torch.OutOfMemoryError("made up")
-
-    policy.model.register_forward_pre_hook(guard, with_kwargs=True)
-
-
-def test_where_memory_runs_out_the_work_is_done_again_in_smaller_parts_with_the_same_result() -> None:
-    policy, roomy = policy_of(), policy_of()
-    experience = experience_of(roomy)
-    batches = mini_batches(CONFIG, torch.Generator().manual_seed(0))
-    expected = update(roomy, optimizer_of(roomy), experience, batches, CONFIG, 1.0, packed=False)
-
-    refuse_more_rows_than(policy, 1)
-    lines: list[str] = []
-    limit = RowLimit(4, lines.append)
-    found = update(policy, optimizer_of(policy), experience, batches, CONFIG, 1.0, packed=False, limit=limit)
-    assert (limit.rows, len(lines)) == (1, 2)  # halved twice, for good
-    assert found.updates == expected.updates == 4
-    assert found.policy_loss == pytest.approx(expected.policy_loss, rel=1e-3)
-    assert_close(weights(policy), weights(roomy))
-
-
-def test_the_gradients_of_parts_that_did_fit_before_memory_ran_out_count_once() -> None:
-    policy = policy_of()
-    experience = experience_of(policy)
-    expected = gradient_of(experience, ALL[0], packed=False)
-    refuse_more_rows_than(policy, 2, but=1)
-    optimizer, limit = optimizer_of(policy), RowLimit(4, lambda _: None)
-    assert update(policy, optimizer, experience, ALL, CONFIG, 1.0, packed=False, limit=limit).updates == 1
-    moments = optimizer.state()[1]
-    assert_close({n: 10 * moments[f"{n}.exp_avg"] for n in expected}, expected)
-
-
-def test_where_memory_does_not_hold_a_single_row_the_run_ends_with_the_remedies() -> None:
-    policy = policy_of()
-    experience = experience_of(policy)
-    refuse_more_rows_than(policy, 0)
-    with pytest.raises(UserError, match="--gradient-checkpointing"):
-        limit = RowLimit(4, lambda _: None)
-        update(policy, optimizer_of(policy), experience, ALL, CONFIG, 1.0, packed=False, limit=limit)
 
 
 @pytest.mark.parametrize(

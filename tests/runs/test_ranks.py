@@ -308,7 +308,7 @@ def test_all_learn_of_each_whether_it_has_something(have: tuple[bool, ...]) -> N
 def test_a_port_that_is_taken_and_others_who_do_not_come_are_one_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(running, "COLLECTIVE", timedelta(seconds=1))
+    monkeypatch.setattr(running, "COLLECTIVE", timedelta(seconds=0.2))
 
     def told() -> str:
         error = capfd.readouterr().err

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,20 @@ with StopSignals() as stop:
 """
 
 
+STARTED: list[tuple[subprocess.Popen[str], int]] = []
+
+
+@pytest.fixture(autouse=True)
+def none_is_left() -> Iterator[None]:
+    yield
+    while STARTED:
+        process, run = STARTED.pop()
+        if process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(run, signal.SIGKILL)
+            process.wait()
+
+
 def heard() -> None:
     """Hangups reach what is started, as from a terminal, also where the tests run under `nohup`."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -44,8 +60,10 @@ def start(*prefix: str, stderr: int = subprocess.PIPE) -> tuple[subprocess.Popen
         preexec_fn=heard,
     )  # fmt: skip
     assert process.stdout
+    STARTED.append((process, process.pid))
     line = process.stdout.readline().split()
     assert line[0] == "ready"
+    STARTED.append((process, int(line[1])))
     return process, int(line[1])
 
 

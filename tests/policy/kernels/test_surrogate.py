@@ -9,7 +9,7 @@ from torch import Tensor
 from equipoise.policy.kernels.surrogate import Limits, surrogate
 from equipoise.ppo import maths
 from equipoise.ppo import update as updating
-from tests.ppo import test_update
+from tests.ppo import updates
 
 LIMITS = Limits(clip=0.2, value_clip=0.3, entropy=0.01, log_ratio=maths.MAX_LOG_RATIO)
 
@@ -75,12 +75,12 @@ def test_what_is_not_finite_shows_in_the_sums(bad: float, at: str, shows: int) -
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_the_update_takes_the_same_step_with_them(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    experience, config = test_update.experience_of(test_update.policy_of()), test_update.CONFIG
+    experience, config = updates.experience_of(updates.policy_of()), updates.CONFIG
     rows, config = torch.arange(8), replace(config, entropy_coef=0.1)
-    expected = test_update.gradient_of(experience, rows, config, packed=packed)
+    expected = updates.gradient_of(experience, rows, config, packed=packed)
     calls = []
     monkeypatch.setattr(updating, "in_one_pass", lambda *given: calls.append(given) or True)
-    found = test_update.gradient_of(experience, rows, config, packed=packed)
+    found = updates.gradient_of(experience, rows, config, packed=packed)
     assert calls
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
