@@ -26,9 +26,9 @@ ROWS = 300
 def test_guided_sentences_are_those_of_the_plain_twin(
     top_p: float, least: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`least`: the share of rows that are the same. Without a nucleus 3 % of the bundled model's mass are tokens of 1e-4
-    and less, among which any shift changes the draw: by logits with a noise of 1e-5, 1e-4 and 1e-3 nats in 0.2, 0.9 and
-    3 % of draws, which leaves 95, 80 and 46 % of rows of 25 tokens as they were."""
+    """`least`: the share of rows that are the same. Without a nucleus 3 % of the bundled model's mass is of tokens of
+    1e-4 and less, where any shift changes the draw: a noise of 1e-5, 1e-4 and 1e-3 nats in the logits changes 0.2, 0.9
+    and 3 % of draws, and leaves 95, 80 and 46 % of rows of 25 tokens as they were."""
     prompt, sampling = PROMPTS["describe"], SamplingConfig(top_p=top_p)
     policy = load_for_generation(PolicyConfig("bundled", dtype="float32"), prompt)
     prompts = {o: prompt_ids(policy.tokenizer, prompt, o, PROTOCOL) for o in PROTOCOL.names}
