@@ -19,6 +19,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -274,6 +275,13 @@ def _convert(gguf: Path, made: Path) -> None:
 
 
 def _crc32(path: Path) -> int:
+    status = path.stat()
+    return _checksum(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@lru_cache(maxsize=64)
+def _checksum(path: Path, *_: int) -> int:
+    """Of each version of a file once: a start asks for the model nine times, and it has half a gigabyte."""
     crc = 0
     with open(path, "rb") as file:
         while block := file.read(1 << 24):

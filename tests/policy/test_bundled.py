@@ -124,6 +124,19 @@ def claim_another_origin(folder: Path) -> None:
     (folder / bundled.RECORD).write_text(json.dumps(record))
 
 
+def test_a_copy_is_read_through_once_by_a_process_until_it_is_written_again(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = make() / "model.safetensors"
+    assert bundled.is_ready(MODEL)
+    read: list[bytes] = []
+    crc32 = bundled.zlib.crc32
+    monkeypatch.setattr(bundled.zlib, "crc32", lambda block, crc: read.append(block) or crc32(block, crc))
+    assert bundled.is_ready(MODEL) and make() == weights.parent and not read
+    os.utime(weights, ns=(0, 0))
+    assert make() == weights.parent and b"".join(read) == weights.read_bytes()
+
+
 @pytest.mark.parametrize("damage", [flip_a_bit, cut_short, remove, garble_the_record, claim_another_origin])
 def test_a_damaged_copy_is_noticed_and_made_anew(tiny: Path, capsys: pytest.CaptureFixture[str], damage) -> None:
     folder = make()

@@ -64,8 +64,8 @@ def make(tuning: str, *, fused: bool, eight_bits: torch.dtype | None = None, opt
 
 def rollout() -> Rollout:
     generator = random.Random(1)
-    lengths = [generator.randrange(1, 12) for _ in PROMPTS]
-    tokens = torch.zeros(4, 12, dtype=torch.long)
+    lengths = [generator.randrange(1, 7) for _ in PROMPTS]
+    tokens = torch.zeros(4, 7, dtype=torch.long)
     for row, n in enumerate(lengths):
         tokens[row, :n] = torch.tensor([generator.randrange(3, 90) for _ in range(n)])
     return Rollout(PROMPTS, tokens, torch.tensor(lengths), torch.ones(4, dtype=torch.bool))
