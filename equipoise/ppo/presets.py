@@ -109,9 +109,9 @@ PRESETS = {
     # such sentences, the policy learns them, and a little PPO does the rest with a reward that only tells success from
     # failure: anything else that is paid for is waste.
     "near": NEAR_PRESET,
-    # Even: pairs nearly alike, the rarest a little rarer since they cost the most, and otherwise as near as that allows,
+    # Even: pairs nearly alike, the rarest a little rarer since they cost the most, and otherwise as near as that is,
     # but for fluency, which is cheap: without it rare pairs make for unnatural sentences. A pair is paid what it costs
-    # at the price of a nat, found by dual ascent: paid by estimates alone, the pairs collapsed onto those whose rate was
+    # at the price of a nat, found by dual ascent: paid by estimates alone, pairs collapsed onto those whose rate was
     # too low. Measured were the powers 0 and 0.15, with and without the malus for nats per token (docs/LOG.md).
     "even": replace(
         NEAR_PRESET,
