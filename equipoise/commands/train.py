@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
 
         def decide() -> tuple[TrainConfig, bool]:
             config, reasons, overwrite = configure(argv)
-            return announced(config, reasons, ranks.size), overwrite
+            return announced(config, reasons, ranks.size, overwrite), overwrite
 
         config, overwrite = ranks.first_does(decide)
         from equipoise.ppo.train import train
@@ -38,12 +38,13 @@ def main(argv: list[str]) -> int:
         return train(config, overwrite=overwrite).exit_code
 
 
-def announced(config: TrainConfig, reasons: Sequence[str], processes: int) -> TrainConfig:
+def announced(config: TrainConfig, reasons: Sequence[str], processes: int, overwrite: bool) -> TrainConfig:
     """The configuration cut to this machine, and with the sentences of the target that it begins with, if there is one;
     after the first lines of a run: `reasons`, then what was found and chosen for so many processes, something being on
     the screen all the while.
 
-    Raises UserError where the run cannot fit, or cannot have its target.
+    Raises UserError where the run cannot fit, or cannot have its target, or not begin: unless it is to `overwrite` what
+    another began.
     """
     quiet()
     print("\n".join(reasons), flush=True)  # before anything of a machine or a network is asked
@@ -55,15 +56,18 @@ def announced(config: TrainConfig, reasons: Sequence[str], processes: int) -> Tr
         config, found = preflight(config, processes)
         importlib.import_module("equipoise.ppo.train")  # as long as something moves
     print("\n".join(found), flush=True)
-    return _with_target(config)
+    return _with_target(config, overwrite)
 
 
-def _with_target(config: TrainConfig) -> TrainConfig:
+def _with_target(config: TrainConfig, overwrite: bool) -> TrainConfig:
     """With the sentences of the target that the warm start begins with, if it has one. Raises UserError."""
     if config.warm_start.warm_start_target == "off":
         return config
     from equipoise.methods.target import prepared
+    from equipoise.ppo.claim import check_begun
 
+    if not overwrite:
+        check_begun(config)  # before the minutes that a target takes
     return prepared(config)
 
 

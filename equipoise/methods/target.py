@@ -47,7 +47,7 @@ from equipoise.policy.config import SamplingConfig
 from equipoise.policy.load import load_policy
 from equipoise.policy.verify import settle
 from equipoise.ppo.config import TrainConfig
-from equipoise.ppo.warm_start_config import WarmStartConfig
+from equipoise.ppo.warm_start_config import WarmStartConfig, target_file
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
 from equipoise.runs.files import write_whole
@@ -178,12 +178,9 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
     runs = -(-warm.warm_start_pool // len(config.task.names))
     named = [runs, writer.settings, config.task.document()]
     pool = bundled.cache_folder() / f"pool-{_named(*named)}.csv"
-    wanted: list[Any] = [warm.warm_start_sentences, warm.warm_start_copies, warm.warm_start_target_rounds]
-    wanted += [warm.warm_start_target_samples, warm.warm_start_fluency, asdict(config.policy), VERSION]
-    wanted += [warm.warm_start_learning_rate, warm.warm_start_batch_size]
-    wanted += [config.diversity.even_power]
-    path = pool.with_name(f"{warm.warm_start_target}-{_named(*named, *wanted)}.csv")
-    if not path.is_file():
+    path = pool.with_name(target_file(warm.warm_start_target, _named(*named, *_decisive(config))))
+    beside = path.with_suffix(".csv.json")
+    if not (path.is_file() and beside.is_file()):
         found = _pool(pool, writer, runs, say)
         spare = []
         if warm.warm_start_target == "even":
@@ -192,15 +189,27 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
             spare = forced(writer, 2 * first, SEED)
         writer.unload()
         rates, rows = _of_target(config, writer, found, spare, say)
-        _put(path.with_suffix(".csv.json"), json.dumps(rates_document(rates), indent=1).encode())
+        _put(beside, json.dumps(rates_document(rates), indent=1).encode())
         _put(
             path,
             serialise([("Occupation", "RunID", "Text"), *((o, str(i), text) for i, (o, text) in enumerate(rows, 1))]),
         )
     evaluation = config.evaluation
     if not evaluation.pair_rates:
-        evaluation = replace(evaluation, pair_rates=str(path.with_suffix(".csv.json")))
+        evaluation = replace(evaluation, pair_rates=str(beside))
     return replace(config, warm_start=replace(warm, warm_start_file=str(path)), evaluation=evaluation)
+
+
+def _decisive(config: TrainConfig) -> list[Any]:
+    """What decides which sentences of Ctrl-G's the target has, and which others."""
+    warm = config.warm_start
+    # How much memory was free decides of passes that are computed again; that rounds otherwise, and nothing else.
+    policy = replace(config.policy, gradient_checkpointing=False, tensor_parallel=1)
+    decisive: list[Any] = [warm.warm_start_sentences, warm.warm_start_copies, warm.warm_start_target_rounds]
+    decisive += [warm.warm_start_target_samples, warm.warm_start_fluency, asdict(policy), VERSION]
+    decisive += [warm.warm_start_learning_rate, warm.warm_start_batch_size]
+    power = config.diversity.even_power
+    return [*decisive, power] if power and warm.warm_start_target == "even" else decisive
 
 
 def _enough(warm: WarmStartConfig, task: Task) -> None:

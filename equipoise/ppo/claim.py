@@ -25,6 +25,7 @@ from equipoise.ppo.functions import TRACEBACK
 from equipoise.ppo.run_config import RunConfig
 from equipoise.ppo.summary import FINAL, SUMMARY, UNTRAINED
 from equipoise.ppo.tracking.trackers import RECORD as TRACKERS
+from equipoise.ppo.warm_start_config import is_target_file
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, task_from_document
 from equipoise.runs.checkpoint import Checkpoint, discard_all, newest
@@ -245,6 +246,15 @@ def _check_settings(config: TrainConfig, resumed: Checkpoint | None, record: Fou
             )
 
 
+def check_begun(config: TrainConfig) -> None:
+    """Raises UserError where the output folder holds what a run of other settings began, or somebody else's files. Reads
+    no checkpoint and writes nothing: for what takes minutes before a run is opened."""
+    check_folders(config)
+    output = Path(config.run.output_dir)
+    if any(_size(output / name) for name in (*ROWS, *MODELS)):
+        _check_settings(config, None, read_run_record(output))
+
+
 def _paired(
     config: TrainConfig, record: Found, owner: Found, resumed: Checkpoint | None, begun: list[str]
 ) -> str | None:
@@ -314,6 +324,11 @@ def _changes(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
     before = old.pop("task", None)
     task = task_from_document(before, "the record of the run") if before else PROTOCOL.with_bounds(*bounds)
     del new["task"]
+    # A target's sentences are known by what they are made from, which is compared, not by where they lie: the cache may
+    # be moved, and another version name its files otherwise.
+    for group in (old["warm_start"], new["warm_start"]):
+        if is_target_file(group["warm_start_target"], group["warm_start_file"]):
+            group["warm_start_file"] = ""
     return differences(old | {"reward": reward}, new, FREE_TO_CHANGE) + task.differences(config.task)
 
 

@@ -1,10 +1,22 @@
 """Options of the warm start. Needs no torch, as options do not."""
 
+import re
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Literal
 
 from equipoise.errors import UserError
 from equipoise.learning.search import BATCH, Search
+
+
+def target_file(target: str, digest: str) -> str:
+    """The name of the file with the sentences of a target, `digest` (hexadecimal) being of all that decides them."""
+    return f"{target}-{digest}.csv"
+
+
+def is_target_file(target: str, file: str) -> bool:
+    """Whether `file` is named as `target_file` names the sentences of this target: it was written for a run, not given."""
+    return target != "off" and re.fullmatch(rf"{target}-[0-9a-f]+\.csv", PurePath(file).name) is not None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from equipoise.ppo.config import EvaluationConfig, TrainConfig
 from equipoise.ppo.train import train
 from equipoise.ppo.warm_start_config import WarmStartConfig
 from equipoise.protocol.task import PROTOCOL
-from tests.ppo.small import small_config
+from tests.ppo.small import changed, small_config
 from tests.tiny import words_folder
 
 
@@ -177,21 +177,31 @@ def test_samples_that_give_no_error_of_a_probability_are_refused_before_any_is_w
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"warm_start_learning_rate": 2e-2}, {"warm_start_batch_size": 7}, {"warm_start_fluency": 1.0}],
-    ids=lambda change: next(iter(change)),
+    ("kind", "change", "others"),
+    [
+        ("near", {"warm_start_learning_rate": 2e-2}, True),
+        ("near", {"warm_start_batch_size": 7}, True),
+        ("near", {"warm_start_fluency": 1.0}, True),
+        ("even", {"even_power": 0.1}, True),
+        ("near", {"even_power": 0.1}, False),  # which is of `even`
+        ("even", {"gradient_checkpointing": True}, False),  # which memory decides
+        ("even", {"seed": 1}, False),
+    ],
 )
-def test_what_the_rounds_learn_with_makes_other_sentences(
-    words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, float]
+def test_what_the_rounds_learn_with_makes_other_sentences_and_nothing_else_does(
+    words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, change: dict[str, float], others: bool
 ) -> None:
-    """They would else be taken from the run before, which learnt otherwise."""
+    """They would else be taken from a run that learnt otherwise, or be made again for nothing."""
     monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(target, "_pool", lambda *_: [])
+    monkeypatch.setattr(target, "forced", lambda *_: [])
+    monkeypatch.setattr(target.Prompted, "load", lambda *_: None)
     monkeypatch.setattr(target, "_of_target", lambda *_: (PairRates({A: Rate(0.1, 0.0)}, 0.1, 10), []))
-    config = run(words, tmp_path, "near")
-    other = replace(config, warm_start=replace(config.warm_start, **change))
-    first, second = (prepared(each, lambda _: None).warm_start.warm_start_file for each in (config, other))
-    assert first != second
+    config = run(words, tmp_path, kind)
+    files = [prepared(each, lambda _: None).warm_start.warm_start_file for each in (config, changed(config, **change))]
+    assert (files[0] != files[1]) == others
+    Path(f"{files[0]}.json").unlink()  # and both are there, or written
+    assert Path(prepared(config, lambda _: None).evaluation.pair_rates).is_file()
 
 
 def test_a_nucleus_has_no_target(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
