@@ -247,8 +247,8 @@ def _check_settings(config: TrainConfig, resumed: Checkpoint | None, record: Fou
 
 
 def check_begun(config: TrainConfig) -> None:
-    """Raises UserError where the output folder holds what a run of other settings began, or somebody else's files. Reads
-    no checkpoint and writes nothing: for what takes minutes before a run is opened."""
+    """Raises UserError where the output folder holds what a run of other settings began, or somebody else's files.
+    Reads no checkpoint and writes nothing: for what takes minutes before a run is opened."""
     check_folders(config)
     output = Path(config.run.output_dir)
     if any(_size(output / name) for name in (*ROWS, *MODELS)):

@@ -15,7 +15,7 @@ def target_file(target: str, digest: str) -> str:
 
 
 def is_target_file(target: str, file: str) -> bool:
-    """Whether `file` is named as `target_file` names the sentences of this target: it was written for a run, not given."""
+    """Whether `file` is named as `target_file` names this target's sentences: written for a run, not given."""
     return target != "off" and re.fullmatch(rf"{target}-[0-9a-f]+\.csv", PurePath(file).name) is not None
 
 

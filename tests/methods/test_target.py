@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from equipoise.errors import UserError
+from equipoise.learning.rounds import Target
 from equipoise.measures.decomposition import PairRates, Rate, read_rates
 from equipoise.methods import target
 from equipoise.methods.ctrlg.config import CtrlGConfig
@@ -39,27 +40,41 @@ def test_near_draws_in_proportion_to_the_weights_whatever_the_pair() -> None:
     pool = found({A: [1.0, 2.0], B: [5.0]})
     first: Counter[str] = Counter()
     for seed in range(4000):
-        (chosen,) = resample(pool, "near", 1, seed).sentences
+        (chosen,) = resample(pool, Target("near"), 1, seed).sentences
         first[chosen.text] += 1
     for each in pool:
         share = math.exp(each.log_weight) / 8
         assert abs(first[each.text] / 4000 - share) < 4 * math.sqrt(share * (1 - share) / 4000)
-    made = resample(pool, "near", 3, 0)
+    made = resample(pool, Target("near"), 3, 0)
     assert {each.text for each in made.sentences} == {each.text for each in pool}
     assert made.effective == pytest.approx(8**2 / (1 + 4 + 25))
 
 
 def test_even_draws_every_pair_alike_and_within_a_pair_by_the_weights() -> None:
     pool = found({A: [1.0] * 50, B: [1.0, 3.0] + [1e-9] * 20, C: [2.0]})
-    made = resample(pool, "even", 30, 0)
+    made = resample(pool, Target("even"), 30, 0)
     count = Counter(each.pair for each in made.sentences)
     assert count == {A: 10, B: 10, C: COPIES}  # a single sentence, so often and no more
     texts = Counter(each.text for each in made.sentences if each.pair != C)
     assert set(texts.values()) == {1}
     first = Counter(
-        each.text for seed in range(2000) for each in resample(pool, "even", 3, seed).sentences if each.pair == B
+        each.text
+        for seed in range(2000)
+        for each in resample(pool, Target("even"), 3, seed).sentences
+        if each.pair == B
     )
     assert first["bold loyal 1"] / 2000 == pytest.approx(0.75, abs=0.04)
+
+
+def test_with_a_power_each_pair_comes_as_often_as_that_of_its_share_of_the_weights() -> None:
+    """Shares 0.81, 0.09 and 0.1 have roots 0.9, 0.3 and 0.316; a pair that is only forced has at least √0.0002."""
+    pool = found({A: [0.81 / 600] * 600, B: [0.09 / 600] * 600, C: [0.1 / 600] * 600})
+    forced = ("bold", "friendly")
+    spare = [Weighted("nurse", f"spare {i}", forced, 0.0) for i in range(100)]
+    made = resample(pool, Target("even", 0.5), 1000, 0, spare)
+    roots = {A: 0.9, B: 0.3, C: math.sqrt(0.1), forced: math.sqrt(0.0002)}
+    count = Counter(each.pair for each in made.sentences)
+    assert count == {pair: math.ceil(1000 * root / sum(roots.values())) for pair, root in roots.items()}
 
 
 def test_a_pair_with_too_few_gets_spare_sentences_before_any_comes_twice() -> None:
@@ -67,18 +82,18 @@ def test_a_pair_with_too_few_gets_spare_sentences_before_any_comes_twice() -> No
     spare = [
         Weighted("nurse", f"spare {pair} {i}", pair, 0.0) for pair, n in ((A, 5), (B, 3), (C, 20)) for i in range(n)
     ]
-    made = resample(pool, "even", 30, 0, spare).sentences
+    made = resample(pool, Target("even"), 30, 0, spare).sentences
     assert Counter(each.pair for each in made) == {A: 10, B: 10, C: 10}
     texts = Counter(each.text for each in made)
     assert not any(text.startswith(f"spare {A}") for text in texts)
     assert {texts[each.text] for each in made if each.pair != B} == {1}
     assert sorted(texts[each.text] for each in pool[50:]) == [2, 2]  # its own first, and again once the spare are used
-    assert resample(pool, "near", 30, 0, spare).sentences == resample(pool, "near", 30, 0).sentences
+    assert resample(pool, Target("near"), 30, 0, spare).sentences == resample(pool, Target("near"), 30, 0).sentences
 
 
 def test_more_than_there_are_cannot_be_drawn() -> None:
     with pytest.raises(UserError, match="4 sentences cannot be drawn from 3"):
-        resample(found({A: [1.0, 2.0], B: [5.0]}), "near", 4, 0)
+        resample(found({A: [1.0, 2.0], B: [5.0]}), Target("near"), 4, 0)
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +210,7 @@ def test_what_the_rounds_learn_with_makes_other_sentences_and_nothing_else_does(
     monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(target, "_pool", lambda *_: [])
     monkeypatch.setattr(target, "forced", lambda *_: [])
-    monkeypatch.setattr(target.Prompted, "load", lambda *_: None)
+    monkeypatch.setattr("equipoise.methods.prompted.Prompted.load", lambda *_: None)
     monkeypatch.setattr(target, "_of_target", lambda *_: (PairRates({A: Rate(0.1, 0.0)}, 0.1, 10), []))
     config = run(words, tmp_path, kind)
     files = [prepared(each, lambda _: None).warm_start.warm_start_file for each in (config, changed(config, **change))]
