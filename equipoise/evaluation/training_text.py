@@ -188,8 +188,10 @@ def _warm_start(run: TrainingRun, options: Mapping[str, Any], task: Task) -> str
                 f" and then, in {plural(repeats, 'round')} of {_number(at('target_samples'))} sentences, of a policy "
                 "that learnt them"
             )
-        source = f"sentences of {writers}, resampled by their importance weights towards {target.format(pair(task))}"
-        if tilt := at("fluency"):
+        power = _group(_group(run.record, "config"), "diversity").get("even_power")
+        source = f"sentences of {writers}, resampled by their importance weights towards "
+        source += target.format(_apart(power, task))
+        if (tilt := at("fluency")) and at("target_rounds"):
             source += f", in proportion to exp(−{tilt} × its nats per token)"
     elif file:
         source = f"those sentences of the file {visible(str(file))} that succeed strictly"
@@ -217,8 +219,15 @@ def _warm_start(run: TrainingRun, options: Mapping[str, Any], task: Task) -> str
 
 TARGETS = {
     "near": "what the untrained model writes where it succeeds strictly",
-    "even": "what the untrained model writes where it succeeds strictly, but every {} alike",
+    "even": "what the untrained model writes where it succeeds strictly, but {}",
 }
+
+
+def _apart(power: Any, task: Task) -> str:
+    """How often each pair is to come."""
+    if not power:
+        return f"every {pair(task)} alike"
+    return f"every {pair(task)} in proportion to its share under the untrained model to the power {power}"
 
 
 def _kept(candidates: Any, keep: Any, task: Task, forced: bool) -> str:
@@ -244,8 +253,8 @@ def _reward(config: Mapping[str, Any], record: Mapping[str, Any], task: Task) ->
     if weight := diversity.get("diversity_weight"):
         if diversity.get("diversity_on") == "even":
             told.append(
-                f"for strict success {weight} × nats that were raised or lowered for each {pair(task)} until all came "
-                "alike (dual ascent)"
+                f"for strict success {weight} × nats that were raised or lowered for each {pair(task)} towards "
+                f"{_apart(diversity.get('even_power'), task)} (dual ascent)"
             )
         else:
             of = {"terms": "terms", "pairs": task.pair_noun}.get(

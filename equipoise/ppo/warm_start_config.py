@@ -27,11 +27,11 @@ class WarmStartConfig:
     but rare. `samples-if-found` does the same, and where too few are found the run goes on without a warm start."""
     warm_start_file: str = ""
     """Take the sentences from this completions file, of any method, whatever --warm-start says: those that succeed
-    strictly."""
+    strictly. Not together with --warm-start-target."""
     warm_start_target: Literal["off", "near", "even"] = "off"
     """Begin with sentences of a target, the untrained model where it succeeds strictly: `near`, just so; `even`, all
-    pairs of terms alike. Ctrl-G writes them, and its importance weights choose among them; they are kept for the next
-    run of this model, task and prompt. Takes the place of the first round of --warm-start."""
+    pairs of terms alike, or as --even-power says. Ctrl-G writes them, and its importance weights choose among them; they
+    are kept for the next run of this model, task and prompt. Takes the place of the first round of --warm-start."""
     warm_start_pool: int = 100_000
     """Sentences of Ctrl-G among which the first of the target are chosen."""
     warm_start_target_rounds: int = 3
@@ -41,7 +41,7 @@ class WarmStartConfig:
     """Sentences that are written in each of these rounds."""
     warm_start_fluency: float = 0.0
     """The target has a factor exp(−this × a sentence's nats per token under the untrained model) more: sentences are
-    more fluent, at the price of some KL."""
+    more fluent, at the price of some KL. It takes rounds."""
     warm_start_copies: int = 1
     """A sentence of the file is learnt as often as it stands there, but no more often than this."""
     warm_start_sentences: int = 256
@@ -95,6 +95,12 @@ class WarmStartConfig:
             raise UserError(
                 f"--warm-start-keep {self.warm_start_keep} needs sentences that the policy wrote freely, and one "
                 "round of --warm-start forced has none: use --warm-start samples, or --warm-start-rounds 2"
+            )
+        target, file = self.warm_start_target, self.warm_start_file
+        if target != "off" and file and not is_target_file(target, file):
+            raise UserError(
+                f"--warm-start-target {target} and --warm-start-file {file} both say what to begin with: leave the "
+                "file out, or give --warm-start-target off"
             )
         if self.warm_start_target != "off" and self.warm_start_pool < self.warm_start_sentences:
             raise UserError(
