@@ -1,14 +1,21 @@
 """Sentences of a target: what is resampled, and a run that begins with them."""
 
 import csv
+import importlib
 import json
 import math
+import os
+import signal
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from equipoise import cli
 from equipoise.errors import UserError
 from equipoise.learning.rounds import Target
 from equipoise.measures.decomposition import PairRates, Rate, read_rates
@@ -21,7 +28,8 @@ from equipoise.ppo.config import EvaluationConfig, TrainConfig
 from equipoise.ppo.train import train
 from equipoise.ppo.warm_start_config import WarmStartConfig
 from equipoise.protocol.task import PROTOCOL
-from tests.ppo.small import changed, small_config
+from tests.killing import exit_code, in_child
+from tests.ppo.small import changed, results, small_config
 from tests.tiny import words_folder
 
 
@@ -163,6 +171,69 @@ def test_a_run_begins_with_the_targets_sentences_and_the_next_run_has_them_alrea
     assert all("eval/kl_waste" in line for line in lines) and lines
     mean = sum(row["n"] * row["mean"] for row in summary["outcomes"]) / 40
     assert mean == pytest.approx(summary["final"]["kl"], abs=1e-6)
+
+
+def dies_in(place: str) -> Callable[..., None]:
+    """In place of a function, kills the process at its call; "MODULE.NAME:N" at the N-th, all before being made."""
+    where, _, number = place.partition(":")
+    module, _, name = where.rpartition(".")
+    real, left = getattr(importlib.import_module(f"equipoise.{module}"), name), int(number or 1)
+
+    def call(*args: Any, **options: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **options)
+
+    return call
+
+
+def test_a_run_towards_even_pairs_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
+    words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in a round, between the two files of the target, before it learns from them, while the first checkpoint is
+    written, and in the second step."""
+    small = CtrlGConfig(hidden_states=4, distil_sentences=60, em_passes=1)
+    monkeypatch.setattr(target, "CtrlGConfig", lambda: small)
+
+    def work(where: Path) -> int:
+        monkeypatch.setenv("EQUIPOISE_CACHE", str(where / "cache"))
+        argv = ["train", "--preset", "even", "--model", str(words), "--prompt", "raw", "--device", "cpu"]
+        argv += [
+            "--dtype",
+            "float32",
+            "--steps",
+            "3",
+            "--batch-size",
+            "8",
+            "--mini-batch-size",
+            "4",
+            "--save-every",
+            "1",
+        ]
+        argv += ["--base-samples", "0", "--eval-sentences", "0", "--final-sentences", "0", "--max-new-tokens", "16"]
+        argv += ["--warm-start-pool", "60", "--warm-start-sentences", "32", "--warm-start-target-samples", "300"]
+        argv += ["--output-dir", str(where / "out"), "--checkpoint-dir", str(where / "checkpoints")]
+        return cli.main([*argv, "--tensorboard-dir", str(where / "runs")])
+
+    def killed(where: Path, place: str) -> int:
+        module, _, name = place.partition(":")[0].rpartition(".")
+        setattr(importlib.import_module(f"equipoise.{module}"), name, dies_in(place))
+        return work(where)
+
+    undisturbed, disturbed = tmp_path / "a", tmp_path / "b"
+    assert work(undisturbed) == 0
+    for place in (
+        "learning.rounds.draw:2",
+        "methods.target._put:2",
+        "ppo.warm_start.supervise",
+        "ppo.train._run_steps",
+        "ppo.train.ppo_step:2",
+    ):
+        assert exit_code(in_child(partial(killed, disturbed, place))) == -signal.SIGKILL, place
+    assert work(disturbed) == 0
+    assert results(disturbed, 3) == results(undisturbed, 3)
 
 
 def test_pairs_that_are_none_are_refused_before_the_run(words: Path, tmp_path: Path) -> None:
