@@ -31,7 +31,7 @@ class WarmStartConfig:
     warm_start_target: Literal["off", "near", "even"] = "off"
     """Begin with sentences of a target, the untrained model where it succeeds strictly: `near`, just so; `even`, all
     pairs of terms alike, or as --even-power says. Ctrl-G writes them, and its importance weights choose among them;
-    they are kept for the next run of this model, task and prompt. Takes the place of the first round of --warm-start."""
+    they are kept for the next run of this model, task and prompt. It takes the place of --warm-start's first round."""
     warm_start_pool: int = 100_000
     """Sentences of Ctrl-G among which the first of the target are chosen."""
     warm_start_target_rounds: int = 3
