@@ -64,11 +64,9 @@ def _with_target(config: TrainConfig, overwrite: bool) -> TrainConfig:
     if config.warm_start.warm_start_target == "off":
         return config
     from equipoise.methods.target import prepared
-    from equipoise.ppo.claim import check_begun
+    from equipoise.ppo.claim import as_begun
 
-    if not overwrite:
-        check_begun(config)  # before the minutes that a target takes
-    return prepared(config)
+    return prepared(config if overwrite else as_begun(config))
 
 
 DESCRIPTION = (

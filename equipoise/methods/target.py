@@ -49,7 +49,7 @@ from equipoise.policy.load import load_policy
 from equipoise.policy.verify import settle
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.even import LEAST
-from equipoise.ppo.warm_start_config import WarmStartConfig, target_file
+from equipoise.ppo.warm_start_config import WarmStartConfig, target_file, with_rates
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
 from equipoise.runs.files import write_whole
@@ -174,8 +174,10 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
     Raises UserError, NonFiniteLogits, NonFiniteError.
     """
     warm = config.warm_start
-    if warm.warm_start_target == "off" or warm.warm_start_file:
+    if warm.warm_start_target == "off":
         return config
+    if warm.warm_start_file:
+        return _begun_with(config, warm.warm_start_file)
     if config.system:
         raise UserError("--warm-start-target knows no system message: leave --system out, or --warm-start-target")
     sampling = SamplingConfig(1.0, 1.0, config.sampling.max_new_tokens)
@@ -185,8 +187,8 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
     runs = -(-warm.warm_start_pool // len(config.task.names))
     named = [runs, writer.settings, config.task.document()]
     pool = bundled.cache_folder() / f"pool-{_named(*named)}.csv"
-    path = pool.with_name(target_file(warm.warm_start_target, _named(*named, *_decisive(config))))
-    beside = path.with_suffix(".csv.json")
+    file = str(pool.with_name(target_file(warm.warm_start_target, _named(*named, *_decisive(config)))))
+    path, beside = map(Path, with_rates(file))
     if not (path.is_file() and beside.is_file()):
         found = _pool(pool, writer, runs, say)
         spare = []
@@ -201,10 +203,15 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
             path,
             serialise([("Occupation", "RunID", "Text"), *((o, str(i), text) for i, (o, text) in enumerate(rows, 1))]),
         )
-    evaluation = config.evaluation
-    if not evaluation.pair_rates:
-        evaluation = replace(evaluation, pair_rates=str(beside))
-    return replace(config, warm_start=replace(warm, warm_start_file=str(path)), evaluation=evaluation)
+    return _begun_with(config, file)
+
+
+def _begun_with(config: TrainConfig, file: str) -> TrainConfig:
+    """The configuration with a target's file, and with the rates beside it, if they are there and no others given."""
+    evaluation, beside = config.evaluation, with_rates(file)[1]
+    if not evaluation.pair_rates and Path(beside).is_file():
+        evaluation = replace(evaluation, pair_rates=beside)
+    return replace(config, warm_start=replace(config.warm_start, warm_start_file=file), evaluation=evaluation)
 
 
 def _decisive(config: TrainConfig) -> list[Any]:

@@ -25,7 +25,7 @@ from equipoise.ppo.functions import TRACEBACK
 from equipoise.ppo.run_config import RunConfig
 from equipoise.ppo.summary import FINAL, SUMMARY, UNTRAINED
 from equipoise.ppo.tracking.trackers import RECORD as TRACKERS
-from equipoise.ppo.warm_start_config import is_target_file
+from equipoise.ppo.warm_start_config import is_target_file, with_rates
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, task_from_document
 from equipoise.runs.checkpoint import Checkpoint, discard_all, newest
@@ -246,13 +246,22 @@ def _check_settings(config: TrainConfig, resumed: Checkpoint | None, record: Fou
             )
 
 
-def check_begun(config: TrainConfig) -> None:
-    """Raises UserError where the output folder holds what a run of other settings began, or somebody else's files.
-    Reads no checkpoint and writes nothing: for what takes minutes before a run is opened."""
+def as_begun(config: TrainConfig) -> TrainConfig:
+    """The configuration with the sentences of its target that the run in its output folder began with, where there is
+    one and they are still there: whatever they would be named now. Reads no checkpoint and writes nothing.
+
+    Raises UserError where that run has other settings, and for somebody else's files: before the minutes that a target
+    takes."""
     check_folders(config)
-    output = Path(config.run.output_dir)
-    if any(_size(output / name) for name in (*ROWS, *MODELS)):
-        _check_settings(config, None, read_run_record(output))
+    output, warm = Path(config.run.output_dir), config.warm_start
+    if warm.warm_start_file or not any(_size(output / name) for name in (*ROWS, *MODELS)):
+        return config
+    record = read_run_record(output)
+    _check_settings(config, None, record)
+    recorded = record.document.get("config", {}).get("warm_start", {}).get("warm_start_file", "")
+    if not (is_target_file(warm.warm_start_target, recorded) and all(map(os.path.isfile, with_rates(recorded)))):
+        return config
+    return replace(config, warm_start=replace(warm, warm_start_file=recorded))
 
 
 def _paired(

@@ -19,6 +19,11 @@ def is_target_file(target: str, file: str) -> bool:
     return target != "off" and re.fullmatch(rf"{target}-[0-9a-f]+\.csv", PurePath(file).name) is not None
 
 
+def with_rates(file: str) -> tuple[str, str]:
+    """A target's file, and the one beside it with the untrained model's probabilities of pairs."""
+    return file, f"{file}.json"
+
+
 @dataclass(frozen=True)
 class WarmStartConfig:
     warm_start: Literal["off", "forced", "samples", "samples-if-found"] = "off"
