@@ -172,9 +172,10 @@ class PPOConfig:
         for each in fields(self):
             if each.name in idle and getattr(self, each.name) != each.default:
                 what = "rewards from token to token" if each.name == "gamma" else "a value head"
+                name = each.name.replace("_", "-")
                 raise UserError(
-                    f"{each.name.replace('_', '-')} {getattr(self, each.name)} is about {what}, which {method.title} "
-                    "does not have: leave it out"
+                    f"{name} {getattr(self, each.name)} is about {what}, which {method.title} does not have: leave it "
+                    f"out, or where a preset has it give --{name} {each.default}"
                 )
         if self.kl_in != "reward" and not method.token_credit:
             raise UserError(
