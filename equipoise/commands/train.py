@@ -61,7 +61,7 @@ def announced(config: TrainConfig, reasons: Sequence[str], processes: int, overw
 
 def _with_target(config: TrainConfig, overwrite: bool) -> TrainConfig:
     """With the sentences of the target that the warm start begins with, if it has one. Raises UserError."""
-    if config.warm_start.warm_start_target == "off":
+    if config.warm_start.target == "off":
         return config
     from equipoise.methods.target import prepared
     from equipoise.ppo.claim import as_begun

@@ -14,6 +14,7 @@ from equipoise.policy.algorithms import recorded
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import PROTOCOL_WEIGHTS
 from equipoise.protocol.task import Task
+from equipoise.runs.targets import is_target_file
 
 
 def training_text(run: TrainingRun, task: Task) -> str:
@@ -177,6 +178,8 @@ def _warm_start(run: TrainingRun, options: Mapping[str, Any], task: Task) -> str
 
     how, file, rounds = options.get("warm_start", "off"), at("file"), at("rounds") or 1
     target = TARGETS.get(str(at("target")))
+    if file and not is_target_file(str(at("target")), str(file)):
+        target = None
     given = bool(file or target)
     if how == "off" and not given:
         return ""

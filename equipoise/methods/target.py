@@ -49,11 +49,12 @@ from equipoise.policy.load import load_policy
 from equipoise.policy.verify import settle
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.even import LEAST
-from equipoise.ppo.warm_start_config import WarmStartConfig, target_file, with_rates
+from equipoise.ppo.warm_start_config import WarmStartConfig
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
 from equipoise.runs.files import write_whole
 from equipoise.runs.rows import serialise
+from equipoise.runs.targets import target_file, with_rates
 
 SEED = 0
 """Of the sentences and of the choice: the same for every seed of a run."""
@@ -174,7 +175,7 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
     Raises UserError, NonFiniteLogits, NonFiniteError.
     """
     warm = config.warm_start
-    if warm.warm_start_target == "off":
+    if warm.target == "off":
         return config
     if warm.warm_start_file:
         return _begun_with(config, warm.warm_start_file)

@@ -25,7 +25,6 @@ from equipoise.ppo.functions import TRACEBACK
 from equipoise.ppo.run_config import RunConfig
 from equipoise.ppo.summary import FINAL, SUMMARY, UNTRAINED
 from equipoise.ppo.tracking.trackers import RECORD as TRACKERS
-from equipoise.ppo.warm_start_config import is_target_file, with_rates
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import PROTOCOL, task_from_document
 from equipoise.runs.checkpoint import Checkpoint, discard_all, newest
@@ -34,6 +33,7 @@ from equipoise.runs.files import set_aside, unwritable, write_json
 from equipoise.runs.ownership import OWNER, Found, look, marked, read_run_record, refuse_checkpoints_own
 from equipoise.runs.ranks import Ranks
 from equipoise.runs.records import differences
+from equipoise.runs.targets import is_target_file, with_rates
 
 ROWS = ("training_metrics.csv", "metrics.jsonl", "samples.jsonl", "eval.jsonl")
 """What a start without a checkpoint would cut."""

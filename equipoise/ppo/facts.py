@@ -52,8 +52,8 @@ def _warm_start(config: TrainConfig, warmed: bool) -> str:
     warm = config.warm_start
     if not warm.wanted or not warmed:
         return ""
-    if warm.warm_start_target != "off":
-        source = f"sentences of the target {warm.warm_start_target!r}"
+    if warm.target != "off":
+        source = f"sentences of the target {warm.target!r}"
     elif warm.warm_start_file:
         source = "sentences of a file"
     else:

@@ -1,27 +1,11 @@
 """Options of the warm start. Needs no torch, as options do not."""
 
-import re
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Literal
 
 from equipoise.errors import UserError
 from equipoise.learning.search import BATCH, Search
-
-
-def target_file(target: str, digest: str) -> str:
-    """The name of the file with the sentences of a target, `digest` (hexadecimal) being of all that decides them."""
-    return f"{target}-{digest}.csv"
-
-
-def is_target_file(target: str, file: str) -> bool:
-    """Whether `file` is named as `target_file` names this target's sentences: written for a run, not given."""
-    return target != "off" and re.fullmatch(rf"{target}-[0-9a-f]+\.csv", PurePath(file).name) is not None
-
-
-def with_rates(file: str) -> tuple[str, str]:
-    """A target's file, and the one beside it with the untrained model's probabilities of pairs."""
-    return file, f"{file}.json"
+from equipoise.runs.targets import is_target_file
 
 
 @dataclass(frozen=True)
@@ -32,7 +16,7 @@ class WarmStartConfig:
     but rare. `samples-if-found` does the same, and where too few are found the run goes on without a warm start."""
     warm_start_file: str = ""
     """Take the sentences from this completions file, of any method, whatever --warm-start says: those that succeed
-    strictly. Not together with --warm-start-target."""
+    strictly. It takes the place of those of --warm-start-target too."""
     warm_start_target: Literal["off", "near", "even"] = "off"
     """Begin with sentences of a target, the untrained model where it succeeds strictly: `near`, just so; `even`, all
     pairs of terms alike, or as --even-power says. Ctrl-G writes them, and its importance weights choose among them;
@@ -79,6 +63,12 @@ class WarmStartConfig:
         return bool(self.warm_start_file) or self.warm_start_target != "off"
 
     @property
+    def target(self) -> Literal["off", "near", "even"]:
+        """The target whose sentences the first round learns: none where another file has them."""
+        file = self.warm_start_file
+        return "off" if file and not is_target_file(self.warm_start_target, file) else self.warm_start_target
+
+    @property
     def search(self) -> Search:
         """How the sentences are found."""
         return Search(
@@ -101,13 +91,7 @@ class WarmStartConfig:
                 f"--warm-start-keep {self.warm_start_keep} needs sentences that the policy wrote freely, and one "
                 "round of --warm-start forced has none: use --warm-start samples, or --warm-start-rounds 2"
             )
-        target, file = self.warm_start_target, self.warm_start_file
-        if target != "off" and file and not is_target_file(target, file):
-            raise UserError(
-                f"--warm-start-target {target} and --warm-start-file {file} both say what to begin with: leave the "
-                "file out, or give --warm-start-target off"
-            )
-        if self.warm_start_target != "off" and self.warm_start_pool < self.warm_start_sentences:
+        if self.target != "off" and self.warm_start_pool < self.warm_start_sentences:
             raise UserError(
                 f"warm-start-pool {self.warm_start_pool} is less than the {self.warm_start_sentences} sentences that "
                 "--warm-start-sentences asks for: raise the first or lower the second"

@@ -173,6 +173,8 @@ def test_a_target_and_where_the_kl_is_charged_for_are_told() -> None:
     assert f"{towards} {proportion}" in text and f"for each pair towards every pair {proportion} (dual" in text
     plain = told(TrainConfig(warm_start=WarmStartConfig(warm_start_target="near", warm_start_file="near-0f.csv")))
     assert "where it succeeds strictly (" in plain and "KL charged for" not in plain
+    file = told(TrainConfig(warm_start=WarmStartConfig(warm_start_target="near", warm_start_file="mine.csv")))
+    assert "taught it from those sentences of the file mine.csv that succeed" in file and "Ctrl-G" not in file
 
 
 def of_run(config: TrainConfig, **records: Any) -> str:

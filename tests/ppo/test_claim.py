@@ -68,7 +68,7 @@ def test_a_targets_sentences_may_lie_elsewhere_and_no_others_may_take_their_plac
     work(on("near", "/cache/near-00ff.csv"), 3, saved=2)
     work(on("near", "/moved/near-11aa.csv"), 1)
     assert claim.as_begun(on("near", "")) == on("near", "")  # they are gone
-    for other in (on("even", "/cache/even-00ff.csv"), on("off", "/cache/near-00ff.csv")):
+    for other in (on("even", "/cache/even-00ff.csv"), on("near", "/cache/mine.csv"), on("off", "/cache/near-00ff.csv")):
         refused(other, tmp_path, r"holds a run with other settings \(.*warm-start-")
     with pytest.raises(UserError, match=r"holds a run with other settings \(seed: 0 → 1\)"):
         claim.as_begun(light(tmp_path, warm_start_target="near", seed=1))

@@ -9,12 +9,15 @@ import pytest
 
 from equipoise.commands.train import configure
 from equipoise.errors import UserError
+from equipoise.methods.target import prepared
 from equipoise.ppo.evaluate import read_pair_rates
+from equipoise.ppo.facts import facts
 from equipoise.ppo.idle import idle
 from equipoise.ppo.presets import PRESETS, preset
 from equipoise.ppo.train import train
-from equipoise.ppo.warm_start_config import WarmStartConfig, target_file
+from equipoise.ppo.warm_start_config import WarmStartConfig
 from equipoise.protocol.task import PROTOCOL, Task
+from equipoise.runs.targets import target_file
 from tests.ppo.small import changed, small_config
 from tests.tasks import foreign_task, one_class_task
 
@@ -67,12 +70,15 @@ def test_a_power_of_shares_that_nobody_knows_is_refused_and_not_taken_for_all_al
         assert not idle(changed(each, pair_rates="x.json", diversity_weight=0.1, warm_start_fluency=0.0))
 
 
-def test_a_target_and_a_file_that_is_not_its_own_are_refused_together() -> None:
+def test_a_file_of_ones_own_takes_the_place_of_a_target_and_that_is_told() -> None:
     own = f"cache/{target_file('near', '00ff')}"
-    assert WarmStartConfig(warm_start_target="near", warm_start_file=own).given
-    for target, file in (("near", "mine.csv"), ("even", own)):
-        with pytest.raises(UserError, match=r"both say what to begin with: leave the file out, or .*-target off"):
-            WarmStartConfig(warm_start_target=target, warm_start_file=file)  # type: ignore[arg-type]
+    assert WarmStartConfig(warm_start_target="near", warm_start_file=own).target == "near"
+    for file in ("mine.csv", "even-00ff.csv", "near-mine.csv"):
+        config = changed(preset("near"), warm_start_file=file)
+        assert config.warm_start.target == "off" and config.warm_start.given
+        assert idle(config) == ["--warm-start-target near does nothing beside --warm-start-file"]
+        assert prepared(config) is config
+        assert "sentences of a file" in facts(config, 1, 0.1, warmed=True)
 
 
 @pytest.mark.parametrize(
