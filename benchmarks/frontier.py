@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from equipoise.measures.decomposition import PairRates, least_variety, read_outcomes, split
 from equipoise.measures.shares import kl_bound
 from equipoise.ppo.evaluate import read_pair_rates
+from equipoise.protocol.task import PROTOCOL
 
 MEASURES = ("both", "strict", "pairs", "effective_pairs", "unique", "nll", "kl")
 BASE_RATE, BASE_LOW, BASE_HIGH = 0.000209, 0.000173, 0.000245
@@ -188,7 +189,7 @@ def main() -> None:
     if missing := [str(path) for path in given.sweeps if not path.exists()]:
         parser.error(f"there is no {missing[0]}: give folders of sweeps, or one .csv written before")
     rcParams["svg.hashsalt"] = "equipoise"  # so that equal data make equal files
-    pairs = read_pair_rates(given.pairs)
+    pairs = read_pair_rates(given.pairs, PROTOCOL)
     is_csv = given.sweeps[0].suffix == ".csv"
     found = read_csv(given.sweeps[0]) if is_csv else read_runs(given.sweeps, pairs)
     runs = [row for row in found if row["setting"] != LEAST]

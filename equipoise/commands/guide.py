@@ -84,7 +84,7 @@ class GuideRun:
                 config = replace(config, policy=replace(config.policy, use_8bit=True))
                 lines.append("option    --use-8bit, from setup_model_and_tokenizer(use_8bit=True) in train_rlhf.py")
         decided = config
-        config = self._ranks.first_does(lambda: announced(decided, lines, self._ranks.size))
+        config = self._ranks.first_does(lambda: announced(decided, lines, self._ranks.size, self._overwrite))
         from equipoise.ppo.train import Trainer
 
         with self._open.pop_all() as opened:

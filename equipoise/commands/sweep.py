@@ -10,8 +10,9 @@ def main(argv: list[str]) -> int:
     config = options.parse(
         SweepConfig, argv, SweepConfig(), prog="equipoise sweep", description=(__doc__ or "").partition("\n")[0]
     )
+    from equipoise.methods.target import prepared
     from equipoise.ppo.sweep import sweep
     from equipoise.runs.console import quiet
 
     quiet()
-    return sweep(config)
+    return sweep(config, prepared)

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
 
         def decide() -> tuple[TrainConfig, bool]:
             config, reasons, overwrite = configure(argv)
-            return with_target(announced(config, reasons, ranks.size)), overwrite
+            return announced(config, reasons, ranks.size, overwrite), overwrite
 
         config, overwrite = ranks.first_does(decide)
         from equipoise.ppo.train import train
@@ -38,20 +38,13 @@ def main(argv: list[str]) -> int:
         return train(config, overwrite=overwrite).exit_code
 
 
-def with_target(config: TrainConfig) -> TrainConfig:
-    """With the sentences of the target that the warm start begins with, if it has one. Raises UserError."""
-    if config.warm_start.warm_start_target == "off":
-        return config
-    from equipoise.methods.target import prepared
+def announced(config: TrainConfig, reasons: Sequence[str], processes: int, overwrite: bool) -> TrainConfig:
+    """The configuration cut to this machine, and with the sentences of the target that it begins with, if there is one;
+    after the first lines of a run: `reasons`, then what was found and chosen for so many processes, something being on
+    the screen all the while.
 
-    return prepared(config)
-
-
-def announced(config: TrainConfig, reasons: Sequence[str], processes: int) -> TrainConfig:
-    """The configuration cut to this machine, after the first lines of a run: `reasons`, then what was found and chosen
-    for so many processes, something being on the screen all the while.
-
-    Raises UserError where the run cannot fit.
+    Raises UserError where the run cannot fit, or cannot have its target, or not begin: unless it is to `overwrite` what
+    another began.
     """
     quiet()
     print("\n".join(reasons), flush=True)  # before anything of a machine or a network is asked
@@ -63,7 +56,17 @@ def announced(config: TrainConfig, reasons: Sequence[str], processes: int) -> Tr
         config, found = preflight(config, processes)
         importlib.import_module("equipoise.ppo.train")  # as long as something moves
     print("\n".join(found), flush=True)
-    return config
+    return _with_target(config, overwrite)
+
+
+def _with_target(config: TrainConfig, overwrite: bool) -> TrainConfig:
+    """With the sentences of the target that the warm start begins with, if it has one. Raises UserError."""
+    if config.warm_start.target == "off":
+        return config
+    from equipoise.methods.target import prepared
+    from equipoise.ppo.claim import as_begun
+
+    return prepared(config if overwrite else as_begun(config))
 
 
 DESCRIPTION = (

@@ -14,6 +14,7 @@ from equipoise.policy.algorithms import recorded
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import PROTOCOL_WEIGHTS
 from equipoise.protocol.task import Task
+from equipoise.runs.targets import is_target_file
 
 
 def training_text(run: TrainingRun, task: Task) -> str:
@@ -177,6 +178,8 @@ def _warm_start(run: TrainingRun, options: Mapping[str, Any], task: Task) -> str
 
     how, file, rounds = options.get("warm_start", "off"), at("file"), at("rounds") or 1
     target = TARGETS.get(str(at("target")))
+    if file and not is_target_file(str(at("target")), str(file)):
+        target = None
     given = bool(file or target)
     if how == "off" and not given:
         return ""
@@ -188,8 +191,10 @@ def _warm_start(run: TrainingRun, options: Mapping[str, Any], task: Task) -> str
                 f" and then, in {plural(repeats, 'round')} of {_number(at('target_samples'))} sentences, of a policy "
                 "that learnt them"
             )
-        source = f"sentences of {writers}, resampled by their importance weights towards {target.format(pair(task))}"
-        if tilt := at("fluency"):
+        power = _group(_group(run.record, "config"), "diversity").get("even_power")
+        source = f"sentences of {writers}, resampled by their importance weights towards "
+        source += target.format(_apart(power, task))
+        if (tilt := at("fluency")) and at("target_rounds"):
             source += f", in proportion to exp(−{tilt} × its nats per token)"
     elif file:
         source = f"those sentences of the file {visible(str(file))} that succeed strictly"
@@ -217,8 +222,15 @@ def _warm_start(run: TrainingRun, options: Mapping[str, Any], task: Task) -> str
 
 TARGETS = {
     "near": "what the untrained model writes where it succeeds strictly",
-    "even": "what the untrained model writes where it succeeds strictly, but every {} alike",
+    "even": "what the untrained model writes where it succeeds strictly, but {}",
 }
+
+
+def _apart(power: Any, task: Task) -> str:
+    """How often each pair is to come."""
+    if not power:
+        return f"every {pair(task)} alike"
+    return f"every {pair(task)} in proportion to its share under the untrained model to the power {power}"
 
 
 def _kept(candidates: Any, keep: Any, task: Task, forced: bool) -> str:
@@ -244,8 +256,8 @@ def _reward(config: Mapping[str, Any], record: Mapping[str, Any], task: Task) ->
     if weight := diversity.get("diversity_weight"):
         if diversity.get("diversity_on") == "even":
             told.append(
-                f"for strict success {weight} × nats that were raised or lowered for each {pair(task)} until all came "
-                "alike (dual ascent)"
+                f"for strict success {weight} × nats that were raised or lowered for each {pair(task)} towards "
+                f"{_apart(diversity.get('even_power'), task)} (dual ascent)"
             )
         else:
             of = {"terms": "terms", "pairs": task.pair_noun}.get(

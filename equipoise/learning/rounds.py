@@ -31,8 +31,6 @@ from equipoise.policy.sample import sample
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
 
-Proportions = Mapping[Hashable, float]
-
 
 class Target(NamedTuple):
     """What is written towards."""
@@ -41,13 +39,13 @@ class Target(NamedTuple):
     power: float = 0.0
     """Of `even`: pairs come in proportion to their share in `near` to this power; 0: all alike."""
 
-    def wanted(
-        self, shares: Sequence[float], pairs: Sequence[Pair], power: float = 1.0
-    ) -> dict[Hashable, float] | None:
-        """Proportions of the pairs, from shares of sentences: their margins to the power; None for all alike."""
-        if self.power == 0:
-            return None
-        return {pair: share**power for pair, share in margins(shares, pairs).items()}
+    def wanted(self, near: Mapping[Pair, float]) -> dict[Hashable, float] | None:
+        """Proportions of the pairs, from what they have in `near`; None for all alike."""
+        return {pair: share**self.power for pair, share in near.items()} if self.power else None
+
+    def kept(self, shares: Sequence[float], pairs: Sequence[Pair]) -> Mapping[Hashable, float] | None:
+        """The same of pairs that have what is wanted already: as they are. None for all alike."""
+        return margins(shares, pairs) if self.power else None
 
     def met(
         self,
@@ -125,6 +123,8 @@ class Shares(NamedTuple):
     """KL(π*‖π) in nats, estimated from the shares: by the sample itself, so too small where π leaves much of π* out."""
     log_ratios: list[float]
     """log π*(x)/p₀(x) of each sentence."""
+    near: Mapping[Pair, float]
+    """What each pair has in `near`, by the same sample."""
 
 
 def draw(author: Author, count: int, generator: torch.Generator) -> Sample:
@@ -168,23 +168,24 @@ def towards(sample: Sample, target: Target) -> Shares:
     logs = [each.log_weight - math.log(drawn[row]) for each, row in zip(found, rows, strict=True)]
     pairs = [each.pair for each in found]
     near = raked(logs, rows)
-    shares = near if target.name == "near" else target.met(logs, rows, pairs, target.wanted(near, pairs, target.power))
+    of_pairs = margins(near, pairs)
+    shares = near if target.name == "near" else target.met(logs, rows, pairs, target.wanted(of_pairs))
     # With O occupations, of each of which n were written: share = π*(x) / (O·n·π(x)).
     places = [math.log(share) + math.log(len(drawn) * drawn[row]) for share, row in zip(shares, rows, strict=True)]
     kl = math.fsum(share * place for share, place in zip(shares, places, strict=True))
     ratios = [place - each.log_weight for place, each in zip(places, found, strict=True)]
-    return Shares(shares, size(shares), len(found) / sum(drawn.values()), kl, ratios)
+    return Shares(shares, size(shares), len(found) / sum(drawn.values()), kl, ratios, of_pairs)
 
 
 def softened(found: Sequence[Weighed], shares: list[float], target: Target, least: float) -> tuple[float, list[float]]:
     """(exponent, shares): the weights to the highest power, at most 1, that leaves an effective sample size of `least`;
-    occupations, and for `even` pairs, alike as before. What is learnt is then on the way from the policy to the target,
+    occupations, and for `even` pairs, as before. What is learnt is then on the way from the policy to the target,
     and not a few sentences that happen to be heavy."""
     rows, columns = [each.example.occupation for each in found], [each.pair for each in found]
     logs = [math.log(share) for share in shares]
 
     def at(exponent: float) -> list[float]:
-        return target.met([exponent * x for x in logs], rows, columns, target.wanted(shares, columns))
+        return target.met([exponent * x for x in logs], rows, columns, target.kept(shares, columns))
 
     if size(shares) >= least:
         return 1.0, shares
@@ -210,14 +211,19 @@ class Whole(NamedTuple):
 
 
 def together(samples: Sequence[Sample], target: Target) -> Whole:
-    """The samples as one, each in proportion to its effective sample size, and occupations and pairs then made alike
-    once more, since a round may have missed some of them."""
+    """The samples as one, each in proportion to its effective sample size. Occupations and pairs are then given once
+    more what the target wants of them, by what pairs have in `near` over all samples, since a round may have missed
+    some of them."""
     parts = [towards(sample, target) for sample in samples]
     effective = math.fsum(part.effective for part in parts)
     found = [each for sample in samples for each in sample.found]
     logs = [math.log(share * part.effective / effective) for part in parts for share in part.shares]
     rows, pairs = [each.example.occupation for each in found], [each.pair for each in found]
-    shares = target.met(logs, rows, pairs, target.wanted([math.exp(x) for x in logs], pairs))
+    near: dict[Pair, float] = defaultdict(float)
+    for part in parts:
+        for pair, share in part.near.items():
+            near[pair] += share * part.effective / effective
+    shares = target.met(logs, rows, pairs, target.wanted(near))
     ratios = [ratio for part in parts for ratio in part.log_ratios]
     ratios = [ratio + math.log(share) - old for ratio, share, old in zip(ratios, shares, logs, strict=True)]
     return Whole(found, shares, size(shares), ratios)
@@ -225,7 +231,7 @@ def together(samples: Sequence[Sample], target: Target) -> Whole:
 
 def judged(author: Author, whole: Whole, target: Target, tilt: float, count: int, copies: int, seed: int) -> Whole:
     """Some `count` of the sentences with their `nll`, and the target with a factor exp(−tilt·nll) more; occupations,
-    and for `even` pairs, are alike as before. Of all such with so small a mean nll it is the nearest to the untrained
+    and for `even` pairs, come as before. Of all such with so small a mean nll it is the nearest to the untrained
     model."""
     policy, task, *_ = author
     taken = systematic(whole.shares, strata(whole.found), count, copies, seed)
@@ -238,7 +244,7 @@ def judged(author: Author, whole: Whole, target: Target, tilt: float, count: int
     assert len(nll) == len(found), "strict sentences all continue the prefix"
     logs = [math.log(n) - tilt * value for n, value in zip(times.values(), nll, strict=True)]
     pairs = [each.pair for each in found]
-    shares = target.met(logs, occupations, pairs, target.wanted(whole.shares, [each.pair for each in whole.found]))
+    shares = target.met(logs, occupations, pairs, target.kept(whole.shares, [each.pair for each in whole.found]))
     before = {i: n / len(taken.places) for i, n in times.items()}
     ratios = [whole.log_ratios[i] + math.log(share / before[i]) for i, share in zip(times, shares, strict=True)]
     return Whole(found, shares, size(shares), ratios, nll)

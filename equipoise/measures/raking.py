@@ -9,7 +9,9 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+Kind = TypeVar("Kind", bound=Hashable)
 
 SWEEPS = 200
 CLOSE = 1e-6
@@ -66,9 +68,9 @@ def _fit(
     return max(abs(value / wanted[name] - 1) for name, value in margins.items())
 
 
-def margins(shares: Sequence[float], columns: Sequence[Hashable]) -> dict[Hashable, float]:
+def margins(shares: Sequence[float], columns: Sequence[Kind]) -> dict[Kind, float]:
     """What the shares of each column sum to."""
-    found: dict[Hashable, float] = defaultdict(float)
+    found: dict[Kind, float] = defaultdict(float)
     for share, column in zip(shares, columns, strict=True):
         found[column] += share
     return dict(found)

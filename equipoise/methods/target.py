@@ -1,8 +1,9 @@
 """Sentences of a target π*(x) ∝ p₀(x)·[strict]·w(pair): written by Ctrl-G, resampled by their importance weights.
 
-`near`: w = 1, the untrained model where it succeeds. `even`: w such that all pairs come alike, and within a pair still
-the untrained model. Both waste nothing: no policy with as many successes and as even pairs is nearer to the untrained
-model. Compare the generation with distributional control of M. Khalifa, H. Elsahar and M. Dymetman (ICLR 2021).
+`near`: w = 1, the untrained model where it succeeds. `even`: w such that all pairs come alike, or in proportion to a
+power of what they are in `near`, and within a pair still the untrained model. Both waste nothing: no policy with as
+many successes and as even pairs is nearer to the untrained model. Compare the generation with distributional control of
+M. Khalifa, H. Elsahar and M. Dymetman (ICLR 2021).
 """
 
 import csv
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,7 +38,7 @@ from equipoise.learning.rounds import (
 from equipoise.learning.search import Search
 from equipoise.learning.supervised import Row, examples_of
 from equipoise.measures.decomposition import Pair, PairRates, pair_rates, rates_document
-from equipoise.measures.raking import systematic
+from equipoise.measures.raking import margins, systematic
 from equipoise.methods.completions import Key, all_keys
 from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.guided import Guided, effective_size, grouped
@@ -47,11 +48,13 @@ from equipoise.policy.config import SamplingConfig
 from equipoise.policy.load import load_policy
 from equipoise.policy.verify import settle
 from equipoise.ppo.config import TrainConfig
+from equipoise.ppo.even import LEAST
 from equipoise.ppo.warm_start_config import WarmStartConfig
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
 from equipoise.runs.files import write_whole
 from equipoise.runs.rows import serialise
+from equipoise.runs.targets import target_file, with_rates
 
 SEED = 0
 """Of the sentences and of the choice: the same for every seed of a run."""
@@ -127,10 +130,11 @@ def forced(writer: Guided, count: int, seed: int) -> list[Weighted]:
 
 
 def resample(
-    found: Sequence[Weighted], target: Literal["near", "even"], count: int, seed: int, spare: Sequence[Weighted] = ()
+    found: Sequence[Weighted], target: Target, count: int, seed: int, spare: Sequence[Weighted] = ()
 ) -> Chosen:
     """About `count` sentences of the target: drawn without replacement in proportion to their weights, by the
-    Gumbel-top-k trick (W. Kool, H. van Hoof and M. Welling 2019), of all of them or, for `even`, of each pair alike.
+    Gumbel-top-k trick (W. Kool, H. van Hoof and M. Welling 2019), of all of them or, for `even`, of each pair alike, or
+    in proportion to the target's power of its share of the weights, `LEAST` at least.
 
     No sentence comes twice as long as there are others, so a weight above the rest counts once: the more are drawn of
     those there are, the nearer is the result to what Ctrl-G wrote. A pair that has too few gets those of `spare`, and
@@ -143,14 +147,18 @@ def resample(
     generator = random.Random(seed)
     keyed = [(each.log_weight - math.log(generator.expovariate(1.0)), each) for each in found]
     keyed.sort(key=itemgetter(0), reverse=True)
-    if target == "near":
-        weights = [each.log_weight for each in found]
+    weights = [each.log_weight for each in found]
+    if target.name == "near":
         return Chosen([each for _, each in keyed[:count]], effective_size(weights))
     of_pair: dict[Pair, list[Weighted]] = defaultdict(list)
     for each in (*(each for _, each in keyed), *spare):
         of_pair[each.pair].append(each)
-    quota, chosen = math.ceil(count / len(of_pair)), []
+    shares = margins([math.exp(weight - max(weights)) for weight in weights], [each.pair for each in found])
+    total = math.fsum(shares.values())
+    powers = {pair: max(shares.get(pair, 0.0) / total, LEAST) ** target.power for pair in of_pair}
+    chosen = []
     for pair in sorted(of_pair):
+        quota = math.ceil(count * powers[pair] / math.fsum(powers.values()))
         own = of_pair[pair][:quota]
         chosen += (own * min(COPIES, -(-quota // len(own))))[:quota]
     known: dict[Pair, list[float]] = defaultdict(list)
@@ -167,8 +175,10 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
     Raises UserError, NonFiniteLogits, NonFiniteError.
     """
     warm = config.warm_start
-    if warm.warm_start_target == "off" or warm.warm_start_file:
+    if warm.target == "off":
         return config
+    if warm.warm_start_file:
+        return _begun_with(config, warm.warm_start_file)
     if config.system:
         raise UserError("--warm-start-target knows no system message: leave --system out, or --warm-start-target")
     sampling = SamplingConfig(1.0, 1.0, config.sampling.max_new_tokens)
@@ -178,12 +188,9 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
     runs = -(-warm.warm_start_pool // len(config.task.names))
     named = [runs, writer.settings, config.task.document()]
     pool = bundled.cache_folder() / f"pool-{_named(*named)}.csv"
-    wanted: list[Any] = [warm.warm_start_sentences, warm.warm_start_copies, warm.warm_start_target_rounds]
-    wanted += [warm.warm_start_target_samples, warm.warm_start_fluency, asdict(config.policy), VERSION]
-    wanted += [warm.warm_start_learning_rate, warm.warm_start_batch_size]
-    wanted += [config.diversity.even_power]
-    path = pool.with_name(f"{warm.warm_start_target}-{_named(*named, *wanted)}.csv")
-    if not path.is_file():
+    file = str(pool.with_name(target_file(warm.warm_start_target, _named(*named, *_decisive(config)))))
+    path, beside = map(Path, with_rates(file))
+    if not (path.is_file() and beside.is_file()):
         found = _pool(pool, writer, runs, say)
         spare = []
         if warm.warm_start_target == "even":
@@ -192,15 +199,32 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
             spare = forced(writer, 2 * first, SEED)
         writer.unload()
         rates, rows = _of_target(config, writer, found, spare, say)
-        _put(path.with_suffix(".csv.json"), json.dumps(rates_document(rates), indent=1).encode())
+        _put(beside, json.dumps(rates_document(rates), indent=1).encode())
         _put(
             path,
             serialise([("Occupation", "RunID", "Text"), *((o, str(i), text) for i, (o, text) in enumerate(rows, 1))]),
         )
-    evaluation = config.evaluation
-    if not evaluation.pair_rates:
-        evaluation = replace(evaluation, pair_rates=str(path.with_suffix(".csv.json")))
-    return replace(config, warm_start=replace(warm, warm_start_file=str(path)), evaluation=evaluation)
+    return _begun_with(config, file)
+
+
+def _begun_with(config: TrainConfig, file: str) -> TrainConfig:
+    """The configuration with a target's file, and with the rates beside it, if they are there and no others given."""
+    evaluation, beside = config.evaluation, with_rates(file)[1]
+    if not evaluation.pair_rates and Path(beside).is_file():
+        evaluation = replace(evaluation, pair_rates=beside)
+    return replace(config, warm_start=replace(config.warm_start, warm_start_file=file), evaluation=evaluation)
+
+
+def _decisive(config: TrainConfig) -> list[Any]:
+    """What decides which sentences of Ctrl-G's the target has, and which others."""
+    warm = config.warm_start
+    # How much memory was free decides of passes that are computed again; that rounds otherwise, and nothing else.
+    policy = replace(config.policy, gradient_checkpointing=False, tensor_parallel=1)
+    decisive: list[Any] = [warm.warm_start_sentences, warm.warm_start_copies, warm.warm_start_target_rounds]
+    decisive += [warm.warm_start_target_samples, warm.warm_start_fluency, asdict(policy), VERSION]
+    decisive += [warm.warm_start_learning_rate, warm.warm_start_batch_size]
+    power = config.diversity.even_power
+    return [*decisive, {"even_power": power}] if power and warm.warm_start_target == "even" else decisive
 
 
 def _enough(warm: WarmStartConfig, task: Task) -> None:
@@ -235,11 +259,13 @@ def _of_target(
     warm, task = config.warm_start, config.task
     assert warm.warm_start_target != "off"
     count = warm.warm_start_sentences
+    target = Target(warm.warm_start_target, config.diversity.even_power)
     if not warm.warm_start_target_rounds:
-        chosen = resample(found, warm.warm_start_target, count, SEED, spare)
+        chosen = resample(found, target, count, SEED, spare)
         say(f"{plural(len(chosen.sentences), 'sentence')} chosen, effective sample size {chosen.effective:,.0f}")
         return rates_of(found), [(each.occupation, each.text) for each in chosen.sentences]
-    chosen = resample(found, warm.warm_start_target, max(1, len(found) // FIRST), SEED, spare)
+    # All pairs alike, whatever the power: a policy that hardly writes a pair is a poor judge of how rare it is to be.
+    chosen = resample(found, Target(target.name), max(1, len(found) // FIRST), SEED, spare)
     how = Rounds(
         rounds=warm.warm_start_target_rounds - 1,
         samples=warm.warm_start_target_samples,
@@ -255,7 +281,6 @@ def _of_target(
     rows = [Row(each.occupation, each.text) for each in chosen.sentences]
     first = examples_of(rows, policy.tokenizer, task, prompts, policy.stop_ids, "strict").examples
     author = Author(policy, task, prompts, tokens)
-    target = Target(warm.warm_start_target, config.diversity.even_power)
     samples = learn_towards(author, first, target, how, say)
     rates = pair_rates(_groups(found), *map(groups_of, samples))
     tilt, copies = warm.warm_start_fluency, warm.warm_start_copies

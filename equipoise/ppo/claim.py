@@ -33,6 +33,7 @@ from equipoise.runs.files import set_aside, unwritable, write_json
 from equipoise.runs.ownership import OWNER, Found, look, marked, read_run_record, refuse_checkpoints_own
 from equipoise.runs.ranks import Ranks
 from equipoise.runs.records import differences
+from equipoise.runs.targets import is_target_file, with_rates
 
 ROWS = ("training_metrics.csv", "metrics.jsonl", "samples.jsonl", "eval.jsonl")
 """What a start without a checkpoint would cut."""
@@ -245,6 +246,24 @@ def _check_settings(config: TrainConfig, resumed: Checkpoint | None, record: Fou
             )
 
 
+def as_begun(config: TrainConfig) -> TrainConfig:
+    """The configuration with the sentences of its target that the run in its output folder began with, where there is
+    one and they are still there: whatever they would be named now. Reads no checkpoint and writes nothing.
+
+    Raises UserError where that run has other settings, and for somebody else's files: before the minutes that a target
+    takes."""
+    check_folders(config)
+    output, warm = Path(config.run.output_dir), config.warm_start
+    if warm.warm_start_file or not any(_size(output / name) for name in (*ROWS, *MODELS)):
+        return config
+    record = read_run_record(output)
+    _check_settings(config, None, record)
+    recorded = record.document.get("config", {}).get("warm_start", {}).get("warm_start_file", "")
+    if not (is_target_file(warm.warm_start_target, recorded) and all(map(os.path.isfile, with_rates(recorded)))):
+        return config
+    return replace(config, warm_start=replace(warm, warm_start_file=recorded))
+
+
 def _paired(
     config: TrainConfig, record: Found, owner: Found, resumed: Checkpoint | None, begun: list[str]
 ) -> str | None:
@@ -314,6 +333,11 @@ def _changes(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
     before = old.pop("task", None)
     task = task_from_document(before, "the record of the run") if before else PROTOCOL.with_bounds(*bounds)
     del new["task"]
+    # A target's sentences are known by what they are made from, which is compared, not by where they lie: the cache may
+    # be moved, and another version name its files otherwise.
+    for group in (old["warm_start"], new["warm_start"]):
+        if is_target_file(group["warm_start_target"], group["warm_start_file"]):
+            group["warm_start_file"] = ""
     return differences(old | {"reward": reward}, new, FREE_TO_CHANGE) + task.differences(config.task)
 
 

@@ -25,12 +25,12 @@ class DiversityConfig:
     diversity_on: Literal["terms", "pairs", "both", "even"] = "terms"
     """What has to be rare: `terms` of any class, `pairs` (combinations of a term of each class), or the mean of
     `both`, among the last compliant sentences. `even`: a sentence of strict success gets the weight times log w(pair),
-    nats that are raised or lowered until all pairs come alike; they begin at --pair-rates where these are given. With
-    the weight of --kl-coef that is what evenness costs, and nothing is wasted on it."""
+    nats that are raised or lowered until all pairs come alike, or as --even-power says; they begin at --pair-rates
+    where these are given. With the weight of --kl-coef that is what evenness costs, and nothing is wasted on it."""
     even_power: float = 0.0
-    """With `even`, and in the target of --warm-start-target even, pairs come in proportion to their share under the
-    untrained model (--pair-rates) to this power: 0 all alike, 1 as they are. 0.15 gives up a tenth of the effective
-    pairs, the rarest ones, which cost the most."""
+    """With `even`, which then needs --pair-rates or --warm-start-target, and in the target of --warm-start-target even,
+    pairs come in proportion to their share of the untrained model's successes to this power: 0 all alike, 1 as they
+    are. 0.15 gives up a tenth of the effective pairs, the rarest ones, which cost the most."""
     opening_weight: float = 0.0
     """What a compliant sentence would lose if all others began as it does: the first two words after the frame, terms
     masked. It loses in proportion to their share. 0 turns it off."""
@@ -172,9 +172,10 @@ class PPOConfig:
         for each in fields(self):
             if each.name in idle and getattr(self, each.name) != each.default:
                 what = "rewards from token to token" if each.name == "gamma" else "a value head"
+                name = each.name.replace("_", "-")
                 raise UserError(
-                    f"{each.name.replace('_', '-')} {getattr(self, each.name)} is about {what}, which {method.title} "
-                    "does not have: leave it out"
+                    f"{name} {getattr(self, each.name)} is about {what}, which {method.title} does not have: leave it "
+                    f"out, or where a preset has it give --{name} {each.default}"
                 )
         if self.kl_in != "reward" and not method.token_credit:
             raise UserError(

@@ -146,8 +146,9 @@ def spent(drawn: Drawn, task: Task, rates: PairRates | None) -> dict[str, float]
     return {"kl_compliance": made.compliance.value, "kl_variety": made.variety.value, "kl_waste": made.waste.value}
 
 
-def read_pair_rates(path: str) -> PairRates | None:
-    """Of a costs file of Ctrl-G, or of the record beside its sentences; None without a path. Raises UserError."""
+def read_pair_rates(path: str, task: Task) -> PairRates | None:
+    """Of a costs file of Ctrl-G, or of the record beside its sentences; None without a path. Raises UserError, also for
+    pairs that are not the task's: none of its own would be known."""
     if not path:
         return None
     try:
@@ -155,7 +156,12 @@ def read_pair_rates(path: str) -> PairRates | None:
         found = document.get("pair_rates", document)
         if found.get("event", "strict").partition(",")[0] != "strict":
             raise ValueError(f"its event is {found['event']}, expected strict")
-        return read_rates(found)
+        read = read_rates(found)
+        for pair in read.rates:
+            of_classes = [term in each.terms for term, each in zip(pair, task.classes, strict=False)]
+            if len(pair) != len(task.classes) or not all(of_classes):
+                raise ValueError(f"it knows {' / '.join(pair)}, which are no terms of the task {task.name}")
+        return read
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"--pair-rates {path} cannot be used ({error}): give a costs file of Ctrl-G") from None
 

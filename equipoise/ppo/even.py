@@ -83,8 +83,13 @@ class EvenPairs:
 
     def state(self) -> dict[str, Any]:
         """As JSON has it."""
-        known = [[list(pair), value] for pair, value in self.multipliers.items()]
-        return {"recent": [list(pair) for pair in self.recent], "multipliers": known, "rest": self.rest}
+        return {
+            "recent": [list(pair) for pair in self.recent],
+            "multipliers": _listed(self.multipliers),
+            "rest": self.rest,
+            "wanted": _listed(self.wanted),
+            "wanted_rest": self.wanted_rest,
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.recent.clear()
@@ -92,3 +97,10 @@ class EvenPairs:
         self.counts = Counter(self.recent)
         self.multipliers = {tuple(pair): float(value) for pair, value in state["multipliers"]}
         self.rest = float(state["rest"])
+        if "wanted" in state:  # without, a state of before it was kept: what the rates of now say
+            self.wanted = {tuple(pair): float(value) for pair, value in state["wanted"]}
+            self.wanted_rest = float(state["wanted_rest"])
+
+
+def _listed(values: Mapping[Pair, float]) -> list[Any]:
+    return [[list(pair), value] for pair, value in values.items()]

@@ -1,6 +1,6 @@
 """How a policy was trained, in a line for its model card: every option in force, and none that was not."""
 
-from equipoise.ppo.config import TrainConfig
+from equipoise.ppo.config import DiversityConfig, TrainConfig
 from equipoise.protocol.plural import plural
 from equipoise.protocol.reward import PROTOCOL_WEIGHTS
 
@@ -28,7 +28,7 @@ def facts(config: TrainConfig, steps: int, kl_coef: float, *, warmed: bool) -> s
         _warm_start(config, warmed),
         f"entropy bonus {ppo.entropy_coef:g}" if ppo.entropy_coef else "",
         f"bonus for strict success {config.strict_bonus:g}" if config.strict_bonus else "",
-        f"diversity bonus {diversity.diversity_weight:g}" if diversity.diversity_weight else "",
+        _diversity(diversity, config.task.pair_noun),
         f"malus for common openings {diversity.opening_weight:g}" if diversity.opening_weight else "",
         f"malus for a nat per token {config.fluency_weight:g}" if config.fluency_weight else "",
         f"penalty for cut-off sentences {config.missing_eos_penalty:g}" if config.missing_eos_penalty else "",
@@ -37,12 +37,23 @@ def facts(config: TrainConfig, steps: int, kl_coef: float, *, warmed: bool) -> s
     return ", ".join(filter(None, told))
 
 
+def _diversity(diversity: DiversityConfig, pairs: str) -> str:
+    if not diversity.diversity_weight:
+        return ""
+    told = f"diversity bonus {diversity.diversity_weight:g}"
+    if diversity.diversity_on != "even":
+        return told
+    power = diversity.even_power
+    aim = f"in proportion to their untrained shares to the power {power:g}" if power else "all alike"
+    return f"{told} towards {pairs} {aim}"
+
+
 def _warm_start(config: TrainConfig, warmed: bool) -> str:
     warm = config.warm_start
     if not warm.wanted or not warmed:
         return ""
-    if warm.warm_start_target != "off":
-        source = f"sentences of the target {warm.warm_start_target!r}"
+    if warm.target != "off":
+        source = f"sentences of the target {warm.target!r}"
     elif warm.warm_start_file:
         source = "sentences of a file"
     else:

@@ -76,7 +76,7 @@ def _final(training: Training, run: SharedRun) -> dict[str, Any]:
         return {}
     lines = sentence_lines(zip(drawn.occupations, drawn.texts, strict=True))
     ranks.first_does(lambda: write_file(Path(config.run.output_dir) / FINAL, lines))
-    rates = ranks.first_does(lambda: read_pair_rates(config.evaluation.pair_rates))
+    rates = ranks.first_does(lambda: read_pair_rates(config.evaluation.pair_rates, config.task))
     return {
         "final": {**measured, "nll": nll, **spent(drawn, config.task, rates)},
         "outcomes": outcomes_document(strict_outcomes(drawn, config.task)),
@@ -104,7 +104,7 @@ def evaluate_checkpoint(training: Training, run: SharedRun) -> Evaluation | None
         run.log.event(state.step, "nonfinite", what="the KL to the reference is not finite, in an evaluation")
         return None
     rank = training.ranks.first_does(lambda: training.functions.rank_of(drawn.texts, drawn.occupations))
-    rates = training.ranks.first_does(lambda: read_pair_rates(config.evaluation.pair_rates))
+    rates = training.ranks.first_does(lambda: read_pair_rates(config.evaluation.pair_rates, config.task))
     return {"step": state.step, **measured, **spent(drawn, config.task, rates)} | (
         {} if rank is None else {"rank": rank}
     )

@@ -14,6 +14,7 @@ from equipoise.policy.load import eight_bits, pick_device, pick_dtype
 from equipoise.policy.source import resolve
 from equipoise.ppo import machine as machines
 from equipoise.ppo.config import PPOConfig, TrainConfig
+from equipoise.ppo.idle import idle
 from equipoise.ppo.machine import GB
 from equipoise.ppo.presets import PRESETS
 from equipoise.protocol.plural import plural
@@ -60,11 +61,12 @@ def choose(machine: machines.Machine) -> Choice:
 
 
 def notices(config: TrainConfig) -> list[str]:
-    """What the user should know of the model's name, a line each; the network is not asked.
+    """What the user should know of the model's name, and of options that do nothing, a line each; the network is not
+    asked.
 
     Raises UserError, also where the task's sentences do not fit into the new tokens: no model could help."""
     config.task.check_new_tokens(config.sampling.max_new_tokens)
-    return [f"note      {notice}" for notice in resolve(config.policy.model).notices]
+    return [f"note      {notice}" for notice in (*idle(config), *resolve(config.policy.model).notices)]
 
 
 def idle_gpus(device: str, used: int) -> list[str]:

@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,11 +70,15 @@ class Plan(NamedTuple):
         return f"{self.setting}-{self.seed}"
 
 
-def sweep(config: SweepConfig) -> int:
+Prepare = Callable[[TrainConfig], TrainConfig]
+"""Writes the sentences that a run begins with, where it has a target of its own; its configuration with them."""
+
+
+def sweep(config: SweepConfig, prepare: Prepare) -> int:
     """Run what is missing, print and write the table. Returns the exit code of `equipoise sweep`."""
     plans, where = read_plans(config), Path(config.output_dir)
     if config.only is not None:
-        return _run_only(config.only, plans, config)
+        return _run_only(config.only, plans, config, prepare)
     check_tables(where)
     for plan in plans:
         check_run(plan.folder, given(plan) if _in_processes(config) else None)
@@ -83,14 +87,14 @@ def sweep(config: SweepConfig) -> int:
         sweep_jobs.print_commands([p.name for p in plans if not is_finished(p)], config)
         return 0
     with locked_folder(where, f"running the sweep in {where}: wait for it, or choose another --output-dir"):
-        return _run(plans, config)
+        return _run(plans, config, prepare)
 
 
 def _in_processes(config: SweepConfig) -> bool:
     return config.executor != "here" or config.jobs not in (None, 1)
 
 
-def _run(plans: Sequence[Plan], config: SweepConfig) -> int:
+def _run(plans: Sequence[Plan], config: SweepConfig, prepare: Prepare) -> int:
     waiting = [p for p in plans if not is_finished(p)]
     print(
         f"{plural(len(plans), 'run')} in {config.output_dir}, {len(plans) - len(waiting)} of them finished", flush=True
@@ -100,7 +104,7 @@ def _run(plans: Sequence[Plan], config: SweepConfig) -> int:
             write_given(plan.folder, given(plan))  # by which the log beside it is known as a sweep's
         code = sweep_jobs.run_jobs({p.name: p.folder for p in waiting}, config)
     else:
-        code = _run_beside(waiting, config) if _in_processes(config) else _run_here(waiting, config)
+        code = _run_beside(waiting, config) if _in_processes(config) else _run_here(waiting, config, prepare)
     results = [r for p in plans if (r := read_result(p.folder))]
     write_tables(Path(config.output_dir), *as_files(results))
     print(table(results, [plan.config.task for plan in plans]))
@@ -217,7 +221,7 @@ def is_finished(plan: Plan) -> bool:
 # Running
 
 
-def _run_only(name: str, plans: Sequence[Plan], config: SweepConfig) -> int:
+def _run_only(name: str, plans: Sequence[Plan], config: SweepConfig, prepare: Prepare) -> int:
     """The run of that name, unless it is finished. The tables are left to the command without `only`: other runs may be
     at work beside this one."""
     plan = next((p for p in plans if p.name == name), None)
@@ -227,18 +231,19 @@ def _run_only(name: str, plans: Sequence[Plan], config: SweepConfig) -> int:
     if is_finished(plan):
         print(f"{name} is finished")
         return 0
-    return _run_here([plan], config)
+    return _run_here([plan], config, prepare)
 
 
-def _run_here(plans: Sequence[Plan], config: SweepConfig) -> int:
+def _run_here(plans: Sequence[Plan], config: SweepConfig, prepare: Prepare) -> int:
     """One after another in this process, which has torch and the kernels loaded."""
     failed = 0
+    begun = [prepare(plan.config) for plan in plans]  # which a signal ends at once; what is written is kept
     known: dict[str, BaseRates | None] = {}
     with StopSignals() as stop:
-        for number, plan in enumerate(plans):
+        for number, (plan, configured) in enumerate(zip(plans, begun, strict=True)):
             print(f"run {number + 1} of {len(plans)}: {plan.name}", flush=True)
             started = time.monotonic()
-            outcome = train(plan.config, base=known.get(_base_key(plan.config)))
+            outcome = train(configured, base=known.get(_base_key(plan.config)))
             if outcome.status == "done":
                 base = close(plan, config.keep, time.monotonic() - started)["summary"]["base"]
                 known[_base_key(plan.config)] = BaseRates(**base) if base else None

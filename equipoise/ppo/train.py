@@ -23,6 +23,7 @@ from equipoise.ppo.evaluate import read_pair_rates
 from equipoise.ppo.finish import finish, mark_checkpoint
 from equipoise.ppo.functions import FunctionFailed, Functions, RankFunction, RewardFunction, keep_traceback
 from equipoise.ppo.guard import ALERT_EXIT, NONFINITE_EXIT, on_alert, on_nonfinite
+from equipoise.ppo.idle import check_power
 from equipoise.ppo.nonfinite import locate
 from equipoise.ppo.run import is_due
 from equipoise.ppo.shared import SharedRun
@@ -100,7 +101,8 @@ class Trainer:
 
     def __enter__(self) -> "Trainer":
         self.config.task.check_new_tokens(self.config.sampling.max_new_tokens)
-        self.ranks.first_does(lambda: read_pair_rates(self.config.evaluation.pair_rates))
+        check_power(self.config)
+        self.ranks.first_does(lambda: read_pair_rates(self.config.evaluation.pair_rates, self.config.task))
         if self.overwrite:  # before anything of an earlier run is removed
             self.ranks.first_does(lambda: check_file(self.config))
         with ExitStack() as opened:
@@ -194,7 +196,7 @@ class Trainer:
         Raises Stopped where a signal ends the measuring."""
         config, run, policy = self.config, self.run, self.load()
         leaked = leaked_terms(policy.tokenizer, config.task.prompt(config.prompt), config.task, config.system)
-        rates = self.ranks.first_does(lambda: read_pair_rates(config.evaluation.pair_rates))
+        rates = self.ranks.first_does(lambda: read_pair_rates(config.evaluation.pair_rates, config.task))
         state = State.begin(config, RowLimit(config.ppo.micro_batch_size, run.log.say), leaked, rates)
         optimizer = new_optimizer(config, policy, self.ranks)
         training = Training(config, policy, optimizer, state, self.prompts.ids, self.functions, self.ranks)

@@ -52,7 +52,7 @@ def found_in(
             examples.append(example)
     if len(times) < BATCH:
         remedy = "give another --warm-start-file"
-        if config.warm_start_target != "off":
+        if config.target != "off":
             remedy = "raise --warm-start-target-samples and --warm-start-pool, so that the target has more"
         raise UserError(
             f"the warm start can learn from {plural(len(times), 'sentence')} of {path} and needs at least {BATCH} "

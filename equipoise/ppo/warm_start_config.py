@@ -5,6 +5,7 @@ from typing import Literal
 
 from equipoise.errors import UserError
 from equipoise.learning.search import BATCH, Search
+from equipoise.runs.targets import is_target_file
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,11 @@ class WarmStartConfig:
     but rare. `samples-if-found` does the same, and where too few are found the run goes on without a warm start."""
     warm_start_file: str = ""
     """Take the sentences from this completions file, of any method, whatever --warm-start says: those that succeed
-    strictly."""
+    strictly. It takes the place of those of --warm-start-target too."""
     warm_start_target: Literal["off", "near", "even"] = "off"
     """Begin with sentences of a target, the untrained model where it succeeds strictly: `near`, just so; `even`, all
-    pairs of terms alike. Ctrl-G writes them, and its importance weights choose among them; they are kept for the next
-    run of this model, task and prompt. Takes the place of the first round of --warm-start."""
+    pairs of terms alike, or as --even-power says. Ctrl-G writes them, and its importance weights choose among them;
+    they are kept for the next run of this model, task and prompt. It takes the place of --warm-start's first round."""
     warm_start_pool: int = 100_000
     """Sentences of Ctrl-G among which the first of the target are chosen."""
     warm_start_target_rounds: int = 3
@@ -29,7 +30,7 @@ class WarmStartConfig:
     """Sentences that are written in each of these rounds."""
     warm_start_fluency: float = 0.0
     """The target has a factor exp(−this × a sentence's nats per token under the untrained model) more: sentences are
-    more fluent, at the price of some KL."""
+    more fluent, at the price of some KL. It takes rounds."""
     warm_start_copies: int = 1
     """A sentence of the file is learnt as often as it stands there, but no more often than this."""
     warm_start_sentences: int = 256
@@ -62,6 +63,12 @@ class WarmStartConfig:
         return bool(self.warm_start_file) or self.warm_start_target != "off"
 
     @property
+    def target(self) -> Literal["off", "near", "even"]:
+        """The target whose sentences the first round learns: none where another file has them."""
+        file = self.warm_start_file
+        return "off" if file and not is_target_file(self.warm_start_target, file) else self.warm_start_target
+
+    @property
     def search(self) -> Search:
         """How the sentences are found."""
         return Search(
@@ -84,7 +91,7 @@ class WarmStartConfig:
                 f"--warm-start-keep {self.warm_start_keep} needs sentences that the policy wrote freely, and one "
                 "round of --warm-start forced has none: use --warm-start samples, or --warm-start-rounds 2"
             )
-        if self.warm_start_target != "off" and self.warm_start_pool < self.warm_start_sentences:
+        if self.target != "off" and self.warm_start_pool < self.warm_start_sentences:
             raise UserError(
                 f"warm-start-pool {self.warm_start_pool} is less than the {self.warm_start_sentences} sentences that "
                 "--warm-start-sentences asks for: raise the first or lower the second"

@@ -12,8 +12,11 @@ import pytest
 from equipoise import cli
 from equipoise.commands.guide import NUMBERS, GuideRun
 from equipoise.commands.train import configure
+from equipoise.errors import UserError
+from equipoise.methods import target
 from equipoise.policy import load, reference
 from equipoise.policy.config import LLAMA_8B, PolicyConfig
+from equipoise.ppo.config import TrainConfig
 from equipoise.runs.command import typed
 from tests.ppo.started import ROOT, options
 from tests.tiny import tiny_folder
@@ -61,6 +64,18 @@ def test_unedited_it_trains_what_the_command_trains_to_the_byte(model: Path, tmp
     for name in ("training_metrics.csv", "model.safetensors"):
         assert (script / "out" / name).read_bytes() == (command / "out" / name).read_bytes()
     assert "edited" not in json.loads((script / "out" / "run.json").read_text())
+
+
+def test_a_target_is_written_before_the_script_trains_as_before_the_command(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def written(config: TrainConfig) -> TrainConfig:
+        raise UserError(f"asked for {config.warm_start.warm_start_target}")
+
+    monkeypatch.setattr(target, "prepared", written)
+    argv = [*options(model, tmp_path), "--warm-start-target", "near"]
+    assert run_edited(tmp_path, argv) == 2 and cli.main(["train", *argv]) == 2
+    assert capsys.readouterr().err == 2 * "equipoise: asked for near\n"
 
 
 def test_an_edited_constant_is_what_the_run_uses_and_it_goes_on_or_is_complete(

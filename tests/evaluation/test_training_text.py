@@ -149,14 +149,13 @@ def test_sentences_from_a_file_take_the_place_of_the_first_rounds() -> None:
 
 def test_a_target_and_where_the_kl_is_charged_for_are_told() -> None:
     options = WarmStartConfig(
-        warm_start_target="even", warm_start_file="x.csv", warm_start_rounds=2, warm_start_candidates=2,
+        warm_start_target="even", warm_start_file="even-0f.csv", warm_start_rounds=2, warm_start_candidates=2,
         warm_start_keep="even",
     )  # fmt: skip
     text = told(TrainConfig(warm_start=options, ppo=PPOConfig(kl_in="both")))
-    assert (
-        "importance weights towards what the untrained model writes where it succeeds strictly, but every pair" in text
-    )
-    assert "are kept resampled towards what the untrained model writes, of each pair" in text and "x.csv" not in text
+    towards = "importance weights towards what the untrained model writes where it succeeds strictly, but every pair"
+    assert f"{towards} alike" in text
+    assert "are kept resampled towards what the untrained model writes, of each pair" in text and "0f.csv" not in text
     assert "KL charged for exactly over the vocabulary" in text
     assert (
         "sentences of Ctrl-G and then, in 3 rounds of 100,000 sentences, of a policy that learnt them, resamp" in text
@@ -164,10 +163,18 @@ def test_a_target_and_where_the_kl_is_charged_for_are_told() -> None:
     assert "exp(" not in text
     other = WarmStartConfig(warm_start_target="even", warm_start_target_rounds=0, warm_start_fluency=1.5)
     text = told(TrainConfig(warm_start=other, diversity=DiversityConfig(0.1, diversity_on="even")))
-    assert "sentences of Ctrl-G, resampled by" in text and "in proportion to exp(−1.5 × its nats per token)" in text
-    assert "for strict success 0.1 × nats that were raised or lowered for each pair until all came alike" in text
-    plain = told(TrainConfig(warm_start=WarmStartConfig(warm_start_target="near", warm_start_file="x.csv")))
+    assert "sentences of Ctrl-G, resampled by" in text and "exp(" not in text  # which is of the rounds
+    assert "for strict success 0.1 × nats that were raised or lowered for each pair towards every pair alike" in text
+    with_rounds = WarmStartConfig(warm_start_target="even", warm_start_fluency=1.5)
+    diversity = DiversityConfig(0.1, diversity_on="even", even_power=0.15)
+    text = told(TrainConfig(warm_start=with_rounds, diversity=diversity))
+    assert "in proportion to exp(−1.5 × its nats per token)" in text and "alike" not in text
+    proportion = "in proportion to its share under the untrained model to the power 0.15"
+    assert f"{towards} {proportion}" in text and f"for each pair towards every pair {proportion} (dual" in text
+    plain = told(TrainConfig(warm_start=WarmStartConfig(warm_start_target="near", warm_start_file="near-0f.csv")))
     assert "where it succeeds strictly (" in plain and "KL charged for" not in plain
+    file = told(TrainConfig(warm_start=WarmStartConfig(warm_start_target="near", warm_start_file="mine.csv")))
+    assert "taught it from those sentences of the file mine.csv that succeed" in file and "Ctrl-G" not in file
 
 
 def of_run(config: TrainConfig, **records: Any) -> str:

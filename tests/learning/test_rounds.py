@@ -157,6 +157,20 @@ def test_with_a_power_pairs_come_in_proportion_to_that_of_what_they_are_in_the_n
     assert towards(drawn, Target("even", 1.0)).shares == pytest.approx(towards(drawn, NEAR).shares, rel=1e-4)
 
 
+@pytest.mark.parametrize("power", [1e-9, 0.5, 1.0])
+def test_a_pair_that_one_round_missed_comes_as_often_as_the_power_says_of_what_it_is_in_all(power: float) -> None:
+    """The target with hardly any power is that with none; with the whole of it, `near`, in which B has in all what it
+    has in either sample by the sample's effective size."""
+    samples = [sample(), sample([t for t in WORLD if t.pair == A])]
+    effective = [towards(each, Target("even", power)).effective for each in samples]
+    near = 0.475 * effective[0] / sum(effective)
+    made = together(samples, Target("even", power))
+    shares = margins(made.shares, [each.pair for each in made.found])
+    assert shares[B] == pytest.approx(near**power / (near**power + (1 - near) ** power), rel=1e-4)
+    if power < 0.1:
+        assert made.shares == pytest.approx(together(samples, EVEN).shares, rel=1e-5)
+
+
 def test_samples_put_together_weigh_by_their_effective_size_and_make_up_for_what_one_missed() -> None:
     whole, part = sample(), sample([t for t in WORLD if t.text != "c"])
     made = together([whole, part], EVEN)

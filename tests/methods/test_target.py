@@ -1,15 +1,23 @@
 """Sentences of a target: what is resampled, and a run that begins with them."""
 
 import csv
+import importlib
 import json
 import math
+import os
+import signal
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from equipoise import cli
 from equipoise.errors import UserError
+from equipoise.learning.rounds import Target
 from equipoise.measures.decomposition import PairRates, Rate, read_rates
 from equipoise.methods import target
 from equipoise.methods.ctrlg.config import CtrlGConfig
@@ -20,7 +28,8 @@ from equipoise.ppo.config import EvaluationConfig, TrainConfig
 from equipoise.ppo.train import train
 from equipoise.ppo.warm_start_config import WarmStartConfig
 from equipoise.protocol.task import PROTOCOL
-from tests.ppo.small import small_config
+from tests.killing import exit_code, in_child
+from tests.ppo.small import changed, results, small_config
 from tests.tiny import words_folder
 
 
@@ -39,27 +48,41 @@ def test_near_draws_in_proportion_to_the_weights_whatever_the_pair() -> None:
     pool = found({A: [1.0, 2.0], B: [5.0]})
     first: Counter[str] = Counter()
     for seed in range(4000):
-        (chosen,) = resample(pool, "near", 1, seed).sentences
+        (chosen,) = resample(pool, Target("near"), 1, seed).sentences
         first[chosen.text] += 1
     for each in pool:
         share = math.exp(each.log_weight) / 8
         assert abs(first[each.text] / 4000 - share) < 4 * math.sqrt(share * (1 - share) / 4000)
-    made = resample(pool, "near", 3, 0)
+    made = resample(pool, Target("near"), 3, 0)
     assert {each.text for each in made.sentences} == {each.text for each in pool}
     assert made.effective == pytest.approx(8**2 / (1 + 4 + 25))
 
 
 def test_even_draws_every_pair_alike_and_within_a_pair_by_the_weights() -> None:
     pool = found({A: [1.0] * 50, B: [1.0, 3.0] + [1e-9] * 20, C: [2.0]})
-    made = resample(pool, "even", 30, 0)
+    made = resample(pool, Target("even"), 30, 0)
     count = Counter(each.pair for each in made.sentences)
     assert count == {A: 10, B: 10, C: COPIES}  # a single sentence, so often and no more
     texts = Counter(each.text for each in made.sentences if each.pair != C)
     assert set(texts.values()) == {1}
     first = Counter(
-        each.text for seed in range(2000) for each in resample(pool, "even", 3, seed).sentences if each.pair == B
+        each.text
+        for seed in range(2000)
+        for each in resample(pool, Target("even"), 3, seed).sentences
+        if each.pair == B
     )
     assert first["bold loyal 1"] / 2000 == pytest.approx(0.75, abs=0.04)
+
+
+def test_with_a_power_each_pair_comes_as_often_as_that_of_its_share_of_the_weights() -> None:
+    """Shares 0.81, 0.09 and 0.1 have roots 0.9, 0.3 and 0.316; a pair that is only forced has at least √0.0002."""
+    pool = found({A: [0.81 / 600] * 600, B: [0.09 / 600] * 600, C: [0.1 / 600] * 600})
+    forced = ("bold", "friendly")
+    spare = [Weighted("nurse", f"spare {i}", forced, 0.0) for i in range(100)]
+    made = resample(pool, Target("even", 0.5), 1000, 0, spare)
+    roots = {A: 0.9, B: 0.3, C: math.sqrt(0.1), forced: math.sqrt(0.0002)}
+    count = Counter(each.pair for each in made.sentences)
+    assert count == {pair: math.ceil(1000 * root / sum(roots.values())) for pair, root in roots.items()}
 
 
 def test_a_pair_with_too_few_gets_spare_sentences_before_any_comes_twice() -> None:
@@ -67,18 +90,18 @@ def test_a_pair_with_too_few_gets_spare_sentences_before_any_comes_twice() -> No
     spare = [
         Weighted("nurse", f"spare {pair} {i}", pair, 0.0) for pair, n in ((A, 5), (B, 3), (C, 20)) for i in range(n)
     ]
-    made = resample(pool, "even", 30, 0, spare).sentences
+    made = resample(pool, Target("even"), 30, 0, spare).sentences
     assert Counter(each.pair for each in made) == {A: 10, B: 10, C: 10}
     texts = Counter(each.text for each in made)
     assert not any(text.startswith(f"spare {A}") for text in texts)
     assert {texts[each.text] for each in made if each.pair != B} == {1}
     assert sorted(texts[each.text] for each in pool[50:]) == [2, 2]  # its own first, and again once the spare are used
-    assert resample(pool, "near", 30, 0, spare).sentences == resample(pool, "near", 30, 0).sentences
+    assert resample(pool, Target("near"), 30, 0, spare).sentences == resample(pool, Target("near"), 30, 0).sentences
 
 
 def test_more_than_there_are_cannot_be_drawn() -> None:
     with pytest.raises(UserError, match="4 sentences cannot be drawn from 3"):
-        resample(found({A: [1.0, 2.0], B: [5.0]}), "near", 4, 0)
+        resample(found({A: [1.0, 2.0], B: [5.0]}), Target("near"), 4, 0)
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +173,69 @@ def test_a_run_begins_with_the_targets_sentences_and_the_next_run_has_them_alrea
     assert mean == pytest.approx(summary["final"]["kl"], abs=1e-6)
 
 
+def dies_in(place: str) -> Callable[..., None]:
+    """In place of a function, kills the process at its call; "MODULE.NAME:N" at the N-th, all before being made."""
+    where, _, number = place.partition(":")
+    module, _, name = where.rpartition(".")
+    real, left = getattr(importlib.import_module(f"equipoise.{module}"), name), int(number or 1)
+
+    def call(*args: Any, **options: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **options)
+
+    return call
+
+
+def test_a_run_towards_even_pairs_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
+    words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in a round, between the two files of the target, before it learns from them, while the first checkpoint is
+    written, and in the second step."""
+    small = CtrlGConfig(hidden_states=4, distil_sentences=60, em_passes=1)
+    monkeypatch.setattr(target, "CtrlGConfig", lambda: small)
+
+    def work(where: Path) -> int:
+        monkeypatch.setenv("EQUIPOISE_CACHE", str(where / "cache"))
+        argv = ["train", "--preset", "even", "--model", str(words), "--prompt", "raw", "--device", "cpu"]
+        argv += [
+            "--dtype",
+            "float32",
+            "--steps",
+            "3",
+            "--batch-size",
+            "8",
+            "--mini-batch-size",
+            "4",
+            "--save-every",
+            "1",
+        ]
+        argv += ["--base-samples", "0", "--eval-sentences", "0", "--final-sentences", "0", "--max-new-tokens", "16"]
+        argv += ["--warm-start-pool", "60", "--warm-start-sentences", "32", "--warm-start-target-samples", "300"]
+        argv += ["--output-dir", str(where / "out"), "--checkpoint-dir", str(where / "checkpoints")]
+        return cli.main([*argv, "--tensorboard-dir", str(where / "runs")])
+
+    def killed(where: Path, place: str) -> int:
+        module, _, name = place.partition(":")[0].rpartition(".")
+        setattr(importlib.import_module(f"equipoise.{module}"), name, dies_in(place))
+        return work(where)
+
+    undisturbed, disturbed = tmp_path / "a", tmp_path / "b"
+    assert work(undisturbed) == 0
+    for place in (
+        "learning.rounds.draw:2",
+        "methods.target._put:2",
+        "ppo.warm_start.supervise",
+        "ppo.train._run_steps",
+        "ppo.train.ppo_step:2",
+    ):
+        assert exit_code(in_child(partial(killed, disturbed, place))) == -signal.SIGKILL, place
+    assert work(disturbed) == 0
+    assert results(disturbed, 3) == results(undisturbed, 3)
+
+
 def test_pairs_that_are_none_are_refused_before_the_run(words: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "x.json"
     wrong.write_text('{"pair_rates": {"event": "both", "pairs": [], "unseen": 0.1, "n": 2}}')
@@ -177,21 +263,31 @@ def test_samples_that_give_no_error_of_a_probability_are_refused_before_any_is_w
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"warm_start_learning_rate": 2e-2}, {"warm_start_batch_size": 7}, {"warm_start_fluency": 1.0}],
-    ids=lambda change: next(iter(change)),
+    ("kind", "change", "others"),
+    [
+        ("near", {"warm_start_learning_rate": 2e-2}, True),
+        ("near", {"warm_start_batch_size": 7}, True),
+        ("near", {"warm_start_fluency": 1.0}, True),
+        ("even", {"even_power": 0.1}, True),
+        ("near", {"even_power": 0.1}, False),  # which is of `even`
+        ("even", {"gradient_checkpointing": True}, False),  # which memory decides
+        ("even", {"seed": 1}, False),
+    ],
 )
-def test_what_the_rounds_learn_with_makes_other_sentences(
-    words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, float]
+def test_what_the_rounds_learn_with_makes_other_sentences_and_nothing_else_does(
+    words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, change: dict[str, float], others: bool
 ) -> None:
-    """They would else be taken from the run before, which learnt otherwise."""
+    """They would else be taken from a run that learnt otherwise, or be made again for nothing."""
     monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(target, "_pool", lambda *_: [])
+    monkeypatch.setattr(target, "forced", lambda *_: [])
+    monkeypatch.setattr("equipoise.methods.prompted.Prompted.load", lambda *_: None)
     monkeypatch.setattr(target, "_of_target", lambda *_: (PairRates({A: Rate(0.1, 0.0)}, 0.1, 10), []))
-    config = run(words, tmp_path, "near")
-    other = replace(config, warm_start=replace(config.warm_start, **change))
-    first, second = (prepared(each, lambda _: None).warm_start.warm_start_file for each in (config, other))
-    assert first != second
+    config = run(words, tmp_path, kind)
+    files = [prepared(each, lambda _: None).warm_start.warm_start_file for each in (config, changed(config, **change))]
+    assert (files[0] != files[1]) == others
+    Path(f"{files[0]}.json").unlink()  # and both are there, or written
+    assert Path(prepared(config, lambda _: None).evaluation.pair_rates).is_file()
 
 
 def test_a_nucleus_has_no_target(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,11 @@ def small_config(model: Path, where: Path, **changes: Any) -> TrainConfig:
             sample_every=2,
         ),
     )
+    return changed(config, **changes)
+
+
+def changed(config: TrainConfig, **changes: Any) -> TrainConfig:
+    """The configuration with other settings of any group."""
     for name, value in changes.items():
         if name == "task" or not dataclasses.is_dataclass(getattr(config, name, config)):
             config = dataclasses.replace(config, **{name: value})

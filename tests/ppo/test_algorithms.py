@@ -25,6 +25,7 @@ from equipoise.ppo.advantages import estimate, experience_of
 from equipoise.ppo.config import PPOConfig, TrainConfig
 from equipoise.ppo.experience import Experience, Scored
 from equipoise.ppo.facts import facts
+from equipoise.ppo.presets import preset
 from equipoise.ppo.step import occupations_of
 from equipoise.ppo.sweep import read_plans
 from equipoise.ppo.tool_config import SweepConfig
@@ -189,6 +190,14 @@ def test_what_an_algorithm_cannot_use_is_refused_in_one_line(changes: dict[str, 
     with pytest.raises(UserError) as caught:
         PPOConfig(**changes)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_a_preset_sets_and_an_algorithm_cannot_use_is_refused_with_what_to_give() -> None:
+    """It cannot be left out: it was not given."""
+    of_values: dict[str, Any] = {"algorithm": "grpo", "gae_lambda": preset("near").ppo.gae_lambda}
+    with pytest.raises(UserError, match=r"or where a preset has it give --gae-lambda 0\.95$"):
+        PPOConfig(**of_values)
+    assert PPOConfig(**of_values | {"gae_lambda": 0.95}).gae_lambda == 0.95
 
 
 def test_a_discount_from_token_to_token_suits_reinforce_plus_plus() -> None:

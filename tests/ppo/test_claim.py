@@ -18,8 +18,10 @@ import torch
 
 from equipoise import cli
 from equipoise.errors import UserError
+from equipoise.methods.target import prepared
 from equipoise.policy.eightbit import NAMES, ROTATED
 from equipoise.ppo import claim
+from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.run import Run
 from equipoise.runs import locks
 from equipoise.runs.files import write_whole
@@ -27,6 +29,7 @@ from equipoise.runs.ownership import OWNER
 from tests.killing import exit_code, in_child
 
 from .light import light, refused, rows_of, work
+from .small import changed
 
 
 @pytest.mark.parametrize("moved", ["folder", "each", "named"])
@@ -56,6 +59,34 @@ def test_moved_together_the_folders_are_still_one_run(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").rename(tmp_path / "c")
     work(light(tmp_path, "o", "c"), 2)
     assert [step for step, _ in rows_of(tmp_path / "o")] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_targets_sentences_may_lie_elsewhere_and_no_others_may_take_their_place(tmp_path: Path) -> None:
+    def on(target: str, file: str) -> TrainConfig:
+        return light(tmp_path, warm_start_target=target, warm_start_file=file)
+
+    work(on("near", "/cache/near-00ff.csv"), 3, saved=2)
+    work(on("near", "/moved/near-11aa.csv"), 1)
+    assert claim.as_begun(on("near", "")) == on("near", "")  # they are gone
+    for other in (on("even", "/cache/even-00ff.csv"), on("near", "/cache/mine.csv"), on("off", "/cache/near-00ff.csv")):
+        refused(other, tmp_path, r"holds a run with other settings \(.*warm-start-")
+    with pytest.raises(UserError, match=r"holds a run with other settings \(seed: 0 → 1\)"):
+        claim.as_begun(light(tmp_path, warm_start_target="near", seed=1))
+
+
+def test_a_run_goes_on_with_the_targets_sentences_that_it_began_with_where_they_are_still_there(tmp_path: Path) -> None:
+    """Another version may name them otherwise, and would write them again, in minutes, though they are learnt."""
+    file, rates = tmp_path / "even-00ff.csv", tmp_path / "even-00ff.csv.json"
+    config = light(tmp_path, warm_start_target="even")
+    assert claim.as_begun(config) == config
+    work(light(tmp_path, warm_start_target="even", warm_start_file=str(file)), 3, saved=2)
+    for path in (file, rates):
+        assert claim.as_begun(config) == config
+        path.write_text("")
+    made = claim.as_begun(config)
+    assert made.warm_start.warm_start_file == str(file)
+    assert prepared(made).evaluation.pair_rates == str(rates)
+    assert prepared(changed(made, pair_rates="mine.json")).evaluation.pair_rates == "mine.json"
 
 
 def test_another_output_folder_does_not_take_a_runs_checkpoints(tmp_path: Path) -> None:

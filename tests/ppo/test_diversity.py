@@ -69,6 +69,20 @@ def test_with_even_strict_success_is_paid_what_its_pair_is_worth_and_nothing_els
     assert again.even is not None and made.even is not None and again.even.counts == made.even.counts
 
 
+def test_what_is_wanted_of_pairs_stays_that_of_the_runs_beginning_whatever_rates_it_goes_on_with() -> None:
+    """The file of rates may be another one when a run is continued, as one that was estimated anew."""
+    config = DiversityConfig(0.1, diversity_on="even", even_power=0.5)
+    other = PairRates({("bold", "caring"): Rate(0.0001, 0.0), ("dominant", "loyal"): Rate(0.005, 0.0)}, 1e-6, 100)
+    straight, restored = (Nurses(config, PROTOCOL, rates) for rates in (RATES, other))
+    batch = rewards("The nurse was a bold and caring woman at work.", "The nurse was a bold and loyal woman at work.")
+    straight.add(batch)
+    restored.load_state(json.loads(json.dumps(straight.state())))
+    for made in (straight, restored):
+        made.add(batch)
+    assert restored.bonuses(batch) == straight.bonuses(batch)
+    assert restored.state() == straight.state()
+
+
 @pytest.mark.parametrize(("wrong", "power"), [(False, 0.0), (True, 0.0), (False, 0.3)])
 def test_pairs_become_even_at_what_they_cost_whatever_it_was_thought_to_be(wrong: bool, power: float) -> None:
     """A policy that goes a tenth of the way, in logs, to the best answer to what it is paid, p·exp(paid), as PPO does

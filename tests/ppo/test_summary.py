@@ -138,6 +138,7 @@ def test_the_card_names_every_option_in_force_and_none_that_was_not(config: Trai
         f"entropy bonus {ppo.entropy_coef:g}": ppo.entropy_coef > 0,
         f"bonus for strict success {config.strict_bonus:g}": config.strict_bonus > 0,
         f"diversity bonus {config.diversity.diversity_weight:g}": config.diversity.diversity_weight > 0,
+        f"to the power {config.diversity.even_power:g}": config.diversity.even_power > 0,
         "malus for common openings": config.diversity.opening_weight > 0,
         f"malus for a nat per token {config.fluency_weight:g}": config.fluency_weight > 0,
         "cut-off": config.missing_eos_penalty > 0,

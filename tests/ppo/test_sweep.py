@@ -30,6 +30,7 @@ from equipoise.runs.command import typed
 from equipoise.runs.locks import FolderLock
 from equipoise.runs.signals import StopSignals
 from tests.default import strict_success
+from tests.ppo.small import changed
 from tests.tasks import foreign_task, one_class_task
 
 
@@ -267,8 +268,28 @@ def test_a_signal_that_comes_while_a_run_finishes_ends_the_sweep_after_that_run(
     monkeypatch.setattr(sweep, "train", train)
     monkeypatch.setattr(sweep, "close", close)
     plans = read_plans(SweepConfig(write(tmp_path, model, TWO), str(tmp_path / "out")))
-    assert sweep._run_here(plans, SweepConfig()) == 128 + number
+    assert sweep._run_here(plans, SweepConfig(), lambda config: config) == 128 + number
     assert ran == [0] and closed == ["plain-0"]
+
+
+def test_runs_in_one_process_begin_with_their_targets_sentences_as_those_in_several_do(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+
+    def train(config: TrainConfig, **_: Any) -> Outcome:
+        trained.append(config.warm_start.warm_start_file)
+        return Outcome("stopped", 1, 143)
+
+    def prepared(config: TrainConfig) -> TrainConfig:
+        return changed(config, warm_start_file=f"near-{config.seed}.csv")
+
+    monkeypatch.setattr(sweep, "train", train)
+    monkeypatch.setattr("equipoise.methods.target.prepared", prepared)
+    path = write(tmp_path, model, "settings: {near: {warm-start-target: near}}\nseeds: [0, 3]\n")
+    argv = [str(path), "--output-dir", str(tmp_path / "out")]
+    assert main(argv) == main([*argv, "--only", "near-3"]) == 143
+    assert trained == ["near-0.csv", "near-3.csv", "near-3.csv"]
 
 
 PARENT = """

@@ -245,7 +245,7 @@ def test_an_earlier_run_is_there_still_where_the_file_is_none(model: Path, tmp_p
 
 
 def test_too_few_sentences_of_a_target_are_told_by_the_options_that_made_them(model: Path, tmp_path: Path) -> None:
-    path = tmp_path / "near.csv"
+    path = tmp_path / "near-00.csv"
     path.write_text("Occupation,Text\nnurse,The nurse was tired.\n")
     with pytest.raises(UserError, match=r"needs at least 16 .*: raise --warm-start-target-samples"):
         train(small_config(model, tmp_path, warm_start_file=str(path), warm_start_target="near"))
