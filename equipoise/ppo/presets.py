@@ -64,9 +64,9 @@ PRESETS = {
         ppo=PPOConfig(entropy_coef=0.01, average_weights=0.98),
     ),
     # Plain: PPO alone with the protocol's reward and the guide's numbers, on a model that needs neither access nor a
-    # large card. Without the entropy bonus the `study` prompt stays at one class for hundreds of steps; with it all nine
-    # runs that came to 372 steps or more had reward 0.9 by step 392. The average of the last 50 steps succeeds more
-    # often than any one of them (docs/LOG.md, docs/FRONTIER.md).
+    # large card. Without the entropy bonus the `study` prompt stays at one class for hundreds of steps; with it all
+    # nine runs that came to 372 steps or more had reward 0.9 by step 392. The average of the last 50 steps succeeds
+    # more often than any one of them (docs/LOG.md, docs/FRONTIER.md).
     "bundled-gpu": TrainConfig(
         preset="bundled-gpu",
         prompt="describe",
