@@ -79,7 +79,7 @@ $(VENV)-trainers/.installed: Makefile | $(VENV)/.installed-dev
 	@echo 'Installing TRL, verl and OpenRLHF into $(@D) ...'
 	@$(PY) -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-input torch pyyaml trl==1.16.0 \
-	    aiohttp omegaconf tensordict pylatexenc sympy antlr4-python3-runtime
+	    aiohttp omegaconf tensordict pylatexenc sympy antlr4-python3-runtime codetiming orjson
 	@$(@D)/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-input --no-deps verl==0.9.1 openrlhf==0.11.2
 	@touch $@
 
