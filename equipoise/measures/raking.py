@@ -56,16 +56,14 @@ def _fit(
 ) -> float:
     """Scale the cells in place until the margins of rows (0) or columns (1) are alike, or have these proportions; by
     how much one was off."""
-    margins: dict[Hashable, float] = defaultdict(float)
-    for cell, value in mass.items():
-        margins[cell[place]] += value
-    wanted = dict.fromkeys(margins, 1 / len(margins))
+    found = margins(list(mass.values()), [cell[place] for cell in mass])
+    wanted = dict.fromkeys(found, 1 / len(found))
     if proportions is not None:
-        total = math.fsum(proportions[name] for name in margins)
-        wanted = {name: proportions[name] / total for name in margins}
+        total = math.fsum(proportions[name] for name in found)
+        wanted = {name: proportions[name] / total for name in found}
     for cell in mass:
-        mass[cell] *= wanted[cell[place]] / margins[cell[place]]
-    return max(abs(value / wanted[name] - 1) for name, value in margins.items())
+        mass[cell] *= wanted[cell[place]] / found[cell[place]]
+    return max(abs(value / wanted[name] - 1) for name, value in found.items())
 
 
 def margins(shares: Sequence[float], columns: Sequence[Kind]) -> dict[Kind, float]:

@@ -106,8 +106,8 @@ PRESETS = {
         run=RunConfig(save_every=25, sample_every=25, keep_checkpoints=3),
     ),
     # Nearest: what the untrained model writes where it succeeds, and as it does. Rounds of importance sampling give
-    # such sentences, the policy learns them, and a little PPO does the rest with a reward that only tells success from
-    # failure: anything else that is paid for is waste.
+    # such sentences, the policy learns them, and PPO does the rest with a reward that only tells success from failure:
+    # anything else that is paid for is waste.
     "near": NEAR_PRESET,
     # Even: pairs nearly alike, the rarest a little rarer since they cost the most, and otherwise as near as that is,
     # but for fluency, which is cheap: without it rare pairs make for unnatural sentences. A pair is paid what it costs
