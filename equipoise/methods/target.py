@@ -12,8 +12,10 @@ import json
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +55,7 @@ from equipoise.ppo.warm_start_config import WarmStartConfig
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
 from equipoise.runs.files import write_whole
+from equipoise.runs.locks import in_turn
 from equipoise.runs.rows import serialise
 from equipoise.runs.targets import target_file, with_rates
 
@@ -191,20 +194,47 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
     file = str(pool.with_name(target_file(warm.warm_start_target, _named(*named, *_decisive(config)))))
     path, beside = map(Path, with_rates(file))
     if not (path.is_file() and beside.is_file()):
-        found = _pool(pool, writer, runs, say)
-        spare = []
-        if warm.warm_start_target == "even":
-            Prompted.load(writer, say)
-            first = len(found) // FIRST if warm.warm_start_target_rounds else warm.warm_start_sentences
-            spare = forced(writer, 2 * first, SEED)
-        writer.unload()
-        rates, rows = _of_target(config, writer, found, spare, say)
-        _put(beside, json.dumps(rates_document(rates), indent=1).encode())
-        _put(
-            path,
-            serialise([("Occupation", "RunID", "Text"), *((o, str(i), text) for i, (o, text) in enumerate(rows, 1))]),
-        )
+        with _alone(path, say):
+            if not (path.is_file() and beside.is_file()):  # another may have written them meanwhile
+                _write_target(config, writer, pool, (path, beside), say)
     return _begun_with(config, file)
+
+
+def _write_target(
+    config: TrainConfig, writer: Guided, pool: Path, files: tuple[Path, Path], say: Callable[[str], None]
+) -> None:
+    """Write the sentences of the target and the probabilities of the pairs, and what Ctrl-G writes for them to `pool`,
+    where it is not there."""
+    warm, (path, beside) = config.warm_start, files
+    runs = -(-warm.warm_start_pool // len(config.task.names))
+    with _alone(pool, say):
+        found = _pool(pool, writer, runs, say)
+    spare = []
+    if warm.warm_start_target == "even":
+        Prompted.load(writer, say)
+        first = len(found) // FIRST if warm.warm_start_target_rounds else warm.warm_start_sentences
+        spare = forced(writer, 2 * first, SEED)
+    writer.unload()
+    rates, rows = _of_target(config, writer, found, spare, say)
+    _put(beside, json.dumps(rates_document(rates), indent=1).encode())
+    _put(
+        path,
+        serialise([("Occupation", "RunID", "Text"), *((o, str(i), text) for i, (o, text) in enumerate(rows, 1))]),
+    )
+
+
+@contextmanager
+def _alone(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """While this process writes a file of the cache, others that want it wait for it. Raises UserError."""
+    lock = path.with_name(f"{path.name}.lock")
+    with ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            waits = partial(say, f"another process writes {path.name}: waiting for it")
+            held.enter_context(in_turn(lock, waits))
+        except OSError as error:
+            raise UserError(f"cannot write {lock} ({error.strerror}): make room, or set EQUIPOISE_CACHE") from None
+        yield
 
 
 def _begun_with(config: TrainConfig, file: str) -> TrainConfig:
@@ -275,6 +305,7 @@ def _of_target(
         copies=COPIES,
         seed=SEED,
     )
+    torch.manual_seed(SEED)  # adapters start at random
     policy = load_policy(config.policy, task.prompt(config.prompt), value_head=False)
     prompts, tokens = writer.prompts, config.sampling.max_new_tokens
     settle(policy, list(prompts.values()), tokens, say)

@@ -34,7 +34,7 @@ from equipoise.errors import UserError
 from equipoise.policy.gguf_tokenizer import read_tokenizer
 from equipoise.policy.hub import quiet_progress
 from equipoise.policy.packaged import SMOLLM2, Packaged
-from equipoise.runs.locks import flock
+from equipoise.runs.locks import in_turn
 
 RECORD = "equipoise.json"
 
@@ -68,9 +68,7 @@ def folder(model: Packaged = SMOLLM2) -> Path:
     cache = copy.parent
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(cache / "bundled.lock", flags, 0o666), "r+") as lock:
-            flock(lock.fileno(), cache, wait=True)  # released when the file is closed, or its process ends in any way
+        with in_turn(cache / "bundled.lock"):
             if (damage := _damage(copy, model)) is not None:
                 if copy.exists():
                     _say(f"the converted copy of {model.name} in {cache} is damaged ({damage}): making it anew")

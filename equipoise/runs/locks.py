@@ -5,7 +5,7 @@ import errno
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from equipoise.errors import UserError
@@ -33,6 +33,20 @@ def flock(descriptor: int, place: Path, wait: bool = False) -> None:
         if place not in _told:
             _told.add(place)
             log.warning("the file system of %s has no locks: see to it that no second process writes there", place)
+
+
+@contextlib.contextmanager
+def in_turn(path: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock of a file, which is made where it is not there, and stays; `waits` is called before waiting for
+    another process that holds it. Raises OSError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(path, flags, 0o666), "r+") as lock:  # closing it, or the end of the process, gives it back
+        try:
+            flock(lock.fileno(), path.parent)
+        except BlockingIOError:
+            waits()
+            flock(lock.fileno(), path.parent, wait=True)
+        yield
 
 
 class FolderLock:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from equipoise import cli
 from equipoise.errors import UserError
@@ -234,6 +235,64 @@ def test_a_run_towards_even_pairs_that_is_killed_again_and_again_ends_as_an_undi
         assert exit_code(in_child(partial(killed, disturbed, place))) == -signal.SIGKILL, place
     assert work(disturbed) == 0
     assert results(disturbed, 3) == results(undisturbed, 3)
+
+
+def test_the_sentences_do_not_depend_on_what_the_process_did_before(
+    words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = CtrlGConfig(hidden_states=4, distil_sentences=60, em_passes=1)
+    monkeypatch.setattr(target, "CtrlGConfig", lambda: small)
+    config, files = changed(run(words, tmp_path, "near"), tuning="lora"), []  # adapters start at random
+    for name in "ab":
+        monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / name))
+        files.append(Path(prepared(config, lambda _: None).warm_start.warm_start_file).read_bytes())
+        torch.manual_seed(99)
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("ends", ["well", "killed"])
+def test_who_wants_what_another_process_writes_waits_for_it(
+    ends: str, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other is stopped in the middle of Ctrl-G's sentences, until this one says that it waits. Where the other is
+    killed then, this one writes them itself."""
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "cache"))
+    small = CtrlGConfig(hidden_states=4, distil_sentences=60, em_passes=1)
+    monkeypatch.setattr(target, "CtrlGConfig", lambda: small)
+    config, real = run(words, tmp_path, "near"), target.write
+    (begun, has_begun), (go, goes_on) = os.pipe(), os.pipe()
+
+    def stops(*given: Any) -> Any:
+        os.write(has_begun, b"x")
+        assert os.read(go, 1) == b"x"
+        if ends == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*given)
+
+    def other() -> int:
+        monkeypatch.setattr(target, "write", stops)
+        prepared(config, lambda _: None)
+        return 0
+
+    said, written = [], []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "waiting" in line:
+            os.write(goes_on, b"x")
+
+    def counted(*given: Any) -> Any:
+        written.append(1)
+        return real(*given)
+
+    child = in_child(other)
+    assert os.read(begun, 1) == b"x"
+    monkeypatch.setattr(target, "write", counted)
+    made = prepared(config, say)
+    os.write(goes_on, b"x")  # should nobody have waited
+    assert exit_code(child) == (0 if ends == "well" else -signal.SIGKILL)
+    assert "another process writes near-" in said[0] and len(written) == (ends == "killed")
+    assert Path(made.warm_start.warm_start_file).is_file()
 
 
 def test_pairs_that_are_none_are_refused_before_the_run(words: Path, tmp_path: Path) -> None:
