@@ -22,7 +22,8 @@ ASCENT = 0.05
 DAMPING = 4.0
 """Nats that are paid on top for each nat that it is off: without them multipliers and shares would swing."""
 LEAST = 2e-4
-"""Share of the successes that a pair has at least when multipliers begin: estimates below are hardly ones."""
+"""Share of the successes that multipliers begin as if a pair had at least: what is paid for a rarer one by its
+estimate, which is hardly one, is paid too much."""
 
 
 class EvenPairs:
@@ -42,14 +43,15 @@ class EvenPairs:
         self.wanted_rest = 1 / pairs
         """Of every pair that is not among these."""
         if rates is not None:
-            shares = {pair: max(rate.value / rates.p0, LEAST) for pair, rate in rates.rates.items()}
-            self.multipliers = {pair: -(1 - power) * math.log(share) for pair, share in shares.items()}
-            self.rest = -(1 - power) * math.log(LEAST)
-            self._centre()
+            shares = {pair: rate.value / rates.p0 for pair, rate in rates.rates.items() if rate.value > 0}
+            least = min(shares.values(), default=1.0)  # what pairs that were never seen have at the most
             powers = {pair: share**power for pair, share in shares.items()}
-            total = math.fsum(powers.values()) + max(0, pairs - len(shares)) * LEAST**power
+            total = math.fsum(powers.values()) + max(0, pairs - len(shares)) * least**power
             self.wanted = {pair: x / total for pair, x in powers.items()}
-            self.wanted_rest = LEAST**power / total
+            self.wanted_rest = least**power / total
+            self.multipliers = {pair: math.log(self.wanted[pair] / max(x, LEAST)) for pair, x in shares.items()}
+            self.rest = math.log(self.wanted_rest / LEAST)
+            self._centre()
 
     def paid(self, pair: Pair) -> float:
         """Nats that a success with this pair is worth."""

@@ -69,6 +69,20 @@ def test_with_even_strict_success_is_paid_what_its_pair_is_worth_and_nothing_els
     assert again.even is not None and made.even is not None and again.even.counts == made.even.counts
 
 
+def test_a_pair_is_wanted_in_proportion_to_the_power_of_its_share_however_rare_it_is() -> None:
+    """A pair that was never found to succeed counts as the rarest that was."""
+    shares = {("a", "x"): 1 - 1e-6, ("a", "y"): 1e-6, ("b", "x"): 0.0}
+    rates = PairRates({pair: Rate(0.002 * x, 0.0) for pair, x in shares.items()}, 0.0, 100)
+    even = EvenPairs(4, 100, rates, power=0.25)
+    whole = 1 + 3 * 10**-1.5  # (10⁻⁶) to the power ¼, for three pairs
+    assert even.wanted == pytest.approx({("a", "x"): 1 / whole, ("a", "y"): 10**-1.5 / whole}, rel=1e-6)
+    assert even.wanted_rest == pytest.approx(10**-1.5 / whole)
+    # Begun with: log of what is wanted over what it is, but no rarer than 2e-4.
+    paid = [math.log(1.0), math.log(10**-1.5 / 2e-4)]
+    assert even.multipliers["a", "y"] - even.multipliers["a", "x"] == pytest.approx(paid[1] - paid[0], abs=1e-5)
+    assert even.rest == even.multipliers["a", "y"]
+
+
 def test_what_is_wanted_of_pairs_stays_that_of_the_runs_beginning_whatever_rates_it_goes_on_with() -> None:
     """The file of rates may be another one when a run is continued, as one that was estimated anew."""
     config = DiversityConfig(0.1, diversity_on="even", even_power=0.5)
@@ -93,7 +107,7 @@ def test_pairs_become_even_at_what_they_cost_whatever_it_was_thought_to_be(wrong
     p = {pair: x / total for pair, x in p.items()}
     known = {pair: Rate(1e-3 * x * math.exp(-6 * (i % 2) * wrong), 0.0) for i, (pair, x) in enumerate(p.items())}
     even = EvenPairs(25, 1000, PairRates(known, 1e-9, 100), power)
-    wanted = {pair: max(x, LEAST) ** power for pair, x in p.items()}
+    wanted = {pair: x**power for pair, x in p.items()}
     wanted = {pair: x / sum(wanted.values()) for pair, x in wanted.items()}
     policy = {pair: 1 / 25 for pair in p}
     generator = random.Random(0)
