@@ -21,14 +21,15 @@ from equipoise.runs.targets import target_file
 from tests.ppo.small import changed, small_config
 from tests.tasks import foreign_task, one_class_task
 
-POWER = "--even-power 0.12 does nothing without --diversity-on even or --warm-start-target even"
+ASKED = f"--even-power {preset('even').diversity.even_power:g}"
+POWER = f"{ASKED} does nothing without --diversity-on even or --warm-start-target even"
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("--preset near --even-power 0.12", [POWER]),
-        ("--preset bundled-cpu --even-power 0.12", [POWER]),
+        (f"--preset near {ASKED}", [POWER]),
+        (f"--preset bundled-cpu {ASKED}", [POWER]),
         ("--preset even --diversity-on pairs", []),  # the target has the power
         ("--preset even --diversity-on pairs --warm-start-target near", [POWER]),
         ("--preset even --warm-start-target near", []),

@@ -263,22 +263,22 @@ def test_options_are_understood_as_the_guide_spells_its_constants() -> None:
 @pytest.mark.parametrize("name", [None, *PRESETS])
 def test_a_constant_edited_in_the_script_counts_as_an_option_and_one_on_the_line_wins(name: str | None) -> None:
     asked = ["--preset", name] if name else []
-    edited = {"BATCH_SIZE": 128, "TRAINING_STEPS": 50, "LEARNING_RATE": 2e-5}
+    edited = {"BATCH_SIZE": 1024, "TRAINING_STEPS": 50, "LEARNING_RATE": 2e-5}
     config, lines, _ = configure([*asked, "--steps", "60"], edited)
     plain = configure(asked)[0]
     expected = dataclasses.replace(
-        plain, steps=60, ppo=dataclasses.replace(plain.ppo, batch_size=128, learning_rate=2e-5)
+        plain, steps=60, ppo=dataclasses.replace(plain.ppo, batch_size=1024, learning_rate=2e-5)
     )
     assert config == expected
     text = "\n".join(lines)
-    assert "--batch-size 128, from BATCH_SIZE in train_rlhf.py" in text
+    assert "--batch-size 1024, from BATCH_SIZE in train_rlhf.py" in text
     assert "--steps from the command line, not TRAINING_STEPS = 50" in text
 
 
 @pytest.mark.usefixtures("on_cpu")
 def test_a_constant_wins_over_a_configuration_file(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("batch_size: 128\nclip: 0.1\n")
+    file.write_text("batch_size: 1024\nclip: 0.1\n")
     config, _, _ = configure(["--config", str(file)], {"BATCH_SIZE": 32})
     assert (config.ppo.batch_size, config.ppo.clip) == (32, 0.1)
 
