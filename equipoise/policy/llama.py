@@ -21,7 +21,6 @@ from equipoise.policy.ends import fuse_ends
 from equipoise.policy.fused import is_llama_norm, norm_forward
 from equipoise.policy.joined import gradient
 from equipoise.policy.kernels import activations, attention, decoding, elementwise, heads
-from equipoise.policy.kernels.rounding import Rows
 from equipoise.policy.layer_spec import LayerSpec, describe, epsilon, parts, width
 from equipoise.policy.norms import FusedNorm, add_sums
 from equipoise.policy.projection import Projection
@@ -178,35 +177,35 @@ class _Layer:
 
     def _add(
         self, x: Tensor, delta: Tensor, after: FusedNorm | None, then: FusedNorm | None
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Rows | None]:
-        """(h, 1 / rms(delta), y, 1 / rms(h), y rounded): h = x + after(delta), y = then(h)."""
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """(h, 1 / rms(delta), y, 1 / rms(h)): h = x + after(delta), y = then(h)."""
         if after is not None:
-            return *elementwise.add_normed(x, delta, after.by, None if then is None else then.by), None
+            return elementwise.add_normed(x, delta, after.by, None if then is None else then.by)
         assert then is not None
-        h, y, rstd, rounded = elementwise.norm(x, then.by, delta, self.gate_up.takes)
-        return h, None, y, rstd, rounded
+        h, y, rstd = elementwise.norm(x, then.by, delta)
+        return h, None, y, rstd
 
-    def _first(self, x: Tensor) -> tuple[Tensor, Tensor | None, Rows | None]:
-        """(y, 1 / rms(x), y rounded): y = x normalised, where that is done before attention."""
+    def _first(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(y, 1 / rms(x)): y = x normalised, where that is done before attention."""
         before = self.norms[0]
-        return (x, None, None) if before is None else elementwise.norm(x, before.by, None, self.qkv.takes)[1:]
+        return (x, None) if before is None else elementwise.norm(x, before.by)[1:]
 
     def _forward(self, x: Tensor, trie: _Trie, form: attention.Form) -> tuple[Tensor, _Kept]:
         _, after1, before2, after2 = self.norms
-        y1, rstd1, rounded1 = self._first(x)
-        qkv, low1 = self.qkv.forward(y1, None, rounded1)
+        y1, rstd1 = self._first(x)
+        qkv, low1 = self.qkv.forward(y1)
         ready = self._ready(qkv, trie.cos, trie.sin, form)
         attended, lse = attention.attend(ready, *trie, form)
         delta1, low2 = self.o.forward(attended)
-        h, rstd_delta1, y2, rstd2, rounded2 = self._add(x, delta1, after1, before2)
-        gate_up, low3 = self.gate_up.forward(y2, None, rounded2)
-        f, rounded_f = activations.activate(gate_up, *self.activation, self.down.takes)
+        h, rstd_delta1, y2, rstd2 = self._add(x, delta1, after1, before2)
+        gate_up, low3 = self.gate_up.forward(y2)
+        f = activations.activate(gate_up, *self.activation)
         delta2, rstd_delta2 = None, None
         if after2 is None:
-            out, low4 = self.down.forward(f, h, rounded_f)
+            out, low4 = self.down.forward(f, h)
         else:
-            delta2, low4 = self.down.forward(f, None, rounded_f)
-            out, rstd_delta2, _, _, _ = self._add(h, delta2, after2, None)
+            delta2, low4 = self.down.forward(f)
+            out, rstd_delta2, _, _ = self._add(h, delta2, after2, None)
         again1, again2 = (self.lean and norm is not None for norm in (self.norms[0], before2))
         return out, _Kept(
             x, rstd1, None if again1 else y1, low1, None if ready is qkv else qkv, ready, attended, lse, low2,
@@ -218,15 +217,14 @@ class _Layer:
         self, x: Tensor, cos: Tensor, sin: Tensor, slot: Tensor, hidden_BL: Tensor, form: attention.Form
     ) -> Tensor:
         _, after1, before2, after2 = self.norms
-        y1, _, rounded1 = self._first(x)
-        ready = self._ready(self.qkv.forward(y1, None, rounded1)[0], cos, sin, form)
+        y1, _ = self._first(x)
+        ready = self._ready(self.qkv.forward(y1)[0], cos, sin, form)
         attended = decoding.decode(ready, cos, sin, self.attention.kv_cache, hidden_BL, slot, form)
-        h, _, y2, _, rounded2 = self._add(x, self.o.forward(attended)[0], after1, before2)
-        gate_up = self.gate_up.forward(y2, None, rounded2)[0]
-        f, rounded_f = activations.activate(gate_up, *self.activation, self.down.takes)
+        h, _, y2, _ = self._add(x, self.o.forward(attended)[0], after1, before2)
+        f = activations.activate(self.gate_up.forward(y2)[0], *self.activation)
         if after2 is None:
-            return self.down.add_to(h, f, rounded_f)
-        return self._add(h, self.down.forward(f, None, rounded_f)[0], after2, None)[0]
+            return self.down.add_to(h, f)
+        return self._add(h, self.down.forward(f)[0], after2, None)[0]
 
     def backward(self, dout: Tensor, kept: _Kept, trie: _Trie, form: attention.Form) -> Tensor:
         before1, after1, before2, after2 = self.norms

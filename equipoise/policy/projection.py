@@ -69,11 +69,6 @@ class Projection:
         return joined(self.weights).T if self.transposed else joined(self.weights)
 
     @property
-    def takes(self) -> int:
-        """In groups of which size x is wanted rotated and rounded, by the kernel that makes it; 0 is not at all."""
-        return group_of(self.q.shape[1]) if self._rotates and not self.biases else 0
-
-    @property
     def takes_back(self) -> Tensor | None:
         """What the gradient is to be multiplied by and then rounded to FP8, by the kernel that makes it; None for
         nothing."""
@@ -96,25 +91,28 @@ class Projection:
             return torch.addmm(joined(self.biases), x_MK, self._matrix().T)
         return x_MK @ self._matrix().T
 
-    def forward(
-        self, x_MK: Tensor, more_MN: Tensor | None = None, rounded: Rows | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """(y + more, x·Aᵀ or None). `rounded`: x as `takes` says, where that is there."""
-        if self.takes:
-            low = self._low(x_MK) if self.adapted else None
-            rounded = quantise(x_MK, self.takes) if rounded is None else rounded
-            adapters = None if low is None else rotated.Adapters(low, joined(self.b), self.sizes, self.scale)
-            return rotated.multiply(rounded, self.q, self.scales, x_MK.dtype, adapters, more_MN), low
+    def forward(self, x_MK: Tensor, more_MN: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """(y + more, x·Aᵀ or None)."""
+        if self._rotates and not self.biases:
+            return self._forward_rotated(x_MK, more_MN)
         if self.adapted:
             small, out = beside(x_MK.device, lambda: self._low(x_MK), lambda: self._base(x_MK))
             return elementwise.add_adapters(out, small, joined(self.b), self.sizes, self.scale, more_MN), small
         out = self._base(x_MK)
         return (out if more_MN is None else out.add_(more_MN)), None
 
-    def add_to(self, sum_MN: Tensor, x_MK: Tensor, rounded: Rows | None) -> Tensor:
+    def _forward_rotated(self, x_MK: Tensor, more_MN: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        group = group_of(self.q.shape[1])
+        if not self.adapted:
+            return rotated.multiply(quantise(x_MK, group), self.q, self.scales, x_MK.dtype, None, more_MN), None
+        low, rounded = beside(x_MK.device, lambda: self._low(x_MK), lambda: quantise(x_MK, group))
+        adapters = rotated.Adapters(low, joined(self.b), self.sizes, self.scale)
+        return rotated.multiply(rounded, self.q, self.scales, x_MK.dtype, adapters, more_MN), low
+
+    def add_to(self, sum_MN: Tensor, x_MK: Tensor) -> Tensor:
         """sum + y, in place where no adapters are."""
         if self.adapted or self.kind is not None or self.biases:
-            return self.forward(x_MK, sum_MN, rounded)[0]
+            return self.forward(x_MK, sum_MN)[0]
         return sum_MN.addmm_(x_MK, self._matrix().T)
 
     def _back_base(self, grad_MN: Tensor, rounded: Rows | None) -> tuple[Tensor, rotated.By | None]:

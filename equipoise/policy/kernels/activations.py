@@ -1,4 +1,4 @@
-"""The MLP's activation and its gradient, each one pass over memory, rounded on the way where that comes next.
+"""The MLP's activation and its gradient, each one pass over memory; the gradient rounded where that comes next.
 
 Shapes: M rows (tokens), F of the MLP. Arithmetic is float32, what is stored has the input's dtype.
 """
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from equipoise.policy.kernels.rounding import AS_FP8, PART, Rows, largest_of, round_rows, turned
+from equipoise.policy.kernels.rounding import AS_FP8, Rows, largest_of, round_rows
 
 SILU, GELU_TANH = 0, 1
 ACTIVATIONS = {"silu": SILU, "gelu_tanh": GELU_TANH}
@@ -32,9 +32,7 @@ def _activated(x, ACT: tl.constexpr):
 
 
 @triton.jit
-def _activation_kernel(
-    x, out, largest, F, BLOCK: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, HOW: tl.constexpr
-):
+def _activation_kernel(x, out, F, BLOCK: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < F
@@ -42,10 +40,7 @@ def _activation_kernel(
     value, _ = _activated(tl.load(at, inside, 0.0).to(tl.float32), ACT)
     if GATED:
         value *= tl.load(at + F, inside, 0.0).to(tl.float32)
-    value = value.to(out.dtype.element_ty)
-    tl.store(out + row * F + columns, value, inside)
-    if HOW > 0:
-        tl.store(largest + row * tl.num_programs(1) + tl.program_id(1), largest_of(turned(value, BLOCK, HOW)))
+    tl.store(out + row * F + columns, value.to(out.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -80,15 +75,12 @@ def _activation_backward_kernel(
 ACTIVATION_BLOCK = 1024
 
 
-def activate(x: Tensor, activation: int, gated: bool, group: int = 0) -> tuple[Tensor, Rows | None]:
-    """(f, f rounded to int8, rotated in groups of that size; 0 is not at all): f = act(gate) · up: (M, 2F), gate first,
-    → (M, F). Without a gate, act(x): (M, F) → (M, F)."""
+def activate(x: Tensor, activation: int, gated: bool) -> Tensor:
+    """act(gate) · up: (M, 2F), gate first, → (M, F). Without a gate, act(x): (M, F) → (M, F)."""
     rows, width = x.shape[0], x.shape[1] // (2 if gated else 1)
-    out, block = x.new_empty(rows, width), PART if group else ACTIVATION_BLOCK
-    grid = (rows, triton.cdiv(width, block))
-    largest = torch.empty(grid, dtype=torch.int32, device=x.device) if group else out
-    _activation_kernel[grid](x, out, largest, width, BLOCK=block, ACT=activation, GATED=gated, HOW=group)
-    return out, round_rows(out, group, largest) if group else None
+    out, grid = x.new_empty(rows, width), (rows, triton.cdiv(width, ACTIVATION_BLOCK))
+    _activation_kernel[grid](x, out, width, BLOCK=ACTIVATION_BLOCK, ACT=activation, GATED=gated)
+    return out
 
 
 class Back(NamedTuple):

@@ -11,9 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from equipoise.policy.kernels import rounding
-from equipoise.policy.kernels.rounding import Rows, store_row
-
 
 @triton.jit
 def _scaled(value, inside, w, bias, eps, H, columns, OFFSET: tl.constexpr, LAYER: tl.constexpr):
@@ -32,8 +29,8 @@ def _scaled(value, inside, w, bias, eps, H, columns, OFFSET: tl.constexpr, LAYER
 
 @triton.jit
 def _norm_kernel(
-    x, delta, w, bias, h, y, rstd, q, q_scale, eps, H,
-    BLOCK: tl.constexpr, ADD: tl.constexpr, OFFSET: tl.constexpr, LAYER: tl.constexpr, HOW: tl.constexpr,
+    x, delta, w, bias, h, y, rstd, eps, H,
+    BLOCK: tl.constexpr, ADD: tl.constexpr, OFFSET: tl.constexpr, LAYER: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -45,11 +42,8 @@ def _norm_kernel(
         tl.store(h + row * H + columns, value, inside)
         value = value.to(tl.float32)
     out, scale = _scaled(value, inside, w, bias, eps, H, columns, OFFSET, LAYER)
-    out = tl.where(inside, out, 0.0).to(y.dtype.element_ty)
-    tl.store(y + row * H + columns, out, inside)
+    tl.store(y + row * H + columns, out.to(y.dtype.element_ty), inside)
     tl.store(rstd + row, scale)
-    if HOW > 0:
-        store_row(out, q, q_scale, row, H, columns, inside, BLOCK, HOW, False)
 
 
 class Norm(NamedTuple):
@@ -72,24 +66,20 @@ class Normed(NamedTuple):
     """(M, H) the norm of h."""
     rstd: Tensor
     """(M,) 1 / rms(h), or 1 / its deviation, float32."""
-    rounded: Rows | None = None
-    """y, where it is asked for."""
 
 
-def norm(x_MH: Tensor, by: Norm, delta_MH: Tensor | None = None, group: int = 0) -> Normed:
-    """`group`: y is rounded to int8 as well, rotated in groups of that size; 0 is not at all."""
+def norm(x_MH: Tensor, by: Norm, delta_MH: Tensor | None = None) -> Normed:
     rows, width = x_MH.shape
     h, y = x_MH if delta_MH is None else torch.empty_like(x_MH), torch.empty_like(x_MH)
     rstd = torch.empty(rows, dtype=torch.float32, device=x_MH.device)
-    rounded = rounding.room(rows, width, group, x_MH.device) if group else None
     block = triton.next_power_of_2(width)
     _norm_kernel[(rows,)](
         x_MH, x_MH if delta_MH is None else delta_MH, by.weight, by.weight if by.bias is None else by.bias, h, y, rstd,
-        *(rounded or (rstd, rstd)), by.eps, width,
-        BLOCK=block, ADD=delta_MH is not None, OFFSET=by.offset, LAYER=by.bias is not None, HOW=group,
-        num_warps=rounding.warps(block) if group else _warps(block),
+        by.eps, width,
+        BLOCK=block, ADD=delta_MH is not None, OFFSET=by.offset, LAYER=by.bias is not None,
+        num_warps=_warps(block),
     )  # fmt: skip
-    return Normed(h, y, rstd, rounded)
+    return Normed(h, y, rstd)
 
 
 @triton.jit
