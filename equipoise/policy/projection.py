@@ -143,7 +143,7 @@ class Projection:
                 grad_MN.device, lambda: self._back_low(grad_MN, like), lambda: self._back_base(grad_MN, rounded)
             )
             if by is not None:
-                rotated.add_low(grad_x, by, rest, joined(self.a))
+                rotated.finish(grad_x, by, rest, joined(self.a))
             else:
                 grad_x.addmm_(rest, joined(self.a))
             grad_low = rest

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from equipoise.policy.kernels.rounding import AS_FP8, Rows, largest_of, round_rows
+from equipoise.policy.kernels.rounding import Rows, largest_of, round_rows
 
 SILU, GELU_TANH = 0, 1
 ACTIVATIONS = {"silu": SILU, "gelu_tanh": GELU_TANH}
@@ -104,4 +104,4 @@ def activate_backward(
         x, dout_MF, dx, dx if f is None else f, dx if by is None else by, largest, width,
         BLOCK=ACTIVATION_BLOCK, ACT=activation, GATED=gated, BY=by is not None, AGAIN=again,
     )  # fmt: skip
-    return Back(dx, None if by is None else round_rows(dx, AS_FP8, largest, by), f)
+    return Back(dx, None if by is None else round_rows(dx, largest, by), f)

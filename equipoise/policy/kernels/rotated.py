@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from equipoise.policy.hadamard import group_of
-from equipoise.policy.kernels.rounding import AS_FP8, FP8, Rows, as_fp8, quantise, rotated, signs
+from equipoise.policy.kernels.rounding import AS_FP8, FP8, PROGRAMS, Rows, as_fp8, quantise, signs
 
 
 class Adapters(NamedTuple):
@@ -163,50 +163,36 @@ class By(NamedTuple):
     group: int
 
 
-@triton.jit
-def _finish_kernel(out, rows, N, BLOCK: tl.constexpr, GROUP: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    read = tl.load(out + row * N + place, place < N, 0.0)
-    value = rotated(read, BLOCK, GROUP) if GROUP > 1 else read.to(tl.float32)
-    tl.store(out + row * N + place, (value * tl.load(rows + row)).to(out.dtype.element_ty), place < N)
-
-
-def finish(out_MN: Tensor, by: By) -> Tensor:
-    """What it becomes, in place."""
-    rows, width = out_MN.shape
-    _finish_kernel[(rows, triton.cdiv(width, 2048))](out_MN, by.rows, width, BLOCK=2048, GROUP=by.group)
-    return out_MN
-
-
 @triton.jit(do_not_specialize=["M"])
-def _add_low_kernel(
-    out, by, low, a, M, N, R, BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, GROUP: tl.constexpr
-):
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+def _finish_kernel(
+    out, by, low, a, M, N, R,
+    LOW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    # Several tiles of rows a program: the matrix is made once.
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
     ranks = tl.arange(0, BR)
-    inside = (rows < M)[:, None] & (columns < N)[None]
-    x = tl.load(low + rows[:, None] * R + ranks[None], (rows < M)[:, None] & (ranks < R)[None], 0.0)
-    y = tl.load(a + ranks[:, None] * N + columns[None], (ranks < R)[:, None] & (columns < N)[None], 0.0)
-    place = rows[:, None].to(tl.int64) * N + columns[None]
-    read = tl.load(out + place, inside, 0.0)
-    if GROUP > 1:  # noqa: SIM108 (one of the two does not compile)
-        total = tl.dot(read, signs(BN, GROUP, read.dtype), input_precision="ieee")
-    else:
-        total = read.to(tl.float32)
-    total *= tl.load(by + rows, rows < M, 0.0)[:, None]
-    total += tl.dot(x, y, input_precision="ieee")
-    tl.store(out + place, total.to(out.dtype.element_ty), inside)
+    matrix = signs(BN, GROUP, out.dtype.element_ty) if GROUP > 1 else ranks
+    y = tl.load(a + ranks[:, None] * N + columns[None], (ranks < R)[:, None] & (columns < N)[None], 0.0) if LOW else by
+    for first in range(tl.program_id(0) * BM, M, tl.num_programs(0) * BM):
+        rows = first + tl.arange(0, BM)
+        inside = (rows < M)[:, None] & (columns < N)[None]
+        place = rows[:, None].to(tl.int64) * N + columns[None]
+        read = tl.load(out + place, inside, 0.0)
+        total = tl.dot(read, matrix, input_precision="ieee") if GROUP > 1 else read.to(tl.float32)
+        total *= tl.load(by + rows, rows < M, 0.0)[:, None]
+        if LOW:
+            x = tl.load(low + rows[:, None] * R + ranks[None], (rows < M)[:, None] & (ranks < R)[None], 0.0)
+            total += tl.dot(x, y, input_precision="ieee")
+        tl.store(out + place, total.to(out.dtype.element_ty), inside)
 
 
-def add_low(out_MN: Tensor, by: By, low_MR: Tensor, a_RN: Tensor) -> Tensor:
-    """What it becomes, plus low·A, in place."""
-    (rows, width), rank = out_MN.shape, len(a_RN)
-    few = rows <= 32
-    _add_low_kernel[(triton.cdiv(rows, 16 if few else 64), triton.cdiv(width, 128))](
-        out_MN, by.rows, low_MR, a_RN, rows, width, rank,
-        BM=16 if few else 64, BN=128, BR=max(16, triton.next_power_of_2(rank)), GROUP=by.group,
+def finish(out_MN: Tensor, by: By, low_MR: Tensor | None = None, a_RN: Tensor | None = None) -> Tensor:
+    """What it becomes, plus low·A where that is given, in place."""
+    (rows, width), rank = out_MN.shape, 1 if a_RN is None else len(a_RN)
+    tall, wide = 16 if rows <= 32 else 64, triton.cdiv(width, 128)
+    _finish_kernel[(min(triton.cdiv(rows, tall), max(1, PROGRAMS // wide)), wide)](
+        out_MN, by.rows, out_MN if low_MR is None else low_MR, out_MN if a_RN is None else a_RN, rows, width, rank,
+        LOW=a_RN is not None, BM=tall, BN=128, BR=max(16, triton.next_power_of_2(rank)), GROUP=by.group,
     )  # fmt: skip
     return out_MN
 

@@ -60,7 +60,8 @@ def _signs(SIZE: tl.constexpr, GROUP: tl.constexpr):
 @triton.jit
 def signs(SIZE: tl.constexpr, GROUP: tl.constexpr, DTYPE: tl.constexpr):
     """(SIZE, SIZE) blocks of the Hadamard matrix of GROUP in natural order: −1 to the number of bits that row and
-    column share; 0 between groups. Both sizes are powers of two of 16 to 256.
+    column share; 0 between groups. Both sizes are powers of two of 16 to 256. bfloat16 holds the ±1, and the values
+    that are stored in it, so that a product with them is summed in float32.
 
     It is the Kronecker product of two small ones, which takes one multiplication an entry. Counting bits for each takes
     ten, which was most of what a rotation took."""
@@ -70,19 +71,11 @@ def signs(SIZE: tl.constexpr, GROUP: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def rotated(value, BLOCK: tl.constexpr, GROUP: tl.constexpr):
-    """Each GROUP of a block of values times the Hadamard matrix, summed in float32. The values' dtype is that of the
-    product: bfloat16 holds the ±1, and what is stored in it."""
-    tile = tl.reshape(value, (BLOCK // GROUP, GROUP))
-    matrix = signs(GROUP, GROUP, tile.dtype)
-    return tl.reshape(tl.dot(tile, matrix, input_precision="ieee"), (BLOCK,))
-
-
-@triton.jit
 def largest_of(value):
     """Of absolute values, as an integer: these have the same order, and NaN, which else a maximum hides, is the
     largest."""
-    return tl.max(value.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0)
+    value = value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    return tl.max(tl.max(value, 1), 0) if len(value.shape) == 2 else tl.max(value, 0)
 
 
 @triton.jit
@@ -97,55 +90,47 @@ def factor(largest, scale, HOW: tl.constexpr):
 
 
 @triton.jit
-def turned(value, BLOCK: tl.constexpr, HOW: tl.constexpr):
-    """A block of values as they are to be rounded, in float32."""
-    if HOW > 1:
-        return rotated(value, BLOCK, HOW)
-    else:
-        return value.to(tl.float32)
-
-
-@triton.jit
 def store_rounded(value, at, inside, HOW: tl.constexpr, CARRY: tl.constexpr):
     """Values that have been multiplied by the `factor` of their row."""
     if HOW == -1:
         tl.store(at, as_fp8(value, CARRY), inside)
-    else:  # 1.5 · 2²³, whose neighbours are the integers
-        tl.store(at, ((value + 12582912.0) - 12582912.0).to(tl.int8), inside)
+    else:  # 1.5 · 2²³, whose neighbours are the integers: the lowest byte of the sum is the number
+        tl.store(at, (value + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8), inside)
 
 
-@triton.jit
-def store_row(value, q, scale, row, K, columns, inside, BLOCK: tl.constexpr, HOW: tl.constexpr, CARRY: tl.constexpr):
-    """Round and store a whole row, which is there as a block: to FP8, or int8 in groups of HOW."""
-    value = turned(value, BLOCK, HOW)
-    value *= factor(largest_of(value), scale + row, HOW)
-    store_rounded(value, q + row * K + columns, inside, HOW, CARRY)
-
-
-@triton.jit
-def _quantise_kernel(x, by, q, scale, K, BLOCK: tl.constexpr, BY: tl.constexpr, HOW: tl.constexpr, CARRY: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
+@triton.jit(do_not_specialize=["M"])
+def _quantise_kernel(
+    x, by, q, scale, M, K, GROUPS: tl.constexpr, GROUP: tl.constexpr,
+    BY: tl.constexpr, HOW: tl.constexpr, CARRY: tl.constexpr,
+):  # fmt: skip
+    # Several rows a program: the matrix is made once.
+    inner = tl.arange(0, GROUP)
+    columns = tl.arange(0, GROUPS)[:, None] * GROUP + inner[None]
     inside = columns < K
-    value = tl.load(x + row * K + columns, inside, 0.0)
-    if BY:
-        value = value.to(tl.float32) * tl.load(by + columns, inside, 0.0)
-    store_row(value, q, scale, row, K, columns, inside, BLOCK, HOW, CARRY)
+    matrix = signs(GROUP, GROUP, x.dtype.element_ty) if HOW > 1 else inner
+    factors = tl.load(by + columns, inside, 0.0) if BY else inner
+    for row in range(tl.program_id(0).to(tl.int64), M, tl.num_programs(0)):
+        read = tl.load(x + row * K + columns, inside, 0.0)
+        value = tl.dot(read, matrix, input_precision="ieee") if HOW > 1 else read.to(tl.float32)
+        if BY:
+            value *= factors
+        value *= factor(largest_of(value), scale + row, HOW)
+        store_rounded(value, q + row * K + columns, inside, HOW, CARRY)
 
 
-def warps(block: int) -> int:
-    """For a row of so many values in one program: few, since the tiles of a rotation are small."""
-    return 8 if block > 8192 else 4
+PROGRAMS = 264
+"""Programs that share the rows, two for each of an H200's processors."""
 
 
 def quantise(x_MK: Tensor, how: int, by_K: Tensor | None = None) -> Rows:
-    """x · by. The scale of a row with a value that is not finite is none."""
+    """x · by, to FP8 or int8 in groups of `how`. The scale of a row with a value that is not finite is none."""
     rows, width = x_MK.shape
     out = room(rows, width, how, x_MK.device)
     block = triton.next_power_of_2(width)
-    _quantise_kernel[(rows,)](
-        x_MK, x_MK if by_K is None else by_K, *out, width,
-        BLOCK=block, BY=by_K is not None, HOW=how, CARRY=not x_MK.is_cuda, num_warps=warps(block),
+    group = how if how > 1 else min(block, 128)
+    _quantise_kernel[(min(rows, PROGRAMS) if how > 1 else rows,)](
+        x_MK, x_MK if by_K is None else by_K, *out, rows, width, GROUPS=block // group, GROUP=group,
+        BY=by_K is not None, HOW=how, CARRY=not x_MK.is_cuda, num_warps=8 if block > 8192 else 4,
     )  # fmt: skip
     return out
 
@@ -155,28 +140,23 @@ PART = 2048
 
 
 @triton.jit
-def _round_kernel(
-    x, by, largest, q, scale, K, COUNT,
-    BLOCK: tl.constexpr, COUNTS: tl.constexpr, BY: tl.constexpr, HOW: tl.constexpr, CARRY: tl.constexpr,
-):  # fmt: skip
+def _round_kernel(x, by, largest, q, scale, K, COUNT, BLOCK: tl.constexpr, COUNTS: tl.constexpr, CARRY: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < K
     parts = tl.arange(0, COUNTS)
-    each = factor(tl.max(tl.load(largest + row * COUNT + parts, parts < COUNT, 0), 0), scale + row, HOW)
-    value = tl.load(x + row * K + columns, inside, 0.0)
-    if BY:
-        value = value.to(tl.float32) * tl.load(by + columns, inside, 0.0)
-    store_rounded(turned(value, BLOCK, HOW) * each, q + row * K + columns, inside, HOW, CARRY)
+    each = factor(tl.max(tl.load(largest + row * COUNT + parts, parts < COUNT, 0), 0), scale + row, -1)
+    value = tl.load(x + row * K + columns, inside, 0.0).to(tl.float32) * tl.load(by + columns, inside, 0.0)
+    store_rounded(value * each, q + row * K + columns, inside, -1, CARRY)
 
 
-def round_rows(x_MK: Tensor, how: int, largest: Tensor, by_K: Tensor | None = None) -> Rows:
-    """`quantise` where the kernel that has made x has left `largest` (M, n) int32, `largest_of` some parts of each row
-    of x · by."""
+def round_rows(x_MK: Tensor, largest: Tensor, by_K: Tensor) -> Rows:
+    """`quantise` of x · by to FP8 where the kernel that has made x has left `largest` (M, n) int32, `largest_of` some
+    parts of each row of x · by."""
     rows, width = x_MK.shape
-    out, count = room(rows, width, how, x_MK.device), largest.shape[1]
+    out, count = room(rows, width, AS_FP8, x_MK.device), largest.shape[1]
     _round_kernel[(rows, triton.cdiv(width, PART))](
-        x_MK, x_MK if by_K is None else by_K, largest, *out, width, count,
-        BLOCK=PART, COUNTS=triton.next_power_of_2(count), BY=by_K is not None, HOW=how, CARRY=not x_MK.is_cuda,
+        x_MK, by_K, largest, *out, width, count,
+        BLOCK=PART, COUNTS=triton.next_power_of_2(count), CARRY=not x_MK.is_cuda,
     )  # fmt: skip
     return out
