@@ -105,7 +105,9 @@ class Projection:
         group = group_of(self.q.shape[1])
         if not self.adapted:
             return rotated.multiply(quantise(x_MK, group), self.q, self.scales, x_MK.dtype, None, more_MN), None
-        low, rounded = beside(x_MK.device, lambda: self._low(x_MK), lambda: quantise(x_MK, group))
+        low, rounded = beside(
+            x_MK.device, lambda: elementwise.low_product(x_MK, joined(self.a)), lambda: quantise(x_MK, group)
+        )
         adapters = rotated.Adapters(low, joined(self.b), self.sizes, self.scale)
         return rotated.multiply(rounded, self.q, self.scales, x_MK.dtype, adapters, more_MN), low
 

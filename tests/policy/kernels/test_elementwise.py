@@ -151,3 +151,10 @@ def test_eight_bit_products_are_those_of_the_weights_written_out(rows: int, inne
     close(int8.matrix(layer.q, layer.scale, torch.float32), weights)
     for product in (int8.product(x, layer.q, layer.scale), layer(x)):
         torch.testing.assert_close(product, x @ weights.T, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3, elementwise.FEW + 1])
+@pytest.mark.parametrize(("width", "rank"), [(70, 5), (4099, 16)])
+def test_a_thin_product_is_pytorchs(rows: int, width: int, rank: int) -> None:
+    x, a = torch.randn(rows, width), torch.randn(rank, width) / width
+    close(elementwise.low_product(x, a), (x.double() @ a.double().T).float())
