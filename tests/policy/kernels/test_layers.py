@@ -82,6 +82,6 @@ def test_weights_in_8_bits_give_the_scores_and_gradients_of_single_rows(name: st
     # A value between two of the format's falls to either side by the last bit. What that does to all gradients together
     # is less than what the format itself does to them, which the model in float32 shows.
     exact, unrounded = layers.scores_and_gradients(name, tuning="lora", fused=False)
-    assert (found - expected).norm() < 0.7 * (expected - exact).norm() + 1e-5 * expected.norm()
+    assert (found - expected).norm() < (expected - exact).norm() + 1e-5 * expected.norm()
     fused, plain, whole = (torch.cat([each[key].flatten() for key in own]) for each in (gradients, own, unrounded))
-    assert (fused - plain).norm() < 0.7 * (plain - whole).norm() + 1e-5 * plain.norm()
+    assert (fused - plain).norm() < (plain - whole).norm() + 1e-5 * plain.norm()
