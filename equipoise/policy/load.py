@@ -17,6 +17,7 @@ from equipoise.policy.attention import PLAIN_ATTENTION, TRIE_ATTENTION
 from equipoise.policy.config import PolicyConfig, check_device
 from equipoise.policy.eightbit import format_for, left_out, to_eight_bits
 from equipoise.policy.graphs import Graphs
+from equipoise.policy.hosted import keep_embedding_on_host
 from equipoise.policy.joined import adjacent_order
 from equipoise.policy.prompt import Tokenizer, stop_ids
 from equipoise.policy.rooms import Rooms
@@ -222,6 +223,7 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE, *, v
     if into is not None:
         to_eight_bits(model, into)
         unrounded = left_out(model)
+        keep_embedding_on_host(model)
     slower = None
     if cut is not None:
         cut_layers(model, cut)
@@ -267,6 +269,7 @@ def load_for_generation(config: PolicyConfig, prompt: Prompt) -> Policy:
     if into is not None:
         to_eight_bits(model, into)
         unrounded = left_out(model)
+        keep_embedding_on_host(model)
     slower = _fuse(model, config, attention)
     tokenizer = load_tokenizer(source)
     stops = stop_ids(tokenizer, model.generation_config, prompt)

@@ -165,12 +165,14 @@ def _need(config: PolicyConfig, looked: Look, work: Work) -> Need:
     sharded = config.tuning == "full" and work.processes > 1
     base = (parameters - sum(matrices)) * width + sum(matrices) + 4 * rows  # a float32 scale for each row
     base -= shared - shared // cut
+    # In 8 bits an embedding of its own ends up in the host's memory.
+    hosted = vocabulary * hidden * width if config.use_8bit and not getattr(text, "tie_word_embeddings", True) else 0
     # On the way back: gate and up, the largest, written out in the compute dtype, or transposed in FP8 with the next.
     turned = 4 * max(matrices, default=0)
     return Need(
         parameters=parameters,
         trained=trained,
-        weights=base + (lora * width if config.tuning == "lora" else 0),
+        weights=base - hosted + (lora * width if config.tuning == "lora" else 0),
         reference=reference,
         optimizer=_sharded(trained, width, work) if sharded else whole,
         activations=work.packed * per_token * width + predicted + max(scored, cache) + turned,

@@ -12,6 +12,7 @@ from equipoise.policy import eightbit
 from equipoise.policy.config import PolicyConfig
 from equipoise.policy.eightbit import to_eight_bits
 from equipoise.policy.hadamard import group_of
+from equipoise.policy.hosted import keep_embedding_on_host
 from equipoise.policy.kernels import rotated, rounding
 from equipoise.policy.source import resolve
 from equipoise.policy.weights import load_model
@@ -135,3 +136,21 @@ def test_matrices_that_are_transposed_ahead_are_those_of_their_own_turn(recorded
     expected = [q.float().to(torch.float8_e4m3fn).float().t() for q in qs]
     assert all(torch.equal(f.float(), e) for f, e in zip(found, expected, strict=True))
     assert not rotated._ahead
+
+
+def test_an_embedding_of_its_own_is_read_from_the_hosts_memory() -> None:
+    model = loaded("shape:llama-3.1-8b:1", True, eightbit.ROTATED)
+    embedding = model.get_input_embeddings()
+    weight, tokens = embedding.weight.detach().cpu(), torch.randint(128256, (3, 700), device="cuda")
+    before, expected = torch.cuda.memory_allocated(), embedding(tokens)
+    assert keep_embedding_on_host(model)
+    assert torch.cuda.memory_allocated() < before - 1e9
+    assert embedding.weight.is_cuda and torch.equal(embedding.weight.cpu(), weight)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = embedding(tokens)
+    graph.replay()
+    assert torch.equal(found, expected)
+    # A head that shares the weights reads all of them.
+    model.get_output_embeddings().weight = embedding.weight
+    assert not keep_embedding_on_host(model)
