@@ -4,7 +4,7 @@ Without a GPU, or with `enabled=False`, the function is simply called: the plain
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ Outputs = tuple[Tensor, ...]
 
 class _Recording:
     depth = 0
+    held: ClassVar[list[Tensor]] = []
 
     def __enter__(self) -> None:
         _Recording.depth += 1
@@ -31,13 +32,19 @@ def recording() -> bool:
     return _Recording.depth > 0
 
 
+def hold(tensor: Tensor) -> None:
+    """Keep it as long as the graph that is being recorded, which has its address."""
+    if recording():
+        _Recording.held.append(tensor)
+
+
 class Graphs:
     """Recorded functions by key. Everything a function closes over (weights, caches) must keep its address."""
 
     def __init__(self, device: torch.device, enabled: bool = True) -> None:
         self.device = device
         self.enabled = enabled and device.type == "cuda"
-        self._recorded: dict[Hashable, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Outputs]] = {}
+        self._recorded: dict[Hashable, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Outputs, list[Tensor]]] = {}
         self._pool: Any = None
         self.capture: Literal["global", "thread_local"] = "thread_local" if launched() else "global"
         """Which threads must do nothing that a recording forbids. Where several processes work together a thread of
@@ -50,7 +57,7 @@ class Graphs:
         """
         if not self.enabled:
             return function(*inputs)
-        graph, buffers, outputs = self._recorded[self.record(key, function, *inputs)]
+        graph, buffers, outputs, _ = self._recorded[self.record(key, function, *inputs)]
         for buffer, x in zip(buffers, inputs, strict=True):
             buffer.copy_(x, non_blocking=True)
         graph.replay()
@@ -69,7 +76,7 @@ class Graphs:
 
     def _record(
         self, function: Callable[..., Outputs], inputs: tuple[Tensor, ...]
-    ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Outputs]:
+    ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Outputs, list[Tensor]]:
         buffers = tuple(x.to(self.device, copy=True) for x in inputs)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -81,7 +88,8 @@ class Graphs:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=self.capture):
                 outputs = function(*buffers)
         self._pool = self._pool or graph.pool()
-        return graph, buffers, outputs
+        held, _Recording.held = _Recording.held, []
+        return graph, buffers, outputs, held
 
     def clear(self) -> None:
         """Forget all recordings, and free their memory."""

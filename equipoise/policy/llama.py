@@ -9,6 +9,7 @@ are one matrix product. Gradients of weights are added to `.grad` within the bac
 Shapes: M tokens, H hidden, K inputs and N outputs of a projection.
 """
 
+import weakref
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -19,11 +20,13 @@ from equipoise.policy.aside import aside
 from equipoise.policy.attention import take_trie
 from equipoise.policy.ends import fuse_ends
 from equipoise.policy.fused import is_llama_norm, norm_forward
+from equipoise.policy.graphs import hold
 from equipoise.policy.joined import gradient
 from equipoise.policy.kernels import activations, attention, decoding, elementwise, heads
 from equipoise.policy.layer_spec import LayerSpec, describe, epsilon, parts, width
 from equipoise.policy.norms import FusedNorm, add_sums
 from equipoise.policy.projection import Projection
+from equipoise.policy.spare import Spare
 
 
 def not_covered(model: nn.Module) -> str | None:
@@ -124,6 +127,7 @@ class _Layer:
         self.activation = (activations.ACTIVATIONS[spec.activation], spec.gated)
         self.lowest = True
         self.lean = self.qkv.kind is not None  # who rounds weights is short of memory
+        self._borrower: weakref.ref[Any] | None = None
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As the decoder layer's own; (1, M, H) for a trie, (B, 1, H) for one token a row."""
@@ -147,7 +151,7 @@ class _Layer:
         anchors = [p for p in (self.qkv.a or self.qkv.weights)[:1] if p.requires_grad and self._trains()]
         if torch.is_grad_enabled() and (anchors or x.requires_grad):
             return _LayerFunction.apply(x, self, trie, form, *anchors).view_as(hidden_states)
-        out, kept = self._forward(x, trie, form)
+        out, kept = self._forward(x, trie, form, Spare(None))
         if taken.fill_BP is not None:
             decoding.fill(kept.ready, cos, sin, taken.fill_BP, self.attention.kv_cache, form)
         return out.view_as(hidden_states)
@@ -158,6 +162,21 @@ class _Layer:
         order = [self.down, self.gate_up, self.o, self.qkv, *([before.down] if before is not None else [])]
         for own, after in pairwise(order):
             own.following = after.q if after.kind is not None else None
+
+    def spare(self, borrower: object) -> Spare:
+        """What a pass that trains may put what it keeps into: the layer's cache of decoding, every place of which is
+        written anew before it is read. Nothing while an earlier borrower is still there, whose numbers they are."""
+        if not self.lean or (self._borrower is not None and self._borrower() is not None):
+            return Spare(None)
+        cache = getattr(self.attention, "kv_cache", None)
+        if cache is not None:
+            self._borrower = weakref.ref(borrower)
+            hold(cache)
+        return Spare(cache)
+
+    def returned(self, borrower: object) -> None:
+        if self._borrower is not None and self._borrower() is borrower:
+            self._borrower = None
 
     def _trains(self) -> bool:
         return self.qkv.adapted or not self.qkv.lora
@@ -176,13 +195,13 @@ class _Layer:
         return heads.prepare(qkv, cos, sin, form, cos.shape[1] if self.spec.rotary else 0, self.head_norms)
 
     def _add(
-        self, x: Tensor, delta: Tensor, after: FusedNorm | None, then: FusedNorm | None
+        self, x: Tensor, delta: Tensor, after: FusedNorm | None, then: FusedNorm | None, spare: Spare
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """(h, 1 / rms(delta), y, 1 / rms(h)): h = x + after(delta), y = then(h)."""
         if after is not None:
             return elementwise.add_normed(x, delta, after.by, None if then is None else then.by)
         assert then is not None
-        h, y, rstd = elementwise.norm(x, then.by, delta)
+        h, y, rstd = elementwise.norm(x, then.by, delta, spare.take(x, *x.shape))
         return h, None, y, rstd
 
     def _first(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -190,14 +209,14 @@ class _Layer:
         before = self.norms[0]
         return (x, None) if before is None else elementwise.norm(x, before.by)[1:]
 
-    def _forward(self, x: Tensor, trie: _Trie, form: attention.Form) -> tuple[Tensor, _Kept]:
+    def _forward(self, x: Tensor, trie: _Trie, form: attention.Form, spare: Spare) -> tuple[Tensor, _Kept]:
         _, after1, before2, after2 = self.norms
         y1, rstd1 = self._first(x)
-        qkv, low1 = self.qkv.forward(y1)
+        qkv, low1 = self.qkv.forward(y1, None, spare.take(x, len(x), sum(self.qkv.sizes)))
         ready = self._ready(qkv, trie.cos, trie.sin, form)
-        attended, lse = attention.attend(ready, *trie, form)
+        attended, lse = attention.attend(ready, *trie, form, spare.take(x, len(x), form.heads * form.size))
         delta1, low2 = self.o.forward(attended)
-        h, rstd_delta1, y2, rstd2 = self._add(x, delta1, after1, before2)
+        h, rstd_delta1, y2, rstd2 = self._add(x, delta1, after1, before2, spare)
         gate_up, low3 = self.gate_up.forward(y2)
         f = activations.activate(gate_up, *self.activation)
         delta2, rstd_delta2 = None, None
@@ -205,7 +224,7 @@ class _Layer:
             out, low4 = self.down.forward(f, h)
         else:
             delta2, low4 = self.down.forward(f)
-            out, rstd_delta2, _, _ = self._add(h, delta2, after2, None)
+            out, rstd_delta2, _, _ = self._add(h, delta2, after2, None, spare)
         again1, again2 = (self.lean and norm is not None for norm in (self.norms[0], before2))
         return out, _Kept(
             x, rstd1, None if again1 else y1, low1, None if ready is qkv else qkv, ready, attended, lse, low2,
@@ -220,11 +239,11 @@ class _Layer:
         y1, _ = self._first(x)
         ready = self._ready(self.qkv.forward(y1)[0], cos, sin, form)
         attended = decoding.decode(ready, cos, sin, self.attention.kv_cache, hidden_BL, slot, form)
-        h, _, y2, _ = self._add(x, self.o.forward(attended)[0], after1, before2)
+        h, _, y2, _ = self._add(x, self.o.forward(attended)[0], after1, before2, Spare(None))
         f = activations.activate(self.gate_up.forward(y2)[0], *self.activation)
         if after2 is None:
             return self.down.add_to(h, f)
-        return self._add(h, self.down.forward(f)[0], after2, None)[0]
+        return self._add(h, self.down.forward(f)[0], after2, None, Spare(None))[0]
 
     def backward(self, dout: Tensor, kept: _Kept, trie: _Trie, form: attention.Form) -> Tensor:
         before1, after1, before2, after2 = self.norms
@@ -266,7 +285,7 @@ class _LayerFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: _Layer, trie: _Trie, form: attention.Form, *anchors: Tensor) -> Tensor:
-        out, kept = layer._forward(x, trie, form)
+        out, kept = layer._forward(x, trie, form, layer.spare(ctx))
         ctx.layer, ctx.trie, ctx.form, ctx.count = layer, trie, form, len(anchors)
         ctx.last = layer.lowest or not x.requires_grad
         ctx.present = [t is not None for t in kept]
@@ -278,5 +297,6 @@ class _LayerFunction(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         kept = _Kept._make(next(saved) if present else None for present in ctx.present)
         dx = ctx.layer.backward(dout.contiguous(), kept, ctx.trie, ctx.form)
+        ctx.layer.returned(ctx)
         aside.end_layer(dx.device, ctx.last)
         return dx, None, None, None, *[None] * ctx.count

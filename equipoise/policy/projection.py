@@ -91,25 +91,29 @@ class Projection:
             return torch.addmm(joined(self.biases), x_MK, self._matrix().T)
         return x_MK @ self._matrix().T
 
-    def forward(self, x_MK: Tensor, more_MN: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """(y + more, x·Aᵀ or None)."""
+    def forward(
+        self, x_MK: Tensor, more_MN: Tensor | None = None, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(y + more, x·Aᵀ or None). `out`: where the first may be put."""
         if self._rotates and not self.biases:
-            return self._forward_rotated(x_MK, more_MN)
+            return self._forward_rotated(x_MK, more_MN, out)
         if self.adapted:
-            small, out = beside(x_MK.device, lambda: self._low(x_MK), lambda: self._base(x_MK))
-            return elementwise.add_adapters(out, small, joined(self.b), self.sizes, self.scale, more_MN), small
-        out = self._base(x_MK)
-        return (out if more_MN is None else out.add_(more_MN)), None
+            small, y = beside(x_MK.device, lambda: self._low(x_MK), lambda: self._base(x_MK))
+            return elementwise.add_adapters(y, small, joined(self.b), self.sizes, self.scale, more_MN), small
+        y = self._base(x_MK)
+        return (y if more_MN is None else y.add_(more_MN)), None
 
-    def _forward_rotated(self, x_MK: Tensor, more_MN: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _forward_rotated(
+        self, x_MK: Tensor, more_MN: Tensor | None, out: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         group = group_of(self.q.shape[1])
         if not self.adapted:
-            return rotated.multiply(quantise(x_MK, group), self.q, self.scales, x_MK.dtype, None, more_MN), None
+            return rotated.multiply(quantise(x_MK, group), self.q, self.scales, x_MK.dtype, None, more_MN, out), None
         low, rounded = beside(
             x_MK.device, lambda: elementwise.low_product(x_MK, joined(self.a)), lambda: quantise(x_MK, group)
         )
         adapters = rotated.Adapters(low, joined(self.b), self.sizes, self.scale)
-        return rotated.multiply(rounded, self.q, self.scales, x_MK.dtype, adapters, more_MN), low
+        return rotated.multiply(rounded, self.q, self.scales, x_MK.dtype, adapters, more_MN, out), low
 
     def add_to(self, sum_MN: Tensor, x_MK: Tensor) -> Tensor:
         """sum + y, in place where no adapters are."""

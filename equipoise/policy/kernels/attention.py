@@ -335,12 +335,12 @@ def _window(form: Form, length: int) -> int:
 
 
 def attend(
-    qkv: Tensor, cos: Tensor, sin: Tensor, paths_RL: Tensor, places_M: Tensor, form: Form
+    qkv: Tensor, cos: Tensor, sin: Tensor, paths_RL: Tensor, places_M: Tensor, form: Form, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """(out (M, heads · D), lse (M, heads) float32). Nodes that no row owns get 0. cos, sin (M, D) are read only where
-    the form has the kernels rotate."""
+    the form has the kernels rotate. `out`: where that is to be put, if anywhere."""
     nodes, (rows, length) = qkv.shape[0], paths_RL.shape
-    out = qkv.new_empty(nodes, form.heads * form.size)
+    out = qkv.new_empty(nodes, form.heads * form.size) if out is None else out
     lse = torch.empty(nodes, form.heads, dtype=torch.float32, device=qkv.device)
     tiles = forward_tiles(form, qkv.dtype)
     _forward_kernel[_grid(paths_RL, nodes, form, tiles)](

@@ -68,9 +68,12 @@ class Normed(NamedTuple):
     """(M,) 1 / rms(h), or 1 / its deviation, float32."""
 
 
-def norm(x_MH: Tensor, by: Norm, delta_MH: Tensor | None = None) -> Normed:
+def norm(x_MH: Tensor, by: Norm, delta_MH: Tensor | None = None, h: Tensor | None = None) -> Normed:
+    """`h`: where that is to be put, if anywhere."""
     rows, width = x_MH.shape
-    h, y = x_MH if delta_MH is None else torch.empty_like(x_MH), torch.empty_like(x_MH)
+    if delta_MH is None:
+        h = x_MH
+    h, y = torch.empty_like(x_MH) if h is None else h, torch.empty_like(x_MH)
     rstd = torch.empty(rows, dtype=torch.float32, device=x_MH.device)
     block = triton.next_power_of_2(width)
     _norm_kernel[(rows,)](

@@ -89,11 +89,11 @@ def _tile(rows: int, outputs: int, width: int) -> dict[str, int]:
 
 def multiply(
     x: Rows, q_NK: Tensor, scale_N: Tensor, dtype: torch.dtype, adapters: Adapters | None = None,
-    more_MN: Tensor | None = None,
+    more_MN: Tensor | None = None, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """x·Wᵀ + more (M, N) of rotated rows x, with what adapters add."""
+    """x·Wᵀ + more (M, N) of rotated rows x, with what adapters add; in `out` where that is given."""
     (rows, width), outputs, scale = x.q.shape, len(q_NK), x.scale
-    out = torch.empty(rows, outputs, dtype=dtype, device=scale.device)
+    out = torch.empty(rows, outputs, dtype=dtype, device=scale.device) if out is None else out
     low, b, sizes, by = adapters or Adapters(out, out, (outputs,), 1.0)
     rank = b.shape[1] if adapters else 0
     tile = _tile(rows, outputs, width)

@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -154,6 +155,49 @@ def test_decoding_draws_the_tokens_of_the_plain_sampler(eight_bits: torch.dtype 
     decoder = StaticDecoder(make("lora", fused=True, eight_bits=eight_bits), 4, 16, config)
     fast, finite = decoder(PROMPTS, uniform)
     assert finite and torch.equal(fast.tokens_BT, plain.tokens_BT) and torch.equal(fast.lengths_B, plain.lengths_B)
+
+
+def test_a_pass_that_trains_keeps_its_numbers_in_the_cache_of_decoding_and_two_passes_at_once_do_not_share_it() -> None:
+    policy = make("lora", fused=True, eight_bits=torch.int8)
+
+    def gradients(losses: list[Tensor]) -> list[Tensor]:
+        sum(losses).backward()  # type: ignore[attr-defined]
+        found = [p.grad.clone() for p in policy.trained().values() if p.grad is not None]
+        for p in policy.trained().values():
+            p.grad = None if p.grad is None else p.grad.zero_()
+        return found
+
+    def loss(kept: list[Tensor], lengths: list[int]) -> Tensor:
+        rows = replace(rollout(), lengths_B=torch.tensor(lengths))
+        batch = pack(policy, rows, padded=False)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            return score_pack(policy, batch, 1.0, False, False).logprobs.sum()
+
+    sizes = [rollout().lengths_B.tolist(), [1, 2, 1, 3]]
+    expected = [gradients([loss([], lengths)]) for lengths in sizes]
+    decoder = StaticDecoder(policy, 4, 40, SamplingConfig(max_new_tokens=2))
+    for module, cache in zip(decoder.attention, decoder.caches, strict=True):
+        module.kv_cache = cache
+    caches = {c.untyped_storage().data_ptr() for c in decoder.caches}
+
+    def lent(kept: list[Tensor]) -> int:
+        return sum(t.untyped_storage().data_ptr() in caches for t in kept)
+
+    for lengths, wanted in zip(sizes, expected, strict=True):
+        kept: list[Tensor] = []
+        found = gradients([loss(kept, lengths)])
+        # What was attended to and the sum after attention of each of two layers.
+        assert lent(kept) == 4 and all(map(torch.equal, found, wanted))
+    first: list[Tensor] = []
+    second: list[Tensor] = []
+    found = gradients([loss(first, sizes[0]), loss(second, sizes[1])])
+    assert lent(first) == 4 and lent(second) == 0
+    for own, one, other in zip(found, *expected, strict=True):
+        close(own, one + other)
+    for cache in decoder.caches:
+        cache.fill_(torch.nan)  # what a pass may leave there
+    _, finite = decoder(PROMPTS, torch.rand(4, 2, dtype=torch.float64))
+    assert finite
 
 
 def small(**changes: Any) -> LlamaForCausalLM:

@@ -100,8 +100,10 @@ def test_a_product_takes_what_adapters_add_along(
         expected += 0.5 * torch.cat([own @ part.T for own, part in parts], 1)
     adapters = rotated.Adapters(low, b, sizes, 0.5) if rank else None
     rounded = quantise(x, group_of(inner))
-    found = rotated.multiply(rounded, *w, torch.float32, adapters, added if more else None)
+    out = torch.empty(rows, outputs) if more else None
+    found = rotated.multiply(rounded, *w, torch.float32, adapters, added if more else None, out)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    assert out is None or found is out
 
 
 @pytest.mark.parametrize("width", [70, 320])
