@@ -118,13 +118,18 @@ def test_matrices_that_are_transposed_ahead_are_those_of_their_own_turn(recorded
     rotated.prepare(qs[0].device)
 
     def turned() -> list[torch.Tensor]:
-        following = [*qs[1:], None]
-        return [rotated.transposed(q, after).clone() for q, after in zip(qs, following, strict=True)]
+        found = []
+        for q, after in zip(qs, [*qs[1:], None], strict=True):
+            now = rotated.transposed(q)
+            if after is not None:
+                rotated.transpose_ahead(after)
+            found.append(now.clone())
+        return found
 
-    rotated.transposed(qs[2], qs[0])  # a pass that failed half way has left this
+    rotated.transpose_ahead(qs[0])  # a pass that failed half way has left this
     found = turned()
     if recorded:
-        rotated.transposed(qs[2], qs[0])
+        rotated.transpose_ahead(qs[0])
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.graph(graph):

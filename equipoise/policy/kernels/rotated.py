@@ -263,8 +263,9 @@ def _transpose(q_NK: Tensor, out_KN: Tensor) -> None:
     )
 
 
-AHEAD = True
-"""Whether the next matrix is transposed meanwhile."""
+AHEAD = "before"
+"""Whether the next matrix's turn on a stream of its own begins `before` the product with this one, `after` it, or not
+at all."""
 
 
 class _Ahead(NamedTuple):
@@ -278,9 +279,8 @@ _ahead: dict[int, _Ahead] = {}
 """Transposed matrices that nobody has taken yet, by where they lie as they are: one at most."""
 
 
-def transposed(q_NK: Tensor, following: Tensor | None = None) -> Tensor:
-    """(K, N) FP8, contiguous. `following`: the matrix of the next call, whose turn begins now, on a stream of its
-    own."""
+def transposed(q_NK: Tensor) -> Tensor:
+    """(K, N) FP8, contiguous: made now, or ahead."""
     recorded = q_NK.is_cuda and torch.cuda.is_current_stream_capturing()
     early = _ahead.pop(q_NK.data_ptr(), None)
     for left in _ahead.values():  # of a pass that has failed
@@ -293,22 +293,34 @@ def transposed(q_NK: Tensor, following: Tensor | None = None) -> Tensor:
     else:
         out = torch.empty(q_NK.shape[::-1], dtype=FP8, device=q_NK.device)
         _transpose(q_NK, out)
-    if following is not None and q_NK.is_cuda and AHEAD:
-        stream = _streams[q_NK.device]
-        # Memory that the main stream has given out, and gets back after it has waited: no allocation crosses over.
-        later = torch.empty(following.shape[::-1], dtype=FP8, device=q_NK.device)
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            _transpose(following, later)
-            done = stream.record_event()
-        _ahead[following.data_ptr()] = _Ahead(later, done, recorded)
     return out
 
 
+def transpose_ahead(q_NK: Tensor) -> None:
+    """Begin now, on a stream of its own, with what the next call of `transposed` will be for."""
+    if not q_NK.is_cuda:
+        return
+    stream = _streams[q_NK.device]
+    # Memory that the main stream has given out, and gets back after it has waited: no allocation crosses over.
+    later = torch.empty(q_NK.shape[::-1], dtype=FP8, device=q_NK.device)
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        _transpose(q_NK, later)
+        done = stream.record_event()
+    _ahead[q_NK.data_ptr()] = _Ahead(later, done, torch.cuda.is_current_stream_capturing())
+
+
 def back_unfinished(grad: Rows, q_NK: Tensor, dtype: torch.dtype, following: Tensor | None = None) -> tuple[Tensor, By]:
-    """grad·W (M, K), and what it is to become. `grad`: times W's scales before it was rounded to FP8. `following` as
-    for `transposed`."""
-    return _sums(grad.q, transposed(q_NK, following), dtype), By(grad.scale, group_of(q_NK.shape[1]))
+    """grad·W (M, K), and what it is to become. `grad`: times W's scales before it was rounded to FP8. `following`: the
+    matrix of the next call."""
+    turned = transposed(q_NK)
+    if following is not None and AHEAD == "before":
+        transpose_ahead(following)
+    sums = _sums(grad.q, turned, dtype)
+    del turned  # whose memory the next may take
+    if following is not None and AHEAD == "after":
+        transpose_ahead(following)
+    return sums, By(grad.scale, group_of(q_NK.shape[1]))
 
 
 def product_back(grad_MN: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:
