@@ -193,6 +193,7 @@ def finish(out_MN: Tensor, by: By, low_MR: Tensor | None = None, a_RN: Tensor | 
     _finish_kernel[(min(triton.cdiv(rows, tall), max(1, PROGRAMS // wide)), wide)](
         out_MN, by.rows, out_MN if low_MR is None else low_MR, out_MN if a_RN is None else a_RN, rows, width, rank,
         LOW=a_RN is not None, BM=tall, BN=128, BR=max(16, triton.next_power_of_2(rank)), GROUP=by.group,
+        num_stages=2,
     )  # fmt: skip
     return out_MN
 

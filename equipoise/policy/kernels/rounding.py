@@ -130,7 +130,9 @@ def quantise(x_MK: Tensor, how: int, by_K: Tensor | None = None) -> Rows:
     group = how if how > 1 else min(block, 128)
     _quantise_kernel[(min(rows, PROGRAMS) if how > 1 else rows,)](
         x_MK, x_MK if by_K is None else by_K, *out, rows, width, GROUPS=block // group, GROUP=group,
-        BY=by_K is not None, HOW=how, CARRY=not x_MK.is_cuda, num_warps=8 if block > 8192 else 4,
+        BY=by_K is not None, HOW=how, CARRY=not x_MK.is_cuda,
+        # Two long rows at a time would not fit into the shared memory of cards smaller than an H200.
+        num_warps=8 if block > 8192 else 4, num_stages=1 if block > 8192 else 2,
     )  # fmt: skip
     return out
 
