@@ -132,7 +132,7 @@ def quantise(x_MK: Tensor, how: int, by_K: Tensor | None = None) -> Rows:
         x_MK, x_MK if by_K is None else by_K, *out, rows, width, GROUPS=block // group, GROUP=group,
         BY=by_K is not None, HOW=how, CARRY=not x_MK.is_cuda,
         # Two long rows at a time would not fit into the shared memory of cards smaller than an H200.
-        num_warps=8 if block > 8192 else 4, num_stages=1 if block > 8192 else 2,
+        num_warps=8 if block >= 4096 else 4, num_stages=1 if block > 8192 else 2,
     )  # fmt: skip
     return out
 
