@@ -157,6 +157,8 @@ def test_decoding_draws_the_tokens_of_the_plain_sampler(eight_bits: torch.dtype 
     uniform = torch.rand(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     plain = sample(make("lora", fused=False, eight_bits=eight_bits), PROMPTS, config, uniform_BT=uniform)
     decoder = StaticDecoder(make("lora", fused=True, eight_bits=eight_bits), 4, 16, config)
+    for cache in decoder.caches:
+        cache.fill_(torch.nan)  # what a pass that trains may leave there: no place is read before it is written
     fast, finite = decoder(PROMPTS, uniform)
     assert finite and torch.equal(fast.tokens_BT, plain.tokens_BT) and torch.equal(fast.lengths_B, plain.lengths_B)
 
@@ -187,21 +189,16 @@ def test_a_pass_that_trains_keeps_its_numbers_in_the_cache_of_decoding_and_two_p
     def lent(kept: list[Tensor]) -> int:
         return sum(t.untyped_storage().data_ptr() in caches for t in kept)
 
-    for lengths, wanted in zip(sizes, expected, strict=True):
-        kept: list[Tensor] = []
-        found = gradients([loss(kept, lengths)])
-        # What was attended to and the sum after attention of each of two layers.
-        assert lent(kept) == 4 and all(map(torch.equal, found, wanted))
+    kept: list[Tensor] = []
+    found = gradients([loss(kept, sizes[0])])
+    # What was attended to and the sum after attention of each of two layers.
+    assert lent(kept) == 4 and all(map(torch.equal, found, expected[0]))
     first: list[Tensor] = []
     second: list[Tensor] = []
     found = gradients([loss(first, sizes[0]), loss(second, sizes[1])])
     assert lent(first) == 4 and lent(second) == 0
     for own, one, other in zip(found, *expected, strict=True):
         close(own, one + other)
-    for cache in decoder.caches:
-        cache.fill_(torch.nan)  # what a pass may leave there
-    _, finite = decoder(PROMPTS, torch.rand(4, 2, dtype=torch.float64))
-    assert finite
 
 
 def small(**changes: Any) -> LlamaForCausalLM:
