@@ -13,6 +13,7 @@ from equipoise.errors import UserError
 from equipoise.policy import eightbit
 from equipoise.policy.eightbit import FP8, ROTATED, EightBitLinear, quantise, to_eight_bits
 from equipoise.policy.hadamard import group_of, rotated
+from equipoise.policy.hosted import keep_embedding_on_host
 from equipoise.policy.source import resolve
 from equipoise.policy.weights import load_model
 from tests.families import family_folder
@@ -173,3 +174,9 @@ def test_weights_that_lie_the_other_way_round_are_rounded_output_by_output(tmp_p
     ids = torch.arange(3, 9)[None]
     if into == torch.int8:
         torch.testing.assert_close(model(ids).logits, whole(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_gpu_an_embedding_stays_where_it_is() -> None:
+    model = tiny_model()
+    weight = model.get_input_embeddings().weight
+    assert not keep_embedding_on_host(model) and model.get_input_embeddings().weight is weight
