@@ -118,18 +118,13 @@ def test_matrices_that_are_transposed_ahead_are_those_of_their_own_turn(recorded
     rotated.prepare(qs[0].device)
 
     def turned() -> list[torch.Tensor]:
-        found = []
-        for q, after in zip(qs, [*qs[1:], None], strict=True):
-            now = rotated.transposed(q)
-            if after is not None:
-                rotated.transpose_ahead(after)
-            found.append(now.clone())
-        return found
+        following = [*qs[1:], None]
+        return [rotated.transposed(q, after).clone() for q, after in zip(qs, following, strict=True)]
 
-    rotated.transpose_ahead(qs[0])  # a pass that failed half way has left this
+    rotated.transposed(qs[2], qs[0])  # a pass that failed half way has left this
     found = turned()
     if recorded:
-        rotated.transpose_ahead(qs[0])
+        rotated.transposed(qs[2], qs[0])
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.graph(graph):
@@ -145,6 +140,8 @@ def test_matrices_that_are_transposed_ahead_are_those_of_their_own_turn(recorded
 
 def test_an_embedding_of_its_own_is_read_from_the_hosts_memory() -> None:
     model = loaded("shape:llama-3.1-8b:1", True, eightbit.ROTATED)
+    assert not keep_embedding_on_host(model)  # it may be trained yet
+    model.requires_grad_(False)
     embedding = model.get_input_embeddings()
     weight, tokens = embedding.weight.detach().cpu(), torch.randint(128256, (3, 700), device="cuda")
     before, expected = torch.cuda.memory_allocated(), embedding(tokens)

@@ -11,6 +11,7 @@ multiplied by goes into the next pass over the result.
 Shapes: M rows, K inputs and N outputs of a layer; K is rotated in groups of G. Results have x's dtype.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from equipoise.policy.hadamard import group_of
-from equipoise.policy.kernels.rounding import AS_FP8, FP8, PROGRAMS, Rows, as_fp8, quantise, signs
+from equipoise.policy.kernels.rounding import AS_FP8, FP8, Rows, as_fp8, quantise, signs
 
 
 class Adapters(NamedTuple):
@@ -76,14 +77,24 @@ def _product_kernel(
     tl.store(out + to, total.to(out.dtype.element_ty), inside)
 
 
-def _tile(rows: int, outputs: int, width: int) -> dict[str, int]:
+@functools.cache
+def _tiles_that_go_deep(device: torch.device) -> int:
+    """How many tiles of few rows may read six steps ahead, one on each processor: none where shared memory is small."""
+    if device.type != "cuda":
+        return 0
+    card = torch.cuda.get_device_properties(device)
+    return card.multi_processor_count if card.shared_memory_per_block_optin >= 6 * (64 + 32) * 256 else 0
+
+
+def _tile(rows: int, outputs: int, width: int, device: torch.device) -> dict[str, int]:
     """The fastest found on an H200; the sums are of integers, and so the same in all."""
     if rows <= 16:
         return {"BM": 16, "BN": 64, "BK": 128, "num_warps": 4, "num_stages": 4}
     if rows <= 64 and outputs > 4 * width:
         return {"BM": 64, "BN": 128, "BK": 128, "num_warps": 4, "num_stages": 4}
     if rows <= 64:
-        return {"BM": 64, "BN": 32, "BK": 256, "num_warps": 4, "num_stages": 4}
+        deep = triton.cdiv(outputs, 32) <= _tiles_that_go_deep(device)
+        return {"BM": 64, "BN": 32, "BK": 256, "num_warps": 4, "num_stages": 6 if deep else 4}
     return {"BM": 128, "BN": 128, "BK": 128, "num_warps": 4, "num_stages": 3}
 
 
@@ -96,7 +107,7 @@ def multiply(
     out = torch.empty(rows, outputs, dtype=dtype, device=scale.device) if out is None else out
     low, b, sizes, by = adapters or Adapters(out, out, (outputs,), 1.0)
     rank = b.shape[1] if adapters else 0
-    tile = _tile(rows, outputs, width)
+    tile = _tile(rows, outputs, width, scale.device)
     while any(size % tile["BN"] for size in sizes[:-1]):  # no tile may reach into two projections
         tile["BN"] //= 2
     bounds = [sum(sizes[:i]) for i in (1, 2)]
@@ -168,32 +179,31 @@ def _finish_kernel(
     out, by, low, a, M, N, R,
     LOW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    # Several tiles of rows a program: the matrix is made once.
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
-    ranks = tl.arange(0, BR)
-    matrix = signs(BN, GROUP, out.dtype.element_ty) if GROUP > 1 else ranks
-    y = tl.load(a + ranks[:, None] * N + columns[None], (ranks < R)[:, None] & (columns < N)[None], 0.0) if LOW else by
-    for first in range(tl.program_id(0) * BM, M, tl.num_programs(0) * BM):
-        rows = first + tl.arange(0, BM)
-        inside = (rows < M)[:, None] & (columns < N)[None]
-        place = rows[:, None].to(tl.int64) * N + columns[None]
-        read = tl.load(out + place, inside, 0.0)
-        total = tl.dot(read, matrix, input_precision="ieee") if GROUP > 1 else read.to(tl.float32)
-        total *= tl.load(by + rows, rows < M, 0.0)[:, None]
-        if LOW:
-            x = tl.load(low + rows[:, None] * R + ranks[None], (rows < M)[:, None] & (ranks < R)[None], 0.0)
-            total += tl.dot(x, y, input_precision="ieee")
-        tl.store(out + place, total.to(out.dtype.element_ty), inside)
+    inside = (rows < M)[:, None] & (columns < N)[None]
+    place = rows[:, None].to(tl.int64) * N + columns[None]
+    read = tl.load(out + place, inside, 0.0)
+    if GROUP > 1:  # noqa: SIM108 (one of the two does not compile)
+        total = tl.dot(read, signs(BN, GROUP, read.dtype), input_precision="ieee")
+    else:
+        total = read.to(tl.float32)
+    total *= tl.load(by + rows, rows < M, 0.0)[:, None]
+    if LOW:
+        ranks = tl.arange(0, BR)
+        x = tl.load(low + rows[:, None] * R + ranks[None], (rows < M)[:, None] & (ranks < R)[None], 0.0)
+        y = tl.load(a + ranks[:, None] * N + columns[None], (ranks < R)[:, None] & (columns < N)[None], 0.0)
+        total += tl.dot(x, y, input_precision="ieee")
+    tl.store(out + place, total.to(out.dtype.element_ty), inside)
 
 
 def finish(out_MN: Tensor, by: By, low_MR: Tensor | None = None, a_RN: Tensor | None = None) -> Tensor:
     """What it becomes, plus low·A where that is given, in place."""
     (rows, width), rank = out_MN.shape, 1 if a_RN is None else len(a_RN)
-    tall, wide = 16 if rows <= 32 else 64, triton.cdiv(width, 128)
-    _finish_kernel[(min(triton.cdiv(rows, tall), max(1, PROGRAMS // wide)), wide)](
+    few = rows <= 32
+    _finish_kernel[(triton.cdiv(rows, 16 if few else 64), triton.cdiv(width, 128))](
         out_MN, by.rows, out_MN if low_MR is None else low_MR, out_MN if a_RN is None else a_RN, rows, width, rank,
-        LOW=a_RN is not None, BM=tall, BN=128, BR=max(16, triton.next_power_of_2(rank)), GROUP=by.group,
-        num_stages=2,
+        LOW=a_RN is not None, BM=16 if few else 64, BN=128, BR=max(16, triton.next_power_of_2(rank)), GROUP=by.group,
     )  # fmt: skip
     return out_MN
 
@@ -207,66 +217,15 @@ def _transposed_kernel(q, out, N, K, BN: tl.constexpr, BK: tl.constexpr, CARRY: 
     tl.store(out + k[:, None].to(tl.int64) * N + n[None], tl.trans(values), tl.trans(inside))
 
 
-# Four words of four int8 each, one below the other, to the four that stand beside each other, as FP8. A byte b + 128
-# below the byte 0x64 is the float16 1024 + b + 128.
-_TURN: tl.constexpr = tl.constexpr(
-    """{
-    .reg .b32 ab, cd, ef, gh, x, low, high, bytes, offset; .reg .b16 first, second;
-    mov.b32 bytes, 0x64646464; mov.b32 offset, 0x64806480;
-    prmt.b32 ab, $4, $5, 0x5140; prmt.b32 cd, $6, $7, 0x5140; prmt.b32 ef, $4, $5, 0x7362; prmt.b32 gh, $6, $7, 0x7362;
-    """
-    + "".join(
-        f"""prmt.b32 x, {one}, {other}, {order}; xor.b32 x, x, 0x80808080;
-    prmt.b32 low, x, bytes, 0x4140; prmt.b32 high, x, bytes, 0x4342;
-    sub.f16x2 low, low, offset; sub.f16x2 high, high, offset;
-    cvt.rn.satfinite.e4m3x2.f16x2 first, low; cvt.rn.satfinite.e4m3x2.f16x2 second, high;
-    mov.b32 ${i}, {{first, second}};
-    """
-        for i, (one, other, order) in enumerate(
-            [("ab", "cd", "0x5410"), ("ab", "cd", "0x7632"), ("ef", "gh", "0x5410"), ("ef", "gh", "0x7632")]
-        )
-    )
-    + "}"
-)
-
-
-@triton.jit
-def _turned_kernel(q, out, N, K, BN: tl.constexpr, BK: tl.constexpr):
-    # N and K count words. Byte by byte it takes twice the instructions, more than memory leaves time for.
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    k = tl.program_id(1) * BK + tl.arange(0, BK)
-    inside = (n < N)[:, None] & (k < K)[None]
-    at = q + (4 * n)[:, None].to(tl.int64) * K + k[None]
-    a, b = tl.load(at, inside, 0), tl.load(at + K, inside, 0)
-    c, d = tl.load(at + 2 * K, inside, 0), tl.load(at + 3 * K, inside, 0)
-    a, b, c, d = tl.inline_asm_elementwise(
-        _TURN, "=r,=r,=r,=r,r,r,r,r", [a, b, c, d], dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=True, pack=1
-    )
-    to = out + (4 * k)[:, None].to(tl.int64) * N + n[None]
-    there = tl.trans(inside)
-    tl.store(to, tl.trans(a), there)
-    tl.store(to + N, tl.trans(b), there)
-    tl.store(to + 2 * N, tl.trans(c), there)
-    tl.store(to + 3 * N, tl.trans(d), there)
-
-
 def _transpose(q_NK: Tensor, out_KN: Tensor) -> None:
     rows, width = q_NK.shape
-    if q_NK.is_cuda and rows % 4 == 0 and width % 4 == 0:
-        rows, width = rows // 4, width // 4
-        _turned_kernel[(triton.cdiv(rows, 32), triton.cdiv(width, 32))](
-            q_NK.view(torch.int32), out_KN.view(torch.int32), rows, width, BN=32, BK=32, num_warps=4
-        )
-        return
-    # Triton's interpreter knows no assembly: there this is also what stands for the other.
     _transposed_kernel[(triton.cdiv(rows, 128), triton.cdiv(width, 128))](
         q_NK, out_KN, rows, width, BN=128, BK=128, CARRY=not q_NK.is_cuda, num_warps=8
     )
 
 
-AHEAD = "before"
-"""Whether the next matrix's turn on a stream of its own begins `before` the product with this one, `after` it, or not
-at all."""
+AHEAD = True
+"""Whether the next matrix is transposed meanwhile."""
 
 
 class _Ahead(NamedTuple):
@@ -280,8 +239,9 @@ _ahead: dict[int, _Ahead] = {}
 """Transposed matrices that nobody has taken yet, by where they lie as they are: one at most."""
 
 
-def transposed(q_NK: Tensor) -> Tensor:
-    """(K, N) FP8, contiguous: made now, or ahead."""
+def transposed(q_NK: Tensor, following: Tensor | None = None) -> Tensor:
+    """(K, N) FP8, contiguous. `following`: the matrix of the next call, whose turn begins now, on a stream of its
+    own."""
     recorded = q_NK.is_cuda and torch.cuda.is_current_stream_capturing()
     early = _ahead.pop(q_NK.data_ptr(), None)
     for left in _ahead.values():  # of a pass that has failed
@@ -294,34 +254,22 @@ def transposed(q_NK: Tensor) -> Tensor:
     else:
         out = torch.empty(q_NK.shape[::-1], dtype=FP8, device=q_NK.device)
         _transpose(q_NK, out)
+    if following is not None and q_NK.is_cuda and AHEAD:
+        stream = _streams[q_NK.device]
+        # Memory that the main stream has given out, and gets back after it has waited: no allocation crosses over.
+        later = torch.empty(following.shape[::-1], dtype=FP8, device=q_NK.device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            _transpose(following, later)
+            done = stream.record_event()
+        _ahead[following.data_ptr()] = _Ahead(later, done, recorded)
     return out
 
 
-def transpose_ahead(q_NK: Tensor) -> None:
-    """Begin now, on a stream of its own, with what the next call of `transposed` will be for."""
-    if not q_NK.is_cuda:
-        return
-    stream = _streams[q_NK.device]
-    # Memory that the main stream has given out, and gets back after it has waited: no allocation crosses over.
-    later = torch.empty(q_NK.shape[::-1], dtype=FP8, device=q_NK.device)
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        _transpose(q_NK, later)
-        done = stream.record_event()
-    _ahead[q_NK.data_ptr()] = _Ahead(later, done, torch.cuda.is_current_stream_capturing())
-
-
 def back_unfinished(grad: Rows, q_NK: Tensor, dtype: torch.dtype, following: Tensor | None = None) -> tuple[Tensor, By]:
-    """grad·W (M, K), and what it is to become. `grad`: times W's scales before it was rounded to FP8. `following`: the
-    matrix of the next call."""
-    turned = transposed(q_NK)
-    if following is not None and AHEAD == "before":
-        transpose_ahead(following)
-    sums = _sums(grad.q, turned, dtype)
-    del turned  # whose memory the next may take
-    if following is not None and AHEAD == "after":
-        transpose_ahead(following)
-    return sums, By(grad.scale, group_of(q_NK.shape[1]))
+    """grad·W (M, K), and what it is to become. `grad`: times W's scales before it was rounded to FP8. `following` as
+    for `transposed`."""
+    return _sums(grad.q, transposed(q_NK, following), dtype), By(grad.scale, group_of(q_NK.shape[1]))
 
 
 def product_back(grad_MN: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def test_eight_bit_products_are_those_of_the_weights_written_out(rows: int, inne
 
 
 @pytest.mark.parametrize("rows", [1, 3, elementwise.FEW + 1])
-@pytest.mark.parametrize(("width", "rank"), [(70, 5), (4099, 16)])
+@pytest.mark.parametrize(("width", "rank"), [(70, 5), (4096, 16), (4099, 3)])
 def test_a_thin_product_is_pytorchs(rows: int, width: int, rank: int) -> None:
     x, a = torch.randn(rows, width), torch.randn(rank, width) / width
     close(elementwise.low_product(x, a), (x.double() @ a.double().T).float())

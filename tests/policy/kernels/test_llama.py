@@ -91,12 +91,8 @@ def test_scores_and_gradients_are_those_of_the_plain_layer(
     tuning: str, eight_bits: torch.dtype | None, optimizer: bool, padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns: list[tuple[Tensor, Tensor | None]] = []
-    back = rotated.back_unfinished
-    monkeypatch.setattr(
-        rotated,
-        "back_unfinished",
-        lambda grad, q, dtype, told=None: turns.append((q, told)) or back(grad, q, dtype, told),
-    )
+    transposed = rotated.transposed
+    monkeypatch.setattr(rotated, "transposed", lambda *turn: turns.append(turn) or transposed(*turn))
     weights = torch.randn(int(rollout().lengths_B.sum()), generator=torch.Generator().manual_seed(2))
     found: list[dict[str, Tensor]] = []
     for fused in (True, False):
