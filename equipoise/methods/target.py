@@ -7,6 +7,7 @@ M. Khalifa, H. Elsahar and M. Dymetman (ICLR 2021).
 """
 
 import csv
+import errno
 import hashlib
 import json
 import math
@@ -233,7 +234,7 @@ def _alone(path: Path, say: Callable[[str], None]) -> Iterator[None]:
             waits = partial(say, f"another process writes {path.name}: waiting for it")
             held.enter_context(in_turn(lock, waits))
         except OSError as error:
-            raise UserError(f"cannot write {lock} ({error.strerror}): make room, or set EQUIPOISE_CACHE") from None
+            raise _unwritable(lock, error) from None
         yield
 
 
@@ -361,4 +362,10 @@ def _put(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, data)
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): make room, or set EQUIPOISE_CACHE") from None
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "make room" if full else "see to it that a file can be written there"
+    return UserError(f"cannot write {path} ({error.strerror}): {remedy}, or set EQUIPOISE_CACHE to another folder")

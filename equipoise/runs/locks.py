@@ -5,6 +5,7 @@ import errno
 import fcntl
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -38,15 +39,24 @@ def flock(descriptor: int, place: Path, wait: bool = False) -> None:
 @contextlib.contextmanager
 def in_turn(path: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the lock of a file, which is made where it is not there, and stays; `waits` is called before waiting for
-    another process that holds it. Raises OSError."""
+    another process that holds it. Raises OSError, which also says what lies in the file's place where that is none."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(path, flags, 0o666), "r+") as lock:  # closing it, or the end of the process, gives it back
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        place = {errno.ELOOP: "is a link", errno.EISDIR: "is a folder"}.get(error.errno or 0)
+        raise OSError(error.errno, f"{path.name} {place}" if place else error.strerror, str(path)) from None
+    try:  # closing it, or the end of the process, gives the lock back
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, f"{path.name} is no file", str(path))
         try:
-            flock(lock.fileno(), path.parent)
+            flock(descriptor, path.parent)
         except BlockingIOError:
             waits()
-            flock(lock.fileno(), path.parent, wait=True)
+            flock(descriptor, path.parent, wait=True)
         yield
+    finally:
+        os.close(descriptor)
 
 
 class FolderLock:

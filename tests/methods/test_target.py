@@ -212,6 +212,8 @@ def test_a_run_towards_even_pairs_that_is_killed_again_and_again_ends_as_an_undi
             "4",
             "--save-every",
             "1",
+            "--value-warmup-steps",  # the preset's three would leave the policy as it is
+            "1",
         ]
         argv += ["--base-samples", "0", "--eval-sentences", "0", "--final-sentences", "0", "--max-new-tokens", "16"]
         argv += ["--warm-start-pool", "60", "--warm-start-sentences", "32", "--warm-start-target-samples", "300"]
@@ -293,6 +295,23 @@ def test_who_wants_what_another_process_writes_waits_for_it(
     assert exit_code(child) == (0 if ends == "well" else -signal.SIGKILL)
     assert "another process writes near-" in said[0] and len(written) == (ends == "killed")
     assert Path(made.warm_start.warm_start_file).is_file()
+
+
+@pytest.mark.parametrize(("there", "said"), [("link", "is a link"), ("folder", "is a folder"), ("pipe", "is no file")])
+def test_what_lies_in_place_of_a_lock_is_named_before_anything_is_written(
+    there: str, said: str, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(target, "_write_target", lambda *_: None)
+    prepared(run(words, tmp_path, "near"))
+    (lock,) = (tmp_path / "cache").iterdir()
+    lock.unlink()
+    {"link": lambda: lock.symlink_to(tmp_path / "elsewhere"), "folder": lock.mkdir, "pipe": lambda: os.mkfifo(lock)}[
+        there
+    ]()
+    monkeypatch.setattr(target, "_write_target", lambda *_: pytest.fail("nothing is written"))
+    with pytest.raises(UserError, match=rf"cannot write .*\.lock \(near-\w+\.csv\.lock {said}\): .* EQUIPOISE_CACHE"):
+        prepared(run(words, tmp_path, "near"))
 
 
 def test_pairs_that_are_none_are_refused_before_the_run(words: Path, tmp_path: Path) -> None:
