@@ -22,6 +22,9 @@ from equipoise.ppo.window import Sentence, Window
 
 RECENT = 8
 """Steps over whose sentences running measures are taken: 512 sentences at the guide's batch size."""
+MOST = 2048
+"""Of these sentences at most the last so many: the more texts there are, the more of their words and moulds were there
+before, so that with large batches `watch/distinct_2` would be below its threshold whatever is written."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class State:
         """`leaked`: the terms in the prompt, for the watch; `rates`: of the untrained model's pairs, for the bonus."""
         generator = torch.Generator().manual_seed(config.seed)
         window, watch = TermWindow(config.diversity, config.task, rates), Watch(config.watch, config.task, leaked)
-        recent = Window(RECENT * config.ppo.batch_size)
+        recent = Window(min(RECENT * config.ppo.batch_size, MOST))
         return cls(0, config.ppo.kl_coef, window, generator, limit, config.diversity, watch, recent)
 
     def apply_remedies(self) -> None:

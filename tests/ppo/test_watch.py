@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 import pytest
 
 from equipoise.errors import UserError
+from equipoise.policy.memory import RowLimit
+from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.signs import SIGNS, Sign
+from equipoise.ppo.state import State
 from equipoise.ppo.train import Outcome, train
 from equipoise.ppo.watch import TextSigns, Watch
 from equipoise.ppo.watch_config import WatchConfig
@@ -61,6 +65,17 @@ def held(found: Any) -> set[str]:
 
 def test_varied_compliant_text_shows_no_sign() -> None:
     assert held(values(varied())) == set()
+
+
+@pytest.mark.parametrize(("size", "batches", "kept"), [(64, 9, 512), (256, 9, 2048), (2048, 2, 2048)])
+def test_large_batches_do_not_make_sound_text_look_repeated(size: int, batches: int, kept: int) -> None:
+    """Of ever more sentences of one kind ever fewer word pairs are new, and thresholds know nothing of how many."""
+    config, text = TrainConfig(), varied(512)
+    state = State.begin(replace(config, ppo=replace(config.ppo, batch_size=size)), RowLimit(16))
+    for _ in range(batches):
+        found = state.look_back([text[i % 512] for i in range(size)], 2.0)
+    assert found["watch/sentences"] == kept == len(state.document()["recent"])
+    assert found["watch/unique"] == min(size, 512) / kept
 
 
 def replaced(s: Sentence, agentic: str, communal: str) -> Sentence:
