@@ -149,7 +149,9 @@ def _need(config: PolicyConfig, looked: Look, work: Work) -> Need:
     per_token = kept + hidden * layers if config.gradient_checkpointing else kept * layers
     # Logits and their gradient in the compute dtype, or three times in float32.
     predicted = work.rows * work.new * vocabulary * (2 * width if fused else 12)
-    scored = work.own * work.new * vocabulary * (width if fused else 8) if device.type == "cuda" else 0
+    # The whole batch is scored at once where one pass takes a whole mini-batch, and else in the passes of the updates.
+    at_once = work.own if work.rows >= work.piece else work.rows
+    scored = at_once * work.new * vocabulary * (width if fused else 8) if device.type == "cuda" else 0
     # Without attention heads, as in a state space model, the state is far smaller than this.
     heads = getattr(text, "num_attention_heads", None) or 1
     key_heads = getattr(text, "num_key_value_heads", None) or heads
@@ -209,20 +211,20 @@ class Fit(NamedTuple):
 
 def fit(config: PolicyConfig, source: Source, work: Work, free_gb: float) -> Fit:
     """The fastest way that is estimated to fit: smaller passes before recomputing, since many small passes cost less
-    time than a third more work. On a CPU, and where nothing fits, what is configured."""
+    time than a third more work. On a CPU what is configured; where nothing fits what needs the least."""
     looked = look(source)
     wanted = Fit(_need(config, looked, work), work.rows, config.gradient_checkpointing)
     if pick_device(config.device).type != "cuda":
         return wanted
     halved = [work.rows >> n for n in range(work.rows.bit_length())]
     ways = [(rows, False) for rows in halved if rows >= 4 or rows == work.rows] + [(rows, True) for rows in halved]
-    for rows, again in ways:
-        if config.gradient_checkpointing and not again:
-            continue
-        needed = _need(replace(config, gradient_checkpointing=again), looked, replace(work, rows=rows))
-        if needed.memory / GB <= MARGIN * free_gb:
-            return Fit(needed, rows, again)
-    return wanted
+    found = [
+        Fit(_need(replace(config, gradient_checkpointing=again), looked, replace(work, rows=rows)), rows, again)
+        for rows, again in ways
+        if again or not config.gradient_checkpointing
+    ]
+    fits = [each for share in (MARGIN, 1.0) for each in found if each.need.memory / GB <= share * free_gb]
+    return fits[0] if fits else min(found, key=lambda each: each.need.memory)
 
 
 def check(
@@ -244,6 +246,8 @@ def check(
             "--use-8bit" if not needed.reference else "more GPUs (--gpus), which share the optimizer, --tuning lora"
         )
         remedy = remedy if device.type == "cuda" else "--model bundled"
+        if needed.activations > needed.memory / 2:  # on a GPU passes are as small as they can be
+            remedy = f"a smaller --{'batch-size' if device.type == 'cuda' else 'micro-batch-size'}, {remedy}"
         raise UserError(
             f"training needs about {needed.memory / GB:.1f} GB and {free:.1f} GB {where} are free: "
             f"try {remedy}, or a smaller model"

@@ -15,10 +15,12 @@ from equipoise.learning.optimizer import MasterAdam
 from equipoise.learning.shards import Shards
 from equipoise.policy.config import PolicyConfig
 from equipoise.policy.load import load_policy
+from equipoise.policy.shapes import SHAPES
 from equipoise.policy.source import resolve
 from equipoise.ppo import machine as machines
 from equipoise.ppo.machine import MARGIN, Machine, Need, Work, check, fit, inspect_machine, need
 from equipoise.ppo.preflight import EIGHT_BIT_GB, slow_to_save
+from equipoise.ppo.presets import preset
 from equipoise.ppo.train import train
 from equipoise.runs import launch
 from equipoise.runs.ranks import Ranks
@@ -179,10 +181,33 @@ def test_a_plan_takes_smaller_passes_first_then_recomputes_and_says_so(on_gpu: N
     assert seen == sorted(seen, key=lambda way: (way[1], -way[0]))  # less and less as memory gets scarce
     assert seen[0] == (16, False) and {again for _, again in seen} == {False, True}
     roomy, tight, none = (fit(config, source, work, gb) for gb in (80.0, 21.8, 10.0))
-    assert roomy.line(16) is None and (none.rows, none.gradient_checkpointing) == (16, False)
+    assert roomy.line(16) is None and (none.rows, none.gradient_checkpointing) == (1, True)  # what needs the least
     line = tight.line(16)
     assert line is not None and "instead of 16" in line and "same result" in line
     assert fit(replace(config, gradient_checkpointing=True), source, work, 80.0).gradient_checkpointing
+
+
+@pytest.mark.parametrize("name", ["near", "even"])
+def test_the_presets_of_large_steps_are_planned_on_cards_of_8_16_and_24_gb(
+    on_gpu: None, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Logits of the whole batch are there at once only where one pass takes a whole mini-batch."""
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+    sizes |= {"num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}
+    monkeypatch.setitem(SHAPES, "smollm2-135m", sizes)
+    config, source = preset(name), resolve("shape:smollm2-135m")
+    new, batch, rows = config.sampling.max_new_tokens, config.ppo.batch_size, config.ppo.mini_batch_size
+    work = Work(rows, batch, 64, new, piece=rows)
+    assert need(config.policy, source, work).parameters == 134_515_008
+    plans = [fit(config.policy, source, work, gb) for gb in (7.5, 15.5, 23.5)]
+    assert all(plan.need.memory / 1e9 <= MARGIN * gb for plan, gb in zip(plans, (7.5, 15.5, 23.5), strict=True))
+    assert 8 <= plans[0].rows < plans[1].rows < plans[2].rows == rows
+    # Two bytes a logit, less the sampler's cache, which is at another time: keys and values of 3 heads of 64.
+    cache = batch * (64 + new) * 2 * 30 * 3 * 64 * 2
+    one = need(config.policy, source, replace(work, rows=1))
+    assert need(config.policy, source, replace(work, rows=1, piece=1)).memory - one.memory == (
+        2 * batch * new * 49152 - cache
+    )
 
 
 def test_on_a_cpu_the_plan_is_what_was_asked_for(tmp_path: Path) -> None:
@@ -199,6 +224,12 @@ def test_too_little_memory_is_refused_with_numbers_and_a_remedy(disk) -> None:
         check(NEED, replace(ROOMY, memory_free_gb=9.5), CPU, folders, 2)
     with pytest.raises(UserError, match=r"10.0 GB and 9.5 GB on the GPU are free: try --use-8bit"):
         check(replace(NEED, reference=0, weights=7 * 10**9), replace(ROOMY, gpu_free_gb=9.5), GPU, folders, 2)
+    # Where most of it are activations there are smaller passes, and where these are small smaller batches.
+    many = replace(NEED, weights=10**9, reference=0, activations=7 * 10**9)
+    with pytest.raises(UserError, match=r"try a smaller --micro-batch-size, --model bundled"):
+        check(many, replace(ROOMY, memory_free_gb=9.5), CPU, folders, 2)
+    with pytest.raises(UserError, match=r"try a smaller --batch-size, --use-8bit"):
+        check(many, replace(ROOMY, gpu_free_gb=9.5), GPU, folders, 2)
     # The other kind of memory does not matter.
     assert check(NEED, replace(ROOMY, gpu_free_gb=0.1), CPU, folders, 2)
     assert check(NEED, replace(ROOMY, memory_free_gb=0.1), GPU, folders, 2)
