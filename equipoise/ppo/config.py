@@ -138,7 +138,7 @@ class PPOConfig:
         if self.batch_size % self.mini_batch_size:
             raise UserError(
                 f"batch-size {self.batch_size} is not a multiple of mini-batch-size {self.mini_batch_size}: "
-                "every optimizer step must see equally many completions"
+                "every optimizer step must see equally many completions; give a --mini-batch-size that divides it"
             )
         self._check_groups()
         self._check_applies()
@@ -169,14 +169,14 @@ class PPOConfig:
         method = self.method
         of_values = ("value_learning_rate", "value_warmup_steps", "value_clip", "gae_lambda")
         idle = [*(() if method.value_head else of_values), *(() if method.token_credit else ("gamma",))]
-        for each in fields(self):
-            if each.name in idle and getattr(self, each.name) != each.default:
-                what = "rewards from token to token" if each.name == "gamma" else "a value head"
-                name = each.name.replace("_", "-")
-                raise UserError(
-                    f"{name} {getattr(self, each.name)} is about {what}, which {method.title} does not have: leave it "
-                    f"out, or where a preset has it give --{name} {each.default}"
-                )
+        if wrong := [each for each in fields(self) if each.name in idle and getattr(self, each.name) != each.default]:
+            first = wrong[0].name
+            what = "rewards from token to token" if first == "gamma" else "a value head"
+            without = " ".join(f"--{each.name.replace('_', '-')} {each.default}" for each in wrong)
+            raise UserError(
+                f"{first.replace('_', '-')} {getattr(self, first)} is about {what}, which {method.title} does not "
+                f"have: leave it out, or where a preset has it give {without}"
+            )
         if self.kl_in != "reward" and not method.token_credit:
             raise UserError(
                 f"kl-in {self.kl_in} charges for the KL from token to token, which {method.title} does not: leave it "

@@ -17,6 +17,11 @@ def idle(config: TrainConfig) -> list[str]:
     # A rollback after an alert may add to the weight.
     if on != "terms" and not diversity.diversity_weight and config.watch.on_alert != "rollback":
         told.append(f"--diversity-on {on} does nothing with --diversity-weight 0")
+    if 0 < config.steps <= config.ppo.value_warmup_steps:
+        told.append(
+            f"--steps {config.steps} leaves the policy as it is: in the first {config.ppo.value_warmup_steps} only the "
+            "value head learns (--value-warmup-steps)"
+        )
     if warm.warm_start_fluency and not (warm.target != "off" and warm.warm_start_target_rounds):
         without = "--warm-start-target" if warm.target == "off" else "--warm-start-target-rounds"
         told.append(f"--warm-start-fluency {warm.warm_start_fluency:g} does nothing without {without}")

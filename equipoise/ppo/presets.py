@@ -174,12 +174,15 @@ def additions(config: TrainConfig) -> list[str]:
 
 
 def for_model(config: TrainConfig, given: Collection[str]) -> tuple[TrainConfig, list[str]]:
-    """What the preset `guide` becomes on the bundled model, and a line that says so: all weights are trained, unless
-    `given`, the names of the options that were, has `tuning` in it; the line then says what adapters would need.
+    """What a preset becomes where its learning rates are not for the weights that are trained, and a line that says so;
+    options that were `given`, by name, stay as they are. `guide` trains all weights of the bundled model, or the line
+    says what adapters would need; `near` and `even` have other rates where all weights are trained.
 
     The guide's learning rate is one for all weights. Adapters, which the 8B model has because nothing else fits, need
     some thirty times as much to learn as fast (docs/LOG.md)."""
     policy = config.policy
+    if config.preset in ("near", "even") and policy.tuning == "full":
+        return _for_all_weights(config, given)
     if config.preset != "guide" or policy.model != "bundled" or policy.tuning == "full":
         return config, []
     if "tuning" in given or policy.use_8bit:
@@ -190,6 +193,21 @@ def for_model(config: TrainConfig, given: Collection[str]) -> tuple[TrainConfig,
         ] if slow else []
     why = "all weights of the bundled model, since adapters hardly learn at the guide's learning rate"
     return replace(config, policy=replace(policy, tuning="full")), [f"tuning    {why}; --tuning lora keeps them"]
+
+
+ALL_WEIGHTS = {"learning_rate": 4e-5, "warm_start_learning_rate": 1e-4}
+"""What `near` and `even` learn with where all weights are trained and not adapters (docs/LOG.md)."""
+
+
+def _for_all_weights(config: TrainConfig, given: Collection[str]) -> tuple[TrainConfig, list[str]]:
+    rates = {name: rate for name, rate in ALL_WEIGHTS.items() if name not in given}
+    if not rates:
+        return config, []
+    ppo = {name: rate for name, rate in rates.items() if name == "learning_rate"}
+    warm = {name: rate for name, rate in rates.items() if name not in ppo}
+    config = replace(config, ppo=replace(config.ppo, **ppo), warm_start=replace(config.warm_start, **warm))
+    asked = " ".join(f"--{name.replace('_', '-')} {rate:g}" for name, rate in rates.items())
+    return config, [f"tuning    {asked}, since the preset's own are for adapters and all weights are trained"]
 
 
 def preset(name: str, task: Task = PROTOCOL) -> TrainConfig:

@@ -22,6 +22,7 @@ from tests.ppo.small import changed, small_config
 from tests.tasks import foreign_task, one_class_task
 
 ASKED = f"--even-power {preset('even').diversity.even_power:g}"
+FROZEN = "--steps 3 leaves the policy as it is: in the first 3 only the value head learns (--value-warmup-steps)"
 POWER = f"{ASKED} does nothing without --diversity-on even or --warm-start-target even"
 
 
@@ -31,6 +32,8 @@ POWER = f"{ASKED} does nothing without --diversity-on even or --warm-start-targe
         (f"--preset near {ASKED}", [POWER]),
         (f"--preset bundled-cpu {ASKED}", [POWER]),
         ("--preset even --diversity-on pairs", []),  # the target has the power
+        ("--preset near --steps 3", [FROZEN]),
+        ("--preset near --steps 4", []),
         ("--preset even --diversity-on pairs --warm-start-target near", [POWER]),
         ("--preset even --warm-start-target near", []),
         ("--preset bundled-gpu --diversity-on pairs", ["--diversity-on pairs does nothing with --diversity-weight 0"]),

@@ -86,6 +86,27 @@ def test_on_the_bundled_model_the_guides_preset_trains_all_weights_unless_asked_
     assert [plan.config.policy.tuning for plan in plans] == ["full", "lora"]
 
 
+@pytest.mark.parametrize("name", ["near", "even"])
+def test_a_targets_preset_trains_all_weights_at_their_own_learning_rates(name: str) -> None:
+    """Those of adapters are eight and six times as large."""
+    config, told, _ = configure(["--preset", name, "--tuning", "full"])
+    assert (config.ppo.learning_rate, config.warm_start.warm_start_learning_rate) == (4e-5, 1e-4)
+    (line,) = [line for line in told if line.startswith("tuning ")]
+    assert "--learning-rate 4e-05 --warm-start-learning-rate 0.0001, since" in line
+    asked = configure(["--preset", name, "--tuning", "full", "--learning-rate", "1e-5"])[0]
+    assert (asked.ppo.learning_rate, asked.warm_start.warm_start_learning_rate) == (1e-5, 1e-4)
+    assert configure(["--preset", name])[:2] == (preset(name), [f"preset    {name}, as asked"])
+
+
+def test_what_an_algorithm_has_no_use_for_is_named_all_at_once() -> None:
+    words = ["--preset", "near", "--algorithm", "rloo"]
+    with pytest.raises(UserError, match=r"is about a value head, which RLOO does not have: .* give (--.*);") as refused:
+        configure(words)
+    without = re.search(r"give (--[^;]*);", str(refused.value))
+    assert without is not None
+    assert configure([*words, *without[1].split()])[0].ppo.algorithm == "rloo"
+
+
 def test_the_guides_preset_says_what_it_adds_and_how_to_do_without() -> None:
     (line,) = [each for each in configure(["--preset", "guide"])[1] if each.startswith("guide ")]
     assert "an entropy bonus (0.01) and a moving average of the weights (0.98)" in line
