@@ -17,10 +17,13 @@ from typing import Any
 
 from equipoise.measures.decomposition import Pair, PairRates
 
-ASCENT = 0.05
+ASCENT = 0.1
 """Nats that a multiplier moves at each step for each nat that the log of its pair's share is off."""
-DAMPING = 4.0
-"""Nats that are paid on top for each nat that it is off: without them multipliers and shares would swing."""
+DAMPING = 2.0
+"""Nats that are paid on top for each nat that it is off. Without them multipliers and shares would swing; with twice as
+many they do where steps are so large that the policy goes a fifth of the way to what pays best in one (docs/LOG.md)."""
+GAINS_BEFORE = (0.05, 4.0)
+"""Both, in states that do not hold them."""
 LEAST = 2e-4
 """Share of the successes that multipliers begin as if a pair had at least: what is paid for a rarer one by its
 estimate, which is hardly one, is paid too much."""
@@ -33,6 +36,7 @@ class EvenPairs:
         """`pairs`: how many there are. `rates`: how often the untrained model succeeds with each, which multipliers
         begin with; without them at 0, and all pairs are wanted alike. `power`: see above."""
         self.pairs = pairs
+        self.ascent, self.damping = ASCENT, DAMPING
         self.recent: deque[Pair] = deque(maxlen=window)
         self.counts: Counter[Pair] = Counter()
         self.multipliers: dict[Pair, float] = {}
@@ -55,7 +59,7 @@ class EvenPairs:
 
     def paid(self, pair: Pair) -> float:
         """Nats that a success with this pair is worth."""
-        return self.multipliers.get(pair, self.rest) + DAMPING * self._off(pair)
+        return self.multipliers.get(pair, self.rest) + self.damping * self._off(pair)
 
     def add(self, found: Iterable[Pair]) -> None:
         """Take in the pairs of a batch's successes, and move the multipliers."""
@@ -66,8 +70,8 @@ class EvenPairs:
             self.counts[pair] += 1
             self.multipliers.setdefault(pair, self.rest)
         for pair in self.multipliers:
-            self.multipliers[pair] += ASCENT * self._off(pair)
-        self.rest += ASCENT * self._off(None)
+            self.multipliers[pair] += self.ascent * self._off(pair)
+        self.rest += self.ascent * self._off(None)
         self._centre()
 
     def _off(self, pair: Pair | None) -> float:
@@ -91,6 +95,7 @@ class EvenPairs:
             "rest": self.rest,
             "wanted": _listed(self.wanted),
             "wanted_rest": self.wanted_rest,
+            "gains": [self.ascent, self.damping],
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -99,6 +104,7 @@ class EvenPairs:
         self.counts = Counter(self.recent)
         self.multipliers = {tuple(pair): float(value) for pair, value in state["multipliers"]}
         self.rest = float(state["rest"])
+        self.ascent, self.damping = state.get("gains", GAINS_BEFORE)
         if "wanted" in state:  # without, a state of before it was kept: what the rates of now say
             self.wanted = {tuple(pair): float(value) for pair, value in state["wanted"]}
             self.wanted_rest = float(state["wanted_rest"])

@@ -200,14 +200,14 @@ ALL_WEIGHTS = {"learning_rate": 4e-5, "warm_start_learning_rate": 1e-4}
 
 
 def _for_all_weights(config: TrainConfig, given: Collection[str]) -> tuple[TrainConfig, list[str]]:
-    rates = {name: rate for name, rate in ALL_WEIGHTS.items() if name not in given}
-    if not rates:
-        return config, []
-    ppo = {name: rate for name, rate in rates.items() if name == "learning_rate"}
-    warm = {name: rate for name, rate in rates.items() if name not in ppo}
-    config = replace(config, ppo=replace(config.ppo, **ppo), warm_start=replace(config.warm_start, **warm))
-    asked = " ".join(f"--{name.replace('_', '-')} {rate:g}" for name, rate in rates.items())
-    return config, [f"tuning    {asked}, since the preset's own are for adapters and all weights are trained"]
+    asked = [f"--{name.replace('_', '-')} {rate:g}" for name, rate in ALL_WEIGHTS.items() if name not in given]
+    if "learning_rate" not in given:
+        config = replace(config, ppo=replace(config.ppo, learning_rate=ALL_WEIGHTS["learning_rate"]))
+    if "warm_start_learning_rate" not in given:
+        rate = ALL_WEIGHTS["warm_start_learning_rate"]
+        config = replace(config, warm_start=replace(config.warm_start, warm_start_learning_rate=rate))
+    why = "since the preset's own are for adapters and all weights are trained"
+    return config, [f"tuning    {' '.join(asked)}, {why}"] if asked else []
 
 
 def preset(name: str, task: Task = PROTOCOL) -> TrainConfig:

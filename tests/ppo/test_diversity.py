@@ -97,6 +97,38 @@ def test_what_is_wanted_of_pairs_stays_that_of_the_runs_beginning_whatever_rates
     assert restored.state() == straight.state()
 
 
+def test_a_run_goes_on_with_the_gains_it_began_with() -> None:
+    """Those of states that do not hold them were 0.05 and 4."""
+    even = EvenPairs(100, 100, RATES)
+    even.add([("bold", "caring")] * 50)
+    before = {name: value for name, value in even.state().items() if name != "gains"}
+    even.load_state(before)
+    off = math.log(0.01 * (50 + 100) / (50 + 1))  # it has (50 + 1)/150 of the window, and is to have 1/100
+    assert even.paid(("bold", "caring")) - even.multipliers["bold", "caring"] == pytest.approx(4 * off)
+    again = EvenPairs(100, 100)
+    again.load_state(json.loads(json.dumps(even.state())))
+    assert again.paid(("bold", "caring")) == even.paid(("bold", "caring"))
+
+
+def test_shares_do_not_swing_where_steps_are_large() -> None:
+    """A policy that goes a quarter of the way to what pays best with every 2,000 successes, which are paid for before
+    they are counted themselves. With twice the damping its KL goes up and down by two nats and more."""
+    p = {("bold", f"{i:02}"): math.exp(-i * 9 / 99) for i in range(100)}
+    total = sum(p.values())
+    p = {pair: x / total for pair, x in p.items()}
+    even = EvenPairs(100, 4096, PairRates({pair: Rate(1e-3 * x, 0.0) for pair, x in p.items()}, 1e-9, 100), 0.12)
+    policy, generator, kl = {pair: x**0.12 for pair, x in p.items()}, random.Random(0), []
+    for _ in range(100):
+        batch = generator.choices(list(policy), list(policy.values()), k=2000)
+        best = {pair: math.log(x) + even.paid(pair) for pair, x in p.items()}
+        policy = {pair: math.exp(0.75 * math.log(policy[pair]) + 0.25 * best[pair]) for pair in p}
+        total = sum(policy.values())
+        policy = {pair: x / total for pair, x in policy.items()}
+        kl.append(sum(x * math.log(x / p[pair]) for pair, x in policy.items()))
+        even.add(batch)
+    assert max(kl[50:]) - min(kl[50:]) < 0.3
+
+
 @pytest.mark.parametrize(("wrong", "power"), [(False, 0.0), (True, 0.0), (False, 0.3)])
 def test_pairs_become_even_at_what_they_cost_whatever_it_was_thought_to_be(wrong: bool, power: float) -> None:
     """A policy that goes a tenth of the way, in logs, to the best answer to what it is paid, p·exp(paid), as PPO does
@@ -117,7 +149,7 @@ def test_pairs_become_even_at_what_they_cost_whatever_it_was_thought_to_be(wrong
         total = sum(policy.values())
         policy = {pair: x / total for pair, x in policy.items()}
         effective = math.exp(-sum(x * math.log(x) for x in policy.values()))
-        assert effective > (15 if power else 20), step  # on the way too: what is paid on top holds them together
+        assert effective > (15 if power else 18), step  # on the way too: what is paid on top holds them together
         even.add(generator.choices(list(policy), list(policy.values()), k=250))
     assert sum(x * math.log(x / wanted[pair]) for pair, x in policy.items()) < math.log(25 / 24)
     mean = sum(math.log(x / wanted[pair]) for pair, x in p.items()) / 25
