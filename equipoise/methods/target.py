@@ -195,6 +195,9 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
     file = str(pool.with_name(target_file(warm.warm_start_target, _named(*named, *_decisive(config)))))
     path, beside = map(Path, with_rates(file))
     if not (path.is_file() and beside.is_file()):
+        for each in (pool, path, beside):
+            if each.exists() and not each.is_file():  # known now, not after the minutes that its content takes
+                raise UserError(f"{each} is no file: move it away, or set EQUIPOISE_CACHE to another folder")
         with _alone(path, say):
             if not (path.is_file() and beside.is_file()):  # another may have written them meanwhile
                 _write_target(config, writer, pool, (path, beside), say)

@@ -314,6 +314,21 @@ def test_what_lies_in_place_of_a_lock_is_named_before_anything_is_written(
         prepared(run(words, tmp_path, "near"))
 
 
+@pytest.mark.parametrize("ending", [".csv", ".csv.json", "pool"])
+def test_a_folder_in_place_of_a_targets_file_is_refused_before_anything_is_written(
+    ending: str, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(target, "_write_target", lambda _, __, pool, files, ___: named.extend([pool, *files]))
+    named: list[Path] = []
+    prepared(run(words, tmp_path, "near"))
+    place = named[("pool", ".csv", ".csv.json").index(ending)]
+    place.mkdir()
+    monkeypatch.setattr(target, "_write_target", lambda *_: pytest.fail("nothing is written"))
+    with pytest.raises(UserError, match=rf"{place.name} is no file: move it away"):
+        prepared(run(words, tmp_path, "near"))
+
+
 def test_pairs_that_are_none_are_refused_before_the_run(words: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "x.json"
     wrong.write_text('{"pair_rates": {"event": "both", "pairs": [], "unseen": 0.1, "n": 2}}')
