@@ -125,7 +125,7 @@ FOREIGN = TrainConfig(
 def test_the_card_names_every_option_in_force_and_none_that_was_not(config: TrainConfig) -> None:
     card = ModelCard(facts(config, 7, 0.125, warmed=True), config.prompt, config.task)
     text, ppo, warm = render(card, None), config.ppo, config.warm_start
-    assert f"PPO, 7 steps of {ppo.batch_size} sentences, " in text and f"learning rate {ppo.learning_rate:g}" in text
+    assert f"PPO, 7 steps of {ppo.batch_size:,} sentences, " in text and f"learning rate {ppo.learning_rate:g}" in text
     for words, in_force in {
         "all weights": config.policy.tuning == "full",
         f"LoRA of rank {config.policy.lora_rank}": config.policy.tuning == "lora",
