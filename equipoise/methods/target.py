@@ -189,8 +189,7 @@ def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainCo
     policy = replace(config.policy, tuning="full")
     _enough(warm, config.task)
     writer = Guided(policy, CtrlGConfig(), prompt=config.prompt, sampling=sampling, seed=SEED, task=config.task)
-    runs = -(-warm.warm_start_pool // len(config.task.names))
-    named = [runs, writer.settings, config.task.document()]
+    named = [_runs(config), writer.settings, config.task.document()]
     pool = bundled.cache_folder() / f"pool-{_named(*named)}.csv"
     file = str(pool.with_name(target_file(warm.warm_start_target, _named(*named, *_decisive(config)))))
     path, beside = map(Path, with_rates(file))
@@ -210,9 +209,8 @@ def _write_target(
     """Write the sentences of the target and the probabilities of the pairs, and what Ctrl-G writes for them to `pool`,
     where it is not there."""
     warm, (path, beside) = config.warm_start, files
-    runs = -(-warm.warm_start_pool // len(config.task.names))
     with _alone(pool, say):
-        found = _pool(pool, writer, runs, say)
+        found = _pool(pool, writer, _runs(config), say)
     spare = []
     if warm.warm_start_target == "even":
         Prompted.load(writer, say)
@@ -225,6 +223,11 @@ def _write_target(
         path,
         serialise([("Occupation", "RunID", "Text"), *((o, str(i), text) for i, (o, text) in enumerate(rows, 1))]),
     )
+
+
+def _runs(config: TrainConfig) -> int:
+    """Sentences that Ctrl-G writes for each occupation."""
+    return -(-config.warm_start.warm_start_pool // len(config.task.names))
 
 
 @contextmanager

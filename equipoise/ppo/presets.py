@@ -118,7 +118,7 @@ PRESETS = {
     # but for fluency, which is cheap: without it rare pairs make for unnatural sentences. A pair is paid what it costs
     # at the price of a nat, found by dual ascent: paid by estimates alone, pairs collapsed onto those whose rate was
     # too low. With power 0.12, a malus of 0.1 and 100 steps 79 effective pairs were measured, at top-p 1 84 and rising;
-    # these three were not measured together (docs/LOG.md).
+    # the power, the malus and the steps below are to leave 85, and have not been measured (docs/LOG.md).
     "even": replace(
         NEAR_PRESET,
         preset="even",
