@@ -96,6 +96,7 @@ def _facts(config: Mapping[str, Any]) -> list[str]:
         ("PPO epochs" if method.value_head else "epochs a step", ppo.get("ppo_epochs")),
         ("learning rate", _with_schedule(ppo)),
         ("learning rate of the value head", of_values.get("value_learning_rate")),
+        ("hidden units of the value head", of_values.get("value_hidden") or None),
         ("target KL of an update", ppo.get("target_kl")),
         ("KL coefficient", _with_target(ppo)),
         ("KL charged for", KL_IN.get(str(ppo.get("kl_in")))),

@@ -80,6 +80,13 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has else torch.float32
 
 
+class _UnitSiLU(nn.Module):
+    """SiLU over the square root of the width, so that a learning rate moves what comes of it alike at any width."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.silu(x) * x.shape[-1] ** -0.5
+
+
 class Policy:
     """A causal LM to train. `model` is the transformers model, wrapped by peft for LoRA."""
 
@@ -98,6 +105,7 @@ class Policy:
         source: Source | None = None,
         cuda_graphs: bool = False,
         value_head: bool = True,
+        value_hidden: int = 0,
     ) -> None:
         trains = any(parameter.requires_grad for parameter in model.parameters())
         has_reference = reference is not None or isinstance(model, PeftModel)
@@ -117,16 +125,23 @@ class Policy:
         self.graphs = Graphs(self.device, enabled=cuda_graphs)
         self.rooms = Rooms(sum(t.numel() for t in (*model.parameters(), *model.buffers())))
         self.dtype = _compute_dtype(model)
-        self.value_head = self._new_value_head() if value_head else None
+        self.value_head = self._new_value_head(value_hidden) if value_head else None
         _no_dropout(model)
 
-    def _new_value_head(self) -> nn.Linear:
-        """All zeros: the first values are 0, not noise that the first advantages would be measured against."""
-        hidden = self.model.config.get_text_config().hidden_size
-        head = nn.Linear(getattr(self.model.get_output_embeddings(), "in_features", hidden), 1, device=self.device)
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
-        return head
+    def _new_value_head(self, hidden: int) -> nn.Module:
+        """The last layer is all zeros: the first values are 0, not noise that the first advantages would be measured
+        against. The hidden one, where there is one, starts as features of length 1 want it: of spread 1."""
+        width = self.model.config.get_text_config().hidden_size
+        width = getattr(self.model.get_output_embeddings(), "in_features", width)
+        last = nn.Linear(hidden or width, 1, device=self.device)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        if not hidden:
+            return last
+        first = nn.Linear(width, hidden, device=self.device)
+        nn.init.normal_(first.weight)
+        nn.init.zeros_(first.bias)
+        return nn.Sequential(first, _UnitSiLU(), last)
 
     @contextmanager
     def as_reference(self, reference: bool = True) -> Iterator[nn.Module]:
@@ -199,9 +214,11 @@ class Policy:
         return named | {f"value_head.{n}": p for n, p in head}
 
 
-def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE, *, value_head: bool = True) -> Policy:
-    """Load what `config` names, ready to train, on the device of this rank. Raises UserError for anything the user can
-    mend."""
+def load_policy(
+    config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE, *, value_head: bool = True, value_hidden: int = 0
+) -> Policy:
+    """Load what `config` names, ready to train, on the device of this rank. Its value head, if it gets one, has a
+    hidden layer of `value_hidden` units, or with 0 none. Raises UserError for anything the user can mend."""
     device = _used(pick_device(own_device(config.device, ranks)))
     dtype = pick_dtype(config.dtype, device)
     source = resolve(config.model)
@@ -240,7 +257,14 @@ def load_policy(config: PolicyConfig, prompt: Prompt, ranks: Ranks = ALONE, *, v
     stops = stop_ids(tokenizer, model.generation_config, prompt)
     graphs = _recordable(config, attention)
     policy = Policy(
-        model, tokenizer, reference=reference, stop_ids=stops, source=source, cuda_graphs=graphs, value_head=value_head
+        model,
+        tokenizer,
+        reference=reference,
+        stop_ids=stops,
+        source=source,
+        cuda_graphs=graphs,
+        value_head=value_head,
+        value_hidden=value_hidden,
     )
     policy.recompute = config.gradient_checkpointing
     policy.unproven = attention is not None and not known

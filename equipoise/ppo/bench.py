@@ -132,7 +132,8 @@ def _loaded(
     if config.memory_gb:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(config.memory_gb * 1e9 / total)
-    policy = load_policy(train.policy, prompt, ranks, value_head=train.ppo.method.value_head)
+    head, hidden = train.ppo.method.value_head, train.ppo.value_hidden
+    policy = load_policy(train.policy, prompt, ranks, value_head=head, value_hidden=hidden)
     loaded = time.perf_counter() - started
     if config.full_length:
         policy.stop_ids = (-1,)

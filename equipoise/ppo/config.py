@@ -68,7 +68,9 @@ class PPOConfig:
     learning_rate: float = 1e-5
     """Of the policy; Adam's."""
     value_learning_rate: float = 1e-3
-    """Of the value head, one linear layer that starts at zero."""
+    """Of the value head, whose last layer starts at zero."""
+    value_hidden: int = 0
+    """Units of a hidden layer of the value head. 0: none, the head is one linear layer."""
     warmup_steps: int = 20
     """PPO steps over which the learning rate rises from 1/warmup. Adam's first steps are sign steps: without a warm-up
     the first alone was measured to move the policy by 0.1–0.7 nats per token."""
@@ -114,7 +116,7 @@ class PPOConfig:
     def __post_init__(self) -> None:
         at_least_1 = ("batch_size", "mini_batch_size", "micro_batch_size", "ppo_epochs", "kl_horizon")
         above_0 = ("target_kl", "ref_kl_target", "learning_rate", "clip", "value_clip", "max_grad_norm", "adam_eps")
-        counts = ("pieces", "warmup_steps", "decay_steps", "value_warmup_steps")
+        counts = ("pieces", "warmup_steps", "decay_steps", "value_warmup_steps", "value_hidden")
         at_least_0 = (
             *counts,
             "value_learning_rate",
@@ -167,7 +169,7 @@ class PPOConfig:
     def _check_applies(self) -> None:
         """Raises UserError for an option that was given and that the algorithm has no use for."""
         method = self.method
-        of_values = ("value_learning_rate", "value_warmup_steps", "value_clip", "gae_lambda")
+        of_values = ("value_learning_rate", "value_hidden", "value_warmup_steps", "value_clip", "gae_lambda")
         idle = [*(() if method.value_head else of_values), *(() if method.token_credit else ("gamma",))]
         if wrong := [each for each in fields(self) if each.name in idle and getattr(self, each.name) != each.default]:
             first = wrong[0].name

@@ -73,6 +73,7 @@ def test_every_option_in_force_is_named_and_none_that_was_not(config: TrainConfi
         "system message": bool(config.system),
         f"falling linearly to 0 at step {ppo.decay_steps}": ppo.decay_steps > 0,
         "the value head alone learns": ppo.value_warmup_steps > 0,
+        f"hidden units of the value head {ppo.value_hidden}": ppo.value_hidden > 0,
         f"steered towards a KL to the base model of {ppo.ref_kl_target}": ppo.ref_kl_target is not None,
         f"entropy bonus {ppo.entropy_coef}": ppo.entropy_coef > 0,
         lora: config.policy.tuning == "lora",

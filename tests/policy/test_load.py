@@ -117,6 +117,30 @@ def test_the_values_of_hidden_states_do_not_depend_on_their_size(folder: Path) -
     assert float((policy.value(hidden) - policy.value_head.bias).abs().max()) <= slope
 
 
+def test_a_hidden_layer_of_the_value_head_is_what_its_formula_says(folder: Path) -> None:
+    """w₂·silu(W₁f + b₁)/√m + b₂ of features of length 1, term by term in Python; 0 until something is learnt."""
+    policy = load_policy(config(folder), RAW, value_hidden=3)
+    hidden = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    assert policy.value(hidden).tolist() == [0.0, 0.0]
+    sizes = {n: tuple(p.shape) for n, p in policy.trained().items() if n.startswith("value_head.")}
+    assert sizes == {
+        "value_head.0.weight": (3, 32), "value_head.0.bias": (3,),
+        "value_head.2.weight": (1, 3), "value_head.2.bias": (1,),
+    }  # fmt: skip
+    perturb(policy)
+    first, bias, last, offset = (p.detach().double() for n, p in policy.trained().items() if n in sizes)
+    expected = []
+    for row in hidden.double():
+        centred = row - row.sum() / 32
+        features = centred / math.sqrt(float((centred**2).sum()))
+        value = float(offset)
+        for unit in range(3):
+            x = float(bias[unit]) + sum(float(w) * float(f) for w, f in zip(first[unit], features, strict=True))
+            value += float(last[0, unit]) * x / (1 + math.exp(-x)) / math.sqrt(3)
+        expected.append(value)
+    torch.testing.assert_close(policy.value(hidden).detach().double(), torch.tensor(expected).double(), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -21,7 +21,8 @@ EVERYTHING = {
     "kl_horizon": 100, "warm_start": "forced", "warm_start_sentences": 16, "warm_start_epochs": 1,
     "entropy_coef": 0.01, "keep_checkpoints": 2, "save_every": 3, "temperature": 0.9, "top_p": 0.95,
     "missing_eos_penalty": 0.1, "strict_bonus": 0.1, "average_weights": 0.9, "diversity_on": "both",
-    "opening_weight": 0.1, "base_samples": 8, "eval_sentences": 12, "value_warmup_steps": 1, "decay_steps": 6,
+    "opening_weight": 0.1, "base_samples": 8, "eval_sentences": 12, "value_warmup_steps": 1, "value_hidden": 3,
+    "decay_steps": 6,
 }  # fmt: skip
 
 

@@ -182,6 +182,7 @@ def test_the_largest_group_up_to_eight_that_divides_the_batch_is_the_default(bat
         ({"algorithm": "rloo", "num_generations": -2}, "num-generations -2 must be 0"),
         ({"algorithm": "grpo", "batch_size": 11, "mini_batch_size": 11}, "batch-size 11 has no divisor from 2 to 8"),
         ({"algorithm": "grpo", "value_warmup_steps": 5}, "value-warmup-steps 5 is about a value head, which GRPO"),
+        ({"algorithm": "rloo", "value_hidden": 8}, "value-hidden 8 is about a value head, which RLOO"),
         ({"algorithm": "reinforce++", "gae_lambda": 1.0}, "gae-lambda 1.0 is about a value head, which REINFORCE"),
         ({"algorithm": "rloo", "gamma": 0.9}, "gamma 0.9 is about rewards from token to token, which RLOO"),
     ],
