@@ -84,7 +84,8 @@ class _UnitSiLU(nn.Module):
     """SiLU over the square root of the width, so that a learning rate moves what comes of it alike at any width."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.silu(x) * x.shape[-1] ** -0.5
+        scaled: Tensor = nn.functional.silu(x) * x.shape[-1] ** -0.5
+        return scaled
 
 
 class Policy:

@@ -27,8 +27,8 @@ NEAR = WarmStartConfig(
     warm_start_learning_rate=6e-4,
 )
 # Near the optimum nearly all of a gradient is noise, and Adam goes as far for noise as for anything else. Adapters give
-# it a seventh of the weights to spoil, large batches have less of it, and a value head that learns fast and has a hidden
-# layer takes it out of the advantages. λ is 1: with 0.95 the advantages vary less, but what the value head says of the
+# it a seventh of the weights to spoil, large batches have less of it, and a value head that learns fast, with a hidden
+# layer, takes it out of the advantages. λ is 1: with 0.95 the advantages vary less, but what the value head says of the
 # rest of a sentence is wrong where it may yet fail, and two to three times as many did (docs/LOG.md).
 ADAPTERS = PolicyConfig(model="bundled", tuning="lora", lora_rank=64, lora_alpha=64)
 TARGETED = PPOConfig(

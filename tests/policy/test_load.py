@@ -138,7 +138,9 @@ def test_a_hidden_layer_of_the_value_head_is_what_its_formula_says(folder: Path)
             x = float(bias[unit]) + sum(float(w) * float(f) for w, f in zip(first[unit], features, strict=True))
             value += float(last[0, unit]) * x / (1 + math.exp(-x)) / math.sqrt(3)
         expected.append(value)
-    torch.testing.assert_close(policy.value(hidden).detach().double(), torch.tensor(expected).double(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        policy.value(hidden).detach().double(), torch.tensor(expected).double(), atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
