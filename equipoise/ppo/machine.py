@@ -61,6 +61,8 @@ class Work:
     """Of each process."""
     average: bool = False
     """Whether a moving average of the weights is kept."""
+    values: int = 0
+    """Units of a hidden layer of the value head; 0: it has none, or there is no value head."""
 
     @property
     def own(self) -> int:
@@ -99,6 +101,8 @@ class Need:
     export: int
     loading: int = 0
     """At most while the model is read: in 8 bits no more than one matrix is there as it was."""
+    values: int = 0
+    """What of all this a hidden layer of the value head takes at least."""
 
     @property
     def memory(self) -> int:
@@ -149,9 +153,14 @@ def _need(config: PolicyConfig, looked: Look, work: Work) -> Need:
     per_token = kept + hidden * layers if config.gradient_checkpointing else kept * layers
     # Logits and their gradient in the compute dtype, or three times in float32.
     predicted = work.rows * work.new * vocabulary * (2 * width if fused else 12)
+    # The value head is float32. Of a hidden layer before and after its SiLU, and as much on the way back; a linear head
+    # is nothing beside the rest.
+    value_head = work.values * (hidden + 2) + 1 if work.values else 0
+    units = 16 * work.rows * work.new * work.values
     # The whole batch is scored at once where one pass takes a whole mini-batch, and else in the passes of the updates.
     at_once = work.own if work.rows >= work.piece else work.rows
-    scored = at_once * work.new * vocabulary * (width if fused else 8) if device.type == "cuda" else 0
+    per_scored = vocabulary * (width if fused else 8) + 12 * work.values
+    scored = at_once * work.new * per_scored if device.type == "cuda" else 0
     # Without attention heads, as in a state space model, the state is far smaller than this.
     heads = getattr(text, "num_attention_heads", None) or 1
     key_heads = getattr(text, "num_key_value_heads", None) or heads
@@ -165,6 +174,8 @@ def _need(config: PolicyConfig, looked: Look, work: Work) -> Need:
     average = 4 * work.average
     whole = trained * (masters + 4 + 8 + average + (width if masters else 0))
     sharded = config.tuning == "full" and work.processes > 1
+    # The head's own masters are its weights, but for slices. A moving average is of the policy alone.
+    of_head = _sharded(value_head, 4, replace(work, average=False)) if sharded else 12 * value_head
     base = (parameters - sum(matrices)) * width + sum(matrices) + 4 * rows  # a float32 scale for each row
     base -= shared - shared // cut
     # In 8 bits an embedding of its own ends up in the host's memory.
@@ -174,16 +185,17 @@ def _need(config: PolicyConfig, looked: Look, work: Work) -> Need:
     return Need(
         parameters=parameters,
         trained=trained,
-        weights=base - hosted + (lora * width if config.tuning == "lora" else 0),
+        weights=base - hosted + (lora * width if config.tuning == "lora" else 0) + 4 * value_head,
         reference=reference,
-        optimizer=_sharded(trained, width, work) if sharded else whole,
-        activations=work.packed * per_token * width + predicted + max(scored, cache) + turned,
-        checkpoint=trained * (12 + average),
+        optimizer=(_sharded(trained, width, work) if sharded else whole) + of_head,
+        activations=work.packed * per_token * width + predicted + units + max(scored, cache) + turned,
+        checkpoint=trained * (12 + average) + 12 * value_head,
         export=parameters * (4 if parameters < 1e9 else 2),
         loading=base
         + reference
         + max(matrices or [w.numel() for w in linear if cut > 1], default=0) * width
         + (3 * 4 * BLOCK if matrices else 0),
+        values=4 * value_head + of_head + units,
     )
 
 
@@ -248,6 +260,8 @@ def check(
         remedy = remedy if device.type == "cuda" else "--model bundled"
         if needed.activations > needed.memory / 2:  # on a GPU passes are as small as they can be
             remedy = f"a smaller --{'batch-size' if device.type == 'cuda' else 'micro-batch-size'}, {remedy}"
+        if needed.values > needed.memory / 2:
+            remedy = f"a smaller --value-hidden, {remedy}"
         raise UserError(
             f"training needs about {needed.memory / GB:.1f} GB and {free:.1f} GB {where} are free: "
             f"try {remedy}, or a smaller model"

@@ -116,7 +116,9 @@ def preflight(config: TrainConfig, processes: int = 1) -> tuple[TrainConfig, lis
     rows = min(config.ppo.micro_batch_size, piece)
     work = machines.Work(
         *(rows, config.ppo.batch_size, PROMPT_TOKENS, config.sampling.max_new_tokens),
-        *(dealers, piece, -(-pieces // dealers), config.ppo.average_weights > 0),
+        *(dealers, piece, -(-pieces // dealers)),
+        average=config.ppo.average_weights > 0,
+        values=config.ppo.value_hidden,
     )
     plan = machines.fit(config.policy, source, work, here.gpu_free_gb)
     needed, run = plan.need, config.run

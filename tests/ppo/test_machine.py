@@ -77,6 +77,46 @@ def test_the_estimate_counts_the_parameters_and_bytes_that_are_really_there(
     assert expected.checkpoint == pytest.approx(saved, abs=100)  # Adam's step counts besides
 
 
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_hidden_layer_of_the_value_head_is_counted(tmp_path: Path, tuning: str, dtype: str) -> None:
+    config = PolicyConfig(str(tiny_folder(tmp_path)), tuning, dtype=dtype, device="cpu")  # type: ignore[arg-type]
+    source, work = resolve(config.model), Work(4, 8, 30, 20)
+    without, foretold = need(config, source, work), need(config, source, replace(work, values=100))
+    policy = load_policy(config, PROMPTS["raw"], value_hidden=100)
+    head = {name: p for name, p in policy.trained().items() if name.startswith("value_head")}
+    optimizer = MasterAdam(head, betas=(0.9, 0.999), eps=1e-8)
+    for parameter in head.values():
+        parameter.sum().backward()
+    optimizer.step(1.0)
+    weights, moments = (sum(x.nbytes for x in part.values()) for part in optimizer.state())
+    assert foretold.weights - without.weights == weights
+    # Moments and gradients; Adam's step count besides.
+    assert foretold.optimizer - without.optimizer == pytest.approx(moments + weights, abs=4)
+    assert foretold.checkpoint - without.checkpoint == pytest.approx(moments + weights, abs=4)
+    # Of each token of a pass, twice on the way there and twice back.
+    assert foretold.activations - without.activations == 4 * 20 * 100 * 4 * 4
+    assert (foretold.trained, without.values) == (without.trained, 0)
+    assert foretold.values == foretold.memory - without.memory
+    # Masters and moments in slices of three processes, whole gradients, and a block on its way.
+    if tuning == "full":
+        alone, shared = (need(config, source, replace(work, processes=3, values=n)).optimizer for n in (0, 100))
+        assert shared - alone == pytest.approx(weights + 12 * weights // 4 // 3 + 8 * weights // 4, abs=1)
+
+
+@pytest.mark.parametrize("units", [10**13, 2**63])
+def test_a_hidden_layer_that_does_not_fit_is_refused_before_anything_is_loaded(
+    model: Path, tmp_path: Path, units: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--preset", "bundled-cpu", "--model", str(model), "--prompt", "raw", "--device", "cpu"]
+    out = tmp_path / "out"
+    argv += ["--output-dir", str(out), "--checkpoint-dir", str(out), "--value-hidden", str(units)]
+    assert cli.main(["train", *argv]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "of memory are free: try a smaller --value-hidden" in err
+    assert not out.exists()
+
+
 def test_more_rows_longer_rows_and_no_recomputing_need_more(tmp_path: Path) -> None:
     config = PolicyConfig(str(tiny_folder(tmp_path)), device="cpu", dtype="float32")
     source, work = resolve(config.model), Work(4, 8, 30, 20)
@@ -197,16 +237,18 @@ def test_the_presets_of_large_steps_are_planned_on_cards_of_8_16_and_24_gb(
     monkeypatch.setitem(SHAPES, "smollm2-135m", sizes)
     config, source = preset(name), resolve("shape:smollm2-135m")
     new, batch, rows = config.sampling.max_new_tokens, config.ppo.batch_size, config.ppo.mini_batch_size
-    work = Work(rows, batch, 64, new, piece=rows)
+    units = config.ppo.value_hidden
+    work = Work(rows, batch, 64, new, piece=rows, values=units)
     assert need(config.policy, source, work).parameters == 134_515_008
     plans = [fit(config.policy, source, work, gb) for gb in (7.5, 15.5, 23.5)]
     assert all(plan.need.memory / 1e9 <= MARGIN * gb for plan, gb in zip(plans, (7.5, 15.5, 23.5), strict=True))
     assert 8 <= plans[0].rows < plans[1].rows < plans[2].rows == rows
-    # Two bytes a logit, less the sampler's cache, which is at another time: keys and values of 3 heads of 64.
+    # Two bytes a logit and thrice four a unit of the value head, less the sampler's cache, which is at another time:
+    # keys and values of 3 heads of 64.
     cache = batch * (64 + new) * 2 * 30 * 3 * 64 * 2
     one = need(config.policy, source, replace(work, rows=1))
     assert need(config.policy, source, replace(work, rows=1, piece=1)).memory - one.memory == (
-        2 * batch * new * 49152 - cache
+        (2 * 49152 + 12 * units) * batch * new - cache
     )
 
 
