@@ -81,7 +81,9 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 class _UnitSiLU(nn.Module):
-    """SiLU over the square root of the width, so that a learning rate moves what comes of it alike at any width."""
+    """SiLU over the square root of the width, so that what comes of it is of one length at any width. One step of Adam,
+    which moves every weight alike, still moves values by the more the wider the layer is: twice as far at four times
+    the width."""
 
     def forward(self, x: Tensor) -> Tensor:
         scaled: Tensor = nn.functional.silu(x) * x.shape[-1] ** -0.5

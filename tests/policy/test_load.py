@@ -143,6 +143,19 @@ def test_a_hidden_layer_of_the_value_head_is_what_its_formula_says(folder: Path)
     )
 
 
+def test_a_hidden_layer_of_the_value_head_begins_with_units_that_differ_and_learns_after_the_last(folder: Path) -> None:
+    policy = load_policy(config(folder), RAW, value_hidden=64)
+    first, bias, last, _ = (p for n, p in policy.trained().items() if n.startswith("value_head."))
+    assert first.std().item() == pytest.approx(1, abs=0.1) and not bias.any()  # of 64 × 32 numbers
+    hidden = torch.randn(20, 32, generator=torch.Generator().manual_seed(0))
+    policy.value(hidden).sum().backward()
+    assert last.grad is not None and bool(last.grad.all()) and first.grad is not None and not first.grad.any()
+    with torch.no_grad():
+        last -= 0.01 * last.grad
+    policy.value(hidden).sum().backward()
+    assert bool(first.grad.all()) and bias.grad is not None and bool(bias.grad.all())
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
