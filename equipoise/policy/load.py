@@ -184,8 +184,8 @@ class Policy:
 
         The trunk gets no gradient from it. Its features tell how far a sentence has come; letting the value loss
         rewrite them would move the policy for reasons other than the reward. The features are normalised to length 1,
-        so that one learning rate of the head suits models of every width. Of features f the value is w·f + b, or with
-        m hidden units w·silu(Vf + c)/√m + b.
+        since models' hidden states are of very different scales. Of features f the value is w·f + b, or with m hidden
+        units w·silu(Vf + c)/√m + b.
         """
         if self.value_head is None:
             return torch.zeros(hidden.shape[:-1], device=hidden.device)

@@ -121,7 +121,7 @@ class SlicedLinear(nn.Module):
         """With an adapter: y + scale · (x·Aᵀ)·Bᵀ."""
         cut = self.cut
         if self.outputs:
-            x = _Everywhere.apply(x, cut.ranks)  # type: ignore[no-untyped-call]
+            x = _Everywhere.apply(x, cut.ranks)
         y: Tensor = linear(x, self.weight, self.bias if self.outputs else None)
         if adapter is not None:
             (name,) = adapter.active_adapters
@@ -130,7 +130,7 @@ class SlicedLinear(nn.Module):
             y = y + linear(linear(x, a), b) * adapter.scaling[name]
         if self.outputs:
             return y
-        y = _Sum.apply(y, cut.ranks)  # type: ignore[no-untyped-call]
+        y = _Sum.apply(y, cut.ranks)
         return y if self.bias is None else y + self.bias
 
 
