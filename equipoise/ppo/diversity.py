@@ -38,26 +38,25 @@ class TermWindow:
         self.counts: Counter[Any] = Counter()
 
     def bonuses(self, rewards: Sequence[Reward], occupations: Sequence[str]) -> list[float]:
-        """One bonus per sentence, 0 for those that lack a class; counted before this batch enters the window.
+        """One bonus per sentence, 0 for those that lack a class; the window is as before this batch, and stays so.
 
         For each class the sentence's commonest term has share f = (count + 1) / (sentences + list length) in the window
         (Laplace), and log(uniform share / f) / log(list length) is its rarity: 0 at even use, 1 at most, below 0 when
         overused. The bonus is weight × the mean rarity over the classes, limited to ±weight. Commonest rather than
         mean: adding a rare term to an overused one must not pay. The rarity of a pair (a combination of a term of each
         class) is the same over all possible pairs. With "even" it is the weight times what `EvenPairs` pays, for strict
-        success alone, without limits. The malus of the opening is added.
+        success alone, without limits; that does count the batch. The malus of the opening is added.
         """
-        return [
-            self.config.diversity_weight * self._worth(reward) - self._opening_malus(reward, occupation)
-            if reward.complete
-            else 0.0
-            for reward, occupation in zip(rewards, occupations, strict=True)
-        ]
-
-    def _worth(self, reward: Reward) -> float:
         if self.even is None:
-            return max(-1.0, min(1.0, self._rarity(reward)))
-        return self.even.paid(reward.first) if reward.first is not None and self.task.strict(reward.text) else 0.0
+            worth = [max(-1.0, min(1.0, self._rarity(each))) if each.complete else 0.0 for each in rewards]
+        else:
+            succeeded = [each.first if self.task.strict(each.text) else None for each in rewards]
+            paid = iter(self.even.paid([pair for pair in succeeded if pair is not None]))
+            worth = [0.0 if pair is None else next(paid) for pair in succeeded]
+        return [
+            self.config.diversity_weight * x - self._opening_malus(reward, occupation) if reward.complete else 0.0
+            for x, reward, occupation in zip(worth, rewards, occupations, strict=True)
+        ]
 
     def _rarity(self, reward: Reward) -> float:
         sizes = self.task.lexicon.sizes

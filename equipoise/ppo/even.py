@@ -12,16 +12,16 @@ little above 0 gives up few effective pairs for the rarest ones, which cost the 
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from equipoise.measures.decomposition import Pair, PairRates
 
 ASCENT = 0.1
 """Nats that a multiplier moves at each step for each nat that the log of its pair's share is off."""
-DAMPING = 2.0
-"""Nats that are paid on top for each nat that it is off. Without them multipliers and shares would swing; with twice as
-many they do where steps are so large that the policy goes a fifth of the way to what pays best in one (docs/LOG.md)."""
+DAMPING = 1.5
+"""Nats that are paid on top for each nat that it is off. Without them multipliers and shares would swing; with more
+they do where steps are so large that the policy goes most of the way to what pays best in one (docs/LOG.md)."""
 GAINS_BEFORE = (0.05, 4.0)
 """Both, in states that do not hold them."""
 LEAST = 2e-4
@@ -57,9 +57,17 @@ class EvenPairs:
             self.rest = math.log(self.wanted_rest / LEAST)
             self._centre()
 
-    def paid(self, pair: Pair) -> float:
-        """Nats that a success with this pair is worth."""
-        return self.multipliers.get(pair, self.rest) + self.damping * self._off(pair)
+    def paid(self, found: Sequence[Pair]) -> list[float]:
+        """Nats that each of a batch's successes is worth, the batch being counted among the recent ones; nothing
+        changes. Counted only for the next batch, what is paid would answer to the policy of one to two steps before,
+        and large steps would swing about what is wanted (docs/LOG.md)."""
+        recent = deque(self.recent, maxlen=self.recent.maxlen)
+        recent.extend(found)
+        counts = Counter(recent)
+        worth = {
+            pair: self.multipliers.get(pair, self.rest) + self.damping * self._off(pair, counts) for pair in set(found)
+        }
+        return [worth[pair] for pair in found]
 
     def add(self, found: Iterable[Pair]) -> None:
         """Take in the pairs of a batch's successes, and move the multipliers."""
@@ -70,16 +78,16 @@ class EvenPairs:
             self.counts[pair] += 1
             self.multipliers.setdefault(pair, self.rest)
         for pair in self.multipliers:
-            self.multipliers[pair] += self.ascent * self._off(pair)
-        self.rest += self.ascent * self._off(None)
+            self.multipliers[pair] += self.ascent * self._off(pair, self.counts)
+        self.rest += self.ascent * self._off(None, self.counts)
         self._centre()
 
-    def _off(self, pair: Pair | None) -> float:
-        """log of the share that is wanted of a pair by that which it has among the recent ones, as if `pairs` successes
+    def _off(self, pair: Pair | None, counts: Counter[Pair]) -> float:
+        """log of the share that is wanted of a pair by that which it has among those counted, as if `pairs` successes
         more had come as wanted; None stands for a pair that never came."""
         wanted = self.wanted_rest if pair is None else self.wanted.get(pair, self.wanted_rest)
-        count = 0 if pair is None else self.counts[pair]
-        return math.log(wanted * (len(self.recent) + self.pairs) / (count + self.pairs * wanted))
+        count = 0 if pair is None else counts[pair]
+        return math.log(wanted * (counts.total() + self.pairs) / (count + self.pairs * wanted))
 
     def _centre(self) -> None:
         others = max(0, self.pairs - len(self.multipliers)) * self.rest

@@ -6,10 +6,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from equipoise.errors import UserError
-from equipoise.measures.decomposition import PairRates, Rate
+from equipoise.measures.decomposition import Pair, PairRates, Rate
 from equipoise.ppo.config import DiversityConfig
 from equipoise.ppo.diversity import TermWindow
 from equipoise.ppo.even import ASCENT, DAMPING, LEAST, EvenPairs
@@ -54,15 +55,17 @@ def test_with_even_strict_success_is_paid_what_its_pair_is_worth_and_nothing_els
     )
     logs = [-math.log(0.9), -math.log(0.1), -math.log(LEAST)]
     mean = (logs[0] + logs[1] + 98 * logs[2]) / 100
-    expected = [0.1 * (x - mean) for x in logs]
-    assert made.bonuses(rewards(*sentences)) == pytest.approx([*expected, 0, 0])
-    made.add(rewards(*sentences))
-    # Three successes with three pairs: each has (1 + 1)/(3 + 100) of the window, the others 1/103.
+    # Three successes with three pairs, themselves counted: each has (1 + 1)/(3 + 100) of them, the others 1/103.
     off = [-math.log(100 * n / 103) for n in (2, 1)]
-    moved = [ASCENT * off[0] + DAMPING * off[0] + x for x in logs]
+    expected = [0.1 * (x - mean + DAMPING * off[0]) for x in logs]
+    for _ in range(2):  # asking changes nothing
+        assert made.bonuses(rewards(*sentences)) == pytest.approx([*expected, 0, 0])
+    made.add(rewards(*sentences))
     shift = mean + ASCENT * (3 * off[0] + 97 * off[1]) / 100
-    # The third was one of the unknown ones, and has a multiplier of its own from now on.
-    assert made.bonuses(rewards(*sentences)[:3]) == pytest.approx([0.1 * (x - shift) for x in moved])
+    # The third was one of the unknown ones, and has a multiplier of its own from now on. Of a batch of the first two
+    # again, they have (2 + 1)/(5 + 100) each.
+    moved = [ASCENT * off[0] + DAMPING * -math.log(100 * 3 / 105) + x - shift for x in logs[:2]]
+    assert made.bonuses(rewards(*sentences)[:2]) == pytest.approx([0.1 * x for x in moved])
     again = Nurses(DiversityConfig(0.1, diversity_on="even"), PROTOCOL)
     again.load_state(json.loads(json.dumps(made.state())))
     assert again.bonuses(rewards(*sentences)) == made.bonuses(rewards(*sentences))
@@ -103,28 +106,56 @@ def test_a_run_goes_on_with_the_gains_it_began_with() -> None:
     even.add([("bold", "caring")] * 50)
     before = {name: value for name, value in even.state().items() if name != "gains"}
     even.load_state(before)
-    off = math.log(0.01 * (50 + 100) / (50 + 1))  # it has (50 + 1)/150 of the window, and is to have 1/100
-    assert even.paid(("bold", "caring")) - even.multipliers["bold", "caring"] == pytest.approx(4 * off)
+    off = math.log(0.01 * (60 + 100) / (60 + 1))  # with ten more it has (60 + 1)/160, and is to have 1/100
+    more = [("bold", "caring")] * 10
+    assert [x - even.multipliers["bold", "caring"] for x in even.paid(more)] == pytest.approx([4 * off] * 10)
     again = EvenPairs(100, 100)
     again.load_state(json.loads(json.dumps(even.state())))
-    assert again.paid(("bold", "caring")) == even.paid(("bold", "caring"))
+    assert again.paid(more) == even.paid(more)
 
 
-def test_shares_do_not_swing_where_steps_are_large() -> None:
-    """A policy that goes a quarter of the way to what pays best with every 2,000 successes, which are paid for before
-    they are counted themselves. With twice the damping its KL goes up and down by two nats and more."""
-    p = {("bold", f"{i:02}"): math.exp(-i * 9 / 99) for i in range(100)}
-    total = sum(p.values())
-    p = {pair: x / total for pair, x in p.items()}
-    even = EvenPairs(100, 4096, PairRates({pair: Rate(1e-3 * x, 0.0) for pair, x in p.items()}, 1e-9, 100), 0.12)
-    policy, generator, kl = {pair: x**0.12 for pair, x in p.items()}, random.Random(0), []
+def test_of_the_recent_ones_the_oldest_make_room_for_the_batch_that_is_paid() -> None:
+    pairs = [("bold", "caring"), ("bold", "loyal")]
+    even = EvenPairs(100, 10)
+    even.add([pairs[0]] * 10)
+    # Of the last ten three are of the first kind then, seven of the second.
+    off = [math.log(0.01 * 110 / (n + 1)) for n in (3, 7)]
+    batch = [pairs[1]] * 7 + [pairs[0]] * 3
+    even.multipliers = dict.fromkeys(pairs, 0.0)
+    assert even.paid(batch) == pytest.approx([DAMPING * off[1]] * 7 + [DAMPING * off[0]] * 3)
+    assert even.paid([]) == [] and even.counts == {pairs[0]: 10}
+
+
+def best_answer(
+    even: EvenPairs, p: dict[Pair, float], policy: dict[Pair, float], batch: list[Pair]
+) -> dict[Pair, float]:
+    """log of p·exp(paid), the share of each pair that pays best, among those that came; nothing is learnt of others."""
+    worth = dict(zip(batch, even.paid(batch), strict=True))
+    found = {pair: p[pair] * math.exp(x) for pair, x in worth.items()}
+    whole = sum(policy[pair] for pair in found) / sum(found.values())
+    return {pair: math.log(found[pair] * whole if pair in found else policy[pair]) for pair in p}
+
+
+@pytest.mark.parametrize("far", [0.1, 0.4, 0.8])
+def test_shares_do_not_swing_where_steps_are_large(far: float) -> None:
+    """A policy that goes that far of the way to what pays best with every 2,000 successes, in eight updates with Adam's
+    momentum of 0.9. Where a batch is paid for by the two before it, its KL goes up and down by a nat and more from 0.4
+    on."""
+    p = np.exp(-np.arange(100) * 9 / 99)
+    p /= p.sum()
+    pairs = [("bold", f"{i:02}") for i in range(100)]
+    rates = PairRates({pair: Rate(1e-3 * x, 0.0) for pair, x in zip(pairs, p, strict=True)}, 1e-9, 100)
+    even, generator, momentum, kl = EvenPairs(100, 4096, rates, 0.12), np.random.default_rng(0), np.zeros(100), []
+    logs = 0.12 * np.log(p)
     for _ in range(100):
-        batch = generator.choices(list(policy), list(policy.values()), k=2000)
-        best = {pair: math.log(x) + even.paid(pair) for pair, x in p.items()}
-        policy = {pair: math.exp(0.75 * math.log(policy[pair]) + 0.25 * best[pair]) for pair in p}
-        total = sum(policy.values())
-        policy = {pair: x / total for pair, x in policy.items()}
-        kl.append(sum(x * math.log(x / p[pair]) for pair, x in policy.items()))
+        policy = np.exp(logs) / np.exp(logs).sum()
+        batch = [pairs[i] for i in generator.choice(100, 2000, p=policy)]
+        best = best_answer(even, dict(zip(pairs, p, strict=True)), dict(zip(pairs, policy, strict=True)), batch)
+        for _ in range(8):
+            momentum = 0.9 * momentum + 0.1 * (np.array([best[pair] for pair in pairs]) - logs)
+            logs = logs + far / 8 * momentum
+        logs -= math.log(np.exp(logs).sum())
+        kl.append(float((np.exp(logs) * (logs - np.log(p))).sum()))
         even.add(batch)
     assert max(kl[50:]) - min(kl[50:]) < 0.3
 
@@ -144,13 +175,14 @@ def test_pairs_become_even_at_what_they_cost_whatever_it_was_thought_to_be(wrong
     policy = {pair: 1 / 25 for pair in p}
     generator = random.Random(0)
     for step in range(400):
-        best = {pair: math.log(x) + even.paid(pair) for pair, x in p.items()}
+        batch = generator.choices(list(policy), list(policy.values()), k=250)
+        best = best_answer(even, p, policy, batch)
         policy = {pair: math.exp(0.9 * math.log(policy[pair]) + 0.1 * best[pair]) for pair in p}
         total = sum(policy.values())
         policy = {pair: x / total for pair, x in policy.items()}
         effective = math.exp(-sum(x * math.log(x) for x in policy.values()))
-        assert effective > (15 if power else 18), step  # on the way too: what is paid on top holds them together
-        even.add(generator.choices(list(policy), list(policy.values()), k=250))
+        assert effective > 15, step  # on the way too: what is paid on top holds them together
+        even.add(batch)
     assert sum(x * math.log(x / wanted[pair]) for pair, x in policy.items()) < math.log(25 / 24)
     mean = sum(math.log(x / wanted[pair]) for pair, x in p.items()) / 25
     for pair, x in p.items():
