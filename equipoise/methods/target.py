@@ -51,7 +51,6 @@ from equipoise.policy.config import SamplingConfig
 from equipoise.policy.load import load_policy
 from equipoise.policy.verify import settle
 from equipoise.ppo.config import TrainConfig
-from equipoise.ppo.even import LEAST
 from equipoise.ppo.warm_start_config import WarmStartConfig
 from equipoise.protocol.plural import plural
 from equipoise.protocol.task import Task
@@ -138,7 +137,8 @@ def resample(
 ) -> Chosen:
     """About `count` sentences of the target: drawn without replacement in proportion to their weights, by the
     Gumbel-top-k trick (W. Kool, H. van Hoof and M. Welling 2019), of all of them or, for `even`, of each pair alike, or
-    in proportion to the target's power of its share of the weights, `LEAST` at least.
+    in proportion to the target's power of its share of the weights; a pair that is in `spare` alone counts as the
+    rarest of the others, as it does for PPO (`ppo.even`).
 
     No sentence comes twice as long as there are others, so a weight above the rest counts once: the more are drawn of
     those there are, the nearer is the result to what Ctrl-G wrote. A pair that has too few gets those of `spare`, and
@@ -158,8 +158,8 @@ def resample(
     for each in (*(each for _, each in keyed), *spare):
         of_pair[each.pair].append(each)
     shares = margins([math.exp(weight - max(weights)) for weight in weights], [each.pair for each in found])
-    total = math.fsum(shares.values())
-    powers = {pair: max(shares.get(pair, 0.0) / total, LEAST) ** target.power for pair in of_pair}
+    total, least = math.fsum(shares.values()), min(filter(None, shares.values()))
+    powers = {pair: ((shares.get(pair) or least) / total) ** target.power for pair in of_pair}
     chosen = []
     for pair in sorted(of_pair):
         quota = math.ceil(count * powers[pair] / math.fsum(powers.values()))
@@ -261,7 +261,11 @@ def _decisive(config: TrainConfig) -> list[Any]:
     decisive += [warm.warm_start_target_samples, warm.warm_start_fluency, asdict(policy), VERSION]
     decisive += [warm.warm_start_learning_rate, warm.warm_start_batch_size]
     power = config.diversity.even_power
-    return [*decisive, {"even_power": power}] if power and warm.warm_start_target == "even" else decisive
+    if not power or warm.warm_start_target != "even":
+        return decisive
+    # Without rounds shares below 2e-4 once counted as that.
+    shares = {} if warm.warm_start_target_rounds else {"shares": "as they are"}
+    return [*decisive, {"even_power": power} | shares]
 
 
 def _enough(warm: WarmStartConfig, task: Task) -> None:

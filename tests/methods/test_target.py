@@ -76,12 +76,13 @@ def test_even_draws_every_pair_alike_and_within_a_pair_by_the_weights() -> None:
 
 
 def test_with_a_power_each_pair_comes_as_often_as_that_of_its_share_of_the_weights() -> None:
-    """Shares 0.81, 0.09 and 0.1 have roots 0.9, 0.3 and 0.316; a pair that is only forced has at least √0.0002."""
-    pool = found({A: [0.81 / 600] * 600, B: [0.09 / 600] * 600, C: [0.1 / 600] * 600})
-    forced = ("bold", "friendly")
+    """Shares 0.81, 0.09, 0.1 − 10⁻⁶ and 10⁻⁶ have roots 0.9, 0.3, 0.316 and 0.001; a pair that is only forced counts as
+    the rarest of them."""
+    rare, forced = ("bold", "friendly"), ("decisive", "caring")
+    pool = found({A: [0.81 / 600] * 600, B: [0.09 / 600] * 600, C: [(0.1 - 1e-6) / 600] * 600, rare: [1e-6]})
     spare = [Weighted("nurse", f"spare {i}", forced, 0.0) for i in range(100)]
     made = resample(pool, Target("even", 0.5), 1000, 0, spare)
-    roots = {A: 0.9, B: 0.3, C: math.sqrt(0.1), forced: math.sqrt(0.0002)}
+    roots = {A: 0.9, B: 0.3, C: math.sqrt(0.1 - 1e-6), rare: 1e-3, forced: 1e-3}
     count = Counter(each.pair for each in made.sentences)
     assert count == {pair: math.ceil(1000 * root / sum(roots.values())) for pair, root in roots.items()}
 
