@@ -7,10 +7,11 @@ writes docs/frontier.csv (a row a run) and docs/frontier.svg, and prints the tab
 place of folders, it draws from that. The excess is KL(π‖π_ref) of the closing summary's sentences minus the bound for
 their strict success, whose base rate p₀ does not come from the runs (too rare there): --base-rate, --base-low and
 --base-high are estimate and 95 % interval, by default those of Ctrl-G's importance weights (benchmarks/RESULTS.md).
-With --pairs, a costs file of Ctrl-G or the record beside its sentences, the KL of every run whose summary has the
-outcomes of its sentences is split into compliance, variety and waste, and a second plot, …-waste.svg, shows that and
-what no run can reach. Its .csv then holds the boundary too, as rows of the setting `least`: drawing from it needs no
---pairs. docs/targets.csv is such a one, and docs/targets.svg its plot:
+The KL of runs with a target (benchmarks/targets.yaml) is split into compliance, variety and waste by their own rates of
+pairs. With --pairs, a costs file of Ctrl-G or the record beside its sentences, that of every run whose summary has the
+outcomes of its sentences is split by these, and a second plot, …-waste.svg, shows that and what no run can reach. Its
+.csv then holds the boundary too, as rows of the setting `least`: drawing from it needs no --pairs. docs/targets.csv is
+such a one, and docs/targets.svg its plot:
 
     python benchmarks/frontier.py docs/targets.csv --waste docs/targets.svg
 """
@@ -50,11 +51,18 @@ def read_runs(folders: list[Path], pairs: PairRates | None) -> list[Row]:
         if named and "final" in summary:
             values = {key: round(float(summary["final"][key]), 5) for key in MEASURES}
             row = {"setting": named[1], "seed": named[2], "steps": summary["steps"], **values}
-            rows.append(row | (spent(summary, pairs) if pairs is not None and "outcomes" in summary else {}))
+            rows.append(row | spent(summary, pairs))
     return rows
 
 
-def spent(summary: dict[str, Any], pairs: PairRates) -> Row:
+def spent(summary: dict[str, Any], pairs: PairRates | None) -> Row:
+    """What a run's KL is spent on: by these rates of pairs, or without any by those that the run itself had; nothing
+    where it had none."""
+    if pairs is None:
+        own = {key: summary["final"].get(f"kl_{key}") for key in SPENT[:3]}
+        return {key: round(value, 4) for key, value in own.items() if value is not None}
+    if "outcomes" not in summary:
+        return {}
     made = split(read_outcomes(summary["outcomes"]), pairs)
     values = (made.compliance.value, made.variety.value, *made.waste)
     return {key: round(value, 4) for key, value in zip(SPENT, values, strict=True)}

@@ -14,6 +14,7 @@ from equipoise.evaluation import stored
 from equipoise.evaluation.frontier import base_pairs
 from equipoise.evaluation.side import read_side
 from equipoise.evaluation.spent import parts_of, spent_plots, table
+from equipoise.measures.decomposition import read_rates
 
 A, B, C = ["bold", "caring"], ["decisive", "loyal"], ["ambitious", "helpful"]
 pytestmark = pytest.mark.usefixtures("no_pdf")
@@ -131,3 +132,14 @@ def test_the_frontier_that_cannot_be_drawn_is_refused_in_a_line(
     with pytest.raises(SystemExit) as ended:
         frontier.main()
     assert ended.value.code == 2 and says in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
+def test_a_run_with_rates_of_its_own_is_split_by_them_unless_others_are_given() -> None:
+    measures = {"kl": 10.0, "kl_compliance": 8.4, "kl_variety": 0.1, "kl_waste": 1.5}
+    summary = {"final": measures, "outcomes": OUTCOMES}
+    assert frontier.spent(summary, None) == {"compliance": 8.4, "variety": 0.1, "waste": 1.5}
+    assert frontier.spent({"final": {"kl": 10.0}}, None) == {}
+    rates = read_rates(RATES)
+    split = frontier.spent(summary, rates)
+    assert list(split) == list(frontier.SPENT) and split["compliance"] != 8.4
+    assert frontier.spent({"final": measures}, rates) == {}

@@ -329,6 +329,18 @@ def test_the_sweeps_of_the_comparison_can_be_read(name: str, tmp_path: Path) -> 
     assert {plan.config.evaluation.final_sentences for plan in plans} == {1000}
 
 
+@pytest.mark.parametrize("name", ["targets", "second_model"])
+def test_the_sweeps_of_the_targets_are_the_presets(name: str, tmp_path: Path) -> None:
+    plans = read_plans(SweepConfig(ROOT / "benchmarks" / f"{name}.yaml", str(tmp_path)))
+    assert {plan.seed for plan in plans} == {0, 1, 2}
+    assert {plan.config.evaluation.final_sentences for plan in plans} == {5000}
+    changed = {
+        option for plan in plans for option in plan.options if option not in ("seed", "output_dir", "checkpoint_dir")
+    } - {"tensorboard_dir", "final_sentences", "eval_temperature", "eval_top_p"}
+    assert changed == {"targets": set(), "second_model": {"model", "prompt", "steps"}}[name]
+    assert {plan.config.warm_start.warm_start_target for plan in plans if "plain" not in plan.name} == {"near", "even"}
+
+
 def test_the_table_joins_what_was_measured_at_several_times(tmp_path: Path) -> None:
     head = "setting,seed,steps,reward,good_step,both,strict,effective_pairs,unique,kl,seconds,peak_gb\n"
     first, second = tmp_path / "a.csv", tmp_path / "b.csv"
