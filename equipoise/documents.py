@@ -86,6 +86,8 @@ def _no_yaml(text: str, where: str, error: yaml.MarkedYAMLError) -> UserError:
     at = f", line {number + 1}" if mark else ""
     if "single document" in problem or "single document" in str(error.context):
         return UserError(f"{where}{at}: a second document begins; a file holds one")
+    if "nesting depth" in problem:  # the library's own bound, which is met first where brackets follow each other
+        return _too_deep(where, number + 1)
     if "\t" in lines[number]:
         hint = "indent and separate with spaces, not tabs"
     elif unclosed:
@@ -119,9 +121,13 @@ def _check_depth(text: str, where: str) -> None:
             depth += 1
             if depth > DEEPEST_YAML:
                 line = event.start_mark.line + 1 if event.start_mark else 1
-                raise UserError(f"{where}, line {line}: nested more than {DEEPEST_YAML} deep; write it flatter")
+                raise _too_deep(where, line)
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+
+
+def _too_deep(where: str, line: int) -> UserError:
+    return UserError(f"{where}, line {line}: nested more than {DEEPEST_YAML} deep; write it flatter")
 
 
 class _Check:
