@@ -29,6 +29,13 @@ NODES = 9
 """In each of the two directions."""
 LARGEST = 12.0
 """Log-odds, and standard deviations, beyond which nothing is looked for: odds of one in 160,000."""
+FLAT = 0.02
+"""Of the log-likelihood's slope in any direction that is open, at a maximum: near the ends of what is looked for
+quadrature finds slopes no better than so."""
+NONE = 0.1
+"""A deviation that may be 0."""
+STARTS = 10
+"""Of the optimiser, each where the last one ended."""
 _SIGNS = np.array([0.5, -0.5])
 
 
@@ -145,16 +152,36 @@ def _fitted(likelihood: Likelihood, free: bool) -> _Fit:
     ones_M, n_M = likelihood.successes_OM.sum(0), likelihood.n_OM.sum(0)
     logits_M = np.log((ones_M + 0.5) / (n_M - ones_M + 0.5))
     start = np.array([logits_M.mean(), logits_M[0] - logits_M[1] if free else 0.0, 0.5, 0.5])
-    reach = (-2 * LARGEST, 2 * LARGEST) if free else (0.0, 0.0)
-    bounds = [(-LARGEST, LARGEST), reach, (0.0, LARGEST), (0.0, LARGEST)]
+    fit = _climbed(likelihood, start, free)
+    # The likelihood is level at a deviation of 0 whether or not it is highest there, since it does not know its sign.
+    if none := [i for i in (2, 3) if fit.point[i] < NONE]:
+        other = fit.point.copy()
+        other[none] = 0.25
+        fit = max(fit, _climbed(likelihood, other, free), key=lambda each: each.value)
+    return fit
+
+
+def _climbed(likelihood: Likelihood, start: Array, free: bool) -> _Fit:
+    reach = 2 * LARGEST if free else 0.0
+    upper = np.array([LARGEST, reach, LARGEST, LARGEST])
+    # Deviations may change their sign on the way, which means nothing: a bound at 0 would hold them there.
+    bounds = list(zip(-upper, upper, strict=True))
 
     def lost(point: Array) -> tuple[float, Array]:
         value, gradient = likelihood(point)
         return -value, -gradient
 
-    start = np.clip(start, *np.array(bounds).T)
-    made = minimize(lost, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-11, "gtol": 1e-5})
-    return _Fit(np.asarray(made.x), -float(made.fun), bool(made.success))
+    point = np.clip(start, -upper, upper)
+    # The optimiser may end far from a maximum, after a step so short that the value hardly changed, and call it a
+    # success: what counts is the slope.
+    for _ in range(STARTS):
+        made = minimize(lost, point, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 0.0, "gtol": 1e-5})
+        point = np.asarray(made.x)
+        slope = np.clip(point - made.jac, -upper, upper) - point  # 0 where it leads out of what is looked for
+        if found := bool(np.abs(slope).max() <= FLAT):
+            break
+    point[2:] = np.abs(point[2:])
+    return _Fit(point, -float(made.fun), found)
 
 
 def _error(likelihood: Likelihood, point: Array) -> float:

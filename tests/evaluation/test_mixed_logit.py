@@ -6,7 +6,7 @@ from scipy.special import expit, logsumexp
 
 from equipoise.evaluation.compare import compare
 from equipoise.evaluation.intervals import Array
-from equipoise.evaluation.mixed_logit import LARGEST, Likelihood, mixed_logit
+from equipoise.evaluation.mixed_logit import LARGEST, Likelihood, _fitted, mixed_logit
 from equipoise.evaluation.summary import occupation_estimates
 from equipoise.protocol.task import PROTOCOL
 from tests.evaluation.files import sample
@@ -86,6 +86,22 @@ def test_with_the_methods_swapped_the_log_odds_are_mirrored() -> None:
     assert a.log_odds == pytest.approx(-(b.log_odds or 0), abs=1e-4)
     assert a.low == pytest.approx(-(b.high or 0), abs=1e-3)
     assert (a.p, a.sd_occupation) == pytest.approx((b.p, b.sd_occupation), abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_point_around_is_likelier(seed: int) -> None:
+    """Nor one further away. A deviation of 0 is level to its sides without being a maximum, and the optimiser stops at
+    slopes that it calls flat."""
+    generator = np.random.default_rng(seed)
+    tau = (0.0, 0.1, 0.3, 0.6)[seed % 4]
+    k_OM, n_OM = drawn(seed, int(generator.integers(4, 21)), int(generator.integers(20, 201)), (-1.0, 0.6, 1.0, tau))
+    likelihood = Likelihood(k_OM, n_OM)
+    made = _fitted(likelihood, True)
+    assert made.found
+    others = [made.point + generator.normal(0, size, 4) for size in (0.01, 0.1, 0.5) for _ in range(30)]
+    others += [np.array([*made.point[:3], x]) for x in (0.0, 0.05, 0.15, 0.3, 0.8)]
+    others += [np.array([*made.point[:2], x, made.point[3]]) for x in (0.0, 0.05, 0.15, 0.3, 0.8)]
+    assert max(likelihood(point)[0] for point in others) <= made.value + 1e-4
 
 
 def test_a_method_that_never_succeeds_has_a_test_and_no_odds_ratio() -> None:
