@@ -5,15 +5,28 @@ alone. In scoring, G rows of L tokens are one pass; in sampling, the prompts of 
 length, with the model's own cache or, where that cannot be relied on, a whole pass for every token.
 """
 
+import inspect
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
+
+CACHES = ("cache", "cache_params", "past_key_values")
+"""What models call what they keep of the tokens before: since transformers 5.24 all of its own the first, until then
+recurrent ones the second and others the third, as code of a model's own still does."""
+
+
+def cache_argument(model: nn.Module) -> str:
+    """The name of it among what the model's forward pass takes."""
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    taken = inspect.signature(plain.forward).parameters
+    return next((name for name in CACHES if name in taken), CACHES[-1])
 
 
 def forward(policy: Policy, model: nn.Module, rollout: Rollout) -> tuple[Tensor, Tensor]:
@@ -93,9 +106,9 @@ class _Cached:
     def _run(self, ids_GL: Tensor) -> Tensor:
         inputs: dict[str, Any] = {self.name: self.cache} if self.name else {}
         out = self.policy.model(input_ids=ids_GL, use_cache=True, **inputs)
-        # Recurrent models keep their state under a name of its own.
-        self.name = "cache_params" if getattr(out, "cache_params", None) is not None else "past_key_values"
-        self.cache = getattr(out, self.name)
+        found = next((name for name in CACHES if getattr(out, name, None) is not None), CACHES[-1])
+        self.cache = getattr(out, found)
+        self.name = cache_argument(self.policy.model) if found == CACHES[0] else found
         logits_GV: Tensor = out.logits[:, -1]
         return logits_GV
 

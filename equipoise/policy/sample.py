@@ -17,7 +17,7 @@ from equipoise.policy.decode import StaticDecoder
 from equipoise.policy.draw import Guide, GuideState, draw
 from equipoise.policy.graphs import round_up
 from equipoise.policy.load import Policy
-from equipoise.policy.plain import PlainReader
+from equipoise.policy.plain import PlainReader, cache_argument
 from equipoise.policy.rollout import Rollout
 from equipoise.runs.ranks import Ranks
 
@@ -112,11 +112,12 @@ class SharedReader:
         ids_UP = torch.tensor([[*p, *[0] * (width - len(p))] for p in distinct], device=device)
         mask_UP = (torch.arange(width, device=device)[None] < lengths_U[:, None]).long()
         cache = DynamicCache(config=policy.model.config)
+        self.argument = cache_argument(policy.model)
         logits_UPV = policy.model(
             input_ids=ids_UP,
             attention_mask=mask_UP,
             position_ids=torch.arange(width, device=device).expand_as(ids_UP),
-            past_key_values=cache,
+            **{self.argument: cache},
             use_cache=True,
             logits_to_keep=torch.arange(int(lengths_U.min()) - 1, width, device=device),
         ).logits
@@ -138,7 +139,7 @@ class SharedReader:
             input_ids=token_B[:, None],
             attention_mask=self.mask_BP,
             position_ids=self.position_B[:, None],
-            past_key_values=self.cache,
+            **{self.argument: self.cache},
             use_cache=True,
         ).logits[:, -1]
         self.position_B = self.position_B + 1

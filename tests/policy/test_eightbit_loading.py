@@ -40,7 +40,8 @@ def both_ways(model: str, dtype: torch.dtype, into: torch.dtype = torch.int8) ->
 def same(whole: nn.Module, streamed: nn.Module) -> None:
     assert bytes_of(whole) == bytes_of(streamed)
     assert [type(m) for m in whole.modules()] == [type(m) for m in streamed.modules()]
-    assert vars(whole).keys() == vars(streamed).keys()
+    # Since transformers 5.24 a model knows how the names in its files were changed, if any were, while it was read.
+    assert vars(whole).keys() - {"_weight_conversions"} == vars(streamed).keys() - {"_weight_conversions"}
     first, second = (json.loads(m.config.to_json_string()) for m in (whole, streamed))  # type: ignore[union-attr,operator]
     assert first == second
 
