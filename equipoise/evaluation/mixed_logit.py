@@ -209,6 +209,16 @@ def _climbed(likelihood: Likelihood, start: Array, free: bool) -> _Fit:
         if found and gained < 1e-5:
             break
         highest = -made.fun
+    if not found:
+        # Where occupations are so far apart that quadrature is coarse, that slope is not quite the value's own, and the
+        # optimiser finds no way up: the slope is then taken by differences, which takes longer.
+        made = minimize(
+            lambda x: -likelihood(x)[0], point, jac="3-point", method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-13}
+        )
+        point = np.asarray(made.x)
+        # SciPy leaves out what is fixed, δ, and the slope there is no number.
+        slope = np.clip(point - np.nan_to_num(made.jac), -upper, upper) - point
+        found = bool(np.abs(slope).max() <= FLAT)
     point[2:] = np.abs(point[2:])
     return _Fit(point, -float(made.fun), found)
 

@@ -128,6 +128,18 @@ def test_no_point_around_is_likelier(seed: int) -> None:
     assert max(likelihood(point)[0] for point in others) <= made.value + 1e-4
 
 
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("seed", [20, 21, 22, 23])
+def test_the_maximum_is_found_where_occupations_are_nearly_all_or_nothing(seed: int, free: bool) -> None:
+    """Quadrature is coarse there, and Fisher's slope not quite that of its value."""
+    k_OM, n_OM = drawn(seed, 19, 290, (6.0, -1.0, 3.0, 2.0))
+    likelihood = Likelihood(k_OM, n_OM)
+    made = _fitted(likelihood, free)
+    assert made.found
+    moves = np.random.default_rng(seed).normal(0, 0.3, (60, 4)) * (1, free, 1, 1)
+    assert max(likelihood(made.point + move)[0] for move in moves) <= made.value + 1e-4
+
+
 def test_a_method_that_never_succeeds_has_a_test_and_no_odds_ratio() -> None:
     k_OM, n_OM = drawn(4, 20, 250, (0.0, 0.0, 1.0, 0.5))
     k_OM[:, 1] = 0
