@@ -143,7 +143,9 @@ def plot_spent(rows: list[Row], least: list[Row], path: Path) -> None:
         beyond = [float(row["variety"]) + float(row["waste"]) for row in own]
         left.scatter(x, beyond, s=28, color=colour, marker=mark, label=named, linewidths=0)
         wasted = [float(row["waste"]) for row in own]
-        right.vlines(x, [float(r["waste_low"]) for r in own], [float(r["waste_high"]) for r in own], color=colour)
+        # A run that was split by rates of its own has no interval.
+        low, high = ([float(r.get(f"waste_{end}", r["waste"])) for r in own] for end in ("low", "high"))
+        right.vlines(x, low, high, color=colour)
         right.scatter(x, wasted, s=28, color=colour, marker=mark, linewidths=0)
     left.set(xlabel="effective pairs of 100", ylabel="nats beyond compliance, per sentence", ylim=(-0.5, None))
     right.set(xlabel="effective pairs of 100", ylabel="waste, nats per sentence", ylim=(-0.5, None))
@@ -201,6 +203,8 @@ def main() -> None:
     is_csv = given.sweeps[0].suffix == ".csv"
     found = read_csv(given.sweeps[0]) if is_csv else read_runs(given.sweeps, pairs)
     runs = [row for row in found if row["setting"] != LEAST]
+    if not runs:
+        parser.error(f"no run in {given.sweeps[0]} has a closing summary: give a folder of finished runs")
     least = [row for row in found if row["setting"] == LEAST] if pairs is None else boundary(pairs)
     rows = with_excess(runs, given.base_rate)
     waste = given.waste or (given.output and given.output.with_name(given.output.name + "-waste.svg"))
@@ -211,7 +215,9 @@ def main() -> None:
     if given.output:
         if not is_csv:
             with given.output.with_suffix(".csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(max(runs, key=lambda row: len(row))), lineterminator="\n")
+                written = [*sorted(runs, key=len, reverse=True), *least]
+                columns = list(dict.fromkeys(key for row in written for key in row))
+                writer = csv.DictWriter(file, columns, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows([*runs, *least])
         plot(rows, given.output.with_suffix(".svg"))

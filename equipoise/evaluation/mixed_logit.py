@@ -47,6 +47,8 @@ def mixed_logit(successes_OM: Array, n_OM: Array) -> MixedLogit | None:
         return None
     likelihood = Likelihood(successes_OM, n_OM)
     null, full = (_fitted(likelihood, free) for free in (False, True))
+    if full.value < null.value:  # it ended at a lower top
+        full = max(full, _climbed(likelihood, null.point, True), key=_value)
     freedom = len(n_OM) - 1
     p = float(f_distribution.sf(max(0.0, 2 * (full.value - null.value)), 1, freedom))
     told = "" if null.found and full.found else "the fit did not settle"
@@ -112,20 +114,39 @@ class Likelihood:
         """Move each occupation's likeliest effects to where they are at this point, and return (O, 2, 2) L with LLᵀ the
         inverse of the curvature there."""
         z_O2 = self._mode_O2
+        height_O = self._height(z_O2, fixed_M, load_M2)
         for _ in range(50):
-            p_OM = expit(fixed_M + z_O2 @ load_M2.T)
-            slope_O2 = (self.successes_OM - self.n_OM * p_OM) @ load_M2 - z_O2
-            weight_OM = self.n_OM * p_OM * (1 - p_OM)
-            curve_O22 = np.eye(2) + np.einsum("om,mi,mj->oij", weight_OM, load_M2, load_M2)
+            slope_O2, curve_O22 = self._bent(z_O2, fixed_M, load_M2)
             step_O2 = np.linalg.solve(curve_O22, slope_O2[..., None])[..., 0]
             # Half as far as a standard normal is wide at most, so that no step runs away where the curve is flat.
             step_O2 = step_O2 / np.maximum(1.0, np.abs(step_O2).max(1, keepdims=True))
-            z_O2 = z_O2 + step_O2
+            # Where effects are strong a step may lead to the other side and back, without end: half as far then, until
+            # it leads up. There is one top, so where the search began makes no difference.
+            for _ in range(30):
+                moved_O = self._height(z_O2 + step_O2, fixed_M, load_M2)
+                if not (worse_O := moved_O < height_O - 1e-9 * (1 + np.abs(height_O))).any():
+                    break
+                step_O2 = np.where(worse_O[:, None], step_O2 / 2, step_O2)
+            z_O2, height_O = z_O2 + step_O2, moved_O
             if np.abs(step_O2).max() < 1e-6:
                 break
+        _, curve_O22 = self._bent(z_O2, fixed_M, load_M2)
         self._mode_O2 = z_O2
         # With S = C⁻¹, the lower Cholesky factor of S.
         return np.asarray(np.linalg.cholesky(np.linalg.inv(curve_O22)))
+
+    def _height(self, z_O2: Array, fixed_M: Array, load_M2: Array) -> Array:
+        """(O,) logarithms of how likely these effects and the successes are together, but for a constant."""
+        eta_OM = fixed_M + z_O2 @ load_M2.T
+        log_OM = self.successes_OM * eta_OM - self.n_OM * np.logaddexp(0, eta_OM)
+        return np.asarray(log_OM.sum(1) - (z_O2**2).sum(1) / 2)
+
+    def _bent(self, z_O2: Array, fixed_M: Array, load_M2: Array) -> tuple[Array, Array]:
+        """Its slope (O, 2), and its curvature (O, 2, 2), which is positive."""
+        p_OM = expit(fixed_M + z_O2 @ load_M2.T)
+        weight_OM = self.n_OM * p_OM * (1 - p_OM)
+        curve_O22 = np.eye(2) + np.einsum("om,mi,mj->oij", weight_OM, load_M2, load_M2)
+        return (self.successes_OM - self.n_OM * p_OM) @ load_M2 - z_O2, curve_O22
 
 
 @dataclass(frozen=True)
@@ -155,10 +176,15 @@ def _fitted(likelihood: Likelihood, free: bool) -> _Fit:
     fit = _climbed(likelihood, start, free)
     # The likelihood is level at a deviation of 0 whether or not it is highest there, since it does not know its sign.
     if none := [i for i in (2, 3) if fit.point[i] < NONE]:
-        other = fit.point.copy()
-        other[none] = 0.25
-        fit = max(fit, _climbed(likelihood, other, free), key=lambda each: each.value)
+        for begun in (0.25, 0.0):
+            other = fit.point.copy()
+            other[none] = begun
+            fit = max(fit, _climbed(likelihood, other, free), key=_value)
     return fit
+
+
+def _value(fit: _Fit) -> float:
+    return fit.value
 
 
 def _climbed(likelihood: Likelihood, start: Array, free: bool) -> _Fit:
@@ -174,12 +200,25 @@ def _climbed(likelihood: Likelihood, start: Array, free: bool) -> _Fit:
     point = np.clip(start, -upper, upper)
     # The optimiser may end far from a maximum, after a step so short that the value hardly changed, and call it a
     # success: what counts is the slope.
+    highest = -np.inf
     for _ in range(STARTS):
         made = minimize(lost, point, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 0.0, "gtol": 1e-5})
         point = np.asarray(made.x)
         slope = np.clip(point - made.jac, -upper, upper) - point  # 0 where it leads out of what is looked for
-        if found := bool(np.abs(slope).max() <= FLAT):
+        found, gained = bool(np.abs(slope).max() <= FLAT), -made.fun - highest
+        if found and gained < 1e-5:
             break
+        highest = -made.fun
+    if not found:
+        # Where occupations are so far apart that quadrature is coarse, that slope is not quite the value's own, and the
+        # optimiser finds no way up: the slope is then taken by differences, which takes longer.
+        made = minimize(
+            lambda x: -likelihood(x)[0], point, jac="3-point", method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-13}
+        )
+        point = np.asarray(made.x)
+        # SciPy leaves out what is fixed, δ, and the slope there is no number.
+        slope = np.clip(point - np.nan_to_num(made.jac), -upper, upper) - point
+        found = bool(np.abs(slope).max() <= FLAT)
     point[2:] = np.abs(point[2:])
     return _Fit(point, -float(made.fun), found)
 

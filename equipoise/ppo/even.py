@@ -65,7 +65,8 @@ class EvenPairs:
         recent.extend(found)
         counts = Counter(recent)
         worth = {
-            pair: self.multipliers.get(pair, self.rest) + self.damping * self._off(pair, counts) for pair in set(found)
+            pair: self.multipliers.get(pair, self.rest) + self.damping * self._off(pair, counts, len(recent))
+            for pair in set(found)
         }
         return [worth[pair] for pair in found]
 
@@ -78,16 +79,16 @@ class EvenPairs:
             self.counts[pair] += 1
             self.multipliers.setdefault(pair, self.rest)
         for pair in self.multipliers:
-            self.multipliers[pair] += self.ascent * self._off(pair, self.counts)
-        self.rest += self.ascent * self._off(None, self.counts)
+            self.multipliers[pair] += self.ascent * self._off(pair, self.counts, len(self.recent))
+        self.rest += self.ascent * self._off(None, self.counts, len(self.recent))
         self._centre()
 
-    def _off(self, pair: Pair | None, counts: Counter[Pair]) -> float:
-        """log of the share that is wanted of a pair by that which it has among those counted, as if `pairs` successes
-        more had come as wanted; None stands for a pair that never came."""
+    def _off(self, pair: Pair | None, counts: Counter[Pair], total: int) -> float:
+        """log of the share that is wanted of a pair by that which it has among those counted, `total` in all, as if
+        `pairs` successes more had come as wanted; None stands for a pair that never came."""
         wanted = self.wanted_rest if pair is None else self.wanted.get(pair, self.wanted_rest)
         count = 0 if pair is None else counts[pair]
-        return math.log(wanted * (counts.total() + self.pairs) / (count + self.pairs * wanted))
+        return math.log(wanted * (total + self.pairs) / (count + self.pairs * wanted))
 
     def _centre(self) -> None:
         others = max(0, self.pairs - len(self.multipliers)) * self.rest

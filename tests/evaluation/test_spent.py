@@ -122,7 +122,8 @@ def test_a_damaged_record_is_told_in_one_line(tmp_path: Path, member: str, value
 
 
 @pytest.mark.parametrize(
-    ("given", "says"), [("nowhere.csv", "there is no"), ("frontier.csv", "nothing of waste is known")]
+    ("given", "says"),
+    [("nowhere.csv", "there is no"), ("frontier.csv", "nothing of waste is known"), ("", "no run in")],
 )
 def test_the_frontier_that_cannot_be_drawn_is_refused_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: str, says: str
@@ -143,3 +144,26 @@ def test_a_run_with_rates_of_its_own_is_split_by_them_unless_others_are_given() 
     split = frontier.spent(summary, rates)
     assert list(split) == list(frontier.SPENT) and split["compliance"] != 8.4
     assert frontier.spent({"final": measures}, rates) == {}
+
+
+def test_rates_given_to_the_table_of_a_sweep_without_outcomes_add_what_no_run_can_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The runs' own parts have no interval of the waste, and runs without a target have no parts."""
+    measures = dict.fromkeys(frontier.MEASURES, 0.9)
+    for name, parts in (("near-0", {"kl_compliance": 8.4, "kl_variety": 0.1, "kl_waste": 1.5}), ("plain-0", {})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps({"steps": 9, "final": measures | parts}))
+    rates = tmp_path / "rates.json"
+    rates.write_text(json.dumps(RATES))
+
+    def run(*given: object) -> None:
+        monkeypatch.setattr("sys.argv", ["frontier.py", *map(str, given)])
+        frontier.main()
+
+    run(tmp_path, "--output", tmp_path / "own")
+    assert (tmp_path / "own.csv").read_text().splitlines()[0].endswith("kl,compliance,variety,waste")
+    run(tmp_path / "own.csv", "--pairs", rates, "--waste", tmp_path / "w.svg")
+    run(tmp_path, "--pairs", rates, "--output", tmp_path / "given")
+    assert "| near | 1 |" in capsys.readouterr().out and (tmp_path / "w.svg").is_file()
+    assert (tmp_path / "given.csv").read_text().splitlines()[-1].startswith("least,")

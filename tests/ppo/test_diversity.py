@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -124,6 +125,22 @@ def test_of_the_recent_ones_the_oldest_make_room_for_the_batch_that_is_paid() ->
     even.multipliers = dict.fromkeys(pairs, 0.0)
     assert even.paid(batch) == pytest.approx([DAMPING * off[1]] * 7 + [DAMPING * off[0]] * 3)
     assert even.paid([]) == [] and even.counts == {pairs[0]: 10}
+
+
+def test_what_is_paid_takes_no_longer_where_pairs_are_many() -> None:
+    """A million pairs, of which thousands come: what all of them count is summed once, and not for each of them."""
+
+    class Summed(Counter[Pair]):
+        sums = 0
+
+        def total(self) -> int:
+            Summed.sums += 1
+            return super().total()
+
+    even = EvenPairs(10**6, 4096)
+    even.counts = Summed()
+    even.add([(f"{i}", "caring") for i in range(500)])
+    assert Summed.sums <= 2 and even.counts.total() == 500
 
 
 def best_answer(
