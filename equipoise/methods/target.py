@@ -41,7 +41,7 @@ from equipoise.learning.rounds import (
 from equipoise.learning.search import Search
 from equipoise.learning.supervised import Row, examples_of
 from equipoise.measures.decomposition import Pair, PairRates, pair_rates, rates_document
-from equipoise.measures.raking import margins, systematic
+from equipoise.measures.raking import systematic
 from equipoise.methods.completions import Key, all_keys
 from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.guided import Guided, effective_size, grouped
@@ -137,8 +137,8 @@ def resample(
 ) -> Chosen:
     """About `count` sentences of the target: drawn without replacement in proportion to their weights, by the
     Gumbel-top-k trick (W. Kool, H. van Hoof and M. Welling 2019), of all of them or, for `even`, of each pair alike, or
-    in proportion to the target's power of its share of the weights; a pair that is in `spare` alone counts as the
-    rarest of the others, as it does for PPO (`ppo.even`).
+    in proportion to the target's power of its share of the weights; a pair whose share is not known, that of `spare`
+    alone among them, counts as the rarest of the others, as it does for PPO (`ppo.even`).
 
     No sentence comes twice as long as there are others, so a weight above the rest counts once: the more are drawn of
     those there are, the nearer is the result to what Ctrl-G wrote. A pair that has too few gets those of `spare`, and
@@ -157,18 +157,20 @@ def resample(
     of_pair: dict[Pair, list[Weighted]] = defaultdict(list)
     for each in (*(each for _, each in keyed), *spare):
         of_pair[each.pair].append(each)
-    shares = margins([math.exp(weight - max(weights)) for weight in weights], [each.pair for each in found])
-    total, least = math.fsum(shares.values()), min(filter(None, shares.values()))
-    powers = {pair: ((shares.get(pair) or least) / total) ** target.power for pair in of_pair}
+    powers = dict.fromkeys(of_pair, 1.0)
+    if target.power:
+        known = {pair: rate.value for pair, rate in rates_of(found).rates.items() if rate.value > 0}
+        least = min(known.values(), default=1.0)
+        powers = {pair: known.get(pair, least) ** target.power for pair in of_pair}
     chosen = []
     for pair in sorted(of_pair):
         quota = math.ceil(count * powers[pair] / math.fsum(powers.values()))
         own = of_pair[pair][:quota]
         chosen += (own * min(COPIES, -(-quota // len(own))))[:quota]
-    known: dict[Pair, list[float]] = defaultdict(list)
+    of_weights: dict[Pair, list[float]] = defaultdict(list)
     for each in found:
-        known[each.pair].append(each.log_weight)
-    return Chosen(chosen, math.fsum(map(effective_size, known.values())))
+        of_weights[each.pair].append(each.log_weight)
+    return Chosen(chosen, math.fsum(map(effective_size, of_weights.values())))
 
 
 def prepared(config: TrainConfig, say: Callable[[str], None] = print) -> TrainConfig:
@@ -264,7 +266,7 @@ def _decisive(config: TrainConfig) -> list[Any]:
     if not power or warm.warm_start_target != "even":
         return decisive
     # Without rounds shares below 2e-4 once counted as that.
-    shares = {} if warm.warm_start_target_rounds else {"shares": "as they are"}
+    shares = {} if warm.warm_start_target_rounds else {"shares": "as PPO has them"}
     return [*decisive, {"even_power": power} | shares]
 
 

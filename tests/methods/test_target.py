@@ -23,9 +23,10 @@ from equipoise.measures.decomposition import PairRates, Rate, read_rates
 from equipoise.methods import target
 from equipoise.methods.ctrlg.config import CtrlGConfig
 from equipoise.methods.guided import Guided
-from equipoise.methods.target import COPIES, Weighted, prepared, resample
+from equipoise.methods.target import COPIES, Weighted, prepared, rates_of, resample
 from equipoise.policy.config import PolicyConfig, SamplingConfig
 from equipoise.ppo.config import EvaluationConfig, TrainConfig
+from equipoise.ppo.even import EvenPairs
 from equipoise.ppo.train import train
 from equipoise.ppo.warm_start_config import WarmStartConfig
 from equipoise.protocol.task import PROTOCOL
@@ -75,16 +76,20 @@ def test_even_draws_every_pair_alike_and_within_a_pair_by_the_weights() -> None:
     assert first["bold loyal 1"] / 2000 == pytest.approx(0.75, abs=0.04)
 
 
-def test_with_a_power_each_pair_comes_as_often_as_that_of_its_share_of_the_weights() -> None:
-    """Shares 0.81, 0.09, 0.1 − 10⁻⁶ and 10⁻⁶ have roots 0.9, 0.3, 0.316 and 0.001; a pair that is only forced counts as
-    the rarest of them."""
-    rare, forced = ("bold", "friendly"), ("decisive", "caring")
-    pool = found({A: [0.81 / 600] * 600, B: [0.09 / 600] * 600, C: [(0.1 - 1e-6) / 600] * 600, rare: [1e-6]})
+def test_with_a_power_each_pair_comes_as_often_as_ppo_wants_it() -> None:
+    """That is in proportion to the root of its share, 0.8, 0.09, 0.1 − 10⁻⁶ and 10⁻⁶; a pair that is only forced, and
+    one of which a single sentence carries all weight, count as the rarest of them."""
+    rare, forced, unknown = ("bold", "friendly"), ("decisive", "caring"), ("decisive", "friendly")
+    weights = {A: [0.8 / 600] * 600, B: [0.09 / 600] * 600, C: [(0.1 - 1e-6) / 600] * 600, rare: [1e-6 / 50] * 50}
+    pool = found(weights | {unknown: [0.01]})
     spare = [Weighted("nurse", f"spare {i}", forced, 0.0) for i in range(100)]
     made = resample(pool, Target("even", 0.5), 1000, 0, spare)
-    roots = {A: 0.9, B: 0.3, C: math.sqrt(0.1 - 1e-6), rare: 1e-3, forced: 1e-3}
+    roots = {A: math.sqrt(0.8), B: 0.3, C: math.sqrt(0.1 - 1e-6), rare: 1e-3, forced: 1e-3, unknown: 1e-3}
     count = Counter(each.pair for each in made.sentences)
     assert count == {pair: math.ceil(1000 * root / sum(roots.values())) for pair, root in roots.items()}
+    wanted = EvenPairs(6, 100, rates_of(pool), 0.5)
+    assert [wanted.wanted[pair] for pair in weights] == pytest.approx([roots[p] / sum(roots.values()) for p in weights])
+    assert wanted.wanted_rest == pytest.approx(wanted.wanted[rare])
 
 
 def test_a_pair_with_too_few_gets_spare_sentences_before_any_comes_twice() -> None:
