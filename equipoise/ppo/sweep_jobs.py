@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.errors import UserError
+from equipoise.policy.packaged import ACCEPT
 from equipoise.ppo.sweep_files import open_log, write_task
 from equipoise.ppo.tool_config import SweepConfig
 from equipoise.protocol.plural import plural
@@ -48,6 +49,8 @@ def arguments_of(name: str, config: SweepConfig) -> list[str]:
     arguments = ["sweep", str(config.file), "--output-dir", config.output_dir, "--only", name]
     if config.task != PROTOCOL:
         arguments += ["--task", str(_task_file(config))]
+    if os.environ.get(ACCEPT) == "1":  # other machines do not know of it
+        arguments.append("--accept-terms")
     return arguments if config.keep == SweepConfig.keep else [*arguments, "--keep", config.keep]
 
 

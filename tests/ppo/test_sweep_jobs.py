@@ -18,6 +18,7 @@ import pytest
 
 from equipoise import cli
 from equipoise.errors import UserError
+from equipoise.policy.packaged import ACCEPT
 from equipoise.ppo import sweep_jobs
 from equipoise.ppo.sweep import given, read_plans
 from equipoise.ppo.sweep_files import write_given
@@ -66,6 +67,16 @@ def test_the_commands_do_what_one_process_does_and_those_of_finished_runs_are_no
     assert commands(argv, capsys) == []
     assert cli.main(["sweep", *argv]) == 0
     assert values(tmp_path / "a folder" / "out") == one_process
+
+
+def test_a_command_accepts_the_terms_that_the_sweep_was_told_are_accepted(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = [str(write(tmp_path, model, TWO)), "--output-dir", str(tmp_path / "out")]
+    monkeypatch.delenv(ACCEPT, raising=False)
+    assert "--accept-terms" not in commands(argv, capsys)[0]
+    monkeypatch.setenv(ACCEPT, "1")  # as the option does
+    assert all("--accept-terms" in line for line in commands(argv, capsys))
 
 
 def test_a_command_names_the_task_and_what_is_kept(
