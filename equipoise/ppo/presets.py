@@ -55,7 +55,8 @@ NEAR_PRESET = TrainConfig(
     reward=RewardWeights(bonus_per_term=0.0),
     warm_start=NEAR,
     # A nat has a higher price than in `even`: the less a failure costs, the fewer beginnings are avoided for its sake.
-    # What is left falls with the steps for long: 1.69 nats of waste after 100, 1.53 after 220 (docs/LOG.md).
+    # What is left falls with the steps for long: 1.69 nats of waste after 100, 1.53 after 220, 1.46 after 350
+    # (docs/LOG.md).
     ppo=replace(TARGETED, decay_steps=350, kl_coef=0.15),
     # The last: the highest success is not what is looked for, and the learning rate has come to 0 there.
     evaluation=replace(MEASURED, eval_sentences=500, export="last"),
@@ -119,7 +120,7 @@ PRESETS = {
     # Even: pairs nearly alike, the rarest a little rarer since they cost the most, and otherwise as near as that is,
     # but for fluency, which is cheap: without it rare pairs make for unnatural sentences. A pair is paid what it costs
     # at the price of a nat, found by dual ascent: paid by estimates alone, pairs collapsed onto those whose rate was
-    # too low. Three seeds have 86 effective pairs (docs/LOG.md).
+    # too low. Three seeds have 90 effective pairs (docs/LOG.md).
     "even": replace(
         NEAR_PRESET,
         preset="even",
