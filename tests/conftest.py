@@ -2,6 +2,8 @@
 
 import gc
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Before torch is imported, and for the processes that tests start: the models here are too small to share out.
@@ -19,6 +21,31 @@ gc.disable()
 if not torch.cuda.is_available():
     # Before anything imports Triton, whose own functions are defined one way or the other: compiled, or interpreted.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+IN_MEMORY = Path("/dev/shm")
+ROOM = 4e9
+"""Bytes that have to be free there. A whole run of the tests takes less than a quarter of them."""
+FOLDERS = "PYTEST_DEBUG_TEMPROOT"
+"""pytest's own variable: where it makes the folders of the tests."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The folders of the tests in memory, where it has room: on a slow disk tests that train wait for a quarter of
+    their time until files are flushed and removed. Workers take over what the process that starts them has."""
+    if FOLDERS not in os.environ and IN_MEMORY.is_dir() and shutil.disk_usage(IN_MEMORY).free > ROOM:
+        os.environ[FOLDERS] = config.stash[MADE] = tempfile.mkdtemp(prefix="equipoise-tests-", dir=IN_MEMORY)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Memory is given back, but for the files of a failure, which one may want to look into."""
+    made = session.config.stash.get(MADE, None)
+    if made is not None and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        shutil.rmtree(made, ignore_errors=True)
+
+
+MADE = pytest.StashKey[str]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

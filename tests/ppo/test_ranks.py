@@ -41,7 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("case", "sizes"),
     [
-        ("lora", (2,)),
+        pytest.param("lora", (2,), marks=SLOW),
         ("grpo", (2,)),
         pytest.param("rloo", (2, 4), marks=SLOW),
         pytest.param("reinforce++", (2,), marks=SLOW),
@@ -71,7 +71,7 @@ def test_pieces_do_round_otherwise_than_none(model: Path, tmp_path: Path, expect
     assert expected["tensors"] != alone(model, tmp_path / "1", pieces=1)["tensors"]
 
 
-@pytest.mark.parametrize("then", [4, pytest.param(1, marks=SLOW)])
+@pytest.mark.parametrize("then", [1, pytest.param(4, marks=SLOW)])
 def test_begun_on_two_and_continued_on_another_number(model: Path, tmp_path: Path, then: int) -> None:
     changes = LIGHT | CASES["everything"] | {"save_every": 1}
     expected = alone(model, tmp_path / "1", **changes)
@@ -122,6 +122,7 @@ def interrupted(arguments: list[str], where: Path) -> int:
     return len(rows(where))
 
 
+@SLOW
 def test_processes_of_our_own_interrupted_and_continued_leave_the_bytes_of_one(model: Path, tmp_path: Path) -> None:
     where = tmp_path / "2"
     own = [sys.executable, "-m", "equipoise", "train", *options(model, where, "--steps", "100000"), "--processes", "2"]

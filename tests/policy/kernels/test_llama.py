@@ -147,7 +147,7 @@ def test_what_one_product_uses_lies_side_by_side_once_there_is_an_optimizer() ->
                             assert joined(grads).data_ptr() == grads[0].data_ptr()
 
 
-@pytest.mark.parametrize("eight_bits", [None, ROTATED])
+@pytest.mark.parametrize("eight_bits", [None, pytest.param(ROTATED, marks=pytest.mark.slow)])
 def test_decoding_draws_the_tokens_of_the_plain_sampler(eight_bits: torch.dtype | None) -> None:
     config = SamplingConfig(max_new_tokens=3)
     uniform = torch.rand(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -228,6 +228,7 @@ def test_a_norm_of_another_kind_is_not_taken_for_one_that_is_known() -> None:
     assert llama.not_covered(model) == "its norm (LlamaRMSNorm)"
 
 
+@pytest.mark.slow
 def test_the_fused_model_is_found_to_have_the_numbers_of_one_row_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
