@@ -80,6 +80,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_says_what_it_needs(built:
     assert {"gpu", "track", "slurm", "dev"} <= {*said.get_all("Provides-Extra", [])}
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_from_where_it_is_installed(built: tuple[Path, Path], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile", "--target"]
     subprocess.run([*command, str(tmp_path / "site"), str(built[1])], check=True, env=plain())

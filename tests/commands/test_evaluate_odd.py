@@ -143,8 +143,10 @@ def test_a_folder_with_files_of_someone_else_is_left_alone(tmp_path: Path, capsy
 
 
 def test_files_with_hundreds_of_occupations_are_compared(tmp_path: Path) -> None:
-    rows = [[f"job {i}", f"The job {i} was bold and {'loyal' if i % 3 else 'calm'} at work."] for i in range(150)]
-    files = [f"{k}={write_csv(tmp_path / f'{k}.csv', ['job', 'text'], rows[k:])}" for k in (0, 4)]
+    # Two sentences about each: a mixed logit of occupations that always or never succeed takes many seconds.
+    words = [(i, word) for i in range(150) for word in ("loyal", "loyal" if i % 3 else "calm")]
+    rows = [[f"job {i}", f"The job {i} was bold and {word} at work."] for i, word in words]
+    files = [f"{k}={write_csv(tmp_path / f'{k}.csv', ['job', 'text'], rows[2 * k :])}" for k in (0, 4)]
     assert run(*files, "--no-fluency", "--bootstrap-draws", 100, "--output", tmp_path / "out") == 0
     found = {(c.metric): c for c in stored.read(tmp_path / "out").comparisons}
     assert found["strict"].n_occupations == 146 and "cannot be tested" in found["strict"].note

@@ -148,7 +148,7 @@ def failing(at: int, calls: list[int]) -> Callable[..., Any]:
     return reward
 
 
-@pytest.mark.parametrize("at", [1, 4])
+@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_where_the_reward_raises_the_state_is_saved_and_one_line_names_function_and_sentence(
     model: Path, tmp_path: Path, at: int
 ) -> None:
@@ -167,7 +167,7 @@ def test_where_the_reward_raises_the_state_is_saved_and_one_line_names_function_
     assert outcome == Outcome("done", 6, 0) and results(broken, 6) == results(straight, 6)
 
 
-@pytest.mark.parametrize("at", [2, 4])  # evaluations: of step 2, of step 4
+@pytest.mark.parametrize("at", [2, pytest.param(4, marks=pytest.mark.slow)])  # evaluations: of step 2, of step 4
 def test_where_the_rank_raises_the_evaluation_is_made_up_for_when_the_run_goes_on(
     model: Path, tmp_path: Path, at: int
 ) -> None:

@@ -42,7 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
     ("case", "sizes"),
     [
         pytest.param("lora", (2,), marks=SLOW),
-        ("grpo", (2,)),
+        pytest.param("grpo", (2,), marks=SLOW),
         pytest.param("rloo", (2, 4), marks=SLOW),
         pytest.param("reinforce++", (2,), marks=SLOW),
         ("everything", (2,)),

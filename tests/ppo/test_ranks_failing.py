@@ -29,7 +29,7 @@ from .small import checkpoints, events, results, small_config
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [pytest.param(0, marks=SLOW), 1])
 def test_a_signal_to_any_rank_stops_all_after_the_same_step(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, expected: dict[str, Any]
 ) -> None:
@@ -99,7 +99,7 @@ def test_a_function_is_called_once_and_where_it_raises_all_end_with_the_step_sav
     assert checkpoints(tmp_path) == [2]
 
 
-@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("tuning", ["lora", pytest.param("full", marks=SLOW)])
 def test_a_full_disk_on_rank_0_ends_all_with_one_line_and_they_go_on_once_there_is_room(
     model: Path,
     tmp_path: Path,
@@ -193,7 +193,7 @@ def test_what_is_not_finite_on_one_rank_is_skipped_by_all(
     assert checkpoints(tmp_path)[-1] == 4
 
 
-@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("tuning", [pytest.param("lora", marks=SLOW), "full"])
 def test_a_flipped_bit_on_one_rank_ends_the_run_before_it_is_saved(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tuning: str
 ) -> None:

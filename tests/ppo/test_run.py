@@ -24,7 +24,11 @@ from .small import checkpoints, events, results, rows, small_config
 from .started import EVERYTHING, ROOT, options, own, work
 
 
-@pytest.mark.parametrize("changes", [{"save_every": 1}, EVERYTHING], ids=["lora float32", "everything bfloat16"])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param({"save_every": 1}, marks=pytest.mark.slow), EVERYTHING],
+    ids=["lora float32", "everything bfloat16"],
+)
 def test_killed_between_any_two_calls_and_resumed_it_ends_with_the_very_same_bytes(
     model: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:

@@ -142,7 +142,14 @@ def test_an_output_folder_with_somebody_elses_files_is_refused(
     assert (tmp_path / "out" / name).read_text() == "mine"
 
 
-@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "optimizer.safetensors",
+        "manifest.json",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("weights.safetensors", "state.json")),
+    ],
+)
 def test_a_flipped_bit_in_the_newest_checkpoint_is_found_and_refused(
     model: Path, tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

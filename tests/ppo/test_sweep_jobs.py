@@ -48,6 +48,7 @@ def one_process(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[d
     return values(where / "out")
 
 
+@pytest.mark.slow
 def test_the_commands_do_what_one_process_does_and_those_of_finished_runs_are_not_printed(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], one_process: list[dict[str, str]]
 ) -> None:
@@ -133,6 +134,7 @@ def test_without_submitit_the_line_says_what_to_install(
         sweep_jobs.run_jobs({"plain-0": tmp_path}, SweepConfig(tmp_path / "sweep.yaml", executor="slurm"))
 
 
+@pytest.mark.slow
 def test_a_job_whose_time_is_up_saves_its_run_and_is_queued_again(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,7 +81,7 @@ CASES = [
     ("full", None, True, True),
     ("full", None, False, False),
     ("lora", None, True, True),
-    ("lora", None, False, False),
+    pytest.param("lora", None, False, False, marks=pytest.mark.slow),
     ("lora", ROTATED, True, False),
 ]
 
