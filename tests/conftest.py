@@ -25,27 +25,25 @@ if not torch.cuda.is_available():
 
 IN_MEMORY = Path("/dev/shm")
 ROOM = 4e9
-"""Bytes that have to be free there. A whole run of the tests takes less than a quarter of them."""
+"""Bytes that have to be free there."""
 FOLDERS = "PYTEST_DEBUG_TEMPROOT"
 """pytest's own variable: where it makes the folders of the tests."""
+MADE = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """The folders of the tests in memory, where it has room: on a slow disk tests that train wait for a quarter of
-    their time until files are flushed and removed. Workers take over what the process that starts them has."""
+    their time until files are flushed and removed. Workers take over what the process that starts them has. To look
+    into the files of a failure, give --basetemp."""
     if FOLDERS not in os.environ and IN_MEMORY.is_dir() and shutil.disk_usage(IN_MEMORY).free > ROOM:
         os.environ[FOLDERS] = config.stash[MADE] = tempfile.mkdtemp(prefix="equipoise-tests-", dir=IN_MEMORY)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Memory is given back, but for the files of a failure, which one may want to look into."""
-    made = session.config.stash.get(MADE, None)
-    if made is not None and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Memory is given back, whatever the outcome: what failing runs left would add up there."""
+    if made := config.stash.get(MADE, None):
+        del os.environ[FOLDERS]
         shutil.rmtree(made, ignore_errors=True)
-
-
-MADE = pytest.StashKey[str]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
