@@ -26,7 +26,7 @@ def kl_to_reference(
     parts = [part for rollout in rollouts for part in _parts(rollout, rows)]
 
     def log_ratio(part: Rollout) -> Tensor:
-        own, base = (_summed(policy, part, temperature, reference, len(parts)) for reference in (False, True))
+        own, base = (_summed(policy, part, temperature, reference, _pays(len(parts))) for reference in (False, True))
         if sampling.temperature == 0 or sampling.top_p == 1:
             return own - base
         return own - base - _by_row(nucleus_mass(policy, part, sampling), part)
@@ -43,18 +43,26 @@ def continuation_nll(
 
 @torch.no_grad()
 def text_nll(
-    policy: Policy, texts: Sequence[str], occupations: Sequence[str], task: Task, rows: int, ranks: Ranks = ALONE
+    policy: Policy,
+    texts: Sequence[str],
+    occupations: Sequence[str],
+    task: Task,
+    rows: int,
+    ranks: Ranks = ALONE,
+    *,
+    repeated: bool = False,
 ) -> list[float | None]:
     """Negative log-likelihood under the reference model, nats per token, of what follows the task's prefix (such as
     `The X was`) in each text, `rows` texts at a time, dealt out to the ranks. None where nothing follows.
 
     The text stands alone, without chat template or instruction: how natural it is in itself, not how well it follows a
-    prompt.
+    prompt. `repeated`: as many texts will be scored time and again, so that a recorded graph pays.
     """
     prompts, completions, places = [], [], []
     starts = {o: list(policy.tokenizer(task.prefix(o))["input_ids"]) for o in set(occupations)}
-    for place, (text, occupation) in enumerate(zip(texts, occupations, strict=True)):
-        ids, start = list(policy.tokenizer(text)["input_ids"]), starts[occupation]
+    encoded = policy.tokenizer(list(texts))["input_ids"] if texts else []
+    for place, (of_text, occupation) in enumerate(zip(encoded, occupations, strict=True)):
+        ids, start = list(of_text), starts[occupation]
         # Where the text continues within the prefix's last token, that token belongs to what follows.
         shared = next(
             (i for i, (a, b) in enumerate(zip(ids, start, strict=False)) if a != b), min(len(ids), len(start))
@@ -68,7 +76,8 @@ def text_nll(
         return found
     rollout = rollout_of(prompts, completions)
     parts = _parts(rollout, rows)
-    total_B = torch.cat(ranks.deal(parts, lambda part: _summed(policy, part, 1.0, True, len(parts))))
+    recorded = repeated or _pays(len(parts))
+    total_B = torch.cat(ranks.deal(parts, lambda part: _summed(policy, part, 1.0, True, recorded)))
     for place, nll in zip(places, (-total_B / rollout.lengths_B).tolist(), strict=True):
         found[place] = nll
     return found
@@ -112,14 +121,16 @@ MANY_PARTS = 24
 """A graph of a shape is recorded in the time of some ten passes that are launched kernel by kernel."""
 
 
+def _pays(parts: int) -> bool:
+    return parts >= MANY_PARTS
+
+
 def _parts(rollout: Rollout, rows: int) -> list[Rollout]:
     return [rollout.select(part) for part in torch.arange(len(rollout)).split(rows)]
 
 
-def _summed(policy: Policy, rollout: Rollout, temperature: float, reference: bool, parts: int) -> Tensor:
-    """(B,) log-probability of each completion, on the CPU. Recorded only where so many parts follow that they pay for
-    it."""
-    recorded = parts >= MANY_PARTS
+def _summed(policy: Policy, rollout: Rollout, temperature: float, reference: bool, recorded: bool) -> Tensor:
+    """(B,) log-probability of each completion, on the CPU."""
     scores = score(policy, rollout, temperature, packed=True, reference=reference, entropy=False, recorded=recorded)
     return _by_row(scores.logprobs, rollout)
 

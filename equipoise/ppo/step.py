@@ -169,7 +169,9 @@ def reward_sentences(training: Training, rollout: Rollout, occupations: Sequence
 def _unnatural(training: Training, texts: Sequence[str], occupations: Sequence[str]) -> Tensor:
     """(B,) `text_nll`; a text of which nothing follows the frame is as unnatural as the worst of the batch."""
     policy, task, ranks = training.policy, training.config.task, training.ranks
-    found = training.state.limit.run(policy, lambda rows: text_nll(policy, texts, occupations, task, rows, ranks))
+    found = training.state.limit.run(
+        policy, lambda rows: text_nll(policy, texts, occupations, task, rows, ranks, repeated=True)
+    )
     worst = max((nll for nll in found if nll is not None), default=0.0)
     return torch.tensor([worst if nll is None else nll for nll in found])
 
