@@ -24,9 +24,9 @@ DAMPING = 1.5
 they do where steps are so large that the policy goes most of the way to what pays best in one (docs/LOG.md)."""
 GAINS_BEFORE = (0.05, 4.0)
 """Both, in states that do not hold them."""
-LEAST = 2e-4
-"""Share of the successes that multipliers begin as if a pair had at least: what is paid for a rarer one by its
-estimate, which is hardly one, is paid too much."""
+UNKNOWN = 2e-4
+"""Share of the successes that multipliers begin as if a pair had whose rate is not known. Those that are begin with it,
+however rare: where it is known within a half it is within a nat of what dual ascent finds (docs/LOG.md)."""
 
 
 class EvenPairs:
@@ -53,8 +53,8 @@ class EvenPairs:
             total = math.fsum(powers.values()) + max(0, pairs - len(shares)) * least**power
             self.wanted = {pair: x / total for pair, x in powers.items()}
             self.wanted_rest = least**power / total
-            self.multipliers = {pair: math.log(self.wanted[pair] / max(x, LEAST)) for pair, x in shares.items()}
-            self.rest = math.log(self.wanted_rest / LEAST)
+            self.multipliers = {pair: math.log(self.wanted[pair] / x) for pair, x in shares.items()}
+            self.rest = math.log(self.wanted_rest / UNKNOWN)
             self._centre()
 
     def paid(self, found: Sequence[Pair]) -> list[float]:

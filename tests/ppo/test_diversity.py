@@ -14,7 +14,7 @@ from equipoise.errors import UserError
 from equipoise.measures.decomposition import Pair, PairRates, Rate
 from equipoise.ppo.config import DiversityConfig
 from equipoise.ppo.diversity import TermWindow
-from equipoise.ppo.even import ASCENT, DAMPING, LEAST, EvenPairs
+from equipoise.ppo.even import ASCENT, DAMPING, UNKNOWN, EvenPairs
 from equipoise.protocol.lexicon import TermClass
 from equipoise.protocol.reward import Reward
 from equipoise.protocol.task import PROTOCOL
@@ -54,7 +54,7 @@ def test_with_even_strict_success_is_paid_what_its_pair_is_worth_and_nothing_els
         "The nurse was bold and loyal",  # too short, and no sentence
         "The nurse was a loyal woman in all of her work.",
     )
-    logs = [-math.log(0.9), -math.log(0.1), -math.log(LEAST)]
+    logs = [-math.log(0.9), -math.log(0.1), -math.log(UNKNOWN)]
     mean = (logs[0] + logs[1] + 98 * logs[2]) / 100
     # Three successes with three pairs, themselves counted: each has (1 + 1)/(3 + 100) of them, the others 1/103.
     off = [-math.log(100 * n / 103) for n in (2, 1)]
@@ -81,10 +81,10 @@ def test_a_pair_is_wanted_in_proportion_to_the_power_of_its_share_however_rare_i
     whole = 1 + 3 * 10**-1.5  # (10⁻⁶) to the power ¼, for three pairs
     assert even.wanted == pytest.approx({("a", "x"): 1 / whole, ("a", "y"): 10**-1.5 / whole}, rel=1e-6)
     assert even.wanted_rest == pytest.approx(10**-1.5 / whole)
-    # Begun with: log of what is wanted over what it is, but no rarer than 2e-4.
-    paid = [math.log(1.0), math.log(10**-1.5 / 2e-4)]
+    # Begun with: log of what is wanted over what it is, and where that is not known over 2e-4.
+    paid = [math.log(1.0), math.log(10**-1.5 / 1e-6), math.log(10**-1.5 / 2e-4)]
     assert even.multipliers["a", "y"] - even.multipliers["a", "x"] == pytest.approx(paid[1] - paid[0], abs=1e-5)
-    assert even.rest == even.multipliers["a", "y"]
+    assert even.rest - even.multipliers["a", "x"] == pytest.approx(paid[2] - paid[0], abs=1e-5)
 
 
 def test_what_is_wanted_of_pairs_stays_that_of_the_runs_beginning_whatever_rates_it_goes_on_with() -> None:
