@@ -90,7 +90,7 @@ class EvaluateConfig:
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What judges compute in. `auto`: bfloat16 where the hardware has it."""
+    """What judges compute in. `auto`: bfloat16 where the hardware is faster in it."""
     margin: float = 0.3
     """How much worse in NLL, nats per token, still counts as not inferior. To be chosen before looking."""
     event: Literal["strict", "both"] = "both"

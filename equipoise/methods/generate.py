@@ -65,7 +65,7 @@ class GenerateConfig:
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the model computes in. `auto`: bfloat16 where the hardware has it."""
+    """What the model computes in. `auto`: bfloat16 where the hardware is faster in it."""
     use_8bit: bool = False
     """Keep the weights in 8 bits, where a GPU has too little memory for them."""
     model_name: str | None = None

@@ -67,7 +67,7 @@ class StudyConfig:
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What models compute in. `auto`: bfloat16 where the hardware has it."""
+    """What models compute in. `auto`: bfloat16 where the hardware is faster in it."""
     use_8bit: bool = False
     """Keep base weights in 8 bits."""
     overwrite: bool = False

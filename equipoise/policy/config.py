@@ -36,8 +36,9 @@ class PolicyConfig:
     use_8bit: bool = False
     """Keep the frozen base weights in 8 bits, for cards with 16 or 24 GB. Needs `lora` and a GPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the model computes in. `auto`: bfloat16 where the hardware has it. Trained weights and optimizer are always
-    float32, and so are log-probabilities, values and losses."""
+    """What the model computes in. `auto`: bfloat16 where the hardware is faster in it; a run that is continued keeps
+    what it began with. Trained weights and optimizer are always float32, and so are log-probabilities, values and
+    losses."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
     cuda_graphs: bool = True

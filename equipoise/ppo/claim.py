@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 import torch
 
 from equipoise.errors import UserError
+from equipoise.policy.config import PolicyConfig
 from equipoise.policy.eightbit import NAMES
 from equipoise.policy.load import eight_bits, pick_device
 from equipoise.policy.placed import EXPORTED, MODELS, is_finished, not_ours, refuse_foreign
+from equipoise.ppo.computed import continued, unlike_a_new_run
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.functions import TRACEBACK
 from equipoise.ppo.run_config import RunConfig
@@ -86,6 +88,8 @@ class Claimed(NamedTuple):
     notices: tuple[str, ...]
     prompts: Mapping[str, str]
     """What is on record of the rendered prompts; empty where nothing is left to do."""
+    policy: PolicyConfig
+    """As configured; of a run that goes on with the dtype that it began with."""
 
 
 def check_folders(config: TrainConfig) -> None:
@@ -153,18 +157,19 @@ def claim(config: TrainConfig, overwrite: bool, prompts: Callable[[], Mapping[st
     saved = resumed is not None or (run is not None and owner.document.get("saved") is True)
     own = Owner(checkpoints, run or secrets.token_hex(8), str(output.resolve()), saved)
     complete = resumed is not None and step == config.steps and is_finished(output, config.run.save)
+    policy = config.policy if resumed is None else continued(config.policy, resumed)
     if resumed is not None and not complete:
-        notices += _rounded_otherwise(record, base_weights(config))
+        notices += _rounded_otherwise(record, base_weights(policy)) + unlike_a_new_run(config.policy, policy)
     rendered = {} if complete and not mended else dict(prompts())
     _check_prompts(config, resumed, record, rendered)
     if mended:  # last of all, when nothing is refused any more
         notices.append(f"run.json was damaged; it is now {set_aside(output / 'run.json').name}, and written anew")
-    return Claimed(own, resumed, complete, mended, tuple(notices), rendered)
+    return Claimed(own, resumed, complete, mended, tuple(notices), rendered, policy)
 
 
-def base_weights(config: TrainConfig) -> str | None:
+def base_weights(policy: PolicyConfig) -> str | None:
     """What the frozen weights are rounded to on this machine, by its name; None where they are not."""
-    into = eight_bits(config.policy, pick_device(config.policy.device))
+    into = eight_bits(policy, pick_device(policy.device))
     return None if into is None else NAMES[into]
 
 

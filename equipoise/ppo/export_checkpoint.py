@@ -17,6 +17,7 @@ from equipoise.policy.push import check_push, push
 from equipoise.policy.saved import Saved, is_checkpoint, put_weights, read_saved
 from equipoise.policy.source import TASK, checkpoint_base, load_tokenizer
 from equipoise.policy.weights import load_model
+from equipoise.ppo.computed import on_record
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.facts import facts
 from equipoise.ppo.summary import left_out_warm_start
@@ -62,13 +63,15 @@ def _check(folder: Path, overwrite: bool) -> None:
 
 def _export(config: ExportConfig, saved: Saved, say: Callable[[str], None]) -> None:
     policy, source = saved.policy, checkpoint_base(saved.folder)
-    dtype = pick_dtype(config.dtype if config.dtype != "auto" else policy.dtype, pick_device(config.device))
+    checkpoint = open_checkpoint(saved.folder)
+    named = (config.dtype, policy.dtype, on_record(checkpoint, config.device)["dtype"])
+    dtype = pick_dtype(next(name for name in named if name != "auto"), pick_device(config.device))
     config.check_out(policy.tuning)
     whole = config.save == "merged" and policy.tuning == "lora"
     say(f"merging {saved.folder} into {policy.model}" if whole else f"reading {saved.folder}")
     run = _config_of(saved)
     model = put_weights(load_model(source, dtype=dtype, device="cpu"), saved)
-    tokenizer, checkpoint = load_tokenizer(source), open_checkpoint(saved.folder)
+    tokenizer = load_tokenizer(source)
     prompts = checkpoint.document("prompts") if "prompts.json" in checkpoint.files else {}
     record = {
         "config": dict(saved.config),

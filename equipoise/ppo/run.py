@@ -24,6 +24,8 @@ from equipoise.policy.push import check_push, push
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.source import TASK, resolve
 from equipoise.ppo.claim import OUTPUT_FILES, Claimed, base_weights, check_folders, claim, in_pieces
+from equipoise.ppo.computed import DOCUMENT as COMPUTED
+from equipoise.ppo.computed import computed
 from equipoise.ppo.config import TrainConfig
 from equipoise.ppo.functions import DOCUMENT as FUNCTIONS
 from equipoise.ppo.functions import check_same
@@ -50,6 +52,8 @@ class Run:
         self._made = made
         resumed = self.resumed = found.resumed
         self.complete = found.complete
+        self.policy = found.policy
+        """As the model is to be loaded: see `Claimed`."""
         self.prompts: Mapping[str, str] = {}
         """What is on record of the rendered prompts."""
         self.checkpoints = Path(config.run.checkpoint_dir)
@@ -59,6 +63,7 @@ class Run:
         self.functions: Mapping[str, str] = {}
         """`Functions.document` of the run."""
         self._save_seconds = 0.0
+        self._computed = computed(found.policy)
         self._own = found.own
         self._locks = locks
         self._asynchronous = torch.cuda.is_available()
@@ -127,7 +132,7 @@ class Run:
                 found = found._replace(notices=(*found.notices, *notices))
                 changed = check_same(found.resumed, output / "run.json", functions or {}, changed_functions)
                 facts = {**(functions or {}), "prompts": found.prompts} | ({"edited": dict(edited)} if edited else {})
-                facts |= {"base_weights": rounded} if (rounded := base_weights(config)) else {}
+                facts |= {"base_weights": rounded} if (rounded := base_weights(found.policy)) else {}
                 names = (output / name for name in (*OUTPUT_FILES, "run.json"))
                 made.about_to_write((*names, found.own.folder / OWNER), board)
                 try:
@@ -192,6 +197,7 @@ class Run:
             "state": state.document(),
             "prompts": dict(self.prompts),
             FUNCTIONS: dict(self.functions),
+            COMPUTED: self._computed,
         }
         kept = [s for s in (state.choice.step, state.watch.healthy_step) if s is not None]
         if asynchronous:

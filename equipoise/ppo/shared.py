@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from equipoise.learning.optimizer import Asked, MasterAdam
+from equipoise.policy.config import PolicyConfig
 from equipoise.policy.load import Policy
 from equipoise.policy.rollout import Rollout
 from equipoise.ppo.config import TrainConfig
@@ -75,11 +76,19 @@ class SharedRun:
     """Use as a context manager: `with SharedRun.open(config, ranks, …) as run`. All ranks call all of it alike."""
 
     def __init__(
-        self, ranks: Ranks, config: TrainConfig, run: Run | None, resumed: Checkpoint | None, complete: bool
+        self,
+        ranks: Ranks,
+        config: TrainConfig,
+        policy: PolicyConfig,
+        run: Run | None,
+        resumed: Checkpoint | None,
+        complete: bool,
     ) -> None:
         self.ranks = ranks
         self.config = config
         """With the number of pieces that is in force."""
+        self.policy = policy
+        """As each rank is to load the model: see `Claimed`."""
         self.resumed, self.complete = resumed, complete
         self.log = SharedLog(ranks, run.log if run is not None else None)
         self._run = run
@@ -100,7 +109,7 @@ class SharedRun:
         """`Run.open` on rank 0. Raises UserError, on all."""
         opened: list[Run] = []
 
-        def begin() -> tuple[Checkpoint | None, bool, int]:
+        def begin() -> tuple[Checkpoint | None, bool, int, Any]:
             run = Run.open(
                 config,
                 overwrite=overwrite,
@@ -111,11 +120,12 @@ class SharedRun:
                 processes=ranks.dealers,
             )
             opened.append(run)
-            return run.resumed, run.complete, run.config.ppo.pieces
+            return run.resumed, run.complete, run.config.ppo.pieces, run.policy.dtype
 
-        resumed, complete, pieces = ranks.first_does(begin)
+        resumed, complete, pieces, dtype = ranks.first_does(begin)
         config = replace(config, ppo=replace(config.ppo, pieces=pieces))
-        return cls(ranks.cut_into(pieces), config, opened[0] if opened else None, resumed, complete)
+        policy = replace(config.policy, dtype=dtype)
+        return cls(ranks.cut_into(pieces), config, policy, opened[0] if opened else None, resumed, complete)
 
     def __enter__(self) -> "SharedRun":
         return self

@@ -154,7 +154,7 @@ class Trainer:
             torch.manual_seed(config.seed)  # adapters start at random
             prompt, head = config.task.prompt(config.prompt), config.ppo.method.value_head
             hidden = config.ppo.value_hidden
-            self.policy = load_policy(config.policy, prompt, self.ranks, value_head=head, value_hidden=hidden)
+            self.policy = load_policy(self.run.policy, prompt, self.ranks, value_head=head, value_hidden=hidden)
         with log.stage("comparing packed, padded and single sentences"):
             settle(self.policy, list(self.prompts.ids.values()), config.sampling.max_new_tokens, log.say)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from equipoise.errors import UserError
 from equipoise.policy.config import PolicyConfig, SamplingConfig
-from equipoise.policy.load import Policy, load_for_generation, load_policy, pick_device, pick_dtype
+from equipoise.policy.load import Policy, former_dtype, load_for_generation, load_policy, pick_device, pick_dtype
 from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import sample
 from equipoise.policy.score import score
@@ -183,13 +183,34 @@ def test_eight_bits_on_a_cpu_and_devices_that_are_not_there_are_refused(
     assert pick_device("auto") == torch.device("cpu")
 
 
-def test_a_named_dtype_is_taken_and_auto_is_bfloat16_only_where_the_processor_has_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_named_dtype_is_taken_on_any_processor() -> None:
     cpu = torch.device("cpu")
     assert pick_dtype("float32", cpu) == torch.float32
     assert pick_dtype("bfloat16", cpu) == torch.bfloat16
-    for flags, expected in (("fpu avx2", torch.float32), ("fpu avx512_bf16 amx_tile", torch.bfloat16)):
-        monkeypatch.setattr(Path, "exists", lambda self: True)
-        monkeypatch.setattr(Path, "read_text", lambda self, flags=flags: f"flags : {flags}\n")
-        assert pick_dtype("auto", cpu) == expected
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "expected", "former"),
+    [
+        ("GenuineIntel", "fpu avx2", torch.float32, torch.float32),
+        ("GenuineIntel", "fpu avx512_bf16", torch.float32, torch.bfloat16),
+        ("GenuineIntel", "fpu avx512_bf16 amx_tile", torch.float32, torch.bfloat16),
+        ("GenuineIntel", "fpu avx512_bf16 amx_bf16 amx_tile", torch.bfloat16, torch.bfloat16),
+        ("GenuineIntel", "fpu amx_bf16", torch.bfloat16, torch.bfloat16),
+        ("AuthenticAMD", "fpu avx512_bf16", torch.bfloat16, torch.bfloat16),
+        ("AuthenticAMD", "fpu avx512f", torch.float32, torch.float32),
+    ],
+)
+def test_auto_is_bfloat16_only_where_the_processor_is_fast_in_it(
+    monkeypatch: pytest.MonkeyPatch, vendor: str, flags: str, expected: torch.dtype, former: torch.dtype
+) -> None:
+    monkeypatch.setattr(Path, "exists", lambda self: True)
+    monkeypatch.setattr(Path, "read_text", lambda self: f"vendor_id : {vendor}\nflags : {flags}\n")
+    cpu = torch.device("cpu")
+    assert pick_dtype("auto", cpu) == expected and former_dtype(cpu) == former
+
+
+def test_without_a_list_of_processors_auto_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    cpu = torch.device("cpu")
+    assert pick_dtype("auto", cpu) == former_dtype(cpu) == torch.float32

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from equipoise import cli
+from equipoise.policy import load
 from equipoise.policy.source import resolve
 from equipoise.policy.weights import load_model
 from equipoise.ppo.train import train
@@ -44,6 +45,19 @@ def test_the_last_checkpoint_exports_to_what_the_run_left(run: Path, tmp_path: P
     assert len(differing) == 1 and all(line.startswith("- Method: PPO, 4 steps of 8") for line in differing[0])
     record = json.loads((ours / "run.json").read_text())
     assert record["written_by"] == "equipoise" and record["exported_from"] == "checkpoint-4"
+
+
+def test_the_base_is_merged_in_what_the_run_computed_in_whatever_auto_is_by_now(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "_cpuinfo", lambda: "amx_bf16")
+    train(small_config(model, tmp_path, steps=1, export="last", eval_sentences=0, dtype="auto"))
+    monkeypatch.setattr(load, "_cpuinfo", lambda: "")
+    command = ["export", str(tmp_path / "checkpoints" / "checkpoint-1"), "--device", "cpu", "--output-dir"]
+    for name, more, same in (("auto", (), True), ("other", ("--dtype", "float32"), False)):
+        assert cli.main([*command, str(tmp_path / name), *more]) == 0
+        files = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path / "out", tmp_path / name)]
+        assert (files[0] == files[1]) is same
 
 
 def generate(model: Path, where: Path, *more: str) -> list[dict[str, str]]:

@@ -1,0 +1,45 @@
+"""What a run is computed in: on record in its checkpoints, so that it goes on so whatever `auto` is by then."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from equipoise.policy.config import PolicyConfig
+from equipoise.policy.load import former_dtype, pick_device, pick_dtype
+from equipoise.runs.checkpoint import Checkpoint
+
+DOCUMENT = "computed"
+"""In a checkpoint: `computed` of its run."""
+
+
+def computed(policy: PolicyConfig) -> dict[str, str]:
+    """The kind of device that the model is computed on, and the dtype."""
+    device = pick_device(policy.device)
+    return {"device": device.type, "dtype": str(pick_dtype(policy.dtype, device)).removeprefix("torch.")}
+
+
+def on_record(checkpoint: Checkpoint, device: str) -> Mapping[str, Any]:
+    """`computed` of the checkpoint's run; one that does not say it is of before that was kept, when `auto` was
+    `former_dtype`, as if it had run on this device."""
+    if f"{DOCUMENT}.json" in checkpoint.files:
+        kept: Mapping[str, Any] = checkpoint.document(DOCUMENT)
+        return kept
+    used = pick_device(device)
+    return {"device": used.type, "dtype": str(former_dtype(used)).removeprefix("torch.")}
+
+
+def continued(policy: PolicyConfig, checkpoint: Checkpoint) -> PolicyConfig:
+    """How the checkpoint's run goes on: where `auto` leaves the dtype open, in the one on record, on a device of that
+    kind. A GPU that has no bfloat16 computes in float32 all the same."""
+    if policy.dtype != "auto":
+        return policy
+    here, before = computed(policy), on_record(checkpoint, policy.device)
+    if here["device"] != before["device"] or here == {"device": "cuda", "dtype": "float32"}:
+        return policy
+    return replace(policy, dtype=before["dtype"])
+
+
+def unlike_a_new_run(asked: PolicyConfig, used: PolicyConfig) -> list[str]:
+    """A line where the run that goes on is computed in another dtype than a new one would be."""
+    new, now = (computed(each)["dtype"] for each in (asked, used))
+    return [] if new == now else [f"the run goes on in {now}, as it began; a new one would be computed in {new} here"]
