@@ -314,7 +314,9 @@ def _changes(recorded: Mapping[str, Any], settings: Mapping[str, Any], task: Tas
     from equipoise.runs.records import differences, task_on_record
 
     old, new = ({k: v for k, v in each.items() if k != "task"} for each in (recorded, settings))
-    return differences(old, new, FREE_TO_CHANGE) + task_on_record(recorded, str(path)).differences(task)
+    # Where `auto` has become another dtype, the files go on in theirs once it is named: they compare it themselves.
+    free = FREE_TO_CHANGE | ({"dtype"} if old.get("dtype") == "auto" else set())
+    return differences(old, new, free) + task_on_record(recorded, str(path)).differences(task)
 
 
 def _write(config: StudyConfig, record: Mapping[str, Any]) -> None:

@@ -13,7 +13,8 @@ from equipoise.cli import main
 from equipoise.errors import UserError
 from equipoise.methods import study as studies
 from equipoise.methods.ctrlg.config import CtrlGConfig
-from equipoise.methods.study import METHODS, StudyConfig, study
+from equipoise.methods.study import METHODS, StudyConfig, StudyOutcome, study
+from equipoise.policy import load
 from equipoise.protocol.task import PROTOCOL
 from tests.killing import counted, killed_until_done
 from tests.tiny import words_folder
@@ -187,6 +188,31 @@ def test_a_stopped_study_goes_on(base: Path, tmp_path: Path) -> None:
     outcome = study(wanted, quiet, stop)
     assert outcome.status == {"prompt-only": "stopped"} and outcome.exit_code == 130
     assert study(wanted, quiet).status == {"prompt-only": "done", "gen-filter": "done"}
+
+
+def test_begun_where_auto_was_another_dtype_it_says_so_and_goes_on_with_that_named(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, whole = tmp_path / "study", tmp_path / "whole"
+
+    def stop(done: int, total: int) -> None:
+        if done == 16:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def run(where: Path, dtype: str, *more: Any) -> StudyOutcome:
+        return study(config(base, where, methods="prompt-only", kl_sentences=0, dtype=dtype), quiet, *more)
+
+    monkeypatch.setattr(load, "_cpuinfo", lambda: "amx_bf16")
+    assert run(folder, "auto", stop).exit_code == 130
+    monkeypatch.setattr(load, "_cpuinfo", lambda: "")
+    begun = (folder / "prompt-only.csv").read_bytes()
+    refused = run(folder, "auto", stop)
+    assert "other settings (dtype: bfloat16 → float32): use the same to continue it" in refused.status["prompt-only"]
+    assert (folder / "prompt-only.csv").read_bytes() == begun
+    assert run(folder, "bfloat16").exit_code == run(whole, "bfloat16").exit_code == 0
+    assert contents(folder) == contents(whole)
+    with pytest.raises(UserError, match=r"other settings \(dtype: bfloat16 → float32\)"):
+        run(whole, "float32")
 
 
 @pytest.mark.slow
