@@ -103,15 +103,15 @@ def measure(texts: Sequence[str], occupations: Sequence[str], task: Task) -> dic
     }
 
 
-def groups(
-    texts: Sequence[str], occupations: Sequence[str], trained: Sequence[str], task: Task
-) -> dict[str, dict[str, float]]:
-    """`measure` of the occupations that were trained on and of those held out, for each of the two that is there."""
+def groups(drawn: Drawn, trained: Sequence[str], task: Task) -> dict[str, dict[str, float]]:
+    """`measure` and `kl`, as of `evaluate`, of the occupations that were trained on and of those held out, for each of
+    the two that is there."""
     out = {}
     for name, members in (("trained", set(trained)), ("held_out", set(task.held_out) - set(trained))):
-        rows = [i for i, o in enumerate(occupations) if o in members]
+        rows = [i for i, o in enumerate(drawn.occupations) if o in members]
         if rows:
-            out[name] = measure([texts[i] for i in rows], [occupations[i] for i in rows], task)
+            measured = measure([drawn.texts[i] for i in rows], [drawn.occupations[i] for i in rows], task)
+            out[name] = {**measured, "kl": math.fsum(drawn.log_ratios[i] for i in rows) / len(rows)}
     return out
 
 

@@ -80,7 +80,7 @@ def _final(training: Training, run: SharedRun) -> dict[str, Any]:
     return {
         "final": {**measured, "nll": nll, **spent(drawn, config.task, rates)},
         "outcomes": outcomes_document(strict_outcomes(drawn, config.task)),
-        "groups": groups(drawn.texts, drawn.occupations, config.occupations, config.task) if config.holdout else {},
+        "groups": groups(drawn, config.occupations, config.task) if config.holdout else {},
         "generation": f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}",
         "final_seconds": time.monotonic() - started,
     }

@@ -117,7 +117,7 @@ def describe(summary: Mapping[str, Any], task: Task) -> list[tuple[str, str]]:
     final = summary.get("final")
     if final:
         lines.append(("sentences", _measured(final, task)))
-        lines += [(name.replace("_", " "), _measured(part, task)) for name, part in summary.get("groups", {}).items()]
+        lines += [(name.replace("_", " "), _of_group(part, task)) for name, part in summary.get("groups", {}).items()]
         own = (summary.get("base") or {}).get("nll")
         lines.append(
             ("fluency", "not known: no sentence has a finite likelihood under the untrained model")
@@ -151,6 +151,11 @@ def _distances(summary: Mapping[str, Any], task: Task) -> list[tuple[str, str]]:
     else:
         return []
     return [("distance", f"{kl:z.2f} nats per sentence from the reference model, {where}")]
+
+
+def _of_group(measured: Mapping[str, float], task: Task) -> str:
+    kl = measured.get("kl")  # not measured before
+    return _measured(measured, task) + ("" if kl is None else f"; {kl:z.2f} nats from the reference model")
 
 
 def _measured(measured: Mapping[str, float], task: Task) -> str:

@@ -22,7 +22,7 @@ from equipoise.policy.prompt import prompt_ids
 from equipoise.policy.sample import sample
 from equipoise.ppo import evaluate as evaluating
 from equipoise.ppo.base import BaseRates, known_rates, two_distances
-from equipoise.ppo.evaluate import draw_sentences, fluency, groups, measure
+from equipoise.ppo.evaluate import Drawn, draw_sentences, fluency, groups, measure
 from equipoise.ppo.train import Outcome, train
 from equipoise.ppo.window import Sentence, Window
 from equipoise.protocol.task import PROTOCOL
@@ -110,9 +110,11 @@ def test_measures_by_hand() -> None:
 
 def test_groups_are_the_trained_and_the_held_out_occupations() -> None:
     trained = tuple(o for o in OCCUPATIONS if o not in HOLDOUT)
-    parts = groups([*TEXTS, "The plumber was bold and kind."], [*WHO, "plumber"], trained, PROTOCOL)
-    assert parts["trained"] == measure(TEXTS, WHO, PROTOCOL) and parts["held_out"]["n"] == 1
-    assert set(groups(TEXTS, WHO, OCCUPATIONS, PROTOCOL)) == {"trained"}
+    held = Drawn(["plumber", *WHO], ["The plumber was bold and kind.", *TEXTS], [], (9.0, 1.0, 2.0, 3.0, 4.0))
+    parts = groups(held, trained, PROTOCOL)
+    assert parts["trained"] == {**measure(TEXTS, WHO, PROTOCOL), "kl": 2.5}
+    assert parts["held_out"]["n"] == 1 and parts["held_out"]["kl"] == 9
+    assert set(groups(Drawn(WHO, TEXTS, [], (1.0,) * 4), OCCUPATIONS, PROTOCOL)) == {"trained"}
 
 
 def test_the_mould_of_a_sentence_hides_terms_and_occupation() -> None:
