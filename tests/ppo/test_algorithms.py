@@ -337,7 +337,7 @@ def test_the_sweeps_of_the_targets_are_the_presets(name: str, tmp_path: Path) ->
     changed = {
         option for plan in plans for option in plan.options if option not in ("seed", "output_dir", "checkpoint_dir")
     } - {"tensorboard_dir", "final_sentences", "eval_temperature", "eval_top_p"}
-    assert changed == {"targets": set(), "second_model": {"model", "prompt", "steps"}}[name]
+    assert changed == {"targets": {"holdout"}, "second_model": {"model", "prompt", "steps"}}[name]
     assert {plan.config.warm_start.warm_start_target for plan in plans if "plain" not in plan.name} == {"near", "even"}
 
 
