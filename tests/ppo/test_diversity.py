@@ -153,18 +153,17 @@ def best_answer(
     return {pair: math.log(found[pair] * whole if pair in found else policy[pair]) for pair in p}
 
 
-@pytest.mark.parametrize("far", [0.1, 0.4, 0.8])
-def test_shares_do_not_swing_where_steps_are_large(far: float) -> None:
-    """A policy that goes that far of the way to what pays best with every 2,000 successes, in eight updates with Adam's
-    momentum of 0.9. Where a batch is paid for by the two before it, its KL goes up and down by a nat and more from 0.4
-    on."""
-    p = np.exp(-np.arange(100) * 9 / 99)
+def course(far: float, span: float, steps: int) -> tuple[list[float], list[float]]:
+    """(KL to the untrained model, effective pairs) after each step of a policy that begins with the pairs as they are
+    wanted, and goes that far of the way to what pays best with every 2,000 successes, in eight updates with Adam's
+    momentum of 0.9. The untrained model has 100 pairs over `span` nats, whose rates are known."""
+    p = np.exp(-np.arange(100) * span / 99)
     p /= p.sum()
     pairs = [("bold", f"{i:02}") for i in range(100)]
     rates = PairRates({pair: Rate(1e-3 * x, 0.0) for pair, x in zip(pairs, p, strict=True)}, 1e-9, 100)
-    even, generator, momentum, kl = EvenPairs(100, 4096, rates, 0.12), np.random.default_rng(0), np.zeros(100), []
-    logs = 0.12 * np.log(p)
-    for _ in range(100):
+    even, generator, momentum = EvenPairs(100, 4096, rates, 0.12), np.random.default_rng(0), np.zeros(100)
+    logs, kl, effective = 0.12 * np.log(p), [], []
+    for _ in range(steps):
         policy = np.exp(logs) / np.exp(logs).sum()
         batch = [pairs[i] for i in generator.choice(100, 2000, p=policy)]
         best = best_answer(even, dict(zip(pairs, p, strict=True)), dict(zip(pairs, policy, strict=True)), batch)
@@ -173,8 +172,24 @@ def test_shares_do_not_swing_where_steps_are_large(far: float) -> None:
             logs = logs + far / 8 * momentum
         logs -= math.log(np.exp(logs).sum())
         kl.append(float((np.exp(logs) * (logs - np.log(p))).sum()))
+        effective.append(math.exp(-float((np.exp(logs) * logs).sum())))
         even.add(batch)
+    return kl, effective
+
+
+@pytest.mark.parametrize("far", [0.1, 0.4, 0.8])
+def test_shares_do_not_swing_where_steps_are_large(far: float) -> None:
+    """Where a batch is paid for by the two before it, KL goes up and down by a nat and more from 0.4 on."""
+    kl, _ = course(far, 9, 100)
     assert max(kl[50:]) - min(kl[50:]) < 0.3
+
+
+@pytest.mark.parametrize("far", [0.1, 0.4])
+def test_rare_pairs_are_kept_from_the_first_step_on(far: float) -> None:
+    """Of 100 pairs over 14 nats 90 are wanted. Where none is paid as if it were rarer than 2e-4, a third of them is
+    lost within ten steps, and back after fifty."""
+    _, effective = course(far, 14, 50)
+    assert min(effective) > 86
 
 
 @pytest.mark.parametrize(("wrong", "power"), [(False, 0.0), (True, 0.0), (False, 0.3)])
