@@ -130,6 +130,8 @@ def pair_rates(*samples: Groups) -> PairRates:
 
 
 POOR = 0.5
+LEAST = 1e-100
+"""Of a file's probabilities: no sample knows a smaller one, and squares of them are numbers still."""
 Z_95_ONE_SIDED = 1.6448536269514722
 
 
@@ -341,8 +343,18 @@ def read_rates(document: Any) -> PairRates:
         raise ValueError(f"no probabilities of pairs ({error})") from None
     if not (0 <= read.others.value < 1 and 0 <= read.others.variance < math.inf):
         raise ValueError("the probability of other pairs lies between 0 and 1, its variance is 0 or more")
-    if not all(0 < rate.value < 1 and 0 <= rate.variance < math.inf for rate in rates.values()):
-        raise ValueError("probabilities of pairs lie between 0 and 1, their variances are 0 or more")
+    if not all(LEAST <= rate.value < 1 and 0 <= rate.variance < math.inf for rate in rates.values()):
+        raise ValueError(f"probabilities of pairs lie between {LEAST:g} and 1, their variances are 0 or more")
     if not (0 < read.unseen < math.inf and 0 < read.p0 < 1):
         raise ValueError("probabilities of pairs must have a sum below 1, and an upper limit for others")
-    return read
+    return _pooled_where_poor(read)
+
+
+def _pooled_where_poor(rates: PairRates) -> PairRates:
+    """Pairs that are hardly known among the others, as `pair_rates` has them; files of before it did hold such."""
+    known = {pair: rate for pair, rate in rates.rates.items() if math.sqrt(rate.variance) <= POOR * rate.value}
+    poor = [rate for pair, rate in rates.rates.items() if pair not in known]
+    more, before = math.fsum(rate.value for rate in poor), rates.others
+    others = Rate(before.value + more, before.variance + math.fsum(rate.variance for rate in poor))
+    wider = math.sqrt(others.variance) - math.sqrt(before.variance)
+    return PairRates(known, rates.unseen + more + Z_95_ONE_SIDED * wider, rates.n, others)

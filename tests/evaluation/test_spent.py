@@ -111,7 +111,7 @@ def test_the_event_that_is_asked_for_comes_first_and_then_the_most_sentences(tmp
         ("outcomes", {"strict": [{"pair": A, "n": 0, "mean": 1.0, "variance": 0.0}]}, "counts of 1 or more"),
         ("outcomes", {"strict": 7}, "no outcomes of sentences"),
         ("outcomes", 7, "outcomes is 7, expected an object"),
-        ("pair_rates", RATES | {"pairs": [{"pair": A, "value": 2.0, "variance": 0.0}]}, "between 0 and 1"),
+        ("pair_rates", RATES | {"pairs": [{"pair": A, "value": 2.0, "variance": 0.0}]}, "between 1e-100 and 1"),
         ("pair_rates", RATES | {"unseen": 0}, "an upper limit for others"),
     ],
 )

@@ -279,6 +279,23 @@ def test_records_hold_what_they_were_given_and_refuse_what_is_none() -> None:
             read_rates(wrong)
 
 
+def test_pairs_of_a_file_that_are_hardly_known_are_among_the_others() -> None:
+    """Off by 0.6 of itself, and by ten times itself."""
+    values = {PAIRS[0]: (0.01, 4e-6), PAIRS[1]: (1e-3, 3.6e-7), PAIRS[2]: (1e-14, 1e-26), PAIRS[3]: (1e-100, 0.0)}
+    rows = [{"pair": list(pair), "value": value, "variance": variance} for pair, (value, variance) in values.items()]
+    others = {"value": 2e-4, "variance": 1e-8}
+    rates = read_rates({"pairs": rows, "unseen": 5e-4, "n": 1000, "others": others})
+    assert set(rates.rates) == {PAIRS[0], PAIRS[3]}
+    assert rates.others == pytest.approx((1.2e-3, 3.7e-7)) and rates.p0 == pytest.approx(0.0112)
+    spread = math.sqrt(3.7e-7) - 1e-4
+    assert rates.unseen == pytest.approx(5e-4 + 1e-3 + 1.6448536 * spread)
+    assert read_rates(rates_document(rates)) == rates
+    seen = outcomes([(PAIRS[0], 3.0), (PAIRS[3], 700.0), (PAIRS[1], 7.0), (None, 0.0), (PAIRS[0], 1.0)])
+    assert math.isfinite(split(seen, rates).waste.high)
+    with pytest.raises(ValueError, match="between 1e-100 and 1"):
+        read_rates({"pairs": [rows[0], rows[3] | {"value": 1e-300}], "unseen": 5e-4, "n": 1000})
+
+
 def test_what_nothing_can_be_compared_with_is_refused() -> None:
     rates = PairRates({PAIRS[0]: Rate(0.03, 0.0)}, 0.001, 1000)
     with pytest.raises(ValueError, match="two sentences"):
