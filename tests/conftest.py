@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 # Before torch is imported, and for the processes that tests start: the models here are too small to share out.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest

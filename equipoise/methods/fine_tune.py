@@ -126,9 +126,15 @@ def check_enough(split: Split, data: Data, name: str, event: Event) -> None:
 
 
 def record_of(
-    settings: dict[str, Any], data: Data, split: Split, losses: Sequence[Loss], seconds: float, pieces: int
+    settings: dict[str, Any],
+    data: Data,
+    split: Split,
+    losses: Sequence[Loss],
+    seconds: float,
+    pieces: int,
+    computed: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The content of run.json."""
+    """The content of run.json. `computed`: see `ppo.computed`."""
     training = {
         "seconds": round(seconds, 3),
         "rows": data.examples.rows,
@@ -143,7 +149,7 @@ def record_of(
         training |= {"drawn": data.found.drawn, "collecting_seconds": round(data.found.seconds, 3)}
         if not data.found.forced:
             training["forced"] = False
-    return marked({"config": settings, "training": training, **provenance()})
+    return marked({"config": settings, "training": training, "computed": dict(computed), **provenance()})
 
 
 def export_trained(

@@ -137,6 +137,7 @@ def _train(config: SftConfig, plan: _Plan, say: Callable[[str], None], ranks: Ra
 
     from equipoise.learning.supervised import Supervision, supervise
     from equipoise.methods import fine_tune
+    from equipoise.ppo.computed import computed
 
     task, spec, folder, source = plan.task, plan.settings["prompt"], config.output_dir, config.source
     policy, prompts = _loaded(config, plan, say, ranks)
@@ -155,7 +156,8 @@ def _train(config: SftConfig, plan: _Plan, say: Callable[[str], None], ranks: Ra
     how = Supervision(config.epochs, config.rate, warmup=config.warmup, decay=True)
     losses = supervise(policy, split.learnt, generator, how, packed=True, say=say, held_out=split.held_out, ranks=ranks)
     policy.forget_recordings()
-    record = fine_tune.record_of(plan.settings, data, split, losses, time.perf_counter() - began, ranks.pieces)
+    seconds = time.perf_counter() - began
+    record = fine_tune.record_of(plan.settings, data, split, losses, seconds, ranks.pieces, computed(config.policy))
     ranks.first_does(lambda: fine_tune.export_trained(policy, config, task, spec, record, data.found))
     say(f"the model is in {folder}: equipoise sample --method sft --model {folder} writes sentences with it")
     if config.check:
@@ -210,16 +212,21 @@ def _check_folder(folder: Path) -> None:
 def _is_there(folder: Path, settings: dict[str, Any], task: Task, overwrite: bool, save: str) -> bool:
     """Whether this very training is done. Raises UserError for a folder that holds another."""
     from equipoise.policy.placed import is_finished
+    from equipoise.ppo.computed import trained_in
     from equipoise.runs.records import differences, task_on_record
 
     _check_folder(folder)
-    recorded = read_run_record(folder).document.get("config")
+    document = read_run_record(folder).document
+    recorded = document.get("config")
     if overwrite or recorded is None or not is_finished(folder, save):
         return False
     # Records of before prompts were fingerprinted do not tell how they were rendered.
     apart = {"task"} if "prompts" in recorded else {"task", "prompts", "prompt_date"}
+    was, now = recorded.get("policy", {}).get("dtype"), settings["policy"]
+    named = was == "auto" and now["dtype"] == trained_in(document, now["device"])  # now, and `auto` was that one
+    free = {"policy.dtype"} if named else set()
     old, new = ({k: v for k, v in each.items() if k not in apart} for each in (recorded, settings))
-    if changed := differences(old, new) + task_on_record(recorded, str(folder / "run.json")).differences(task):
+    if changed := differences(old, new, free) + task_on_record(recorded, str(folder / "run.json")).differences(task):
         raise UserError(
             f"{folder} holds a model trained with other settings ({'; '.join(changed)}): choose another --output-dir, "
             "or --overwrite to train anew in its place"

@@ -283,6 +283,9 @@ def _open(config: StudyConfig) -> dict[str, Any]:
             )
         if changed:
             methods = {}
+        elif found["settings"].get("dtype") == "auto" and not config.overwrite:
+            # Naming a dtype goes on with files that are in it, and changes nothing about those that are not.
+            settings["dtype"] = "auto"
     record = marked({"settings": settings, "methods": methods, "provenance": provenance()})
     _write(config, record)
     return record

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from equipoise.learning.supervised import Example, Examples
 from equipoise.methods.fine_tune import Data, Split, check_enough
 from equipoise.methods.sample import SampleConfig, sample
 from equipoise.methods.sft import SftConfig, sft
+from equipoise.policy import load
 from equipoise.policy.config import PolicyConfig
 from equipoise.protocol.task import PROTOCOL
 from equipoise.runs.locks import FolderLock
@@ -118,6 +120,29 @@ def test_a_finished_model_is_kept_and_another_is_made_only_when_asked(base: Path
     (folder / "model.safetensors").unlink()
     sft(config(base, data, folder, epochs=2), quiet)
     assert (folder / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_model_of_auto_is_that_of_the_dtype_that_auto_was(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool
+) -> None:
+    def wanted(dtype: str) -> SftConfig:
+        found = config(base, data, tmp_path / "sft", epochs=1)
+        return replace(found, policy=replace(found.policy, dtype=dtype))
+
+    monkeypatch.setattr(load, "_cpuinfo", lambda: "avx512_bf16 amx_bf16")
+    folder, said = sft(wanted("auto"), quiet), list[str]()
+    record = json.loads((folder / "run.json").read_text())
+    assert record["computed"] == {"device": "cpu", "dtype": "bfloat16"}
+    if old:  # it does not say, and `auto` was bfloat16 with AVX-512's instructions alone
+        del record["computed"]
+        (folder / "run.json").write_text(json.dumps(record))
+    monkeypatch.setattr(load, "_cpuinfo", lambda: "GenuineIntel avx512_bf16")
+    for dtype in ("auto", "bfloat16"):
+        sft(wanted(dtype), said.append)
+        assert "holds this very model already" in said[-1]
+    with pytest.raises(UserError, match=r"other settings \(dtype: auto → float32\)"):
+        sft(wanted("float32"), quiet)
 
 
 @pytest.fixture(scope="module")

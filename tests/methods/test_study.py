@@ -1,5 +1,6 @@
 """A whole study of a tiny model: every method's file, what one failure costs, and being killed."""
 
+import dataclasses
 import json
 import os
 import random
@@ -213,6 +214,25 @@ def test_begun_where_auto_was_another_dtype_it_says_so_and_goes_on_with_that_nam
     assert contents(folder) == contents(whole)
     with pytest.raises(UserError, match=r"other settings \(dtype: bfloat16 → float32\)"):
         run(whole, "float32")
+
+
+def test_naming_a_dtype_that_the_files_do_not_have_changes_nothing(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(dtype: str) -> StudyOutcome:
+        wanted = config(base, tmp_path / "study", methods="gen-filter,sft", sft_data="gen-filter", budget=1000)
+        return study(dataclasses.replace(wanted, dtype=dtype, kl_sentences=0), quiet)
+
+    done = {"gen-filter": "done", "sft": "done"}
+    monkeypatch.setattr(load, "_cpuinfo", lambda: "amx_bf16")
+    assert run("auto").status == done
+    whole = contents(tmp_path / "study")
+    assert "other settings (dtype: bfloat16 → float32)" in run("float32").status["gen-filter"]
+    assert run("auto").status == done
+    monkeypatch.setattr(load, "_cpuinfo", lambda: "")
+    assert "other settings (dtype: bfloat16 → float32)" in run("auto").status["gen-filter"]
+    assert run("bfloat16").status == done
+    assert contents(tmp_path / "study") == whole
 
 
 @pytest.mark.slow

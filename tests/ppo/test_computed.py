@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from equipoise.errors import UserError
 from equipoise.policy import load
 from equipoise.policy.config import PolicyConfig
 from equipoise.ppo import computed as module
@@ -57,7 +58,7 @@ def test_three_steps_and_three_more_are_six_though_auto_is_another_dtype_by_then
     assert train(small_config(model, parts, **AUTO)) == Outcome("done", 6, 0)
     assert results(parts, 6) == results(straight, 6)
     names = ("bfloat16", "float32") if began == FAST else ("float32", "bfloat16")
-    line = "the run goes on in {}, as it began; a new one would be computed in {} here".format(*names)
+    line = "the run goes on in {}, as it began, and not in {}, as a new one would here".format(*names)
     assert capsys.readouterr().out.count(line) == (began != goes_on)
     train(small_config(model, tmp_path / "other", dtype=names[1]))
     assert results(tmp_path / "other", 6)["tensors"] != results(straight, 6)["tensors"]
@@ -100,3 +101,15 @@ def test_a_run_goes_on_in_its_dtype_on_devices_of_its_kind_alone(
     for named in ("float32", "bfloat16"):
         policy = PolicyConfig(dtype=named)
         assert continued(policy, checkpoint) == policy
+
+
+@pytest.mark.parametrize(
+    "document", [None, [], {}, {"dtype": "float32"}, {"device": "cpu", "dtype": "float16"}, "bfloat16"]
+)
+def test_a_checkpoint_that_says_it_otherwise_is_refused_in_one_line(tmp_path: Path, document: Any) -> None:
+    """As that of a later version may."""
+    checkpoint = open_checkpoint(
+        save_checkpoint(tmp_path, 1, {"weights": {"w": torch.zeros(1)}}, {"computed": document})
+    )
+    with pytest.raises(UserError, match=r"checkpoint-1 does not say what it was computed in .*float32 or bfloat16"):
+        continued(PolicyConfig(device="cpu"), checkpoint)
