@@ -122,7 +122,7 @@ PRESETS = {
     # at the price of a nat, found by dual ascent: paid by estimates alone, pairs collapsed onto those whose rate was
     # too low. The target's sentences are more than twice as many as `near` has, so that the rates of all but three
     # pairs are known within a half. A failure costs 18 to 23 nats; at 10 to 14 pairs are as even and 0.08 nats fewer
-    # are wasted, but 98.3 % succeed for 99.8 (docs/LOG.md).
+    # are wasted, but 98.3 % succeed (three seeds) for 99.8 (one; docs/LOG.md).
     "even": replace(
         NEAR_PRESET,
         preset="even",
