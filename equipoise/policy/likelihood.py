@@ -1,6 +1,6 @@
 """Log-probabilities of texts and completions under the policy and its reference."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,17 +15,27 @@ from equipoise.runs.ranks import ALONE, Ranks
 
 @torch.no_grad()
 def kl_to_reference(
-    policy: Policy, rollouts: Sequence[Rollout], sampling: SamplingConfig, rows: int, ranks: Ranks = ALONE
+    policy: Policy,
+    rollouts: Sequence[Rollout],
+    sampling: SamplingConfig,
+    rows: int,
+    ranks: Ranks = ALONE,
+    tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
     """(B,) log π − log π_ref of each completion, nats: k1 of KL(π‖π_ref). `rows` at a time, dealt out to the ranks.
 
     π is what the completions were sampled from: with a nucleus its probabilities are those within, which sum to 1.
-    π_ref is the reference at the same temperature, all of it; temperature 0 is taken for 1."""
+    π_ref is the reference at the same temperature, all of it; temperature 0 is taken for 1. `tick` is called before
+    each part with how many completions are done and how many there are."""
     temperature = sampling.temperature or 1.0
 
     parts = [part for rollout in rollouts for part in _parts(rollout, rows)]
+    total, done = sum(map(len, parts)), 0
 
     def log_ratio(part: Rollout) -> Tensor:
+        nonlocal done
+        tick(min(done, total), total)
+        done += len(part) * ranks.size  # as many on each, so about
         own, base = (_summed(policy, part, temperature, reference, _pays(len(parts))) for reference in (False, True))
         if sampling.temperature == 0 or sampling.top_p == 1:
             return own - base

@@ -8,6 +8,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from equipoise.policy.rollout import Rollout
 from equipoise.policy.sample import sample
 from equipoise.protocol.task import Task
 from equipoise.runs.ranks import ALONE, Ranks
+from equipoise.runs.stage import Stage, unseen
 
 
 class Drawn(NamedTuple):
@@ -123,15 +125,17 @@ def evaluate(
     count: int,
     name: str,
     rows: int,
-    tick: Callable[[int, int], None] = lambda done, total: None,
+    stage: Callable[[str], AbstractContextManager[Stage]] = unseen,
     ranks: Ranks = ALONE,
 ) -> tuple[dict[str, float], Drawn]:
     """`measure` of fresh sentences, their KL to the reference and how many ended by themselves; and the sentences.
-    `tick`: as of `draw_sentences`."""
-    drawn = draw_sentences(policy, task, prompts, sampling, count, name, rows, tick, ranks)
-    kl_B = RowLimit(EVALUATION_ROWS, lambda _: None).run(
-        policy, lambda r: kl_to_reference(policy, drawn.rollouts, sampling, r, ranks)
-    )
+    `stage` shows how far either part is. Raises NonFiniteLogits."""
+    with stage("sentences") as shown:
+        drawn = draw_sentences(policy, task, prompts, sampling, count, name, rows, shown, ranks)
+    with stage("KL to the reference") as shown:
+        kl_B = RowLimit(EVALUATION_ROWS, lambda _: None).run(
+            policy, lambda r: kl_to_reference(policy, drawn.rollouts, sampling, r, ranks, shown)
+        )
     finished = torch.cat([rollout.finished_B for rollout in drawn.rollouts]).double().mean().item()
     found = {**measure(drawn.texts, drawn.occupations, task), "kl": kl_B.mean().item(), "finished": finished}
     return found, drawn._replace(log_ratios=tuple(kl_B.tolist()))

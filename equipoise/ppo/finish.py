@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from equipoise.ppo.training import Training
 from equipoise.ppo.untrained import sentence_lines
 from equipoise.protocol.plural import plural
 from equipoise.runs.files import write_file, write_json
+from equipoise.runs.stage import Stage
 
 
 def finish(training: Training, run: SharedRun) -> None:
@@ -67,9 +69,13 @@ def _final(training: Training, run: SharedRun) -> dict[str, Any]:
     run.log.say(f"sampling {plural(count, 'sentence')} for the closing summary")
     sampling = config.evaluation.sampling(config.sampling)
     rows = config.ppo.batch_size if count <= 1000 else 512
+
+    def stage(part: str) -> AbstractContextManager[Stage]:
+        return run.log.stage(f"the closing summary: {part}")
+
     try:
-        with run.log.stage("the closing summary's sentences") as stage:
-            measured, drawn = evaluate(policy, config.task, prompts, sampling, count, "final", rows, stage, ranks)
+        measured, drawn = evaluate(policy, config.task, prompts, sampling, count, "final", rows, stage, ranks)
+        with stage("fluency"):
             nll = fluency(policy, drawn, config.task, ranks)
     except NonFiniteLogits as error:
         run.log.say(f"no sentences for the summary: {error}")
@@ -91,8 +97,12 @@ def evaluate_checkpoint(training: Training, run: SharedRun) -> Evaluation | None
     config, state = training.config, training.state
     count, rows = config.evaluation.eval_sentences, config.ppo.batch_size
     sampling = config.evaluation.sampling(config.sampling)
+
+    def stage(part: str) -> AbstractContextManager[Stage]:
+        return run.log.stage(f"evaluating step {state.step}: {part}")
+
     try:
-        with training.optimizer.averaged(), run.log.stage(f"evaluating step {state.step}") as stage:
+        with training.optimizer.averaged():
             prompts, name = training.trained_prompts, "evaluation"
             measured, drawn = evaluate(
                 training.policy, config.task, prompts, sampling, count, name, rows, stage, training.ranks

@@ -4,6 +4,8 @@ import dataclasses
 import math
 import os
 import signal
+import time
+from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,11 @@ from equipoise.policy.prompt import prompt_ids
 from equipoise.policy.sample import sample
 from equipoise.ppo import evaluate as evaluating
 from equipoise.ppo.base import BaseRates, known_rates, two_distances
-from equipoise.ppo.evaluate import Drawn, draw_sentences, fluency, groups, measure
+from equipoise.ppo.evaluate import Drawn, draw_sentences, evaluate, fluency, groups, measure
 from equipoise.ppo.train import Outcome, train
 from equipoise.ppo.window import Sentence, Window
 from equipoise.protocol.task import PROTOCOL
+from equipoise.runs.stage import Stage
 from tests.default import HOLDOUT, OCCUPATIONS, get_prompt
 from tests.tiny import next_logprobs, perturb
 
@@ -173,6 +176,24 @@ def test_distance_to_the_reference_is_that_of_one_row_at_a_time(setting) -> None
             slow.append(total)
     assert found == pytest.approx(slow, abs=1e-4)
     assert max(map(abs, found)) > 0.1
+
+
+def test_an_evaluation_shows_how_far_it_is_with_sentences_and_with_their_distance(setting) -> None:  # type: ignore[no-untyped-def]
+    policy, prompts = setting
+    shown: list[tuple[str, int, int]] = []
+
+    class Shown(Stage):
+        def __call__(self, done: int, total: int) -> None:
+            shown.append((self.label, done, total))
+
+    def stage(label: str) -> AbstractContextManager[Stage]:
+        return nullcontext(Shown(label, time.monotonic))
+
+    sampling = SamplingConfig(1.0, 0.95, 4)
+    found, drawn = evaluate(policy, PROTOCOL, prompts, sampling, 10, "name", 4, stage)
+    assert shown == [(label, n, 10) for label in ("sentences", "KL to the reference") for n in (0, 4, 8)]
+    assert found["kl"] == pytest.approx(sum(kl_to_reference(policy, drawn.rollouts, sampling, 3).tolist()) / 10)
+    assert len(drawn.log_ratios) == found["n"] == 10
 
 
 def test_plain_nll_is_the_references_of_the_text_without_any_prompt(setting) -> None:  # type: ignore[no-untyped-def]
