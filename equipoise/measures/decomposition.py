@@ -113,20 +113,25 @@ def pair_rates(*samples: Groups) -> PairRates:
     heaviest of all. Raises ValueError for an occupation with fewer than two sentences.
     """
     made = [_Estimated.of(list(groups)) for groups in samples]
-    rates, poor = {}, []
+    rates = {}
     for pair in sorted({pair for each in made for pair in each.sums}):
         effective = [each.effective[pair] for each in made]
         shares = [x / math.fsum(effective) for x in effective]
         value = math.fsum(share * each.sums[pair] for share, each in zip(shares, made, strict=True))
         variance = math.fsum(share**2 * each.variances[pair] for share, each in zip(shares, made, strict=True))
-        if math.sqrt(variance) <= POOR * value:
-            rates[pair] = Rate(value, variance)
-        else:
-            poor.append(Rate(value, variance))
+        rates[pair] = Rate(value, variance)
     limits = [math.log(20 * len(made)) / each.n * each.heaviest for each in made if each.heaviest]
-    others = Rate(math.fsum(x.value for x in poor), math.fsum(x.variance for x in poor))
-    unseen = min(limits, default=0.0) + others.value + Z_95_ONE_SIDED * math.sqrt(others.variance)
-    return PairRates(rates, unseen, sum(each.n for each in made), others)
+    return _poor_pooled(PairRates(rates, min(limits, default=0.0), sum(each.n for each in made)))
+
+
+def _poor_pooled(rates: PairRates) -> PairRates:
+    """With the pairs that are not known among the others, whose limit rises by what of them was seen and its error."""
+    known = {pair: rate for pair, rate in rates.rates.items() if math.sqrt(rate.variance) <= POOR * rate.value}
+    poor = [rate for pair, rate in rates.rates.items() if pair not in known]
+    more, before = math.fsum(rate.value for rate in poor), rates.others
+    others = Rate(before.value + more, before.variance + math.fsum(rate.variance for rate in poor))
+    wider = math.sqrt(others.variance) - math.sqrt(before.variance)
+    return PairRates(known, rates.unseen + more + Z_95_ONE_SIDED * wider, rates.n, others)
 
 
 POOR = 0.5
@@ -347,14 +352,4 @@ def read_rates(document: Any) -> PairRates:
         raise ValueError(f"probabilities of pairs lie between {LEAST:g} and 1, their variances are 0 or more")
     if not (0 < read.unseen < math.inf and 0 < read.p0 < 1):
         raise ValueError("probabilities of pairs must have a sum below 1, and an upper limit for others")
-    return _pooled_where_poor(read)
-
-
-def _pooled_where_poor(rates: PairRates) -> PairRates:
-    """Pairs that are hardly known among the others, as `pair_rates` has them; files of before it did hold such."""
-    known = {pair: rate for pair, rate in rates.rates.items() if math.sqrt(rate.variance) <= POOR * rate.value}
-    poor = [rate for pair, rate in rates.rates.items() if pair not in known]
-    more, before = math.fsum(rate.value for rate in poor), rates.others
-    others = Rate(before.value + more, before.variance + math.fsum(rate.variance for rate in poor))
-    wider = math.sqrt(others.variance) - math.sqrt(before.variance)
-    return PairRates(known, rates.unseen + more + Z_95_ONE_SIDED * wider, rates.n, others)
+    return _poor_pooled(read)  # of before poor ones were pooled a file may hold such

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from equipoise.errors import UserError
 from equipoise.policy.config import PolicyConfig
 from equipoise.policy.load import former_dtype, pick_device, pick_dtype
@@ -18,7 +20,7 @@ DTYPES = ("float32", "bfloat16")
 def computed(policy: PolicyConfig) -> dict[str, str]:
     """The kind of device that the model is computed on, and the dtype."""
     device = pick_device(policy.device)
-    return {"device": device.type, "dtype": str(pick_dtype(policy.dtype, device)).removeprefix("torch.")}
+    return _named(device, pick_dtype(policy.dtype, device))
 
 
 def on_record(checkpoint: Checkpoint, device: str) -> Mapping[str, str]:
@@ -47,7 +49,11 @@ def trained_in(record: Mapping[str, Any], device: str) -> str:
 
 def _formerly(device: str) -> dict[str, str]:
     used = pick_device(device)
-    return {"device": used.type, "dtype": str(former_dtype(used)).removeprefix("torch.")}
+    return _named(used, former_dtype(used))
+
+
+def _named(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    return {"device": device.type, "dtype": str(dtype).removeprefix("torch.")}
 
 
 def continued(policy: PolicyConfig, checkpoint: Checkpoint) -> PolicyConfig:

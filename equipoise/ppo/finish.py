@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,10 +70,7 @@ def _final(training: Training, run: SharedRun) -> dict[str, Any]:
     run.log.say(f"sampling {plural(count, 'sentence')} for the closing summary")
     sampling = config.evaluation.sampling(config.sampling)
     rows = config.ppo.batch_size if count <= 1000 else 512
-
-    def stage(part: str) -> AbstractContextManager[Stage]:
-        return run.log.stage(f"the closing summary: {part}")
-
+    stage = _stages(run, "the closing summary")
     try:
         measured, drawn = evaluate(policy, config.task, prompts, sampling, count, "final", rows, stage, ranks)
         with stage("fluency"):
@@ -92,15 +90,17 @@ def _final(training: Training, run: SharedRun) -> dict[str, Any]:
     }
 
 
+def _stages(run: SharedRun, what: str) -> Callable[[str], AbstractContextManager[Stage]]:
+    """A stage of the log for each part of `what`."""
+    return lambda part: run.log.stage(f"{what}: {part}")
+
+
 def evaluate_checkpoint(training: Training, run: SharedRun) -> Evaluation | None:
     """Sample and measure the weights as they would be exported. None where their logits are not finite."""
     config, state = training.config, training.state
     count, rows = config.evaluation.eval_sentences, config.ppo.batch_size
     sampling = config.evaluation.sampling(config.sampling)
-
-    def stage(part: str) -> AbstractContextManager[Stage]:
-        return run.log.stage(f"evaluating step {state.step}: {part}")
-
+    stage = _stages(run, f"evaluating step {state.step}")
     try:
         with training.optimizer.averaged():
             prompts, name = training.trained_prompts, "evaluation"
